@@ -1,0 +1,147 @@
+"""Files and folders that are complete or absent, and the fingerprints by which steps know each other.
+
+Everything the project writes for a later step goes through here: it is written beside its final place
+under a hidden name and appears by one rename, so a full disk or a kill leaves nothing half-written behind.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shared.errors import UserError
+
+FORMAT_VERSION = 1
+PARTIAL_PREFIX = ".partial-"
+
+
+@contextmanager
+def _removed_on_failure(partial: Path, final: Path) -> Iterator[None]:
+    """Remove what was begun if anything goes wrong; say it in words if the disk is the reason."""
+    try:
+        yield
+    except BaseException as error:
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.EROFS,
+            errno.EACCES,
+        ):
+            raise UserError(
+                f"cannot write {final}: {os.strerror(error.errno)}; free some space or choose another place. "
+                "Nothing half-written was left behind, and the same command continues"
+            ) from error
+        raise
+
+
+def _make_parent(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot create the folder {path.parent}: {error.strerror}") from error
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path beside ``path``; on a clean exit it is flushed to disk and renamed to ``path``.
+
+    Raises:
+        UserError: if the disk is full or the place cannot be written; nothing is left behind.
+    """
+    path = Path(path)
+    _make_parent(path)
+    partial = path.with_name(f"{PARTIAL_PREFIX}{os.getpid()}-{path.name}")
+    with _removed_on_failure(partial, path):
+        yield partial
+        with open(partial, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Give a temporary folder beside ``path``; on a clean exit it takes the place of ``path``.
+
+    An older folder of that name stays until the new one is complete.
+    """
+    path = Path(path)
+    _make_parent(path)
+    partial = Path(tempfile.mkdtemp(prefix=PARTIAL_PREFIX, suffix=f"-{path.name}", dir=path.parent))
+    with _removed_on_failure(partial, path):
+        partial.chmod(0o755)  # mkdtemp makes it private; an artifact is read by others of the group
+        yield partial
+        if path.exists():
+            old = partial.with_name(f"{partial.name}-old")
+            os.rename(path, old)
+            os.rename(partial, path)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.rename(partial, path)
+
+
+def remove_partial(folder: str | Path) -> None:
+    """Remove what a killed process left under its hidden name. Call it before work in ``folder`` begins."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        return
+    for entry in folder.iterdir():
+        if entry.name.startswith(PARTIAL_PREFIX):
+            shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)
+
+
+def sha256_file(path: str | Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one spelling of a JSON value that hashes are taken over: sorted keys, no white space."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
+
+
+def fingerprint(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over a configuration and weights: names, dtypes, shapes and bytes, in the order of the names.
+
+    Two artifacts with one fingerprint compute the same thing; file layout and metadata play no part.
+    """
+    digest = hashlib.sha256(canonical_json(config))
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(canonical_json([name, str(tensor.dtype), list(tensor.shape)]))
+        digest.update(tensor.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def write_json(path: str | Path, value: Any, indent: int | None = 2) -> None:
+    """Write JSON by rename. NaN is refused, since other readers refuse it."""
+    with atomic_file(path) as partial:
+        partial.write_text(json.dumps(value, indent=indent, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: str | Path, what: str) -> Any:
+    """Read a JSON file that a user named; ``what`` says what it should have been.
+
+    Raises:
+        UserError: if it is absent or not JSON.
+    """
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} not found: {path.parent} is not {what}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as {what}: {error}") from None

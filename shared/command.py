@@ -1,0 +1,36 @@
+"""How every command ends: exit code 0, 1 (failed) or 2 (wrong use), and one line in place of a traceback."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from shared.errors import UsageError, UserError
+
+
+def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
+    """Run ``command(argv)`` and turn what a user can mend into one line on standard error.
+
+    Returns:
+        0, 1 for a :class:`UserError` (or an interrupt: 130), 2 for a :class:`UsageError`. A defect of
+        ours keeps its traceback: it is what the report of it needs.
+    """
+    try:
+        command(argv)
+    except UsageError as error:
+        print(f"error: {error} (--help shows the options)", file=sys.stderr)
+        return 2
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues where it stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # `medunifier … | head` closes our output: the reader has what it wanted.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if error.errno is None or error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,131 @@
+"""Configuration: frozen dataclasses whose attribute docstrings are the ``--help``, read by jsonargparse.
+
+Every command and both trainings take ``--config FILE.yaml``, dotted overrides (``--optim.lr 1e-4``) and
+``--print_config``. What cannot be understood is answered in one line that names the key, with exit code 2.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+
+from shared.artifacts import atomic_file
+from shared.errors import UsageError, UserError
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+Config = TypeVar("Config")
+
+
+class _Parser(ArgumentParser):
+    """A parser that raises in place of printing its usage over the one line that matters."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise UsageError(_one_line(message)) from ex
+
+
+def _one_line(message: str) -> str:
+    return " ".join(message.split()).removeprefix("Parser key ").rstrip(".")
+
+
+def parse_config(
+    config_class: type[Config],
+    argv: Sequence[str] | None = None,
+    *,
+    prog: str | None = None,
+    description: str | None = None,
+) -> Config:
+    """Read a command line (and the YAML that it names) into a frozen dataclass.
+
+    Args:
+        config_class: dataclass; nested dataclasses become dotted options.
+        argv: arguments without the program's name; those of this process if None.
+        prog: name that ``--help`` shows.
+        description: what the command does; by default the first line of the dataclass' docstring.
+
+    Raises:
+        UsageError: for an unknown key, a value of the wrong type, a missing or an impossible combination
+            (a ValueError from the dataclass' ``__post_init__``).
+    """
+    summary = description or (config_class.__doc__ or "").strip().splitlines()[0]
+    parser = _Parser(prog=prog, description=summary, default_env=False)
+    parser.add_argument("--config", action="config", help="YAML file with any of the options below.")
+    parser.add_class_arguments(config_class, nested_key=None)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    _check_config_file(arguments)
+    namespace = parser.parse_args(arguments)
+    try:
+        values = parser.instantiate_classes(namespace)
+        return config_class(**{f.name: values[f.name] for f in dataclasses.fields(config_class)})  # type: ignore[arg-type]
+    except (ValueError, TypeError) as error:
+        raise UsageError(_one_line(str(error))) from error
+
+
+def _check_config_file(arguments: list[str]) -> None:
+    """Name a missing config file in words; the parser itself would take the name for YAML text."""
+    for index, argument in enumerate(arguments):
+        if argument == "--config" and index + 1 < len(arguments):
+            name = arguments[index + 1]
+        elif argument.startswith("--config="):
+            name = argument.removeprefix("--config=")
+        else:
+            continue
+        if not Path(name).is_file():
+            raise UsageError(f"config file {name} not found")
+
+
+def config_to_dict(config: Any) -> dict[str, Any]:
+    """A dataclass as plain JSON and YAML values (paths and tuples included)."""
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        if isinstance(value, Namespace):
+            return {key: plain(item) for key, item in vars(value).items()}
+        if isinstance(value, Path):
+            return str(value)
+        if isinstance(value, tuple | list):
+            return [plain(item) for item in value]
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return value
+
+    result: dict[str, Any] = plain(config)
+    return result
+
+
+def save_config(config: Any, path: str | Path) -> None:
+    """Write the resolved configuration as YAML that ``--config`` reads back."""
+    with atomic_file(path) as partial:
+        partial.write_text(yaml.safe_dump(config_to_dict(config), sort_keys=False), encoding="utf-8")
+
+
+def load_saved_config(path: str | Path) -> dict[str, Any]:
+    """Read what :func:`save_config` wrote, as plain values.
+
+    Raises:
+        UserError: if the file is absent or is not YAML.
+    """
+    try:
+        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"cannot read the configuration {path}: {error}") from None
+    if not isinstance(loaded, dict):
+        raise UserError(f"{path} is not a configuration: expected keys and values")
+    return loaded
+
+
+def config_differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Dotted keys whose values differ between two configurations, each as ``key: old -> new``."""
+    lines: list[str] = []
+    for key in sorted(old.keys() | new.keys()):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            lines += config_differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            lines.append(f"{prefix}{key}: {a} -> {b}")
+    return lines

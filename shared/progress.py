@@ -1,0 +1,83 @@
+"""One progress bar for all long work: a live bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from types import TracebackType
+
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as RichProgress
+
+PLAIN_LINE_EVERY_S = 10.0
+
+
+class Progress:
+    """Show how far work has come, at what rate, with figures of the moment.
+
+    Args:
+        total: how many units there are.
+        what: what is being done, in one or two words.
+        unit: what is counted.
+        done: units that an earlier run has finished.
+        quiet: show nothing (other ranks than the first).
+    """
+
+    def __init__(self, total: int, what: str, unit: str = "it", done: int = 0, quiet: bool = False) -> None:
+        self.total, self.what, self.unit = total, what, unit
+        self.count = self._begun_at = done
+        self._live = sys.stderr.isatty() and not quiet
+        self._quiet = quiet
+        self._start = self._last_line = time.monotonic()
+        self._figures = ""
+        if self._live:
+            self._bar = RichProgress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[figures]}"),
+            )
+            self._task = self._bar.add_task(what, total=total, completed=done, rate="", figures="")
+
+    def __enter__(self) -> "Progress":
+        if self._live:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._bar.stop()
+        elif not self._quiet and kind is None:
+            self._print_line()
+
+    def advance(self, units: int = 1, **figures: float | int | str) -> None:
+        """Count ``units`` as done and show ``figures`` beside them."""
+        self.count += units
+        if figures:
+            self._figures = "  ".join(f"{name} {_short(value)}" for name, value in figures.items())
+        if self._live:
+            self._bar.update(self._task, completed=self.count, rate=self._rate(), figures=self._figures)
+        elif not self._quiet and time.monotonic() - self._last_line >= PLAIN_LINE_EVERY_S:
+            self._print_line()
+
+    def _rate(self) -> str:
+        seconds = max(time.monotonic() - self._start, 1e-9)
+        return f"{(self.count - self._begun_at) / seconds:.3g} {self.unit}/s"
+
+    def _print_line(self) -> None:
+        self._last_line = time.monotonic()
+        line = f"{self.what}: {self.count}/{self.total} {self.unit}  {self._rate()}  {self._figures}"
+        print(line.rstrip(), file=sys.stderr, flush=True)
+
+
+def _short(value: float | int | str) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
