@@ -1,0 +1,96 @@
+"""Clinical F1: whether a written report states the findings that are there, by the labels of both.
+
+Papers differ on uncertain mentions: f1chexbert and RadEval count them as positive, R2Gen as negative.
+Both rules are here, and a result gives both.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+Labels = Mapping[str, int]
+Uncertain = Literal["positive", "negative"]
+
+
+def stated(labels: Sequence[Labels], findings: Sequence[str], uncertain: Uncertain) -> np.ndarray:
+    """(N, F) booleans: the finding is stated. Not mentioned and denied are both false.
+
+    Args:
+        labels: N dicts ``{finding: 1 | 0 | -1}``.
+        findings: names of the F columns.
+        uncertain: what -1 counts as.
+    """
+    positive = {1, -1} if uncertain == "positive" else {1}
+    rows = [[row.get(name) in positive for name in findings] for row in labels]
+    return np.array(rows, dtype=bool).reshape(len(labels), len(findings))
+
+
+def _f1(hits: float, predicted: float, true: float) -> float:
+    return 2 * hits / (predicted + true) if predicted + true else float("nan")
+
+
+def clinical_f1(
+    predicted: Sequence[Labels], truth: Sequence[Labels], findings: Sequence[str], uncertain: Uncertain = "positive"
+) -> dict[str, Any]:
+    """Micro and macro F1 over ``findings``, and precision, recall, F1 and support of each.
+
+    A finding that neither side ever states has no F1 and stays out of the macro mean; one that is only
+    ever stated wrongly counts 0.
+
+    Args:
+        predicted, truth: N label dicts each, in the same order.
+        findings: the observations to score over (14, or the 5 of the leaderboard).
+        uncertain: what -1 counts as, on both sides.
+
+    Returns:
+        ``{"micro", "macro", "findings_scored", "per_finding": {finding: {"precision", "recall", "f1",
+        "support"}}}``; precision, recall and F1 are None where undefined, micro and macro NaN if nobody
+        states anything.
+
+    Raises:
+        ValueError: if the two differ in length.
+    """
+    if len(predicted) != len(truth):
+        raise ValueError(f"{len(predicted)} predictions for {len(truth)} references")
+    p, t = stated(predicted, findings, uncertain), stated(truth, findings, uncertain)
+    hits, said, true = (p & t).sum(axis=0), p.sum(axis=0), t.sum(axis=0)
+    each = np.array([_f1(*counts) for counts in zip(hits, said, true, strict=True)])
+    defined = np.isfinite(each)
+    per_finding = {
+        name: {
+            "precision": float(hits[i] / said[i]) if said[i] else None,
+            "recall": float(hits[i] / true[i]) if true[i] else None,
+            "f1": float(each[i]) if defined[i] else None,
+            "support": int(true[i]),
+        }
+        for i, name in enumerate(findings)
+    }
+    return {
+        "micro": float(_f1(hits.sum(), said.sum(), true.sum())),
+        "macro": float(each[defined].mean()) if defined.any() else float("nan"),
+        "findings_scored": int(defined.sum()),
+        "per_finding": per_finding,
+    }
+
+
+def best_constant(train: Sequence[Labels], findings: Sequence[str], uncertain: Uncertain = "positive") -> Labels:
+    """The one set of findings which, said of every study, has the highest micro F1 on the training labels.
+
+    For a constant set S micro F1 is 2 · Σ n_f / (N · |S| + Σ n), so the best set of a given size is that of
+    the most frequent findings: it is enough to try the prefixes. It is at least as good as the most
+    frequent report, hence the fair floor for a model that does not look at the image.
+
+    Returns:
+        ``{finding: 1}``.
+
+    Raises:
+        ValueError: without training labels.
+    """
+    if not train:
+        raise ValueError("a constant prediction needs training labels")
+    counts = stated(train, findings, uncertain).sum(axis=0)
+    order = np.argsort(-counts, kind="stable")
+    sizes = np.arange(1, len(findings) + 1)
+    scores = 2 * np.cumsum(counts[order]) / (len(train) * sizes + max(1, counts.sum()))
+    return {findings[i]: 1 for i in order[: int(np.argmax(scores)) + 1]}

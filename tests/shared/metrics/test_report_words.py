@@ -1,0 +1,109 @@
+"""Word metrics: BLEU against sacrebleu, ROUGE-L against its definition, CIDEr against pycocoevalcap's figure."""
+
+import random
+
+import pytest
+
+from shared.metrics.bleu import bleu
+from shared.metrics.cider import cider
+from shared.metrics.report_text import clean, text_ids
+from shared.metrics.rouge import rouge_l
+
+WORDS = [
+    "heart",
+    "lungs",
+    "clear",
+    "pleural",
+    "effusion",
+    "right",
+    "left",
+    "small",
+    "no",
+    "is",
+    "are",
+    "the",
+    "there",
+]
+
+
+def corpus(seed, reports):
+    """References of 5 to 30 words, and the same with a fifth of their words lost."""
+    draw = random.Random(seed)
+    truth = [" ".join(draw.choice(WORDS) for _ in range(draw.randint(5, 30))) + "." for _ in range(reports)]
+    written = [" ".join(w for w in text.rstrip(".").split() if draw.random() < 0.8) + "." for text in truth]
+    return written, truth
+
+
+def test_pycocoevalcap_gives_the_same_bleu_and_cider():
+    # pycocoevalcap 1.2, Bleu(4) and Cider(), on the cleaned texts of this corpus.
+    written, truth = corpus(0, 200)
+    assert list(bleu(written, truth).values()) == pytest.approx(
+        [0.7891873384235412, 0.7258370104241143, 0.6598953215683021, 0.597614990228881]
+    )
+    assert cider(written, truth) == pytest.approx(5.72312713510811)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_bleu_equals_sacrebleu(seed):
+    sacrebleu = pytest.importorskip("sacrebleu")
+    written, truth = corpus(seed, 20)
+    got = bleu(written, truth)
+    for order in (1, 2, 3, 4):
+        metric = sacrebleu.metrics.BLEU(tokenize="none", smooth_method="none", max_ngram_order=order, force=True)
+        expected = metric.corpus_score([clean(t) for t in written], [[clean(t) for t in truth]]).score / 100
+        assert got[f"bleu{order}"] == pytest.approx(expected)
+
+
+def longest_common(a, b):
+    table = [[0] * (len(b) + 1) for _ in range(len(a) + 1)]
+    for i, x in enumerate(a):
+        for j, y in enumerate(b):
+            table[i + 1][j + 1] = table[i][j] + 1 if x == y else max(table[i][j + 1], table[i + 1][j])
+    return table[-1][-1]
+
+
+def test_rouge_l_is_the_f1_of_the_longest_common_subsequence():
+    written, truth = corpus(3, 200)
+    scores = []
+    for a, b in zip(written, truth, strict=True):
+        x, y = ([w for w in clean(text).split() if w != "."] for text in (a, b))
+        scores.append(2 * longest_common(x, y) / (len(x) + len(y)))
+    assert rouge_l(written, truth) == pytest.approx(sum(scores) / 200)
+
+
+def test_the_truth_is_at_the_ceiling():
+    _, truth = corpus(1, 30)
+    assert bleu(truth, truth)["bleu4"] == rouge_l(truth, truth) == 1
+    assert cider(truth, truth) == pytest.approx(10)
+
+
+def test_empty_reports_score_nothing_and_do_not_fail():
+    assert bleu(["", ""], ["heart is large.", ""]) == {f"bleu{n}": 0 for n in (1, 2, 3, 4)}
+    assert rouge_l([""], ["heart is large."]) == 0
+    assert cider(["", "x"], ["heart is large.", "clear."]) == 0
+
+
+def test_unequal_lengths_are_refused():
+    for metric in (bleu, rouge_l, cider):
+        with pytest.raises(ValueError, match="1 texts for 2"):
+            metric(["a"], ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("raw", "cleaned"),
+    [
+        ("The heart is LARGE.", "the heart is large ."),
+        ("Heart is normal.\nNo effusion.", "heart is normal . no effusion ."),
+        ("1. No effusion. 2. Follow-up in ___ weeks.", "no effusion . follow-up in weeks ."),
+        ("Heart/lungs: (normal)...  Clear", "heartlungs normal . clear ."),
+        ("A 1.5 cm nodule, right?", "a 15 cm nodule right ."),
+        ("..", ""),
+        ("", ""),
+    ],
+)
+def test_clean_follows_r2gen(raw, cleaned):
+    assert clean(raw) == cleaned
+
+
+def test_text_ids_ignore_case_and_punctuation():
+    assert text_ids(["No effusion.", "Clear.", "no  effusion"]) == [0, 1, 0]

@@ -1,0 +1,74 @@
+"""Recall at k against a loop that follows the definition word by word, chance against a simulation."""
+
+import numpy as np
+import pytest
+
+from shared.metrics.retrieval import chance_recall, first_relevant_rank, recall_at_k
+
+
+def by_hand(similarity, image_text, text, k):
+    """The definition, one query at a time, over distinct texts; ties count against the answer."""
+    columns = [j for j, t in enumerate(text) if t not in text[:j]]
+    i2t = []
+    for i, mine in enumerate(image_text):
+        better = sum(
+            1
+            for j in columns
+            if text[j] != mine and similarity[i][j] >= max(similarity[i][c] for c in columns if text[c] == mine)
+        )
+        i2t.append(better < k)
+    t2i = []
+    for j in columns:
+        best = max(similarity[i][j] for i, mine in enumerate(image_text) if mine == text[j])
+        better = sum(1 for i, mine in enumerate(image_text) if mine != text[j] and similarity[i][j] >= best)
+        t2i.append(better < k)
+    return sum(i2t) / len(i2t), sum(t2i) / len(t2i)
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_equals_the_definition_with_ties_and_shared_texts(seed):
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(2, 25))
+    ids = rng.integers(0, max(1, n // 2) + 1, size=n).tolist()
+    rows = rng.integers(0, 6, size=(n, max(ids) + 1)) / 5.0  # few values: many ties
+    similarity = rows[:, ids]  # identical texts have identical embeddings
+    got = recall_at_k(similarity, ids, ids)
+    for k in (1, 5, 10):
+        i2t, t2i = by_hand(similarity.tolist(), ids, ids, k)
+        assert got[f"image_to_text_r{k}"] == pytest.approx(i2t)
+        assert got[f"text_to_image_r{k}"] == pytest.approx(t2i)
+
+
+def test_chance_is_what_random_scores_earn():
+    rng = np.random.default_rng(0)
+    ids = [0, 0, 0, 1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]
+    draws = []
+    for _ in range(400):
+        by_text = rng.random((len(ids), 13))
+        draws.append(recall_at_k(by_text[:, ids], ids, ids))
+    for way in ("image_to_text_r5", "text_to_image_r5"):
+        mean = np.mean([draw[way] for draw in draws])
+        assert mean == pytest.approx(draws[0][f"{way}.baseline"], abs=0.02)
+
+
+def test_a_constant_score_earns_nothing_and_an_oracle_everything():
+    ids = list(range(30))
+    assert recall_at_k(np.ones((30, 30)), ids, ids)["image_to_text_r10"] == 0
+    assert recall_at_k(np.eye(30), ids, ids)["text_to_image_r1"] == 1
+
+
+def test_one_image_is_found_at_once_and_by_chance_too():
+    assert recall_at_k(np.array([[0.3]]), [7], [7])["image_to_text_r1.baseline"] == 1
+
+
+def test_a_query_without_an_answer_and_a_score_that_is_no_number_are_refused():
+    with pytest.raises(ValueError, match="query 1"):
+        first_relevant_rank(np.zeros((2, 2)), np.array([[True, False], [False, False]]))
+    with pytest.raises(ValueError, match="not finite"):
+        recall_at_k(np.array([[np.nan, 0.0], [0.0, 1.0]]), [0, 1], [0, 1])
+    with pytest.raises(ValueError, match="identities"):
+        recall_at_k(np.zeros((2, 3)), [0, 1], [0, 1])
+
+
+def test_chance_with_k_beyond_the_candidates_is_one():
+    assert chance_recall(np.eye(4, dtype=bool), 10) == 1
