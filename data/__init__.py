@@ -1,0 +1,1 @@
+"""Radiographs and their reports, from the files of an archive to the records that training reads."""

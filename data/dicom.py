@@ -1,0 +1,283 @@
+"""DICOM radiographs: from the stored values to what a radiologist is shown, and the few header fields we read.
+
+The path of a value (DICOM PS3.3 C.11): stored value -> modality LUT or rescale -> VOI LUT or window ->
+[0, 1] -> inversion for MONOCHROME1. Without a window the range is the one that the bits allow, never the
+picture's own minimum and maximum, so two films of one machine stay comparable. Nothing is repaired by
+guess: a file that contradicts itself is refused, and tags are believed (a false MONOCHROME1 tag gives a
+negative).
+"""
+
+import gzip
+import warnings
+import zlib
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+from numpy import ndarray
+from pydicom.dataset import Dataset
+from pydicom.encaps import generate_frames
+from pydicom.pixels.processing import apply_modality_lut, apply_voi
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+from data.codestream import frame_size
+from data.pixels import UnreadableImage, check_not_constant, check_size
+
+MOST_BYTES = 2**29
+"""Of a file, after inflation."""
+
+_GZIP = b"\x1f\x8b"
+_GREY = ("MONOCHROME1", "MONOCHROME2")
+
+
+@dataclass(frozen=True)
+class Radiograph:
+    """A picture and what ingest may know of it. No identifier is ever read."""
+
+    pixels: ndarray
+    """(H, W) float32 in [0, 1], bones light."""
+    view: str = ""
+    """ViewPosition in capitals ("PA", "AP", "LATERAL", "LL", ...), "" where the header has none."""
+    modality: str = ""
+    body_part: str = ""
+    bits: int = 8
+    """Grey levels of the source, as a power of two."""
+
+
+def read_dicom(path: str | Path) -> Radiograph:
+    """Reads one DICOM radiograph, plain or gzipped, with or without preamble and file meta information.
+
+    Raises:
+        UnreadableImage: not DICOM, no pixels, truncated, colour, several frames, an absurd size, values
+            beyond the bits stored, a codec that fails, a constant image.
+        OSError: if the file cannot be opened.
+    """
+    with warnings.catch_warnings():
+        # pydicom warns of every oddity of a header; what matters here is an error or nothing.
+        warnings.simplefilter("ignore")
+        try:
+            dataset = _parse(_file_bytes(Path(path)))
+            return _radiograph(dataset)
+        except UnreadableImage:
+            raise
+        except RecursionError:
+            raise UnreadableImage("not readable as DICOM: sequences nested beyond reason") from None
+        except Exception as error:
+            # Damaged files raise whatever the innermost parser or codec happens to raise.
+            raise UnreadableImage(f"not readable as DICOM: {_brief(error)}") from error
+
+
+def is_dicom(head: bytes) -> bool:
+    """Whether the first 132 bytes of a file say DICOM. Files without preamble do not, and may be DICOM still."""
+    return head[128:132] == b"DICM"
+
+
+def _brief(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}"[:160]
+
+
+def _file_bytes(path: Path) -> bytes:
+    """The file, gunzipped, refused beyond a bound whatever the compressed size was."""
+    if path.stat().st_size > MOST_BYTES:
+        raise UnreadableImage("file too large")
+    with open(path, "rb") as file:
+        packed = file.read(2) == _GZIP
+        file.seek(0)
+        data = gzip.GzipFile(fileobj=file).read(MOST_BYTES + 1) if packed else file.read()
+    if len(data) > MOST_BYTES:
+        raise UnreadableImage("too large after inflation")
+    if not data:
+        raise UnreadableImage("empty file")
+    return data
+
+
+def _parse(data: bytes) -> Dataset:
+    if DeflatedExplicitVRLittleEndian.encode() in data[:4096]:
+        _check_inflated_size(data)
+    try:
+        dataset = pydicom.dcmread(BytesIO(data), force=True)
+    except Exception as error:
+        raise UnreadableImage(f"not readable as DICOM: {_brief(error)}") from error
+    if not is_dicom(data) and not any(tag in dataset for tag in ("SOPClassUID", "Modality", "Rows", "PixelData")):
+        raise UnreadableImage("not a DICOM file")
+    return dataset
+
+
+def _check_inflated_size(data: bytes) -> None:
+    """Inflates a deflated data set in small steps and throws the bytes away: a bomb is seen before it goes off."""
+    length = pydicom.dcmread(BytesIO(data[:4096]), force=True, stop_before_pixels=True, specific_tags=[])
+    start = 144 + int(length.file_meta.get("FileMetaInformationGroupLength", 0))
+    inflater, total, rest = zlib.decompressobj(-zlib.MAX_WBITS), 0, data[start:]
+    while rest and not inflater.eof:
+        total += len(inflater.decompress(rest, 2**20))
+        rest = inflater.unconsumed_tail
+        if total > MOST_BYTES:
+            raise UnreadableImage("too large after inflation")
+
+
+def _radiograph(dataset: Dataset) -> Radiograph:
+    _check_header(dataset)
+    stored = _stored_values(dataset)
+    check_not_constant(stored)
+    pixels = _displayed(dataset, stored)
+    check_not_constant(pixels)
+    return Radiograph(
+        pixels=pixels,
+        view=_word(dataset, "ViewPosition"),
+        modality=_word(dataset, "Modality"),
+        body_part=_word(dataset, "BodyPartExamined"),
+        bits=int(dataset.BitsStored),
+    )
+
+
+def _word(dataset: Dataset, name: str) -> str:
+    value = dataset.get(name)
+    return str(value).strip().upper() if isinstance(value, str) else ""
+
+
+def _check_header(dataset: Dataset) -> None:
+    """Everything that can be refused before a pixel is decoded."""
+    if "PixelData" not in dataset:
+        raise UnreadableImage("no pixel data")
+    if not dataset.PixelData:
+        raise UnreadableImage("empty pixel data")
+    for name in (
+        "Rows",
+        "Columns",
+        "BitsAllocated",
+        "BitsStored",
+        "PhotometricInterpretation",
+        "PixelRepresentation",
+    ):
+        if dataset.get(name) in (None, ""):
+            raise UnreadableImage(f"header lacks {name}")
+    if int(dataset.get("SamplesPerPixel") or 1) != 1:
+        raise UnreadableImage("colour image")
+    if dataset.PhotometricInterpretation not in _GREY:
+        raise UnreadableImage(
+            f"photometric interpretation {str(dataset.PhotometricInterpretation)[:20]!r} is not grey"
+        )
+    if int(dataset.get("NumberOfFrames") or 1) != 1:
+        raise UnreadableImage(f"{int(dataset.NumberOfFrames)} frames, one expected")
+    check_size(int(dataset.Rows), int(dataset.Columns))
+    allocated, bits = int(dataset.BitsAllocated), int(dataset.BitsStored)
+    if allocated not in (8, 16, 32) or not 2 <= bits <= min(allocated, 16):
+        raise UnreadableImage(f"{bits} bits stored in {allocated} allocated")
+
+
+def _stored_values(dataset: Dataset) -> ndarray:
+    """(H, W) integers as stored, decoded by whichever codec at hand manages."""
+    if not getattr(dataset, "file_meta", None) or "TransferSyntaxUID" not in dataset.file_meta:
+        # No file meta: DICOM's default, unless the parser found explicit VRs.
+        explicit = not dataset.original_encoding[0]
+        dataset.ensure_file_meta()
+        dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian if explicit else ImplicitVRLittleEndian
+    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        _check_codestream(dataset, rows, columns)
+    try:
+        stored = dataset.pixel_array
+    except Exception as error:
+        reason = (
+            "truncated pixel data" if "less than expected" in str(error) else f"undecodable pixels: {_brief(error)}"
+        )
+        raise UnreadableImage(reason) from error
+    if stored.shape != (rows, columns):
+        raise UnreadableImage(f"decoded to {stored.shape}, header says {(rows, columns)}")
+    low, high = _stored_range(dataset)
+    if stored.min() < low or stored.max() > high:
+        raise UnreadableImage(f"pixel values beyond the {int(dataset.BitsStored)} bits stored")
+    return stored
+
+
+def _check_codestream(dataset: Dataset, rows: int, columns: int) -> None:
+    """Codecs allocate by their own header: one that disagrees with DICOM's could ask for all memory."""
+    frame = next(generate_frames(dataset.PixelData, number_of_frames=1), b"")
+    size = frame_size(frame)
+    if size is not None and size != (rows, columns):
+        raise UnreadableImage(f"compressed stream is {size[0]} x {size[1]}, header says {rows} x {columns}")
+
+
+def _stored_range(dataset: Dataset) -> tuple[int, int]:
+    bits = int(dataset.BitsStored)
+    if int(dataset.PixelRepresentation) == 1:
+        return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    return 0, 2**bits - 1
+
+
+def _displayed(dataset: Dataset, stored: ndarray) -> ndarray:
+    """(H, W) float32 in [0, 1], bones light."""
+    inverted = (
+        dataset.PhotometricInterpretation == "MONOCHROME1" or _word(dataset, "PresentationLUTShape") == "INVERSE"
+    )
+    values, low, high = _modality(dataset, stored)
+    if _has_table(dataset, "VOILUTSequence"):
+        table = dataset.VOILUTSequence[0]
+        shown = apply_voi(values, dataset).astype(np.float32) / (2.0 ** int(table.LUTDescriptor[2]) - 1)
+        shown = np.clip(shown, 0.0, 1.0)
+        return 1.0 - shown if inverted else shown
+    values = values.astype(np.float32)
+    window = _window(dataset)
+    if inverted:
+        # The values are mirrored before the window, not after. The standard's linear window is lopsided by
+        # half a grey level; done this way a film and its twin with mirrored values and window are equal.
+        values = np.float32(low + high) - values
+        window = window and (low + high - window[0], window[1])
+    if window is None:
+        return np.clip((values - np.float32(low)) / np.float32(high - low), 0.0, 1.0)
+    return _windowed(values, *window, _word(dataset, "VOILUTFunction"))
+
+
+def _has_table(dataset: Dataset, name: str) -> bool:
+    sequence = dataset.get(name)
+    return bool(sequence) and "LUTData" in sequence[0]
+
+
+def _number(value: Any) -> float | None:
+    """The (first) number of an attribute, None where it is empty or no finite number."""
+    if value is not None and not isinstance(value, str) and hasattr(value, "__len__"):
+        value = value[0] if len(value) else None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if np.isfinite(number) else None
+
+
+def _modality(dataset: Dataset, stored: ndarray) -> tuple[ndarray, float, float]:
+    """Values after the modality LUT or rescale, with the least and greatest that the bits allow."""
+    low, high = _stored_range(dataset)
+    if _has_table(dataset, "ModalityLUTSequence"):
+        bits = int(dataset.ModalityLUTSequence[0].LUTDescriptor[2])
+        return apply_modality_lut(stored, dataset), 0.0, 2.0**bits - 1
+    slope, intercept = _number(dataset.get("RescaleSlope")), _number(dataset.get("RescaleIntercept"))
+    if slope is None or intercept is None or (slope == 1 and intercept == 0):
+        return stored, low, high
+    if slope == 0:
+        raise UnreadableImage("rescale slope is 0")
+    ends = sorted((low * slope + intercept, high * slope + intercept))
+    return stored.astype(np.float32) * np.float32(slope) + np.float32(intercept), ends[0], ends[1]
+
+
+def _window(dataset: Dataset) -> tuple[float, float] | None:
+    """(centre, width) of the first window, None where there is none that could be applied."""
+    centre, width = _number(dataset.get("WindowCenter")), _number(dataset.get("WindowWidth"))
+    least = 1.0 if _word(dataset, "VOILUTFunction") in ("", "LINEAR") else 0.0
+    return (centre, width) if centre is not None and width is not None and width > least else None
+
+
+def _windowed(values: ndarray, centre: float, width: float, function: str) -> ndarray:
+    """The three functions of PS3.3 C.11.2.1.2 and .3, onto [0, 1]."""
+    if function == "SIGMOID":
+        with np.errstate(over="ignore"):
+            return (1 / (1 + np.exp(np.float32(-4.0) * (values - np.float32(centre)) / np.float32(width)))).astype(
+                np.float32
+            )
+    if function != "LINEAR_EXACT":
+        centre, width = centre - 0.5, width - 1.0
+    shown = (values - np.float32(centre)) / np.float32(width) + np.float32(0.5)
+    return np.clip(shown, 0.0, 1.0, out=shown)

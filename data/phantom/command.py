@@ -1,0 +1,118 @@
+"""`medunifier phantom`: writes an archive of synthetic chest radiographs with reports."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from data.executors import open_executor, run_jobs
+from data.phantom.study import MOST_STUDIES, SMALLEST_SIZE, Phantom
+from data.phantom.write import StudyRow, write_study, write_tables
+from shared.artifacts import read_json, remove_partial, write_json
+from shared.config import parse_config
+from shared.errors import UserError
+from shared.progress import Progress
+
+MANIFEST = "phantom.json"
+_VERSION = 1
+_STUDIES_A_JOB = 25
+
+
+@dataclass(frozen=True)
+class PhantomConfig:
+    """Write synthetic chest radiographs and reports in MIMIC-CXR's layout."""
+
+    out: Path
+    """Folder of the archive; made if absent."""
+    studies: int
+    """How many studies. Of every twenty 16 are for training, 2 for validation, 2 for test."""
+    seed: int = 0
+    """Another seed is another archive."""
+    size: int = 256
+    """Height and width of the radiographs in pixels."""
+    workers: int = 1
+    """Processes."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.studies <= MOST_STUDIES:
+            raise ValueError(f"studies must be 1 to {MOST_STUDIES}, got {self.studies}")
+        if self.size < SMALLEST_SIZE:
+            raise ValueError(f"size must be at least {SMALLEST_SIZE}, got {self.size}")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
+        if self.workers < 1:
+            raise ValueError(f"workers must be at least 1, got {self.workers}")
+
+
+@dataclass(frozen=True)
+class _Job:
+    size: int
+    seed: int
+    start: int
+    stop: int
+    root: Path
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Reads the command line and writes the archive."""
+    write_archive(parse_config(PhantomConfig, argv, prog="medunifier phantom"))
+
+
+def write_archive(config: PhantomConfig) -> None:
+    """Writes the archive, or continues one that was interrupted, or says that it is done.
+
+    Raises:
+        UserError: if the folder holds other phantoms, or other files.
+    """
+    if _is_done(config):
+        print(f"{config.out} already holds these {config.studies} studies")
+        return
+    starts = range(0, config.studies, _STUDIES_A_JOB)
+    jobs = [
+        _Job(config.size, config.seed, start, min(start + _STUDIES_A_JOB, config.studies), config.out)
+        for start in starts
+    ]
+    rows: list[StudyRow] = []
+    with Progress(config.studies, "phantoms", unit="studies") as progress:
+        if config.workers == 1:
+            for job in jobs:
+                rows += _write_studies(job)
+                progress.advance(job.stop - job.start)
+        else:
+            with open_executor(config.workers) as executor:
+                for done in run_jobs(_write_studies, jobs, executor):
+                    rows += done
+                    progress.advance(len(done))
+    write_tables(rows, config.out)
+    write_json(config.out / MANIFEST, {**_identity(config), "complete": True})
+    print(f"{config.out}: {config.studies} studies of {len({row.patient_id for row in rows})} patients")
+
+
+def _write_studies(job: _Job) -> list[StudyRow]:
+    phantom = Phantom(job.size, job.seed)
+    return [write_study(phantom, index, job.root) for index in range(job.start, job.stop)]
+
+
+def _identity(config: PhantomConfig) -> dict[str, int]:
+    """What two runs must share to be about the same files."""
+    settings = asdict(config)
+    return {"version": _VERSION, **{name: settings[name] for name in ("studies", "seed", "size")}}
+
+
+def _is_done(config: PhantomConfig) -> bool:
+    """True if a former run has finished; makes the folder and marks it as ours if there was none."""
+    manifest = config.out / MANIFEST
+    if manifest.exists():
+        former = read_json(manifest, "a phantom archive")
+        done = former.pop("complete", False)
+        if former != _identity(config):
+            raise UserError(f"{config.out} holds other phantoms ({_told(former)}): choose another --out")
+        remove_partial(config.out)
+        return bool(done)
+    if config.out.is_dir() and any(config.out.iterdir()):
+        raise UserError(f"{config.out} holds other files: choose an empty or new folder for --out")
+    write_json(manifest, {**_identity(config), "complete": False})
+    return False
+
+
+def _told(identity: dict[str, int]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in identity.items() if name != "version")

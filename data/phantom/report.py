@@ -1,0 +1,281 @@
+"""The report of a phantom study: MIMIC-CXR's form, a radiologist's phrases, and the labels they state.
+
+A sentence and its labels are written side by side, so the labels are what the report says and not what
+the picture holds: a finding that a report leaves out has no label.
+"""
+
+from dataclasses import dataclass
+from textwrap import wrap
+
+from numpy.random import Generator
+
+from data.observations import NO_FINDING, in_order, is_no_finding, merge_mentions
+from data.phantom.state import Lesion, State, has_tortuous_aorta
+
+_WIDTH = 79
+
+
+@dataclass(frozen=True)
+class Report:
+    """The text as it would lie in MIMIC-CXR, and {finding: 1 | 0 | -1} of what it states."""
+
+    text: str
+    labels: dict[str, int]
+
+
+@dataclass(frozen=True)
+class _Statement:
+    """One observation (or several that are denied in one breath) as FINDINGS and IMPRESSION word it."""
+
+    finding: str
+    impression: str
+    labels: tuple[tuple[str, int], ...]
+
+
+def write_report(state: State, rng: Generator) -> Report:
+    """Puts a state into words.
+
+    Args:
+        state: the truth of the study.
+        rng: chooses among wordings and among the denials that a radiologist may or may not write.
+    """
+    positive = _positive(state, rng)
+    findings = _findings(state, positive, rng)
+    impression = _impression(positive, rng)
+    mentions: dict[str, set[int]] = {}
+    for statement in (*findings, impression):
+        for name, value in statement.labels:
+            mentions.setdefault(name, set()).add(value)
+    labels = {name: merge_mentions(values) for name, values in mentions.items()}
+    if is_no_finding(labels):
+        labels[NO_FINDING] = 1
+    return Report(_layout(state, [s.finding for s in findings], impression.impression, rng), in_order(labels))
+
+
+def _pick(rng: Generator, *choices: str) -> str:
+    return choices[int(rng.integers(len(choices)))]
+
+
+def _place(lesion: Lesion, rng: Generator) -> str:
+    zone = {"upper": "upper", "mid": "mid", "lower": "lower"}[lesion.zone or "mid"]
+    return _pick(rng, f"{lesion.side} {zone} lung", f"{lesion.side} {zone} zone")
+
+
+def _positive(state: State, rng: Generator) -> list[_Statement]:
+    """What is there, in the order in which it is told: heart, fluid, air, lungs, bones."""
+    return [
+        statement
+        for tell in (
+            _heart, _edema, _effusion, _pneumothorax, _consolidation, _opacity, _nodule, _atelectasis, _fracture
+        )
+        for statement in tell(state, rng)
+    ]  # fmt: skip
+
+
+def _heart(state: State, rng: Generator) -> list[_Statement]:
+    if not state.heart:
+        return []
+    grade, adverb = (("mild", "mildly"), ("moderate", "moderately"), ("severe", "severely"))[state.heart - 1]
+    finding = _pick(
+        rng,
+        f"The heart is {adverb} enlarged.",
+        f"The cardiac silhouette is {adverb} enlarged.",
+        f"There is {grade} cardiomegaly.",
+    )
+    return [_Statement(finding, f"{grade} cardiomegaly", (("Cardiomegaly", 1),))]
+
+
+def _edema(state: State, rng: Generator) -> list[_Statement]:
+    if state.edema == 1:  # early: the words of doubt belong to the faint picture
+        finding = _pick(
+            rng,
+            "Mild perihilar haze may represent early edema.",
+            "Mild perihilar haze, possibly early edema.",
+        )
+        return [_Statement(finding, "possible early edema", (("Edema", -1),))]
+    if state.edema == 2:
+        finding = _pick(rng, "There is pulmonary edema.", "Dense perihilar haze is consistent with pulmonary edema.")
+        return [_Statement(finding, "pulmonary edema", (("Edema", 1),))]
+    return []
+
+
+_SIZES = ("small", "moderate", "large")
+
+
+def _effusion(state: State, rng: Generator) -> list[_Statement]:
+    if not state.effusions:
+        return []
+    size = _SIZES[state.effusions[0].size]
+    where = "bilateral" if len(state.effusions) == 2 else state.effusions[0].side
+    noun = "pleural effusions" if len(state.effusions) == 2 else "pleural effusion"
+    if where == "bilateral":
+        finding = _pick(rng, f"There are {size} bilateral {noun}.", f"{size} bilateral {noun} are seen.")
+    else:
+        finding = _pick(rng, f"There is a {size} {where} {noun}.", f"A {size} {where} {noun} is seen.")
+    return [_Statement(finding, f"{size} {where} {noun}", (("Pleural Effusion", 1),))]
+
+
+def _pneumothorax(state: State, rng: Generator) -> list[_Statement]:
+    lesion = state.pneumothorax
+    if lesion is None:
+        return []
+    size = _SIZES[lesion.size]
+    finding = _pick(
+        rng, f"There is a {size} {lesion.side} pneumothorax.", f"A {size} {lesion.side} pneumothorax is seen."
+    )
+    return [_Statement(finding, f"{size} {lesion.side} pneumothorax", (("Pneumothorax", 1),))]
+
+
+def _consolidation(state: State, rng: Generator) -> list[_Statement]:
+    lesion = state.consolidation
+    if lesion is None:
+        return []
+    size, where = _SIZES[lesion.size], _place(lesion, rng)
+    finding = _pick(
+        rng, f"There is a {size} consolidation in the {where}.", f"{size} {where} consolidation is present."
+    )
+    if lesion.size < 2:
+        return [_Statement(finding, f"{lesion.side} {lesion.zone} consolidation", (("Consolidation", 1),))]
+    doubt = _pick(rng, "concerning for pneumonia", "which may represent pneumonia")
+    labels = (("Consolidation", 1), ("Pneumonia", -1))
+    return [_Statement(finding, f"{lesion.side} {lesion.zone} consolidation {doubt}", labels)]
+
+
+def _opacity(state: State, rng: Generator) -> list[_Statement]:
+    lesion = state.opacity
+    if lesion is None:
+        return []
+    extent, where = ("small", "moderate", "extensive")[lesion.size], _place(lesion, rng)
+    finding = _pick(
+        rng,
+        f"There are {extent} patchy opacities in the {where}.",
+        f"{extent} patchy opacities are seen in the {where}.",
+    )
+    return [_Statement(finding, f"patchy {lesion.side} {lesion.zone} opacities", (("Lung Opacity", 1),))]
+
+
+def _nodule(state: State, rng: Generator) -> list[_Statement]:
+    lesion = state.nodule
+    if lesion is None:
+        return []
+    noun, where = ("small nodule", "nodule", "large mass")[lesion.size], _place(lesion, rng)
+    finding = _pick(rng, f"There is a {noun} in the {where}.", f"A {noun} projects over the {where}.")
+    return [_Statement(finding, f"{lesion.side} {lesion.zone} {noun}", (("Lung Lesion", 1),))]
+
+
+def _atelectasis(state: State, rng: Generator) -> list[_Statement]:
+    if not state.atelectasis:
+        return []
+    where = "bibasilar" if len(state.atelectasis) == 2 else f"{state.atelectasis[0]} basilar"
+    finding = _pick(rng, f"There is linear {where} atelectasis.", f"Linear {where} atelectasis is seen.")
+    return [_Statement(finding, f"{where} atelectasis", (("Atelectasis", 1),))]
+
+
+def _fracture(state: State, rng: Generator) -> list[_Statement]:
+    if state.fracture is None:
+        return []
+    side = state.fracture
+    finding = _pick(
+        rng, f"There is a displaced {side} clavicle fracture.", f"A displaced {side} clavicle fracture is seen."
+    )
+    return [_Statement(finding, f"{side} clavicle fracture", (("Fracture", 1),))]
+
+
+_DEVICE_SENTENCES = {
+    "central line": ("A right central venous catheter ends in the SVC.", "Right central line in the SVC."),
+    "endotracheal tube": ("An endotracheal tube ends above the carina.", "Endotracheal tube in good position."),
+    "pacemaker": ("A left pacemaker is in place.", "Left chest wall pacemaker is seen."),
+}
+
+
+def _findings(state: State, positive: list[_Statement], rng: Generator) -> list[_Statement]:
+    """The sentences of FINDINGS: devices, the film, what is there, and what is said not to be."""
+    stated = {name for statement in positive for name, value in statement.labels}
+    told = [
+        _Statement(_pick(rng, *_DEVICE_SENTENCES[device]), "", (("Support Devices", 1),)) for device in state.devices
+    ]
+    told += [_Statement(sentence, "", ()) for sentence in _variants(state, rng)]
+    if "Cardiomegaly" not in stated:
+        words = ("Heart size is normal.", "The heart is normal in size.", "The heart is not enlarged.")
+        told.append(_Statement(_pick(rng, *words), "", (("Cardiomegaly", 0),)))
+    told += positive
+    if not stated & _LUNG_LABELS:
+        told.append(_lungs_clear(rng))
+    absent = [name for name in ("Pleural Effusion", "Pneumothorax") if name not in stated]
+    if absent:
+        told.append(_denial(absent, rng))
+    return told
+
+
+def _variants(state: State, rng: Generator) -> list[str]:
+    """What is seen and is no finding: a shallow breath, a tortuous aorta, a high diaphragm."""
+    told = []
+    if state.low_volume:
+        told.append(_pick(rng, "Lung volumes are low.", "Low lung volumes."))
+    if state.anatomy.raised:
+        told.append(f"The {state.anatomy.raised} hemidiaphragm is elevated.")
+    if has_tortuous_aorta(state.anatomy):
+        told.append(_pick(rng, "The aorta is tortuous.", "Tortuous aorta."))
+    return told
+
+
+_LUNG_LABELS = {"Edema", "Consolidation", "Lung Opacity", "Lung Lesion", "Atelectasis"}
+
+
+def _lungs_clear(rng: Generator) -> _Statement:
+    if rng.random() < 0.6:
+        return _Statement(_pick(rng, "The lungs are clear.", "Lungs are clear."), "", ())
+    return _Statement(
+        _pick(rng, "No focal consolidation.", "There is no consolidation."), "", (("Consolidation", 0),)
+    )
+
+
+def _denial(absent: list[str], rng: Generator) -> _Statement:
+    names = [name.lower() for name in absent]
+    if len(names) == 2 and rng.random() < 0.5:
+        names.reverse()
+    words = _pick(rng, "No {}.", "There is no {}.", "No evidence of {}.")
+    return _Statement(words.format(" or ".join(names)), "", tuple((name, 0) for name in absent))
+
+
+def _impression(positive: list[_Statement], rng: Generator) -> _Statement:
+    """The findings that matter once more, in brief; or that there are none."""
+    if not positive:
+        words = (
+            "No acute cardiopulmonary process.",
+            "No acute cardiopulmonary abnormality.",
+            "No acute intrathoracic process.",
+        )
+        return _Statement("", _pick(rng, *words), ())
+    labels = tuple(label for statement in positive for label in statement.labels)
+    brief = [_capital(statement.impression) + "." for statement in positive]
+    if len(brief) > 1 and rng.random() < 0.5:
+        brief = [f"{number}. {sentence}" for number, sentence in enumerate(brief, start=1)]
+    return _Statement("", " ".join(brief), labels)
+
+
+def _capital(sentence: str) -> str:
+    return sentence[0].upper() + sentence[1:]
+
+
+_INDICATIONS = ("cough and fever", "shortness of breath", "chest pain", "preoperative evaluation", "dyspnea")
+
+
+def _layout(state: State, findings: list[str], impression: str, rng: Generator) -> str:
+    """MIMIC-CXR's page: a centred title, one leading space, a space on blank lines, at most 79 columns."""
+    exam = "CHEST (PORTABLE AP)" if state.position == "AP" else "CHEST (PA)"
+    indication = f"___ year old {_pick(rng, 'man', 'woman')} with {_pick(rng, *_INDICATIONS)}."
+    body = " ".join(_capital(sentence) for sentence in findings)
+    sections = (
+        ("EXAMINATION", exam),
+        ("INDICATION", indication),
+        ("COMPARISON", _pick(rng, "None.", "Chest radiograph ___.")),
+        ("FINDINGS", body),
+        ("IMPRESSION", impression),
+    )
+    lines = ["FINAL REPORT".rjust(45)]
+    for header, text in sections:
+        whole = f"{header}:  {text}"
+        lines += [" " + line for line in wrap(whole, _WIDTH - 1, break_on_hyphens=False, fix_sentence_endings=False)]
+        lines.append(" ")
+    return "\n".join(lines[:-1]) + "\n"

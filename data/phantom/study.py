@@ -1,0 +1,98 @@
+"""`Phantom`: any number of studies whose truth is known, each a pure function of (size, seed, index)."""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+from numpy import ndarray
+
+from data.phantom.draw import draw
+from data.phantom.report import write_report
+from data.phantom.state import State, slot, study_state
+
+_KEY_REPORT, _KEY_PICTURE, _KEY_NUMBERS = 10, 11, 12
+
+# MIMIC-CXR's numbers have eight digits, patients from 1, studies from 5. Multiplication by a number
+# prime to ten million shuffles them without a collision.
+_NUMBERS = 10_000_000
+_SHUFFLE = 6_180_339
+
+MOST_STUDIES = _NUMBERS
+SMALLEST_SIZE = 32
+
+
+@dataclass(frozen=True)
+class PhantomStudy:
+    """A study as an archive would hold it, and the truth behind it."""
+
+    images: list[ndarray]
+    """(size, size) float32 in [0, 1], one per view."""
+    views: list[str]
+    """"PA" or "AP", one per image."""
+    report: str
+    """The whole report in MIMIC-CXR's form."""
+    labels: dict[str, int]
+    """{finding: 1 | 0 | -1} as the report states them; what is absent is not mentioned."""
+    patient_id: str
+    """Eight digits, the first a 1."""
+    study_id: str
+    """Eight digits, the first a 5."""
+    dicom_ids: list[str]
+    """Five groups of eight hexadecimal digits, one per image."""
+    split: str
+    """train, validate or test; all studies of a patient have the same."""
+    state: State
+    """The findings with side, size and place."""
+
+
+class Phantom:
+    """An endless archive of chest radiographs with reports.
+
+    `study(i)` does not depend on which studies were asked for before, and only the pixels depend on
+    `size`. Of every twenty studies in order sixteen are for training, two for validation, two for test.
+    """
+
+    def __init__(self, size: int = 256, seed: int = 0) -> None:
+        """
+        Args:
+            size: height and width of the images in pixels, at least 32.
+            seed: not negative; another seed is another archive.
+
+        Raises:
+            ValueError: if either is out of range.
+        """
+        if size < SMALLEST_SIZE:
+            raise ValueError(f"size must be at least {SMALLEST_SIZE} pixels for the findings to be seen, got {size}")
+        if seed < 0:
+            raise ValueError(f"seed must not be negative, got {seed}")
+        self.size, self.seed = size, seed
+
+    def study(self, index: int) -> PhantomStudy:
+        """The study at a position of the archive.
+
+        Raises:
+            IndexError: if the index is negative or beyond ten million.
+        """
+        if not 0 <= index < MOST_STUDIES:
+            raise IndexError(f"a phantom archive has studies 0 to {MOST_STUDIES - 1}, got {index}")
+        where = slot(self.seed, index)
+        state = study_state(self.seed, where.patient, where.visit)
+        report = write_report(state, np.random.default_rng((self.seed, _KEY_REPORT, index)))
+        picture = draw(state, self.size, np.random.default_rng((self.seed, _KEY_PICTURE, index)))
+        shift = int(np.random.default_rng((self.seed, _KEY_NUMBERS)).integers(_NUMBERS))
+        return PhantomStudy(
+            images=[picture],
+            views=[state.position],
+            report=report.text,
+            labels=report.labels,
+            patient_id=str(10_000_000 + (where.patient * _SHUFFLE + shift) % _NUMBERS),
+            study_id=str(50_000_000 + (index * _SHUFFLE + shift) % _NUMBERS),
+            dicom_ids=[_dicom_id(self.seed, index, 0)],
+            split=where.split,
+            state=state,
+        )
+
+
+def _dicom_id(seed: int, index: int, view: int) -> str:
+    digits = hashlib.sha256(f"phantom {seed} {index} {view}".encode()).hexdigest()
+    return "-".join(digits[start : start + 8] for start in range(0, 40, 8))

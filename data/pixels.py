@@ -1,0 +1,70 @@
+"""What is asked of every picture, whatever file it came in: a sane size, something to see, and a scale."""
+
+import numpy as np
+from numpy import ndarray
+from PIL import Image
+
+from shared.errors import UserError
+
+SMALLEST_SIDE = 16
+LARGEST_SIDE = 16_384
+MOST_PIXELS = 2**26
+"""67 million: four times the largest chest film met (4248 x 3480)."""
+
+
+class UnreadableImage(UserError):
+    """An image file that is refused. `reason` is short, names no path, and is the same for like cases."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type, tuple[str]]:
+        return type(self), (self.reason,)
+
+
+def check_size(rows: int, columns: int) -> None:
+    """Refuses sizes that no radiograph has, before any memory is asked for.
+
+    Raises:
+        UnreadableImage: below 16 or above 16,384 pixels a side, or above 67 million pixels.
+    """
+    if min(rows, columns) < SMALLEST_SIDE:
+        raise UnreadableImage(f"too small: {rows} x {columns} pixels, at least {SMALLEST_SIDE} a side expected")
+    if max(rows, columns) > LARGEST_SIDE or rows * columns > MOST_PIXELS:
+        raise UnreadableImage(f"too large: {rows} x {columns} pixels, at most {MOST_PIXELS} expected")
+
+
+def check_not_constant(pixels: ndarray) -> None:
+    """Refuses a picture without a picture.
+
+    Raises:
+        UnreadableImage: if all pixels are equal.
+    """
+    if pixels.min() == pixels.max():
+        raise UnreadableImage("constant image: all pixels are equal")
+
+
+def fit_square(pixels: ndarray, size: int) -> ndarray:
+    """Scales to a square with the aspect kept and black at the shorter sides, equally on both.
+
+    Args:
+        pixels: (H, W) float32 in [0, 1].
+        size: side of the result, at least 1.
+
+    Returns:
+        (size, size) float32 in [0, 1]. Shrinking is anti-aliased (bicubic over the whole footprint of
+        each new pixel).
+    """
+    if size < 1:
+        raise ValueError(f"size must be positive, got {size}")
+    height, width = pixels.shape
+    if (height, width) == (size, size):
+        return pixels
+    scale = size / max(height, width)
+    inner = (max(1, round(width * scale)), max(1, round(height * scale)))
+    small = Image.fromarray(pixels, mode="F").resize(inner, Image.Resampling.BICUBIC)
+    square = np.zeros((size, size), np.float32)
+    top, left = (size - inner[1]) // 2, (size - inner[0]) // 2
+    square[top : top + inner[1], left : left + inner[0]] = np.asarray(small)
+    return np.clip(square, 0.0, 1.0, out=square)  # bicubic overshoots at edges

@@ -1,0 +1,95 @@
+"""`read_radiograph`: any file that holds a radiograph -> grey levels in [0, 1]."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from numpy import ndarray
+from PIL import Image
+
+from data.dicom import Radiograph, is_dicom, read_dicom
+from data.pixels import UnreadableImage, check_not_constant, check_size, fit_square
+
+_MAGIC = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG"}
+
+# A grey picture saved as RGB differs between its channels by JPEG's rounding, and where an arrow or a
+# caption was drawn in colour. A coloured picture (a screenshot, a stained print) differs nearly everywhere.
+_GREY_TOLERANCE = 16
+_COLOURED_SHARE = 0.01
+
+
+def read_radiograph(path: str | Path, size: int | None = None) -> ndarray:
+    """Reads a DICOM (plain or gzipped), PNG or JPEG radiograph; the kind is told by content, not by name.
+
+    Args:
+        path: the file.
+        size: side of the square to fit into, aspect kept, padded with black, anti-aliased. None keeps the
+            stored size.
+
+    Returns:
+        (H, W) float32 in [0, 1], bones light, or (size, size). Scaled by the window or else by the bits of
+        the file (see `data.dicom`); PNG and JPEG by 255 or 65,535. RGB files are converted where their
+        channels agree within 16 of 255 on 99 % of the pixels.
+
+    Raises:
+        UnreadableImage: with a short reason; nothing is repaired by guess.
+    """
+    return read_film(path, size).pixels
+
+
+def read_film(path: str | Path, size: int | None = None) -> Radiograph:
+    """As `read_radiograph`, with the view, modality and body part that a DICOM header names."""
+    path = Path(path)
+    try:
+        with open(path, "rb") as file:
+            head = file.read(132)
+        kind = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
+        film = read_dicom(path) if kind is None or is_dicom(head) else _read_picture(path, kind)
+    except OSError as error:
+        raise UnreadableImage(f"cannot be opened: {error.strerror or type(error).__name__}") from error
+    if size is None:
+        return film
+    return Radiograph(fit_square(film.pixels, size), film.view, film.modality, film.body_part, film.bits)
+
+
+def _read_picture(path: Path, kind: str) -> Radiograph:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of sizes; ours are checked before decoding
+            with Image.open(path, formats=[kind]) as image:
+                check_size(image.height, image.width)
+                if getattr(image, "n_frames", 1) != 1:
+                    raise UnreadableImage(f"{image.n_frames} frames, one expected")
+                image.load()
+                pixels, bits = _grey(image)
+    except UnreadableImage:
+        raise
+    except Exception as error:
+        # Pillow's plug-ins raise OSError, SyntaxError, ValueError, struct.error, ... on damaged files.
+        raise UnreadableImage(f"not readable as {kind}: {' '.join(str(error).split())[:160]}") from error
+    check_not_constant(pixels)
+    return Radiograph(pixels, bits=bits)
+
+
+def _grey(image: Image.Image) -> tuple[ndarray, int]:
+    """(H, W) float32 in [0, 1] and the bits of a grey picture, however its file spells grey."""
+    if image.mode.startswith("I"):  # 16-bit PNG: "I;16", or "I" in older Pillow
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65_535:
+            raise UnreadableImage("grey values beyond 16 bits")
+        return values.astype(np.float32) / np.float32(65_535), 16
+    if image.mode in ("LA", "RGBA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        if image.getchannel("A").getextrema()[0] < 255:
+            raise UnreadableImage("partly transparent image")
+    if image.mode in ("P", "PA", "RGBA", "LA"):
+        image = image.convert("RGB")
+    if image.mode == "RGB":
+        channels = np.asarray(image)
+        spread = channels.max(axis=2) - channels.min(axis=2)
+        if np.count_nonzero(spread > _GREY_TOLERANCE) > _COLOURED_SHARE * spread.size:
+            raise UnreadableImage("colour image")
+        image = image.convert("L")
+    if image.mode != "L":
+        raise UnreadableImage(f"pixel format {image.mode} is not a grey image of 8 or 16 bits")
+    return np.asarray(image).astype(np.float32) / np.float32(255), 8
