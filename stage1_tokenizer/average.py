@@ -1,0 +1,38 @@
+"""Moving average of weights, in float32: what is validated and exported."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class WeightAverage:
+    """Follows a module's parameters; buffers are copied. Saved with a checkpoint.
+
+    Args:
+        module: the trained one.
+        decay: a step; in step t at most (1 + t) / (10 + t), so that the random start is soon forgotten.
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.module = copy.deepcopy(module).eval().requires_grad_(False)
+        self.decay = decay
+        self.steps = 0
+
+    @torch.no_grad()
+    def update(self, module: nn.Module) -> None:
+        """Move towards ``module`` after an optimizer step."""
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        averages, current = list(self.module.parameters()), [p.detach() for p in module.parameters()]
+        torch._foreach_lerp_(averages, current, 1 - decay)
+        for mine, theirs in zip(self.module.buffers(), module.buffers(), strict=True):
+            mine.copy_(theirs)
+        self.steps += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"module": self.module.state_dict(), "steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.module.load_state_dict(state["module"])
+        self.steps = int(state["steps"])

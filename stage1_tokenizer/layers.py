@@ -1,0 +1,182 @@
+"""The blocks of taming's encoder and decoder: its arithmetic and its key names, so that its weights load as they are.
+
+Source followed: CompVis/taming-transformers, ``taming/modules/diffusionmodules/model.py``. ``nn.Sequential`` and
+other wrappers are avoided on purpose: each attribute's name is a part of a checkpoint's key.
+"""
+
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, pad, silu
+
+
+def group_norm(channels: int, groups: int) -> nn.GroupNorm:
+    """GroupNorm with taming's epsilon."""
+    return nn.GroupNorm(groups, channels, eps=1e-6)
+
+
+class ResnetBlock(nn.Module):
+    """Norm, swish, 3x3 convolution, twice, and the input added: (B, in, H, W) -> (B, out, H, W)."""
+
+    def __init__(self, in_channels: int, out_channels: int, groups: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.norm1 = group_norm(in_channels, groups)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = group_norm(out_channels, groups)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(silu(self.norm1(x)))
+        h = self.conv2(self.dropout(silu(self.norm2(h))))
+        return h + (x if self.nin_shortcut is None else self.nin_shortcut(x))
+
+
+class AttnBlock(nn.Module):
+    """One head of attention over all positions, and the input added: (B, C, H, W) -> the same."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.norm = group_norm(channels, groups)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        # (B, C, H, W) -> (B, 1, H*W, C): one head, scaled by 1 / sqrt(C)
+        q, k, v = (layer(h).flatten(2).transpose(1, 2).unsqueeze(1) for layer in (self.q, self.k, self.v))
+        h = nn.functional.scaled_dot_product_attention(q, k, v)
+        return x + self.proj_out(h.squeeze(1).transpose(1, 2).reshape(x.shape))
+
+
+class Downsample(nn.Module):
+    """Halve the resolution. The zeros stand right and below only, unlike PyTorch's own padding."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Double the resolution: nearest neighbour, then a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Middle(nn.Module):
+    """Block, attention, block at the coarsest resolution."""
+
+    def __init__(self, channels: int, groups: int, dropout: float) -> None:
+        super().__init__()
+        self.block_1 = ResnetBlock(channels, channels, groups, dropout)
+        self.attn_1 = AttnBlock(channels, groups)
+        self.block_2 = ResnetBlock(channels, channels, groups, dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(x)))
+
+
+class Level(nn.Module):
+    """The blocks of one resolution, each followed by attention where the level has any."""
+
+    def __init__(
+        self, widths: list[tuple[int, int]], attention: bool, groups: int, dropout: float, change: nn.Module | None
+    ) -> None:
+        super().__init__()
+        self.block = nn.ModuleList(ResnetBlock(before, after, groups, dropout) for before, after in widths)
+        self.attn = nn.ModuleList(AttnBlock(after, groups) for _, after in widths if attention)
+        if isinstance(change, Downsample):
+            self.downsample = change
+        elif isinstance(change, Upsample):
+            self.upsample = change
+        self._change = "downsample" if isinstance(change, Downsample) else "upsample" if change else ""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for number, block in enumerate(self.block):
+            x = block(x)
+            if self.attn:
+                x = self.attn[number](x)
+        return getattr(self, self._change)(x) if self._change else x
+
+
+class Encoder(nn.Module):
+    """(B, in, H, W) -> (B, z, H / 2^(levels - 1), W / 2^(levels - 1))."""
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        z_channels: int,
+        resolution: int,
+        ch: int,
+        ch_mult: tuple[int, ...],
+        num_res_blocks: int,
+        attn_resolutions: tuple[int, ...],
+        groups: int,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.conv_in = nn.Conv2d(in_channels, ch, 3, padding=1)
+        self.down = nn.ModuleList()
+        width = ch
+        for level, mult in enumerate(ch_mult):
+            widths = [(width if number == 0 else ch * mult, ch * mult) for number in range(num_res_blocks)]
+            width = ch * mult
+            change = Downsample(width) if level < len(ch_mult) - 1 else None
+            self.down.append(Level(widths, resolution >> level in attn_resolutions, groups, dropout, change))
+        self.mid = Middle(width, groups, dropout)
+        self.norm_out = group_norm(width, groups)
+        self.conv_out = nn.Conv2d(width, z_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv_in(x)
+        for level in self.down:
+            h = level(h)
+        return self.conv_out(silu(self.norm_out(self.mid(h))))
+
+
+class Decoder(nn.Module):
+    """(B, z, h, w) -> (B, out, h * 2^(levels - 1), w * 2^(levels - 1)); no clamp at the end."""
+
+    def __init__(
+        self,
+        *,
+        z_channels: int,
+        out_ch: int,
+        resolution: int,
+        ch: int,
+        ch_mult: tuple[int, ...],
+        num_res_blocks: int,
+        attn_resolutions: tuple[int, ...],
+        groups: int,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        width = ch * ch_mult[-1]
+        self.conv_in = nn.Conv2d(z_channels, width, 3, padding=1)
+        self.mid = Middle(width, groups, dropout)
+        levels: list[Level] = []
+        for level in reversed(range(len(ch_mult))):  # coarse to fine; `up.0` is the finest
+            out = ch * ch_mult[level]
+            widths = [(width if number == 0 else out, out) for number in range(num_res_blocks + 1)]
+            width = out
+            change = Upsample(width) if level else None
+            levels.insert(0, Level(widths, resolution >> level in attn_resolutions, groups, dropout, change))
+        self.up = nn.ModuleList(levels)
+        self.norm_out = group_norm(width, groups)
+        self.conv_out = nn.Conv2d(width, out_ch, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        h = self.mid(self.conv_in(z))
+        for level in reversed(self.up):
+            h = level(h)
+        return self.conv_out(silu(self.norm_out(h)))

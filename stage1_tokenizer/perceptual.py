@@ -1,0 +1,132 @@
+"""LPIPS, the perceptual distance of Zhang et al. (2018), with the nets and lin layers of the ``lpips`` package.
+
+The forward pass is our own, for two reasons: the package takes the root of a sum of squares whose gradient is
+infinite where all features are zero (flat black borders of a radiograph), and it drops features in training.
+The backbone's weights come from a file that is checked, or are random because the configuration says so.
+"""
+
+import hashlib
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from shared.errors import UserError
+from stage1_tokenizer.config import PerceptualConfig
+
+PUBLISHED = {
+    "vgg": ("vgg16-397923af.pth", (64, 128, 256, 512, 512)),
+    "alex": ("alexnet-owt-7be5be79.pth", (64, 192, 384, 256, 256)),
+    "squeeze": ("squeezenet1_1-b8a52dc0.pth", (64, 128, 256, 384, 384, 512, 512)),
+}
+"""Backbone -> torchvision's file, whose name carries the first eight digits of its SHA-256; widths of its taps."""
+
+EPSILON = 1e-10
+"""Inside the root: the gradient at zero features is zero, and features of ordinary size do not notice it."""
+
+RANDOM_SEED = 20180624
+"""Of `random` weights: every run and every evaluation measures with the same random net."""
+
+
+class Lpips(nn.Module):
+    """Perceptual distance of image pairs. Frozen; in evaluation mode whatever its parent is told.
+
+    Args:
+        config: net and weights.
+
+    Raises:
+        UserError: if the weights are absent (it says which file to put where), are not the published ones, or
+            do not fit the net.
+    """
+
+    def __init__(self, config: PerceptualConfig) -> None:
+        super().__init__()
+        # Imported here: the package brings in torchvision, which nobody needs who only encodes.
+        from lpips import NetLinLayer, ScalingLayer
+        from lpips import pretrained_networks as networks
+
+        self.name = f"{config.net}, {'random' if config.weights == 'random' else 'ImageNet'} weights"
+        build = {"vgg": networks.vgg16, "alex": networks.alexnet, "squeeze": networks.squeezenet}[config.net]
+        self.scaling_layer = ScalingLayer()
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torchvision on the package's old spelling of "no weights"
+            torch.manual_seed(RANDOM_SEED)
+            self.net = build(pretrained=False, requires_grad=False)
+        widths = PUBLISHED[config.net][1]
+        for number, width in enumerate(widths):
+            setattr(self, f"lin{number}", NetLinLayer(width, use_dropout=True))  # dropout: for its key names
+        self._taps = len(widths)
+        self._load_lin_layers(config.net)
+        if config.weights != "random":
+            self._load_backbone(_weights_path(config))
+        self.requires_grad_(False)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> "Lpips":
+        """Stays in evaluation mode: a parent's ``train()`` would switch the dropout on."""
+        return super().train(False)
+
+    def forward(self, images: Tensor, others: Tensor) -> Tensor:
+        """(B, 1 or 3, H, W) twice, in [-1, 1] -> (B,) distances, 0 for equal images. Grey is repeated here."""
+        features = [self._features(x) for x in (images, others)]
+        total = images.new_zeros(len(images), dtype=torch.float32)
+        for number, (a, b) in enumerate(zip(*features, strict=True)):
+            weight = getattr(self, f"lin{number}").model[-1].weight
+            difference = (_unit(a.float()) - _unit(b.float())).square()
+            total = total + nn.functional.conv2d(difference, weight.float()).mean(dim=(1, 2, 3))
+        return total
+
+    def _features(self, images: Tensor) -> tuple[Tensor, ...]:
+        if images.shape[1] == 1:
+            images = images.expand(-1, 3, -1, -1)
+        taps: tuple[Tensor, ...] = tuple(self.net(self.scaling_layer(images)))
+        return taps
+
+    def _load_lin_layers(self, net: str) -> None:
+        import lpips
+
+        path = Path(lpips.__file__).parent / "weights" / "v0.1" / f"{net}.pth"
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        for number in range(self._taps):
+            getattr(self, f"lin{number}").model[-1].weight.data.copy_(state[f"lin{number}.model.1.weight"])
+
+    def _load_backbone(self, path: Path) -> None:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        own = self.net.state_dict()
+        # The package cuts torchvision's `features` into slices, whose layers keep their numbers.
+        wanted = {key: "features." + key.split(".", 1)[1] for key in own}
+        missing = [name for key, name in wanted.items() if name not in state or state[name].shape != own[key].shape]
+        if missing:
+            raise UserError(
+                f"{path} does not fit the perceptual net: {len(missing)} tensors missing or misshapen, e.g. {missing[0]}"
+            )
+        self.net.load_state_dict({key: state[name] for key, name in wanted.items()}, strict=True)
+
+
+def _unit(features: Tensor) -> Tensor:
+    return features / (features.square().sum(dim=1, keepdim=True) + EPSILON).sqrt()
+
+
+def _weights_path(config: PerceptualConfig) -> Path:
+    name = PUBLISHED[config.net][0]
+    path = Path(config.weights) if config.weights else Path(torch.hub.get_dir()) / "checkpoints" / name
+    if not path.is_file():
+        raise UserError(
+            f"weights of the perceptual net not found: put torchvision's {name} at {path}, or name its place with "
+            "--loss.perceptual.weights FILE (`random` = untrained weights; --loss.perceptual.net none = no such term)"
+        )
+    expected = config.sha256.lower() or name.removesuffix(".pth").rsplit("-", 1)[1]
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if not found.startswith(expected):
+        raise UserError(
+            f"{path} has SHA-256 {found[:16]}…, expected {expected}…: it is not {name}; fetch it again, or state its "
+            "digest with --loss.perceptual.sha256 if it is meant"
+        )
+    return path
+
+
+def build_perceptual(config: PerceptualConfig) -> Lpips | None:
+    """The perceptual net, or None for ``net: none``."""
+    return None if config.net == "none" else Lpips(config)

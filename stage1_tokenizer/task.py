@@ -1,0 +1,183 @@
+"""What stage 1 gives to the training loop: one step of generator and discriminator, and the validation."""
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from data.loader import batches_once
+from data.shards import ShardDataset
+from shared.distributed import rank, world_size
+from shared.loop import OptimConfig, check_finite, set_rate
+from shared.plots import labelled_rows
+from shared.run_folder import RunFolder
+from stage1_tokenizer.average import WeightAverage
+from stage1_tokenizer.config import Stage1Config
+from stage1_tokenizer.discriminator import PatchDiscriminator
+from stage1_tokenizer.fidelity import Fidelity
+from stage1_tokenizer.images import stack_images, to_unit
+from stage1_tokenizer.losses import (
+    adaptive_weight,
+    adversarial_share,
+    hinge_discriminator_loss,
+    hinge_generator_loss,
+)
+from stage1_tokenizer.perceptual import build_perceptual
+from stage1_tokenizer.vqgan import VQGAN
+
+
+def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """AdamW; weight decay on the weights of convolutions alone, not on norms, biases and the codebook."""
+    parameters = dict(module.named_parameters())
+    decayed = [p for name, p in parameters.items() if p.ndim >= 2 and "embedding" not in name]
+    kept = [p for name, p in parameters.items() if p.ndim < 2 or "embedding" in name]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
+
+
+class TokenizerTask:
+    """Trains a VQ-GAN under an Accelerator; every state that a continued run needs is registered with it.
+
+    Args:
+        config: of the run.
+        accelerator: prepares the networks and optimizers.
+        run: takes the pictures.
+        validation: the samples that validation passes over, all of them.
+    """
+
+    def __init__(
+        self, config: Stage1Config, accelerator: Accelerator, run: RunFolder, validation: ShardDataset
+    ) -> None:
+        self.config, self._accelerator, self._run, self._validation = config, accelerator, run, validation
+        self._perceptual = build_perceptual(config.loss.perceptual)
+        if self._perceptual is not None:
+            self._perceptual.to(accelerator.device)
+        generator = VQGAN(config.model).to(accelerator.device, memory_format=torch.channels_last)
+        self.average = WeightAverage(generator, config.average_decay)
+        self._generator: Any = accelerator.prepare(generator)
+        self._generator_optimizer: Any = accelerator.prepare(build_optimizer(generator, config.optim))
+        self._discriminator: Any = None
+        if config.loss.gan_weight:
+            adversary = config.loss.discriminator
+            discriminator = PatchDiscriminator(
+                config.model.out_ch, adversary.width, adversary.layers, adversary.norm
+            ).to(accelerator.device, memory_format=torch.channels_last)
+            self._discriminator = accelerator.prepare(discriminator)
+            self._discriminator_optimizer: Any = accelerator.prepare(build_optimizer(discriminator, config.optim))
+        accelerator.register_for_checkpointing(self.average)
+
+    def step(self, micro_batches: list[Tensor], step: int) -> Mapping[str, Tensor | float]:
+        """One step of the generator and, once it trains, one of the discriminator."""
+        rate = self.config.optim.rate(step, self.config.loop.steps)
+        set_rate(self._generator_optimizer, rate)
+        self._generator.train()
+        figures: dict[str, Tensor] = {}
+        for images in micro_batches:
+            images = images.to(self._accelerator.device, memory_format=torch.channels_last)
+            with self._accumulate():
+                found = self._micro_step(images, step)
+            for name, value in found.items():
+                figures[name] = figures.get(name, torch.zeros((), device=value.device)) + value / len(micro_batches)
+        generator = self._accelerator.unwrap_model(self._generator)
+        generator.quantize.end_step()
+        self.average.update(generator)
+        return {**figures, "lr": rate}
+
+    def _accumulate(self) -> Any:
+        # Two arguments, not a list: a list is not recognised, and every micro-batch would then be reduced.
+        if self._discriminator is None:
+            return self._accelerator.accumulate(self._generator)
+        return self._accelerator.accumulate(self._generator, self._discriminator)
+
+    def _micro_step(self, images: Tensor, step: int) -> dict[str, Tensor]:
+        config = self.config.loss
+        output = self._generator(images)
+        reconstruction = output.reconstruction
+        # The losses are taken on a leaf, so that each is differentiated once: its gradient serves the adaptive
+        # weight and the update.
+        leaf = reconstruction.detach().requires_grad_()
+        figures = {"l1": (leaf - images).abs().mean()}
+        loss = config.l1_weight * figures["l1"]
+        if self._perceptual is not None:
+            with self._accelerator.autocast():
+                figures["perceptual"] = self._perceptual(images, leaf).mean()
+            loss = loss + config.perceptual_weight * figures["perceptual"]
+        (gradient,) = torch.autograd.grad(loss, leaf)
+        share = adversarial_share(step, config.discriminator) if self._discriminator is not None else 0.0
+        if share:
+            figures["adversarial"], adversarial_gradient = self._adversarial(leaf)
+            weight = adaptive_weight(
+                reconstruction,
+                gradient,
+                adversarial_gradient,
+                self._accelerator.unwrap_model(self._generator).last_layer,
+            )
+            figures["adaptive_weight"] = weight
+            gradient = gradient + share * config.gan_weight * weight * adversarial_gradient
+        figures |= output.losses
+        quantizer_loss = torch.stack(list(output.losses.values())).sum()
+        # d/dw of <gradient, reconstruction> is the gradient of the losses themselves.
+        self._accelerator.backward((gradient * reconstruction).sum() + quantizer_loss)
+        self._update(self._generator, self._generator_optimizer, figures, step)
+        if self._discriminator is not None and step >= config.discriminator.train_from:
+            figures |= self._discriminator_step(images, leaf.detach(), step)
+        return {name: value.detach() for name, value in figures.items()}
+
+    def _adversarial(self, leaf: Tensor) -> tuple[Tensor, Tensor]:
+        # Past DDP's wrapper: this pass gives no gradient to the discriminator, and DDP would wait for one.
+        discriminator = self._accelerator.unwrap_model(self._discriminator)
+        with self._accelerator.autocast():
+            loss = hinge_generator_loss(discriminator(leaf).float())
+        return loss, torch.autograd.grad(loss, leaf)[0]
+
+    def _discriminator_step(self, images: Tensor, reconstruction: Tensor, step: int) -> dict[str, Tensor]:
+        set_rate(self._discriminator_optimizer, self.config.optim.rate(step, self.config.loop.steps))
+        # One pass over both: two passes through a BatchNorm under DDP fail, and shared statistics give nothing away.
+        logits = self._discriminator(torch.cat([images, reconstruction])).float()
+        real, generated = logits.chunk(2)
+        figures = {
+            "discriminator": hinge_discriminator_loss(real, generated),
+            "discriminator_accuracy": ((real > 0).float().mean() + (generated < 0).float().mean()) / 2,
+        }
+        self._accelerator.backward(figures["discriminator"])
+        self._update(self._discriminator, self._discriminator_optimizer, figures, step)
+        return figures
+
+    def _update(self, network: nn.Module, optimizer: Any, figures: Mapping[str, Tensor], step: int) -> None:
+        check_finite(figures, step + 1)
+        if self._accelerator.sync_gradients and self.config.optim.clip:
+            self._accelerator.clip_grad_norm_(network.parameters(), self.config.optim.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    @torch.no_grad()
+    def validate(self, step: int) -> Mapping[str, float]:
+        """Figures of the averaged weights over the whole validation set and all processes; draws the pictures."""
+        device, model = self._accelerator.device, self.average.module
+        size, loop = self.config.model.resolution, self.config.loop
+        fidelity = Fidelity(self.config.model.n_embed, size, self._perceptual, device)
+        pictures: list[tuple[np.ndarray, np.ndarray]] = []
+        for images in batches_once(
+            self._validation,
+            lambda samples: stack_images(samples, size),
+            batch_size=loop.batch_size,
+            rank=rank(),
+            world=world_size(),
+        ):
+            images = images.to(device, memory_format=torch.channels_last)
+            with self._accelerator.autocast() if loop.mixed_precision != "no" else nullcontext():
+                output = model(images)
+            fidelity.add(images, output.reconstruction, output.codes)
+            if sum(len(a) for a, _ in pictures) < self.config.data.pictures:
+                both = (to_unit(x)[:, 0].cpu().numpy() for x in (images, output.reconstruction))
+                pictures.append(tuple(both))  # type: ignore[arg-type]
+        originals, reconstructions = (
+            np.concatenate(side)[: self.config.data.pictures] for side in zip(*pictures, strict=True)
+        )
+        drawn = labelled_rows([("originals", originals), ("reconstructions", reconstructions)], scale=2)
+        self._run.picture("reconstructions", step, drawn)
+        return fidelity.figures()

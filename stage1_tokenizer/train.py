@@ -1,0 +1,88 @@
+"""Train the tokenizer: ``accelerate launch stage1_tokenizer/train.py --config configs/stage1/NAME.yaml …``."""
+
+import os
+import sys
+
+# A script's own folder comes first among the places of imports, and this one holds tokenize.py, which would
+# hide the standard library's module of that name. The project's root takes its place.
+if __name__ == "__main__":
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+from collections.abc import Sequence
+from functools import partial
+
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+from data.loader import sample_stream
+from data.shards import ShardDataset
+from shared.command import run_command
+from shared.config import parse_config
+from shared.distributed import barrier, is_main
+from shared.errors import UserError
+from shared.loop import MAY_CHANGE, stream_rank, train, use_threads
+from shared.run_folder import RunFolder, read_metrics
+from stage1_tokenizer.config import Stage1Config
+from stage1_tokenizer.frozen import FrozenTokenizer, export
+from stage1_tokenizer.images import draw_images
+from stage1_tokenizer.task import TokenizerTask
+
+TOKENIZER = "tokenizer"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train (or continue) the run that the arguments describe and export its tokenizer.
+
+    Raises:
+        UserError: for what the user can mend: absent shards, another run's folder, a full disk, a loss that is
+            not finite.
+    """
+    config = parse_config(Stage1Config, argv, prog="stage1_tokenizer/train.py")
+    loop = config.loop
+    accelerator = Accelerator(mixed_precision=loop.mixed_precision, gradient_accumulation_steps=loop.accumulation)
+    use_threads(loop.threads)
+    set_seed(loop.seed)
+    training = ShardDataset(config.data.shards, "train")
+    validation = ShardDataset(config.data.shards, "validate")
+    run = RunFolder(config.run_dir, config, MAY_CHANGE + ("data.shards", "data.pictures"))
+    task = TokenizerTask(config, accelerator, run, validation)
+    collate = partial(draw_images, size=config.model.resolution, seed=loop.seed)
+
+    def stream(position: int):  # type: ignore[no-untyped-def]
+        return sample_stream(
+            training,
+            collate,
+            batch_size=loop.batch_size,
+            seed=loop.seed,
+            position=position,
+            workers=loop.workers,
+            **stream_rank(),
+        )
+
+    train(task, accelerator, run, stream, loop)
+    if is_main():
+        _export(task, run)
+    barrier()
+    accelerator.end_training()
+
+
+def _export(task: TokenizerTask, run: RunFolder) -> None:
+    """Write ``tokenizer/`` unless it is there already, and say where it is."""
+    path = run.path / TOKENIZER
+    frozen = FrozenTokenizer(task.average.module)
+    try:
+        done = FrozenTokenizer.from_pretrained(path).fingerprint == frozen.fingerprint
+    except UserError:
+        done = False
+    if done:
+        print(f"{path} is done already (fingerprint {frozen.fingerprint[:12]})", flush=True)
+        return
+    last = [line for line in read_metrics(run.path) if "validation/psnr" in line][-1]
+    figures = [f"- {name.removeprefix('validation/')}: {value:.4g}" for name, value in last.items() if name != "step"]
+    card = f"\n## Validation after {last['step']} steps\n\n" + "\n".join(figures) + "\n"
+    export(task.average.module, path, card)
+    print(f"{path} written (fingerprint {frozen.fingerprint[:12]})", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv[1:]))

@@ -1,0 +1,79 @@
+"""The VQ-GAN: image -> encoder -> quantiser -> decoder -> image (Esser et al., "Taming transformers", 2021)."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from stage1_tokenizer.config import ModelConfig, model_config
+from stage1_tokenizer.front_end import build_front_end
+from stage1_tokenizer.layers import Decoder, Encoder
+from stage1_tokenizer.quantizers import build_quantizer
+
+
+class VQGANOutput(NamedTuple):
+    """One pass through the whole model."""
+
+    reconstruction: Tensor
+    """(B, out_ch, H, W), about [-1, 1], not clamped."""
+    losses: dict[str, Tensor]
+    """The quantiser's weighted scalars: ``codebook``, ``commitment``."""
+    codes: Tensor
+    """(B, h, w) int64."""
+
+
+class VQGAN(nn.Module):
+    """A trainable tokenizer with taming's key names.
+
+    Args:
+        config: a :class:`ModelConfig`, or its values as a mapping.
+
+    Raises:
+        ValueError: for unknown keys or an impossible combination.
+    """
+
+    def __init__(self, config: ModelConfig | Mapping[str, Any]) -> None:
+        super().__init__()
+        self.config = config = config if isinstance(config, ModelConfig) else model_config(config)
+        self.front_end = build_front_end(config)
+        sizes: dict[str, Any] = {
+            "resolution": config.resolution // self.front_end.shrink,
+            "ch": config.ch,
+            "ch_mult": config.ch_mult,
+            "num_res_blocks": config.num_res_blocks,
+            "attn_resolutions": config.attn_resolutions,
+            "z_channels": config.z_channels,
+            "groups": config.norm_groups,
+            "dropout": config.dropout,
+        }
+        self.encoder = Encoder(in_channels=config.in_channels * self.front_end.expansion, **sizes)
+        self.decoder = Decoder(out_ch=config.out_ch * self.front_end.expansion, **sizes)
+        self.quantize = build_quantizer(config)
+        self.quant_conv = nn.Conv2d(config.z_channels, config.embed_dim, 1)
+        self.post_quant_conv = nn.Conv2d(config.embed_dim, config.z_channels, 1)
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """The weight at which the adaptive weight compares gradients."""
+        return self.decoder.conv_out.weight
+
+    def encode(self, images: Tensor) -> Tensor:
+        """(B, 1, H, W) in [-1, 1] -> vectors (B, D, h, w), not yet quantised."""
+        return self.quant_conv(self.encoder(self.front_end(images)))
+
+    def decode(self, z_q: Tensor) -> Tensor:
+        """(B, D, h, w) codebook entries -> images (B, 1, H, W), about [-1, 1], not clamped."""
+        return self.front_end.inverse(self.decoder(self.post_quant_conv(z_q)))
+
+    def encode_indices(self, images: Tensor) -> Tensor:
+        """(B, 1, H, W) in [-1, 1] -> codes (B, h, w), int64."""
+        return self.quantize.lookup(self.encode(images))
+
+    def decode_indices(self, codes: Tensor) -> Tensor:
+        """(B, h, w) codes -> images (B, 1, H, W), about [-1, 1], not clamped."""
+        return self.decode(self.quantize.embed(codes))
+
+    def forward(self, images: Tensor) -> VQGANOutput:
+        """(B, 1, H, W) in [-1, 1] -> reconstruction, quantiser losses, codes."""
+        quantized = self.quantize(self.encode(images))
+        return VQGANOutput(self.decode(quantized.z_q), quantized.losses, quantized.codes)
