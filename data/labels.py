@@ -35,7 +35,6 @@ def _actions() -> dict[str, tuple[tuple[str, str], ...]]:
     add("harmless", phrases.HARMLESS + phrases.NO_DENIAL)
     add("large", phrases.LARGE)
     add("normal", phrases.NORMAL)
-    add("doubtful size", phrases.DOUBTFUL_SIZE)
     add("denies", phrases.DENIES)
     add("denied", phrases.DENIED)
     add("doubts", phrases.DOUBTS)
@@ -146,12 +145,14 @@ class _Walk:
             self._mention(detail, match[0])
         elif role == "organ":
             self._organ(detail, match.start())
-        elif role in ("large", "normal", "doubtful size"):
+        elif role in ("large", "normal"):
             self._size(role, match.end())
         elif role == "denies":
             self.sense = NEGATIVE
         elif role == "doubts":
-            self.sense = UNCERTAIN
+            # "No opacity to suggest pneumonia" and "no suspicious opacity" deny; they do not doubt.
+            if self.sense != NEGATIVE or "exclude" in match[0]:
+                self.sense = UNCERTAIN
         elif role == "denied":
             self._look_back(NEGATIVE)
         elif role == "doubted":
@@ -178,10 +179,8 @@ class _Walk:
     def _size(self, role: str, end: int) -> None:
         if role == "normal":
             value = NEGATIVE if self.sense == POSITIVE else POSITIVE if self.sense == NEGATIVE else UNCERTAIN
-        elif role == "large":
-            value = self.sense
         else:
-            value = UNCERTAIN
+            value = self.sense
         for finding in self.organs:
             self.found.append([finding, value])
         self.adjective = None if self.organs else (value, end)

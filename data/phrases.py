@@ -27,17 +27,15 @@ MENTIONS: dict[str, tuple[str, ...]] = {
         "peribronchial thickening", "peribronchial cuffing", "ground glass", "ground-glass",
     ),
     "Lung Lesion": (
-        "nodul", "mass", "masses", "tumor", "neoplas", "malignan", "carcinoma", "cancer", "metasta",
+        "nodule", "mass", "masses", "masslike", "tumor", "neoplas", "malignan", "carcinoma", "cancer", "metasta",
         "lung lesion", "pulmonary lesion", "cavitary", "cavitation", "cavitating",
     ),
     "Edema": (
-        "edema", "heart failure", "chf", "vascular congestion", "pulmonary congestion", "venous congestion",
-        "vascular engorgement", "venous hypertension", "cardiac decompensation", "volume overload",
-        "fluid overload", "cephalization",
+        "edema", "heart failure", "chf", "cardiac decompensation", "volume overload", "fluid overload",
     ),
     "Consolidation": ("consolidat",),
     "Pneumonia": ("pneumonia", "pneumonitis", "infection", "infectious", "bronchopneumonia"),
-    "Atelectasis": ("atelecta", "subatelecta", "collapse", "lobar collapse", "volume loss"),
+    "Atelectasis": ("atelecta", "subatelecta", "collapse", "lobar collapse"),
     "Pneumothorax": ("pneumothora", "pneumo thora", "hydropneumothora", "hemopneumothora"),
     "Pleural Effusion": (
         "effusion", "pleural effusion", "pleural fluid", "hydrothorax", "hydropneumothora", "hemothorax",
@@ -66,14 +64,15 @@ HINTS: dict[str, str] = {"heart failure": "Cardiomegaly", "chf": "Cardiomegaly"}
 
 # Longer phrases that hold one of the above and do not mean it.
 HARMLESS: tuple[str, ...] = (
-    "pericardial effusion", "joint effusion", "massive", "mass effect", "mass-like", "cardiac mass",
-    "calcified nodul", "calcified pulmonary nodul", "calcified lung nodul", "calcified mass",
+    "pericardial effusion", "joint effusion", "massive", "mass effect", "cardiac mass",
+    "calcified nodule", "calcified pulmonary nodule", "calcified lung nodule", "calcified mass",
     "nodular calcif",
     "calcified density", "calcified densities", "calcific densit", "metallic densit", "bone density",
     "bony densit", "osseous densit", "soft tissue density", "bone mineral density", "breast densit",
     "densities of bone",
     "collapse of vertebr", "vertebral collapse", "vertebral body collapse", "compression collapse",
-    "nipple", "mastectomy", "history of pneumonia", "infection control", "draining", "drainage",
+    "nipple", "mastectomy", "history of pneumonia", "infection control", "granulomatous infection", "fungal infection",
+    "prior infection", "previous infection", "old infection", "remote infection", "soft tissue edema", "history of fracture", "previous fracture deform", "draining", "drainage",
     "fracture of the catheter", "fractured wire", "fracture fixation", "fractured sternal", "pneumonectomy",
     "reticulonodular", "pleural tube", "contrast density", "wire fracture",
 )  # fmt: skip
@@ -112,22 +111,17 @@ LARGE: tuple[str, ...] = (
     "prominen",
     "large",
     "big",
+    "borderline",
 )
 NORMAL: tuple[str, ...] = (
     "normal", "unremarkable", "within normal", "upper normal", "top normal", "top-normal",
     "upper limits of normal",
     "upper limit of normal", "not enlarged", "not widened", "intact", "nonenlarged", "non-enlarged",
 )  # fmt: skip
-DOUBTFUL_SIZE: tuple[str, ...] = (
-    "borderline",
-    "borderline enlarge",
-    "borderline cardiac enlargement",
-    "borderline in size",
-)
 
 # What comes before the finding that it denies.
 DENIES: tuple[str, ...] = (
-    "no", "not", "without", "negative for", "free of", "clear of", "absence of", "absent", "resolution of",
+    "no", "not", "without", "negative for", "free of", "clear of", "is clear of", "are clear of", "absence of", "absent", "resolution of",
     "nor",
     "neither", "none", "rather than", "lack of", "lacks", "exclude", "rules out", "removal of", "devoid of",
     "denies", "cleared of", "non", "interval removal",
@@ -152,15 +146,15 @@ DOUBTS: tuple[str, ...] = (
     "cannot exclude", "can not exclude", "cannot rule out", "difficult to exclude", "not exclude",
     "not entirely exclude",
     "correlate for", "evaluate for", "raises the", "favor", "appears to represent", "perhaps",
-    "indeterminate",
-    "less likely", "developing",
+   
+    "less likely", "correlate clinically for",
 )  # fmt: skip
 
 # Doubt about what went before; of these "versus" looks both ways.
 DOUBTED: tuple[str, ...] = (
     "cannot be excluded", "can not be excluded", "not excluded", "cannot be ruled out", "not be excluded",
     "not ruled out", "not entirely excluded", "not completely excluded", "is possible", "are possible",
-    "is suspected", "is questioned", "be considered", "in the differential", "cannot entirely be excluded",
+    "is suspected", "is questioned", "be considered", "in the differential", "difficult to exclude", "difficult to entirely exclude", "cannot entirely be excluded",
     "not be entirely excluded", "is likely", "are likely", "not be ruled out",
 )  # fmt: skip
 EITHER: tuple[str, ...] = ("versus", "vs")
@@ -172,7 +166,6 @@ NO_DENIAL: tuple[str, ...] = (
     "not significantly changed", "without change", "without significant change", "no definite change",
     "no increase",
     "no appreciable change", "no substantial change", "no relevant change", "no other", "not only",
-    "not significantly",
     "without interval change", "without significant interval change", "no longer seen as", "no comparison",
     "no prior",
 )  # fmt: skip
@@ -189,7 +182,7 @@ ENDS: tuple[str, ...] = (
 
 # A comma ends it only before words that begin a statement.
 STATEMENT_OPENERS: tuple[str, ...] = (
-    "stable", "unchanged", "mild", "small", "moderate", "large", "the", "there", "with", "persistent",
+    "stable", "unchanged", "mild", "small", "moderate", "the", "there", "with", "persistent",
     "status",
     "heart", "lungs", "left", "right", "bilateral", "minimal", "increased", "new", "old",
 )  # fmt: skip
