@@ -33,7 +33,15 @@ class Fidelity:
 
     @torch.no_grad()
     def add(self, images: Tensor, reconstruction: Tensor, codes: Tensor) -> dict[str, Tensor]:
-        """Count (B, 1, H, W) originals and reconstructions in [-1, 1] and codes (B, h, w); (B,) figures of each image."""
+        """Count a batch.
+
+        Args:
+            images, reconstruction: (B, 1, H, W) in [-1, 1].
+            codes: (B, h, w).
+
+        Returns:
+            (B,) figures of each image, by name.
+        """
         a, b = to_unit(images), to_unit(reconstruction)
         values = {"psnr": psnr(a, b), "ssim": ssim(a, b)}
         if "ms_ssim" in self._sums:

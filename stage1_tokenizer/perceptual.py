@@ -99,7 +99,8 @@ class Lpips(nn.Module):
         missing = [name for key, name in wanted.items() if name not in state or state[name].shape != own[key].shape]
         if missing:
             raise UserError(
-                f"{path} does not fit the perceptual net: {len(missing)} tensors missing or misshapen, e.g. {missing[0]}"
+                f"{path} does not fit the perceptual net: {len(missing)} tensors are missing or have another shape, "
+                f"such as {missing[0]}"
             )
         self.net.load_state_dict({key: state[name] for key, name in wanted.items()}, strict=True)
 

@@ -1,0 +1,109 @@
+"""How faithful a frozen tokenizer is, over a whole split, beside what costs nothing."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.loader import batches_once
+from data.shards import ShardDataset
+from shared.errors import UserError
+from shared.metrics.image import psnr
+from shared.progress import Progress
+from stage1_tokenizer.config import PerceptualConfig
+from stage1_tokenizer.fidelity import Fidelity
+from stage1_tokenizer.frozen import FrozenTokenizer
+from stage1_tokenizer.images import stack_images, to_unit
+from stage1_tokenizer.perceptual import build_perceptual
+
+
+@dataclass(frozen=True)
+class WorstCase:
+    """An image that came back least like itself."""
+
+    study: str
+    image: int
+    """Its number in the study."""
+    psnr: float
+    """In dB."""
+    original: np.ndarray
+    """(H, W) float32 in [0, 1]."""
+    reconstruction: np.ndarray
+    """(H, W) float32 in [0, 1]."""
+
+
+def evaluate_tokenizer(
+    tokenizer: FrozenTokenizer,
+    dataset: ShardDataset,
+    *,
+    perceptual: PerceptualConfig | None = None,
+    batch_size: int = 32,
+    limit: int | None = None,
+    worst: int = 8,
+) -> dict[str, Any]:
+    """Encode and decode every image of ``dataset`` and compare.
+
+    Args:
+        tokenizer: the judged one, on the device where it is to work.
+        dataset: image shards; the ``train`` split of the same folder gives the baseline's mean image.
+        perceptual: which LPIPS; None leaves the figure out.
+        batch_size: studies at a time.
+        limit: at most so many studies.
+        worst: so many images of lowest PSNR are returned.
+
+    Returns:
+        ``psnr`` (dB), ``ssim``, ``ms_ssim`` (from 161 pixels on), ``lpips`` and ``lpips_net`` (which net and
+        weights; without the name the figure means nothing): means over all images. ``codebook_usage`` (share of
+        the entries that occur) and ``perplexity``, over the whole set. ``psnr_baseline``: the training images'
+        mean given as every reconstruction. ``codebook_usage_baseline``: 1 / K, a collapsed tokenizer that gives
+        one code everywhere. ``images``, ``studies``: how many were judged. ``worst``: :class:`WorstCase` list,
+        lowest PSNR first.
+
+    Raises:
+        UserError: if the images are not of the tokenizer's size.
+    """
+    device, size = tokenizer.codebook.device, tokenizer.image_size
+    net = None if perceptual is None else build_perceptual(perceptual)
+    fidelity = Fidelity(tokenizer.codes, size, None if net is None else net.to(device), device)
+    mean = _mean_image(dataset, size, batch_size, limit).to(device)
+    baseline: list[float] = []
+    cases: list[WorstCase] = []
+    studies = len(dataset) if limit is None else min(limit, len(dataset))
+
+    def collate(samples: Any) -> tuple[list[tuple[str, int]], int, Tensor]:
+        names = [(sample.key, number) for _, sample in samples for number in range(len(sample.images))]
+        return names, len(samples), stack_images(samples, size)
+
+    with Progress(studies, "evaluating tokenizer", "study") as progress:
+        for names, count, images in batches_once(dataset, collate, batch_size=batch_size, limit=limit):
+            images = images.to(device)
+            codes = tokenizer.encode_indices(images)
+            reconstruction = tokenizer.decode_indices(codes)
+            values = fidelity.add(images, reconstruction, codes)["psnr"].tolist()
+            baseline += psnr(to_unit(images), to_unit(mean).expand_as(images)).tolist()
+            pairs = zip(to_unit(images).cpu().numpy(), to_unit(reconstruction).cpu().numpy(), strict=True)
+            for (study, number), value, (a, b) in zip(names, values, pairs, strict=True):
+                cases.append(WorstCase(study, number, value, a[0], b[0]))
+            cases = sorted(cases, key=lambda case: (case.psnr, case.study, case.image))[:worst]
+            progress.advance(count)
+    result: dict[str, Any] = fidelity.figures()
+    if net is not None:
+        result["lpips_net"] = net.name
+    result["psnr_baseline"] = float(np.mean(baseline))
+    result["codebook_usage_baseline"] = 1 / tokenizer.codes
+    return result | {"images": len(baseline), "studies": studies, "worst": cases}
+
+
+def _mean_image(dataset: ShardDataset, size: int, batch_size: int, limit: int | None) -> Tensor:
+    """(1, 1, H, W) mean of the training images in [-1, 1]; of the judged ones where there is no training split."""
+    try:
+        source = ShardDataset(dataset.root, "train")
+    except UserError:
+        source = dataset
+    total, count = torch.zeros(1, 1, size, size, dtype=torch.float64), 0
+    for images in batches_once(source, lambda s: stack_images(s, size), batch_size=batch_size, limit=limit):
+        total += images.double().sum(dim=0, keepdim=True)
+        count += len(images)
+    return (total / count).float()
