@@ -13,12 +13,12 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from shared.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMAT_VERSION = 1
 PARTIAL_PREFIX = ".partial-"
@@ -113,11 +113,13 @@ def canonical_json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
 
 
-def fingerprint(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+def fingerprint(config: Mapping[str, Any], tensors: "Mapping[str, Tensor]") -> str:
     """SHA-256 over a configuration and weights: names, dtypes, shapes and bytes, in the order of the names.
 
     Two artifacts with one fingerprint compute the same thing; file layout and metadata play no part.
     """
+    import torch  # here: commands that touch no weights should not wait for it
+
     digest = hashlib.sha256(canonical_json(config))
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()

@@ -36,6 +36,14 @@ def all_reduce_sum(value: Tensor) -> Tensor:
     return value
 
 
+def all_reduce_max(value: Tensor) -> Tensor:
+    """Largest over processes, as a new tensor without gradient."""
+    value = value.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return value
+
+
 def broadcast_object(value: Any) -> Any:
     """The first process' ``value``, on all."""
     if world_size() == 1:

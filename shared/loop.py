@@ -161,8 +161,8 @@ def train(
     run: RunFolder,
     stream: Callable[[int], Iterator[Any]],
     config: LoopConfig,
-) -> None:
-    """Run ``task`` from its newest checkpoint (or from the start) to ``config.steps``.
+) -> int:
+    """Run ``task`` from its newest checkpoint (or from the start) to ``config.steps``; returns the steps made.
 
     Args:
         task: the stage's step and validation.
@@ -201,6 +201,7 @@ def train(
                 checkpoints.save(step, lambda folder: accelerator.save_state(str(folder)))
                 meter.restart()
     run.close()
+    return max(0, config.steps - start)
 
 
 class _Meter:

@@ -91,6 +91,15 @@ class RunFolder:
         if self._writer is not None:
             self._writer.add_image(name, image, step, dataformats="HW" if image.ndim == 2 else "HWC")
 
+    def text(self, name: str, step: int, text: str) -> None:
+        """Save a text beside the pictures, as ``pictures/{name}-{step}.txt``."""
+        if not is_main():
+            return
+        with atomic_file(self.path / PICTURES / f"{name}-{step:07d}.txt") as partial:
+            partial.write_text(text, encoding="utf-8")
+        if self._writer is not None:
+            self._writer.add_text(name, text, step)
+
     def close(self) -> None:
         """Write out what TensorBoard still holds."""
         if self._writer is not None:

@@ -1,0 +1,240 @@
+"""``medunifier ingest``: any chest radiograph archive in, clean shards out.
+
+Records come from a source, patients are split and get pseudonyms, and every shard is one independent job.
+A killed ingest continues with the shards that are missing; what it writes does not depend on how often it
+was interrupted or on how many workers it had.
+"""
+
+import csv
+import hashlib
+import os
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from data.executors import open_executor, run_jobs
+from data.pseudonyms import DEFAULT_KEY_FILE, load_key, pseudonym
+from data.records import SPLITS, StudyRecord
+from data.shard_job import ShardJob, Transform, run_shard_job
+from data.shards import MANIFEST, shard_name
+from data.sources import SourceOptions, read_source
+from data.splits import assign_splits
+from shared.artifacts import FORMAT_VERSION, atomic_file, canonical_json, read_json, remove_partial, write_json
+from shared.config import parse_config
+from shared.errors import UserError
+from shared.progress import Progress
+
+_UNFINISHED = ".ingest"  # reports of finished shards, until the manifest takes their place
+REJECTS = "rejects.csv"
+_SHOWN_REJECTS = 5
+
+
+@dataclass(frozen=True)
+class IngestConfig:
+    """Read an archive of chest radiographs and write image shards with a manifest."""
+
+    source: str
+    """Which adapter: phantom, mimic-cxr, csv, dicom-folder."""
+    root: str
+    """The archive's top folder."""
+    out: str
+    """Folder for the shards."""
+    size: int = 256
+    """Side of the square images, in pixels; the aspect is kept and the rest padded with black."""
+    bits: Literal[8, 16] = 8
+    """Depth of the written PNGs."""
+    text: Literal["findings", "impression", "findings+impression"] = "findings+impression"
+    """Which sections make the training text."""
+    workers: int = 0
+    """Processes; 0 = one a core."""
+    cluster: str = ""
+    """Address of a Dask scheduler (tcp://HOST:PORT) to run the jobs on, in place of local processes."""
+    shard_studies: int = 256
+    """Studies a shard."""
+    validate_share: float = 0.1
+    """Share of the patients for validation, where the source has no official split."""
+    test_share: float = 0.1
+    """Share of the patients for the test, likewise."""
+    key_file: str = DEFAULT_KEY_FILE
+    """Key of the pseudonyms; made when absent. Keep it to link later studies, delete it to make them final."""
+    options: SourceOptions = field(default_factory=SourceOptions)
+    """Column names of a csv source."""
+
+    def __post_init__(self) -> None:
+        if not 16 <= self.size <= 4096:
+            raise ValueError(f"size must lie in 16 ... 4096, got {self.size}")
+        if self.shard_studies < 1 or self.workers < 0:
+            raise ValueError("shard_studies must be at least 1 and workers at least 0")
+        if min(self.validate_share, self.test_share) < 0 or self.validate_share + self.test_share >= 1:
+            raise ValueError("validate_share and test_share must be at least 0 and sum to less than 1")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """``medunifier ingest``."""
+    ingest(parse_config(IngestConfig, argv, prog="medunifier ingest"))
+
+
+def ingest(config: IngestConfig) -> dict[str, Any]:
+    """Write the shards of ``config``, or what an interrupted run left to do; returns the manifest.
+
+    Raises:
+        UserError: for an unreadable source, a folder that holds other shards, a full disk.
+    """
+    out = Path(config.out)
+    key = load_key(config.key_file)
+    records = assign_splits(
+        read_source(config.source, config.root, config.options), key, config.validate_share, config.test_share
+    )
+    jobs = _plan(config, records, key, out)
+    plan = _plan_digest(config, jobs, key)
+    if (out / MANIFEST).is_file():
+        manifest = read_json(out / MANIFEST, "a shard folder")
+        if manifest.get("plan") != plan:
+            raise UserError(f"{out} holds the shards of another ingest (other data or options): give another --out")
+        print(f"{out} is complete already: {_summary(manifest)}")
+        return dict(manifest)
+    _begin(out, plan)
+    todo = [job for job in jobs if not job.report.is_file()]
+    studies = sum(len(job.records) for job in jobs)
+    done = studies - sum(len(job.records) for job in todo)
+    sizes = {job.report: len(job.records) for job in todo}
+    rejected = 0
+    workers = config.workers or len(os.sched_getaffinity(0))
+    with (
+        Progress(studies, "ingest", "studies", done=done) as progress,
+        open_executor(workers, config.cluster) as pool,
+    ):
+        for report in run_jobs(run_shard_job, todo, pool):
+            rejected += len(read_json(report, "a shard's report")["rejects"])
+            progress.advance(sizes[report], rejected=rejected)
+    manifest = _finish(config, jobs, records, plan, out)
+    print(f"{out}: {_summary(manifest)}")
+    return manifest
+
+
+def _plan(config: IngestConfig, records: Sequence[StudyRecord], key: bytes, out: Path) -> list[ShardJob]:
+    """Studies in the order of their pseudonyms (so that a shard mixes patients), cut into shards by split."""
+    transform = Transform(config.size, config.bits, config.text)
+    jobs = []
+    for split in SPLITS:
+        of_split = sorted(
+            (record for record in records if record.split == split),
+            key=lambda record: pseudonym(key, "study", record.study_id),
+        )
+        for number, begin in enumerate(range(0, len(of_split), config.shard_studies)):
+            name = shard_name(split, number)
+            jobs.append(
+                ShardJob(
+                    shard=out / name,
+                    report=out / _UNFINISHED / f"{name}.json",
+                    source=config.source,
+                    records=tuple(of_split[begin : begin + config.shard_studies]),
+                    transform=transform,
+                    key=key,
+                )
+            )
+    return jobs
+
+
+def _plan_digest(config: IngestConfig, jobs: Sequence[ShardJob], key: bytes) -> str:
+    """What the shards will hold, as far as it can be told before reading pixels; keyed, so it betrays no id."""
+    digest = hashlib.sha256(key)
+    digest.update(canonical_json([config.source, asdict(config.options), config.size, config.bits, config.text]))
+    for job in jobs:
+        for record in job.records:
+            digest.update(
+                canonical_json(
+                    [
+                        job.shard.name,
+                        record.study_id,
+                        record.patient_id,
+                        [[str(view.path.relative_to(config.root)), view.position] for view in record.views],
+                        [record.report, record.findings, record.impression],
+                        dict(record.labels) if record.labels is not None else None,
+                    ]
+                )
+            )
+    return digest.hexdigest()
+
+
+def _begin(out: Path, plan: str) -> None:
+    """Open the folder for this plan, or take up an interrupted run of it."""
+    marker = out / _UNFINISHED / "plan.json"
+    if marker.is_file():
+        if read_json(marker, "an interrupted ingest")["plan"] != plan:
+            raise UserError(
+                f"{out} holds an unfinished ingest of other data or options: remove it or give another --out"
+            )
+        for folder in (out, out / _UNFINISHED):
+            remove_partial(folder)
+    elif out.is_dir() and any(out.iterdir()):
+        raise UserError(f"{out} is not empty and holds no ingest: give another --out")
+    else:
+        write_json(marker, {"plan": plan})
+
+
+def _finish(
+    config: IngestConfig, jobs: Sequence[ShardJob], records: Sequence[StudyRecord], plan: str, out: Path
+) -> dict[str, Any]:
+    reports = [(job, read_json(job.report, "a shard's report")) for job in jobs]
+    rejects = [reject for _, report in reports for reject in report["rejects"]]
+    splits: dict[str, dict[str, Any]] = {split: {} for split in SPLITS}
+    for job, report in reports:
+        splits[job.shard.name.rpartition("-")[0]][job.shard.name] = report["row"]
+    kept = sum(report["row"]["samples"] for _, report in reports)
+    if not kept:
+        shutil.rmtree(out)
+        reasons = "; ".join(f"{reason} ({count})" for reason, count in _reasons(rejects).most_common(3))
+        raise UserError(f"no readable radiograph under {config.root}: {reasons}")
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "kind": "images",
+        "source": config.source,
+        "plan": plan,
+        "transform": {
+            "size": config.size,
+            "bits": config.bits,
+            "resize": "aspect kept, anti-aliased, padded with black",
+            "text": config.text,
+        },
+        "counts": {
+            "patients": len({record.patient_id for record in records}),
+            "studies": len(records),
+            "kept_studies": kept,
+            "rejected_images": len(rejects),
+            "reject_reasons": dict(sorted(_reasons(rejects).items())),
+        },
+        "splits": splits,
+    }
+    _write_rejects(out / REJECTS, rejects)
+    # The manifest comes last: where it is, all else is.
+    write_json(out / MANIFEST, manifest)
+    shutil.rmtree(out / _UNFINISHED)
+    for reject in rejects[:_SHOWN_REJECTS]:
+        print(f"rejected {reject['path']}: {reject['reason']}", file=sys.stderr)
+    if len(rejects) > _SHOWN_REJECTS:
+        print(f"… and {len(rejects) - _SHOWN_REJECTS} more in {out / REJECTS}", file=sys.stderr)
+    return manifest
+
+
+def _reasons(rejects: Sequence[dict[str, Any]]) -> Counter[str]:
+    return Counter(reject["reason"] for reject in rejects)
+
+
+def _write_rejects(path: Path, rejects: Sequence[dict[str, Any]]) -> None:
+    with atomic_file(path) as partial, open(partial, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, ["study_id", "view", "reason"], extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rejects)
+
+
+def _summary(manifest: dict[str, Any]) -> str:
+    counts = manifest["counts"]
+    by_split = ", ".join(
+        f"{split} {sum(row['samples'] for row in rows.values())}" for split, rows in manifest["splits"].items()
+    )
+    return f"{counts['kept_studies']} studies ({by_split}), {counts['rejected_images']} images rejected"

@@ -1,0 +1,62 @@
+"""A folder of DICOM files, as a hospital's archive exports it: grouped by patient and study by the headers.
+
+A report may lie beside a file under its name (``film.dcm``, ``film.txt``), or beside a study's folder
+(``study/…dcm``, ``study.txt``).
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pydicom
+from pydicom.errors import InvalidDicomError
+
+from data.records import StudyRecord, View
+from data.sources import SourceOptions
+
+_SUFFIXES = {".dcm", ".dicom", ".dic", ".ima", ""}
+_TAGS = ["PatientID", "StudyInstanceUID", "SOPInstanceUID"]
+
+
+def records(root: Path, options: SourceOptions) -> Iterator[StudyRecord]:
+    """Studies in the order of their first file's path; a file without a readable header is one of its own."""
+    studies: dict[tuple[str, str], list[Path]] = defaultdict(list)
+    for path in sorted(root.rglob("*")):
+        if path.is_file() and not path.name.startswith(".") and _looks_like_dicom(path):
+            studies[_patient_and_study(path, root)].append(path)
+    for (patient, study), paths in studies.items():
+        yield StudyRecord(
+            study_id=f"{patient}/{study}",
+            patient_id=patient,
+            views=tuple(View(path) for path in paths),
+            report=_report(paths, root),
+        )
+
+
+def _looks_like_dicom(path: Path) -> bool:
+    name = path.name.lower().removesuffix(".gz")
+    suffix = Path(name).suffix
+    # Exports name files after UIDs ("1.2.840.10008"), whose last number is no suffix.
+    return suffix in _SUFFIXES or suffix[1:].isdigit()
+
+
+def _patient_and_study(path: Path, root: Path) -> tuple[str, str]:
+    own = str(path.relative_to(root))
+    if path.name.lower().endswith(".gz"):
+        return own, own  # packed: not opened twice for its header
+    try:
+        header = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=_TAGS)
+        patient, study = str(header.get("PatientID") or ""), str(header.get("StudyInstanceUID") or "")
+    except (InvalidDicomError, OSError, ValueError, KeyError, AttributeError, TypeError, EOFError):
+        patient, study = "", ""  # its pixels will be refused with the reason
+    return patient or study or own, study or own
+
+
+def _report(paths: list[Path], root: Path) -> str:
+    beside = [path.with_suffix(".txt") for path in paths]
+    if paths[0].parent != root:
+        beside.append(paths[0].parent.with_suffix(".txt"))
+    for path in beside:
+        if path.is_file():
+            return path.read_text(encoding="utf-8", errors="replace")
+    return ""

@@ -1,0 +1,47 @@
+"""Splits by patient, where a source has no official ones."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from data.pseudonyms import uniform
+from data.records import SPLITS, StudyRecord
+from shared.errors import UserError
+
+
+def assign_splits(
+    records: Sequence[StudyRecord], key: bytes, validate_share: float, test_share: float
+) -> list[StudyRecord]:
+    """Every record with a split: the official one, else one drawn by patient.
+
+    A patient's place depends on the key and the patient alone, so a grown archive keeps its splits; the
+    lowest and the highest patient go to validate and test even where the shares would give them none.
+
+    Raises:
+        UserError: if an official split puts one patient on two sides.
+    """
+    official: dict[str, str] = {}
+    for record in records:
+        if record.split is None:
+            continue
+        if record.split not in SPLITS:
+            raise UserError(f"study {record.study_id}: unknown split {record.split!r}")
+        if official.setdefault(record.patient_id, record.split) != record.split:
+            raise UserError(
+                f"the source's own splits leak: patient {record.patient_id} is in {official[record.patient_id]} "
+                f"and in {record.split}; give the source without its split, and patients are split whole"
+            )
+    place = {record.patient_id: uniform(key, record.patient_id) for record in records}
+    ranked = sorted(place, key=place.__getitem__)
+    drawn = {patient: _split(place[patient], validate_share, test_share) for patient in ranked}
+    if len(ranked) >= len(SPLITS):
+        if validate_share > 0:
+            drawn[ranked[0]] = "validate"
+        if test_share > 0:
+            drawn[ranked[-1]] = "test"
+    return [replace(r, split=official.get(r.patient_id) or drawn[r.patient_id]) for r in records]
+
+
+def _split(place: float, validate_share: float, test_share: float) -> str:
+    if place < validate_share:
+        return "validate"
+    return "test" if place >= 1 - test_share else "train"

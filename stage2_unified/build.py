@@ -1,0 +1,114 @@
+"""From a configuration to the parts of a stage-2 training, and from a trained model to its folder."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from shared.artifacts import atomic_folder
+from shared.distributed import barrier, is_main
+from shared.loop import OptimConfig
+from shared.run_folder import RunFolder, read_metrics
+from stage1_tokenizer.frozen import FrozenTokenizer
+from stage2_unified.config import Stage2Config
+from stage2_unified.configuration import MedUnifierConfig
+from stage2_unified.corpus import StudiesWithText
+from stage2_unified.model import MedUnifierForConditionalGeneration
+from stage2_unified.processor import MedUnifierProcessor
+from stage2_unified.task import OBJECTIVES
+from stage2_unified.text_tokenizer import load_text_tokenizer, train_text_tokenizer
+
+_ROW_SPECIALS = 8  # <bos> <view> <boi> <eoi> <emb_img> <emb_txt> <eos> <match>, at most, beside text and codes
+
+
+def text_tokenizer(config: Stage2Config, run: RunFolder, training: StudiesWithText) -> PreTrainedTokenizerBase:
+    """The run's report tokenizer: trained when the run begins, then read from its folder."""
+    if config.text.tokenizer:
+        return load_text_tokenizer(config.text.tokenizer)
+    folder = run.path / "text_tokenizer"
+    if is_main() and not folder.is_dir():
+        texts = (text for report in training.reports() for text in report.values())
+        with atomic_folder(folder) as partial:
+            train_text_tokenizer(texts, config.text.vocabulary_size).save_pretrained(partial)
+    barrier()
+    return load_text_tokenizer(str(folder))
+
+
+def model_config(
+    config: Stage2Config, words: PreTrainedTokenizerBase, tokenizer: FrozenTokenizer, text_choice: str
+) -> MedUnifierConfig:
+    """The model's own configuration."""
+    codes, code_dim = tokenizer.codebook.shape
+    height, width = tokenizer.grid
+    weights = config.weights
+    return MedUnifierConfig(
+        text_config=config.model.to_transformers(height * width + config.data.max_report_tokens + _ROW_SPECIALS),
+        text_size=len(words),
+        codes=codes,
+        code_dim=code_dim,
+        grid=tokenizer.grid,
+        embedding_dim=config.model.embedding_dim,
+        tokenizer_fingerprint=tokenizer.fingerprint,
+        max_report_tokens=config.data.max_report_tokens,
+        text_choice=text_choice,
+        loss_weights={name: getattr(weights, name) for name in (*OBJECTIVES, "z")},
+    )
+
+
+def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """AdamW; weight decay on matrices alone, not on norms, biases, embeddings and the temperature."""
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    decayed = [parameter for parameter in trained if parameter.dim() > 1 and id(parameter) not in embeddings]
+    chosen = {id(parameter) for parameter in decayed}
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": [parameter for parameter in trained if id(parameter) not in chosen], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
+
+
+def export_model(
+    model: MedUnifierForConditionalGeneration,
+    processor: MedUnifierProcessor,
+    folder: Path,
+    config: Stage2Config,
+    source: str,
+) -> None:
+    """Write the Hugging Face folder, complete or not at all: weights, both tokenizers, a card."""
+    with atomic_folder(folder) as partial:
+        model.save_pretrained(partial)
+        processor.save_pretrained(partial)
+        (partial / "README.md").write_text(_card(model, config, source, folder.parent), encoding="utf-8")
+
+
+def _card(model: MedUnifierForConditionalGeneration, config: Stage2Config, source: str, run: Path) -> str:
+    last = [line for line in read_metrics(run) if "validation/loss" in line]
+    figures = "\n".join(
+        f"| {name} | {last[-1][f'validation/{name}']:.3f} |" for name in (*OBJECTIVES, "matching_accuracy") if last
+    )
+    phantom = "\nThe data were **phantoms** (procedural radiographs), not patients.\n" if source == "phantom" else ""
+    return f"""---
+library_name: transformers
+tags: [chest-radiograph, report-generation, image-generation, research-only]
+---
+# A unified model of chest radiographs and reports
+
+**Research software, not a medical device.** It may overlook findings and invent others; a drawn radiograph
+shows no patient. It must not be used for the care of a person.
+
+`import medunifier` registers it with `transformers`; `MedUnifierForConditionalGeneration.from_pretrained(folder)`.
+
+- decoder: {config.model.layers} layers of {config.model.width}, {model.num_parameters() / 1e6:.1f} M parameters
+- image codes: {model.config.grid[0]} x {model.config.grid[1]} of {model.config.codes}, tokenizer fingerprint
+  `{model.config.tokenizer_fingerprint}`
+- text: {model.config.text_choice}, at most {model.config.max_report_tokens} ids
+- data: source `{source}`; {config.loop.steps} steps of {config.loop.batch_size} studies a process
+{phantom}
+## Validation losses (nats) and matching accuracy at the last step
+
+| | |
+|---|---|
+{figures}
+"""

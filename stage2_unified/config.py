@@ -1,0 +1,119 @@
+"""Configuration of stage 2's training."""
+
+from dataclasses import asdict, dataclass, field
+
+from shared.loop import LoopConfig, OptimConfig
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Token shards, and what is drawn from them."""
+
+    shards: str
+    """Folder or URL of token shards (`medunifier tokenize`)."""
+    text_dropout: float = 0.1
+    """Share of the studies whose image is learned without its report, for guidance."""
+    max_report_tokens: int = 192
+    """Longer reports are cut; how many are is printed at the start."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.text_dropout < 1:
+            raise ValueError(f"data.text_dropout must lie in [0, 1), got {self.text_dropout}")
+        if self.max_report_tokens < 1:
+            raise ValueError(f"data.max_report_tokens must be at least 1, got {self.max_report_tokens}")
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The report tokenizer."""
+
+    vocabulary_size: int = 8192
+    """Most ids of the BPE trained on the training split; at least 256, one a byte."""
+    tokenizer: str = ""
+    """A local Hugging Face tokenizer in its place."""
+
+    def __post_init__(self) -> None:
+        if self.vocabulary_size < 256:
+            raise ValueError(f"text.vocabulary_size must be at least 256, got {self.vocabulary_size}")
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """The decoder, a Qwen3 by its configuration: pre-norm, QK-norm, RoPE, grouped queries, SwiGLU."""
+
+    width: int = 768
+    """Hidden size."""
+    layers: int = 12
+    """Decoder layers."""
+    heads: int = 12
+    """Query heads."""
+    kv_heads: int = 4
+    """Key and value heads; divides heads."""
+    head_dim: int = 64
+    """Width of a head."""
+    mlp: int = 2048
+    """Inner width of the feed-forward part."""
+    embedding_dim: int = 256
+    """Width of the contrastive embeddings."""
+
+    def __post_init__(self) -> None:
+        if self.heads % self.kv_heads:
+            raise ValueError(f"model.heads ({self.heads}) must be a multiple of model.kv_heads ({self.kv_heads})")
+        if self.head_dim % 2:
+            raise ValueError(f"model.head_dim must be even for rotary positions, got {self.head_dim}")
+
+    def to_transformers(self, positions: int) -> dict[str, object]:
+        """The same as ``transformers`` spells it."""
+        return {
+            "model_type": "qwen3",
+            "hidden_size": self.width,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.head_dim,
+            "intermediate_size": self.mlp,
+            "max_position_embeddings": positions,
+        }
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weight of each objective in the sum that is trained; 0 leaves its gradient out."""
+
+    contrast: float = 1.0
+    """Image-text contrast."""
+    matching: float = 1.0
+    """Image-text matching."""
+    report: float = 1.0
+    """Report from an image."""
+    image: float = 1.0
+    """Image from a report."""
+    z: float = 1e-4
+    """Squared log-normaliser of all token logits."""
+
+    def __post_init__(self) -> None:
+        values = asdict(self)
+        if min(values.values()) < 0 or max(values.values()) == 0:
+            raise ValueError(f"weights must be at least 0 and not all 0, got {values}")
+
+
+@dataclass(frozen=True)
+class Stage2Config:
+    """Train the unified model on token shards."""
+
+    data: DataConfig
+    """Token shards."""
+    tokenizer: str
+    """Folder of the frozen image tokenizer that made them."""
+    run_dir: str
+    """Run folder; the model is exported to model/ in it."""
+    text: TextConfig = field(default_factory=TextConfig)
+    """Report tokenizer."""
+    model: BackboneConfig = field(default_factory=BackboneConfig)
+    """Decoder."""
+    weights: LossWeights = field(default_factory=LossWeights)
+    """Objectives."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimizer."""
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    """Length and intervals."""

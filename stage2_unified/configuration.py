@@ -1,0 +1,86 @@
+"""Configuration of the unified model, in Hugging Face's form."""
+
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from stage2_unified.vocabulary import BOS, EOS, PAD, Vocabulary
+
+
+class MedUnifierConfig(PreTrainedConfig):
+    """What the unified model is made of.
+
+    Args:
+        text_config: the backbone, a decoder's configuration or its dictionary with ``model_type`` (qwen3, llama, …).
+            Its ``vocab_size`` is set to the ids below the image codes.
+        text_size: V, ids of the report tokenizer.
+        codes: K, entries of the image codebook.
+        code_dim: D, width of a codebook entry.
+        grid: (h, w) codes of an image.
+        embedding_dim: width of the contrastive embeddings.
+        tokenizer_fingerprint: of the frozen image tokenizer whose codes the model reads and writes.
+        max_report_tokens: longest report that it was trained on.
+        text_choice: sections of the training text ("findings+impression", …).
+        loss_weights: weight of each objective and of ``z`` (the penalty on the logits' normaliser).
+        initial_scale: inverse temperature of the contrast at the start (CLIP: 1 / 0.07).
+    """
+
+    model_type = "medunifier"
+    sub_configs = {"text_config": AutoConfig}
+
+    def __init__(
+        self,
+        text_config: dict[str, Any] | PreTrainedConfig | None = None,
+        text_size: int = 256,
+        codes: int = 512,
+        code_dim: int = 8,
+        grid: tuple[int, int] = (8, 8),
+        embedding_dim: int = 128,
+        tokenizer_fingerprint: str = "",
+        max_report_tokens: int = 160,
+        text_choice: str = "findings+impression",
+        loss_weights: dict[str, float] | None = None,
+        initial_scale: float = 1 / 0.07,
+        **kwargs: Any,
+    ) -> None:
+        vocabulary = Vocabulary(text_size, codes)
+        if not isinstance(text_config, PreTrainedConfig):
+            values = dict(text_config or {})
+            text_config = AutoConfig.for_model(values.pop("model_type", "qwen3"), **values)
+        special_ids = {
+            "bos_token_id": vocabulary[BOS],
+            "eos_token_id": vocabulary[EOS],
+            "pad_token_id": vocabulary[PAD],
+        }
+        text_config.vocab_size = vocabulary.offset
+        for name, value in special_ids.items():
+            setattr(text_config, name, value)
+            kwargs[name] = value
+        self.text_config = text_config
+        self.text_size = text_size
+        self.codes = codes
+        self.code_dim = code_dim
+        self.grid = list(grid)
+        self.embedding_dim = embedding_dim
+        self.tokenizer_fingerprint = tokenizer_fingerprint
+        self.max_report_tokens = max_report_tokens
+        self.text_choice = text_choice
+        self.loss_weights = {"contrast": 1.0, "matching": 1.0, "report": 1.0, "image": 1.0, "z": 1e-4} | (
+            loss_weights or {}
+        )
+        self.initial_scale = initial_scale
+        kwargs.setdefault("tie_word_embeddings", False)
+        super().__init__(**kwargs)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The id space."""
+        return Vocabulary(self.text_size, self.codes)
+
+    @property
+    def image_tokens(self) -> int:
+        """N, codes of an image."""
+        return int(self.grid[0] * self.grid[1])
+
+
+AutoConfig.register(MedUnifierConfig.model_type, MedUnifierConfig)

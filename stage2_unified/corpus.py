@@ -1,0 +1,56 @@
+"""The token shards that stage 2 trains on: checked against the tokenizer, and only studies that have text."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from data.shards import Sample, ShardDataset
+from shared.errors import UserError
+from stage1_tokenizer.frozen import FrozenTokenizer
+
+
+class StudiesWithText:
+    """Those studies of a split that have any of the chosen sections, by number.
+
+    Raises:
+        UserError: if no study has text.
+    """
+
+    def __init__(self, dataset: ShardDataset, sections: Sequence[str]) -> None:
+        self.dataset, self.sections = dataset, tuple(sections)
+        self.numbers = [
+            number
+            for number, info in enumerate(dataset.infos())
+            if any(info["report"].get(section, "").strip() for section in self.sections)
+        ]
+        if not self.numbers:
+            raise UserError(
+                f"no text in the data: none of the {len(dataset)} {dataset.split} studies of {dataset.root} has "
+                f"{' or '.join(self.sections)}; stage 2 learns from reports, so ingest a source that has them"
+            )
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, number: int) -> Sample:
+        return self.dataset[self.numbers[number]]
+
+    def reports(self) -> Iterator[dict[str, str]]:
+        """The sections of every study."""
+        return (dict(self.dataset.info(number)["report"]) for number in self.numbers)
+
+
+def check_fingerprint(manifest: dict[str, Any], tokenizer: FrozenTokenizer, shards: str | Path) -> None:
+    """Refuse codes of another tokenizer: they would train without an error and mean nothing.
+
+    Raises:
+        UserError: if the shards hold images, or codes of another fingerprint.
+    """
+    if manifest.get("kind") != "codes":
+        raise UserError(f"{shards} holds images, not codes: run `medunifier tokenize` on it first")
+    found = manifest["tokenizer"]["fingerprint"]
+    if found != tokenizer.fingerprint:
+        raise UserError(
+            f"the codes of {shards} were made by another tokenizer (fingerprint {found[:12]}…, given "
+            f"{tokenizer.fingerprint[:12]}…): name that tokenizer, or tokenize the data again with this one"
+        )

@@ -1,0 +1,386 @@
+"""The unified model: a decoder over interleaved report words and image codes, and its four losses.
+
+Each token is computed once though four losses use it. The image-first prefix gives the image embedding, and
+its keys and values are what the report and two hard negatives continue from; the text-first row gives the
+text embedding at its ``<emb_txt>`` and the image loss after it. See ``stage2_unified.sequences`` for the rows.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+from transformers import AutoModel, Cache, DynamicCache, GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from shared.distributed import all_gather, all_gather_with_gradient, all_reduce_max, rank, world_size
+from stage2_unified.configuration import MedUnifierConfig
+from stage2_unified.image_generation import generate_images
+from stage2_unified.objectives.contrast import contrastive_loss, contrastive_similarity
+from stage2_unified.objectives.generation import token_loss
+from stage2_unified.objectives.matching import NEGATIVES, draw_negatives, matching_accuracy, matching_loss
+from stage2_unified.sequences import StudyBatch
+from stage2_unified.vocabulary import BOI, BOS, EMB_IMG, EMB_TXT, EOI, EOS, MATCH, PAD, UNCOND
+
+MAX_SCALE = 100.0  # CLIP's bound on the inverse temperature
+
+
+@dataclass
+class Prefix:
+    """The image-first prefix after its pass: ``hidden`` (B, H) at ``<emb_img>``, and its keys and values."""
+
+    hidden: Tensor
+    cache: Cache
+
+
+class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """One decoder that reads and draws chest radiographs.
+
+    ``forward(batch=…)`` returns the named losses; ``forward(input_ids=…)`` the text logits that
+    ``generate`` asks for. ``generate(generation_mode="image")`` draws codes.
+    """
+
+    config_class = MedUnifierConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+
+    def __init__(self, config: MedUnifierConfig) -> None:
+        super().__init__(config)
+        self.vocabulary = config.vocabulary
+        width = config.text_config.hidden_size
+        self.model = AutoModel.from_config(config.text_config)
+        # The codebook comes frozen from stage 1; what a code means to the decoder is learned.
+        self.register_buffer("codebook", torch.zeros(config.codes, config.code_dim))
+        self.code_projection = nn.Sequential(nn.Linear(config.code_dim, width), nn.GELU(), nn.Linear(width, width))
+        self.lm_head = nn.Linear(width, len(self.vocabulary), bias=False)
+        self.image_projection = nn.Linear(width, config.embedding_dim, bias=False)
+        self.text_projection = nn.Linear(width, config.embedding_dim, bias=False)
+        self.match_head = nn.Linear(width, 2)
+        self.log_scale = nn.Parameter(torch.tensor(config.initial_scale).log())
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self:
+            self.log_scale.fill_(torch.tensor(self.config.initial_scale).log())
+        if module is self.code_projection[0]:
+            # Codes are unit-norm: at the usual 0.02 their images would vanish beside the words'.
+            nn.init.normal_(module.weight, std=self.config.code_dim**-0.5)
+
+    def set_codebook(self, codebook: Tensor) -> None:
+        """Take the frozen tokenizer's (K, D) table.
+
+        Raises:
+            ValueError: if its shape is not the configuration's.
+        """
+        if codebook.shape != self.codebook.shape:
+            raise ValueError(f"codebook {tuple(codebook.shape)}, the model expects {tuple(self.codebook.shape)}")
+        self.codebook.copy_(codebook)
+
+    # Embeddings -----------------------------------------------------------------------------------------
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The table of words and specials."""
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the table of words and specials."""
+        self.model.set_input_embeddings(value)
+
+    def embed_codes(self, codes: Tensor) -> Tensor:
+        """(…, N) codes in [0, K) -> (…, N, H)."""
+        return self.code_projection(self.codebook[codes])
+
+    def embed_ids(self, ids: Tensor) -> Tensor:
+        """(…, L) ids of any kind -> (…, L, H)."""
+        offset = self.vocabulary.offset
+        is_code = ids >= offset
+        embedded = self.get_input_embeddings()(ids.clamp(max=offset - 1))
+        if is_code.any():
+            codes = self.embed_codes((ids - offset).clamp(min=0)).to(embedded.dtype)
+            embedded = torch.where(is_code[..., None], codes, embedded)
+        return embedded
+
+    def _special(self, name: str, rows: int) -> Tensor:
+        """One special token for every row: (rows, 1) ids."""
+        return torch.full((rows, 1), self.vocabulary[name], device=self.codebook.device)
+
+    # Logits, each modality's own ------------------------------------------------------------------------
+
+    def text_logits(self, hidden: Tensor) -> Tensor:
+        """(…, H) -> (…, offset) over words and specials."""
+        return nn.functional.linear(hidden, self.lm_head.weight[: self.vocabulary.offset])
+
+    def image_logits(self, hidden: Tensor) -> Tensor:
+        """(…, H) -> (…, K) over image codes."""
+        return nn.functional.linear(hidden, self.lm_head.weight[self.vocabulary.offset :])
+
+    @property
+    def scale(self) -> Tensor:
+        """Inverse temperature of the contrast."""
+        return self.log_scale.exp().clamp(max=MAX_SCALE)
+
+    # The rows -------------------------------------------------------------------------------------------
+
+    def image_prefix_ids(self, codes: Tensor, view: Tensor) -> Tensor:
+        """(B, N) codes, (B,) view ids -> (B, N + 5): ``<bos> <view> <boi> c1 … cN <eoi> <emb_img>``."""
+        rows = len(codes)
+        return torch.cat(
+            [
+                self._special(BOS, rows),
+                view[:, None],
+                self._special(BOI, rows),
+                codes + self.vocabulary.offset,
+                self._special(EOI, rows),
+                self._special(EMB_IMG, rows),
+            ],
+            dim=1,
+        )
+
+    def text_row_ids(
+        self, report: Tensor, report_length: Tensor, view: Tensor, codes: Tensor | None = None
+    ) -> Tensor:
+        """``<bos> report <emb_txt> <view> <boi> c1 … cN <eoi>``, padded on the right; without codes up to ``<boi>``.
+
+        Args:
+            report: (B, T) ids padded on the right.
+            report_length: (B,).
+            view: (B,) view ids.
+            codes: (B, N), or None for a prompt.
+        """
+        rows = len(report)
+        tail = [self._special(EMB_TXT, rows), view[:, None], self._special(BOI, rows)]
+        if codes is not None:
+            tail += [codes + self.vocabulary.offset, self._special(EOI, rows)]
+        return torch.cat([self._special(BOS, rows), _append(report, report_length, torch.cat(tail, 1), self._pad)], 1)
+
+    @property
+    def _pad(self) -> int:
+        return self.vocabulary[PAD]
+
+    def read_images(self, codes: Tensor, view: Tensor) -> Prefix:
+        """Run the image-first prefix."""
+        ids = self.image_prefix_ids(codes, view)
+        output = self.model(inputs_embeds=self.embed_ids(ids), use_cache=True)
+        return Prefix(hidden=output.last_hidden_state[:, -1], cache=output.past_key_values)
+
+    def continue_prefix(self, cache: Cache, report: Tensor, report_length: Tensor, repeats: int) -> Tensor:
+        """Run ``repeats`` branches ``report <eos> <match>`` an image, over the prefix's keys and values.
+
+        Args:
+            cache: of B prefixes; it is consumed.
+            report: (B · repeats, T) ids, the branches of an image side by side.
+            report_length: (B · repeats,).
+
+        Returns:
+            (B · repeats, T + 2, H) hidden states.
+        """
+        rows = len(report)
+        if repeats > 1:
+            cache.batch_repeat_interleave(repeats)
+        tail = torch.cat([self._special(EOS, rows), self._special(MATCH, rows)], dim=1)
+        ids = _append(report, report_length, tail, self._pad)
+        output = self.model(inputs_embeds=self.embed_ids(ids), past_key_values=cache, use_cache=True)
+        return output.last_hidden_state
+
+    # What a user asks for -------------------------------------------------------------------------------
+
+    def get_image_features(self, codes: Tensor, view: Tensor) -> Tensor:
+        """(B, N) codes, (B,) view ids -> (B, E) unit-norm embeddings."""
+        return self._image_embedding(self.read_images(codes, view).hidden)
+
+    def get_text_features(self, report: Tensor, report_length: Tensor) -> Tensor:
+        """(B, T) report ids padded on the right, (B,) lengths -> (B, E) unit-norm embeddings."""
+        rows = len(report)
+        ids = torch.cat(
+            [self._special(BOS, rows), _append(report, report_length, self._special(EMB_TXT, rows), self._pad)], dim=1
+        )
+        hidden = self.model(inputs_embeds=self.embed_ids(ids), use_cache=False).last_hidden_state
+        return self._text_embedding(_at(hidden, report_length + 1))
+
+    def match(self, codes: Tensor, view: Tensor, report: Tensor, report_length: Tensor) -> Tensor:
+        """(B,) probability that each image and report belong together."""
+        hidden = self.continue_prefix(self.read_images(codes, view).cache, report, report_length, repeats=1)
+        return self.match_head(_at(hidden, report_length + 1)).float().softmax(dim=-1)[:, 1]
+
+    def _image_embedding(self, hidden: Tensor) -> Tensor:
+        return normalize(self.image_projection(hidden).float(), dim=-1)
+
+    def _text_embedding(self, hidden: Tensor) -> Tensor:
+        return normalize(self.text_projection(hidden).float(), dim=-1)
+
+    # Training -------------------------------------------------------------------------------------------
+
+    def losses(self, batch: StudyBatch) -> dict[str, Tensor]:
+        """All four losses, their weighted sum ``loss``, and what is worth watching.
+
+        Means are over the global batch: the contrast gathers embeddings from all processes; the others are
+        sums over this process' tokens, divided so that the mean over processes (DDP's) is the global mean.
+
+        Returns:
+            ``loss`` to differentiate; ``contrast, matching, report, image, z`` in nats, unweighted;
+            ``matching_accuracy`` (balanced) and ``scale``.
+        """
+        rows, tokens = len(batch), batch.codes.shape[1]
+        prefix = self.read_images(batch.codes, batch.view)
+        image_embedding = self._image_embedding(prefix.hidden)
+
+        text_length = torch.where(batch.drop_text, 1, batch.report_length)
+        text = torch.where(batch.drop_text[:, None], self._unconditional(batch.report), batch.report)
+        ids = self.text_row_ids(text, text_length, batch.view, batch.codes)
+        text_first = self.model(inputs_embeds=self.embed_ids(ids), use_cache=False).last_hidden_state
+        text_embedding = self._text_embedding(_at(text_first, text_length + 1))
+        # <boi> predicts c1, c1 predicts c2, …: N positions from <boi> on.
+        begin = text_length + 3
+        places = begin[:, None] + torch.arange(tokens, device=begin.device)
+        image_sum, image_z = token_loss(
+            self.image_logits(_at(text_first, places)).flatten(0, 1), batch.codes.flatten()
+        )
+
+        everyone = _gather(batch, image_embedding, text_embedding, self._pad)
+        similarity = contrastive_similarity(everyone["image"], everyone["text"], self.scale)
+        contrast = contrastive_loss(similarity, everyone["report_key"], everyone["patient_key"], everyone["has_text"])
+
+        reports, lengths, usable = self._branches(batch, similarity, everyone)
+        hidden = self.continue_prefix(prefix.cache, reports, lengths, repeats=1 + NEGATIVES)
+        match_logits = self.match_head(_at(hidden, lengths + 1)).view(rows, 1 + NEGATIVES, 2)
+        match_sum, match_count = matching_loss(match_logits, usable)
+
+        own = hidden.view(rows, 1 + NEGATIVES, *hidden.shape[1:])[:, 0]
+        report_sum, report_z, report_count = self._report_loss(prefix.hidden, own, batch)
+
+        report_count = batch.report_tokens or report_count
+        losses = {
+            "contrast": contrast,
+            "matching": match_sum / match_count.clamp(min=1),
+            "report": report_sum / report_count,
+            "image": image_sum / batch.codes.numel(),
+            "z": report_z / report_count + image_z / batch.codes.numel(),
+        }
+        loss = sum(self.config.loss_weights[name] * value for name, value in losses.items())
+        watched = {
+            "matching_accuracy": matching_accuracy(match_logits.detach(), usable),
+            "scale": self.scale.detach(),
+        }
+        return {"loss": loss, **losses, **watched}
+
+    def _unconditional(self, report: Tensor) -> Tensor:
+        """(B, T) reports that read ``<uncond>`` alone."""
+        ids = torch.full_like(report, self._pad)
+        ids[:, 0] = self.vocabulary[UNCOND]
+        return ids
+
+    def _branches(
+        self, batch: StudyBatch, similarity: Tensor, everyone: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(3B, T) reports of this process' images, own first then the negatives; (3B,) lengths; (B,) usable."""
+        keys, patients = everyone["report_key"], everyone["patient_key"]
+        another = (keys[:, None] != keys[None, :]) & (patients[:, None] != patients[None, :])
+        columns, usable = draw_negatives(similarity, another & everyone["has_text"][None, :], batch.draw_seed)
+        mine = slice(rank() * len(batch), (rank() + 1) * len(batch))
+        device = batch.codes.device
+        columns, usable = columns[mine].to(device), usable[mine].to(device)
+        own = torch.arange(mine.start, mine.stop, device=device)
+        chosen = torch.cat([own[:, None], columns], dim=1).flatten()
+        lengths = everyone["report_length"][chosen]
+        return everyone["report"][chosen][:, : int(lengths.max())], lengths, usable
+
+    def _report_loss(self, prefix: Tensor, branch: Tensor, batch: StudyBatch) -> tuple[Tensor, Tensor, int]:
+        """Sums over the report and its ``<eos>``: ``<emb_img>`` predicts the first id, the last id ``<eos>``."""
+        width = batch.report.shape[1]
+        hidden = torch.cat([prefix[:, None], branch[:, :width]], dim=1)  # (B, T + 1, H)
+        target = _append(batch.report, batch.report_length, self._special(EOS, len(batch)), self._pad)
+        real = torch.arange(width + 1, device=target.device) <= batch.report_length[:, None]
+        return *token_loss(self.text_logits(hidden[real]), target[real]), int(real.sum())
+
+    # The two uses of forward ----------------------------------------------------------------------------
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        batch: StudyBatch | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Tensor] | CausalLMOutputWithPast:
+        """Losses of a training batch, or text logits (B, L, offset) of a row of ids.
+
+        Everything of a training step happens in this one call, so that DDP and FSDP see one forward.
+        """
+        if batch is not None:
+            return self.losses(batch)
+        if inputs_embeds is None:
+            if input_ids is None:
+                raise ValueError("give a batch to train on, or input_ids to continue")
+            inputs_embeds = self.embed_ids(input_ids)
+        output = self.model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+        )
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        return CausalLMOutputWithPast(
+            logits=self.text_logits(output.last_hidden_state[:, keep]), past_key_values=output.past_key_values
+        )
+
+    def generate(self, *args: Any, generation_mode: str = "text", **kwargs: Any) -> Tensor:
+        """Text with ``transformers``' usual arguments, or images.
+
+        Args:
+            generation_mode: ``"text"`` continues ``input_ids``; ``"image"`` draws codes, with the arguments
+                of :func:`stage2_unified.image_generation.generate_images`.
+
+        Returns:
+            Ids (B, L), or codes (B, N).
+        """
+        if generation_mode == "image":
+            return generate_images(self, *args, **kwargs)
+        if generation_mode != "text":
+            raise ValueError(f"generation_mode must be text or image, got {generation_mode!r}")
+        generated: Tensor = super().generate(*args, **kwargs)
+        return generated
+
+
+def _at(hidden: Tensor, places: Tensor) -> Tensor:
+    """(B, L, H) at (B,) or (B, N) places -> (B, H) or (B, N, H)."""
+    rows = torch.arange(len(hidden), device=hidden.device)
+    return hidden[rows, places] if places.dim() == 1 else hidden[rows[:, None], places]
+
+
+def _append(left: Tensor, length: Tensor, tail: Tensor, pad: int) -> Tensor:
+    """Put ``tail`` (B, S) right behind the ``length`` real ids of ``left`` (B, T): (B, T + S), padded right."""
+    joined = torch.cat([left, torch.full_like(tail, pad)], dim=1)
+    places = length[:, None] + torch.arange(tail.shape[1], device=tail.device)
+    real = torch.arange(joined.shape[1], device=joined.device) < length[:, None]
+    return joined.where(real, torch.full_like(joined, pad)).scatter(1, places, tail)
+
+
+def _gather(batch: StudyBatch, image: Tensor, text: Tensor, pad: int) -> dict[str, Tensor]:
+    """What the objectives across studies need, from all processes in the order of ranks."""
+    report = batch.report
+    if world_size() > 1:
+        width = int(all_reduce_max(torch.tensor(report.shape[1], device=report.device)))
+        report = nn.functional.pad(report, (0, width - report.shape[1]), value=pad)
+    return {
+        "image": all_gather_with_gradient(image),
+        "text": all_gather_with_gradient(text),
+        "report": all_gather(report),
+        "report_length": all_gather(batch.report_length),
+        "report_key": all_gather(batch.report_key),
+        "patient_key": all_gather(batch.patient_key),
+        "has_text": all_gather(~batch.drop_text),
+    }
+
+
+AutoModel.register(MedUnifierConfig, MedUnifierForConditionalGeneration)

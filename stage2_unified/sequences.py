@@ -1,0 +1,183 @@
+"""From studies to the ids of a batch: the rows of DESIGN, before any embedding.
+
+    image first   <bos> <view> <boi> c1 … cN <eoi> <emb_img>
+                    ├─ report <eos> <match>        and two hard negatives in the same form
+    text first    <bos> report <emb_txt> <view> <boi> c1 … cN <eoi>
+
+A report is ``<findings> words <impression> words``, with the sections that it has. Rows are padded on the
+right: under a causal mask no real token ever sees a pad, so no padding mask is needed in training.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from data.shards import Sample
+from shared.errors import UserError
+from stage2_unified.vocabulary import SECTIONS, Vocabulary, view_name
+
+_FRONTAL = ("pa", "ap")
+
+
+@dataclass
+class StudyBatch:
+    """B studies as tensors.
+
+    Attributes:
+        codes: (B, N) image codes in [0, K).
+        view: (B,) ids of the view tokens.
+        report: (B, T) ids of the reports with their section tokens, padded on the right.
+        report_length: (B,) real ids of each.
+        report_key, patient_key: (B,) integers, equal for equal normalised reports, and for one patient.
+        drop_text: (B,) bool, the image is learned without its text (classifier-free guidance).
+        draw_seed: seed of the drawn negatives, the same on all processes.
+        report_tokens: mean number of report tokens (with their <eos>) a micro-batch and process, over the
+            whole step: what the report loss is divided by. 0 = this batch's own number.
+    """
+
+    codes: Tensor
+    view: Tensor
+    report: Tensor
+    report_length: Tensor
+    report_key: Tensor
+    patient_key: Tensor
+    drop_text: Tensor
+    draw_seed: int = 0
+    report_tokens: float = 0.0
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def to(self, device: torch.device) -> "StudyBatch":
+        """The batch on another device."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved = {name: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for name, v in values.items()}
+        return StudyBatch(**moved)
+
+
+def normalise_report(text: str) -> str:
+    """What counts as the same report: letters and digits alone, in lower case."""
+    return " ".join(re.findall(r"[a-z0-9]+", text.lower()))
+
+
+def key64(text: str) -> int:
+    """A signed 64-bit name for a text, for comparisons on tensors."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)
+
+
+class ReportCodec:
+    """Reports to ids and back.
+
+    Args:
+        tokenizer: of the words.
+        vocabulary: of the model.
+        sections: which sections are written, in this order; a report without any of them is empty.
+        max_tokens: longer reports are cut, their last ids dropped.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary, sections: Sequence[str], max_tokens: int
+    ) -> None:
+        self.tokenizer, self.vocabulary = tokenizer, vocabulary
+        self.sections, self.max_tokens = tuple(sections), max_tokens
+
+    def encode(self, report: Mapping[str, str]) -> list[int]:
+        """``{"findings": …, "impression": …}`` -> ids; an absent or empty section is left out."""
+        ids: list[int] = []
+        for section in self.sections:
+            text = report.get(section, "").strip()
+            if text:
+                ids.append(self.vocabulary.section(section))
+                ids += self.tokenizer.encode(text, add_special_tokens=False)
+        return ids[: self.max_tokens]
+
+    def decode(self, ids: Sequence[int]) -> dict[str, str]:
+        """Ids (up to ``<eos>``) -> sections; what stands before any section token is taken as findings."""
+        parts: dict[str, list[int]] = {section: [] for section in SECTIONS}
+        section_of = {self.vocabulary.section(section): section for section in SECTIONS}
+        current = SECTIONS[0]
+        for token in ids:
+            if token == self.vocabulary["<eos>"]:
+                break
+            if token in section_of:
+                current = section_of[token]
+            elif token < self.vocabulary.text_size:
+                parts[current].append(token)
+        return {section: self.tokenizer.decode(words).strip() for section, words in parts.items()}
+
+
+def sections_of(text_choice: str) -> tuple[str, ...]:
+    """``findings+impression`` -> ("findings", "impression")."""
+    sections = tuple(text_choice.split("+"))
+    if not set(sections) <= set(SECTIONS):
+        raise UserError(f"unknown text choice {text_choice!r}: use findings, impression or findings+impression")
+    return sections
+
+
+def pad_reports(reports: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """Lists of ids -> (B, T) padded on the right, and (B,) lengths."""
+    length = torch.tensor([len(ids) for ids in reports])
+    padded = torch.full((len(reports), max(1, int(length.max()))), pad, dtype=torch.long)
+    for row, ids in enumerate(reports):
+        padded[row, : len(ids)] = torch.tensor(ids, dtype=torch.long)
+    return padded, length
+
+
+def choose_view(views: Sequence[str], draw: np.random.Generator | None) -> int:
+    """Which image of a study a row shows: a drawn one in training, else the first frontal one."""
+    if draw is not None:
+        return int(draw.integers(len(views)))
+    for number, position in enumerate(views):
+        if view_name(position) in _FRONTAL:
+            return number
+    return 0
+
+
+class StudyCollator:
+    """Samples of token shards -> :class:`StudyBatch`.
+
+    Args:
+        codec: of the reports.
+        text_dropout: share of the studies whose image is learned without text.
+        seed: what is drawn for a sample depends on it and the sample's position alone.
+        training: draw views and dropouts; otherwise the first frontal view and all texts.
+    """
+
+    def __init__(self, codec: ReportCodec, text_dropout: float = 0.0, seed: int = 0, training: bool = False) -> None:
+        self.codec, self.text_dropout, self.seed, self.training = codec, text_dropout, seed, training
+
+    def __call__(self, samples: Sequence[tuple[int, Sample]]) -> StudyBatch:
+        rows: list[dict[str, Any]] = [self._row(position, sample) for position, sample in samples]
+        report, length = pad_reports([row["report"] for row in rows], self.codec.vocabulary["<pad>"])
+        return StudyBatch(
+            codes=torch.from_numpy(np.stack([row["codes"] for row in rows])),
+            view=torch.tensor([row["view"] for row in rows]),
+            report=report,
+            report_length=length,
+            report_key=torch.tensor([row["report_key"] for row in rows]),
+            patient_key=torch.tensor([row["patient_key"] for row in rows]),
+            drop_text=torch.tensor([row["drop_text"] for row in rows]),
+        )
+
+    def _row(self, position: int, sample: Sample) -> dict[str, Any]:
+        if sample.codes is None:
+            raise UserError("these shards hold images, not codes: run `medunifier tokenize` on them first")
+        draw = np.random.default_rng((self.seed, position)) if self.training else None
+        number = choose_view(sample.info["views"], draw)
+        report = sample.info["report"]
+        text = " ".join(report.get(section, "") for section in self.codec.sections)
+        return {
+            "codes": sample.codes[number].reshape(-1).astype(np.int64),
+            "view": self.codec.vocabulary.view(sample.info["views"][number]),
+            "report": self.codec.encode(report),
+            "report_key": key64(normalise_report(text)),
+            "patient_key": key64(sample.info["patient_id"]),
+            "drop_text": draw is not None and bool(draw.random() < self.text_dropout),
+        }

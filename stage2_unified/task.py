@@ -1,0 +1,154 @@
+"""Stage 2 as the loop sees it: one optimizer step over the four objectives, and validation with pictures."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from data.loader import sample_stream
+from shared.distributed import all_reduce_sum, is_main, world_size
+from shared.loop import check_finite, set_rate, stream_rank
+from shared.plots import labelled_rows
+from shared.run_folder import RunFolder
+from stage1_tokenizer.frozen import FrozenTokenizer
+from stage2_unified.config import Stage2Config
+from stage2_unified.corpus import StudiesWithText
+from stage2_unified.model import MedUnifierForConditionalGeneration
+from stage2_unified.objectives.chance import chance_levels
+from stage2_unified.processor import MedUnifierProcessor
+from stage2_unified.sequences import StudyBatch, StudyCollator
+
+OBJECTIVES = ("contrast", "matching", "report", "image")
+VALIDATION_BATCHES = 16
+SHOWN_STUDIES = 8
+_AT_CHANCE = 0.98  # a loss above this share of its chance level has learned nothing
+
+
+@dataclass
+class UnifiedTask:
+    """Holds what a step needs; ``model`` and ``optimizer`` are the Accelerator's prepared ones."""
+
+    model: Any
+    optimizer: Any
+    accelerator: Accelerator
+    config: Stage2Config
+    run: RunFolder
+    validation: StudiesWithText | None
+    processor: MedUnifierProcessor
+    tokenizer: FrozenTokenizer
+
+    def __post_init__(self) -> None:
+        plain = self._plain()
+        offset, codes = plain.vocabulary.offset, plain.vocabulary.codes
+        self._chance = chance_levels(self.config.loop.batch_size * world_size(), offset, codes)
+
+    def step(self, micro_batches: list[StudyBatch], step: int) -> dict[str, Tensor | float]:
+        """One optimizer step; every mean is over the tokens of all micro-batches and processes."""
+        config = self.config
+        rate = config.optim.rate(step, config.loop.steps)
+        set_rate(self.optimizer, rate)
+        self.model.train()
+        tokens = torch.tensor(
+            [float(sum(int(batch.report_length.sum()) + len(batch) for batch in micro_batches))],
+            device=self.accelerator.device,
+        )
+        mean_tokens = float(all_reduce_sum(tokens)) / (len(micro_batches) * world_size())
+        sums: dict[str, Tensor] = {}
+        for number, batch in enumerate(micro_batches):
+            draw_seed = step * len(micro_batches) + number
+            batch = replace(batch.to(self.accelerator.device), draw_seed=draw_seed, report_tokens=mean_tokens)
+            with self.accelerator.accumulate(self.model):
+                losses = self.model(batch=batch)
+                check_finite(losses, step + 1)
+                self.accelerator.backward(losses["loss"])
+                if self.accelerator.sync_gradients:
+                    norm = self.accelerator.clip_grad_norm_(
+                        self.model.parameters(), config.optim.clip or float("inf")
+                    )
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0.0) + value.detach() / len(micro_batches)
+        chance = {f"{name}.chance": level for name, level in self._chance.items()}
+        return {**sums, "gradient_norm": norm, "lr": rate, **chance}
+
+    @torch.no_grad()
+    def validate(self, step: int) -> dict[str, float]:
+        """Losses over the validation studies, with all texts; fixed samples go to ``pictures/``."""
+        if self.validation is None:
+            return {}
+        self.model.eval()
+        figures: dict[str, Tensor] = {}
+        batches = 0
+        for batch in self._validation_batches():
+            for name, value in self.model(batch=batch.to(self.accelerator.device)).items():
+                figures[name] = figures.get(name, 0.0) + value
+            batches += 1
+        names = sorted(figures)
+        means = all_reduce_sum(torch.stack([figures[name].float() for name in names])) / (batches * world_size())
+        result = dict(zip(names, means.tolist(), strict=True))
+        self._warn_at_chance(result, step)
+        if is_main():
+            self._samples(step)
+        return result
+
+    def _validation_batches(self) -> Iterator[StudyBatch]:
+        """Batches of equal size on every process, since the contrast gathers from all."""
+        assert self.validation is not None
+        size = min(self.config.loop.batch_size, len(self.validation) // world_size())
+        count = min(VALIDATION_BATCHES, len(self.validation) // (size * world_size()))
+        stream = sample_stream(
+            self.validation,
+            StudyCollator(self.processor.codec),
+            batch_size=size,
+            seed=self.config.loop.seed,
+            **stream_rank(),
+        )
+        return (next(stream) for _ in range(count))
+
+    def _warn_at_chance(self, losses: dict[str, float], step: int) -> None:
+        if not is_main() or step < 2 * self.config.optim.warmup_steps:
+            return
+        weights = self.config.weights
+        for name in OBJECTIVES:
+            if getattr(weights, name) > 0 and losses[name] > _AT_CHANCE * self._chance[name]:
+                print(f"warning: at step {step} {name} is at chance ({losses[name]:.3f} nats): it learns nothing yet")
+
+    def _samples(self, step: int) -> None:
+        """Radiographs drawn from fixed reports, and reports written for fixed radiographs."""
+        assert self.validation is not None
+        count = min(SHOWN_STUDIES, len(self.validation))
+        batch = StudyCollator(self.processor.codec)([(n, self.validation[n]) for n in range(count)])
+        batch = batch.to(self.accelerator.device)
+        model = self._plain()
+        drawn = model.generate(
+            generation_mode="image",
+            report=batch.report,
+            report_length=batch.report_length,
+            view=batch.view,
+            seeds=torch.arange(count),
+        )
+        grid = (-1, *self.tokenizer.grid)
+        rows = [("originals, as the tokenizer keeps them", batch.codes), ("drawn from their reports", drawn)]
+        self.run.picture(
+            "drawn",
+            step,
+            labelled_rows(
+                [(name, self.processor.codes_to_images(codes.view(grid).cpu()).numpy()) for name, codes in rows],
+                scale=max(1, 128 // self.tokenizer.image_size),
+            ),
+        )
+        written = self.processor.write_reports(model, batch.codes, batch.view)
+        lines = [
+            f"[{number}] truth:   {' | '.join(self.validation[number].info['report'].get(s, '') for s in report)}\n"
+            f"[{number}] written: {' | '.join(report.values())}\n"
+            for number, report in enumerate(written)
+        ]
+        self.run.text("reports", step, "\n".join(lines))
+
+    def _plain(self) -> MedUnifierForConditionalGeneration:
+        plain: MedUnifierForConditionalGeneration = self.accelerator.unwrap_model(self.model)
+        return plain

@@ -1,0 +1,114 @@
+"""Train the unified model: ``accelerate launch stage2_unified/train.py --config configs/stage2/NAME.yaml …``."""
+
+import os
+import sys
+
+# A script's own folder comes first among the places of imports; this one's names (config, model, evaluate)
+# would hide others'. The project's root takes its place.
+if __name__ == "__main__":
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+from collections.abc import Iterator, Sequence
+
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+from data.loader import sample_stream
+from data.shards import ShardDataset
+from shared.command import run_command
+from shared.config import parse_config
+from shared.distributed import barrier, is_main, world_size
+from shared.errors import UsageError, UserError
+from shared.loop import MAY_CHANGE, stream_rank, train, use_threads
+from shared.run_folder import RunFolder
+from stage1_tokenizer.frozen import FrozenTokenizer
+from stage2_unified.build import export_model, make_optimizer, model_config, text_tokenizer
+from stage2_unified.config import Stage2Config
+from stage2_unified.corpus import StudiesWithText, check_fingerprint
+from stage2_unified.model import MedUnifierForConditionalGeneration
+from stage2_unified.processor import MedUnifierProcessor
+from stage2_unified.sequences import StudyBatch, StudyCollator, sections_of
+from stage2_unified.task import UnifiedTask
+
+MODEL = "model"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train (or continue) the run that the arguments describe and export its model.
+
+    Raises:
+        UserError: for what the user can mend: tokens of another tokenizer, no text in the data, a full disk.
+    """
+    config = parse_config(Stage2Config, argv, prog="stage2_unified/train.py")
+    loop = config.loop
+    accelerator = Accelerator(mixed_precision=loop.mixed_precision, gradient_accumulation_steps=loop.accumulation)
+    if loop.batch_size * world_size() < 2:
+        raise UsageError("loop.batch_size: the contrast needs at least 2 studies in the global batch, got 1")
+    use_threads(loop.threads)
+    set_seed(loop.seed)
+    tokenizer = FrozenTokenizer.from_pretrained(config.tokenizer)
+    shards = ShardDataset(config.data.shards, "train")
+    check_fingerprint(shards.manifest, tokenizer, config.data.shards)
+    text_choice = shards.manifest["transform"]["text"]
+    training = StudiesWithText(shards, sections_of(text_choice))
+    validation = _validation(config, sections_of(text_choice))
+    run = RunFolder(config.run_dir, config, (*MAY_CHANGE, "data.shards", "tokenizer"))
+
+    words = text_tokenizer(config, run, training)
+    model = MedUnifierForConditionalGeneration(model_config(config, words, tokenizer, text_choice))
+    model.set_codebook(tokenizer.codebook)
+    processor = MedUnifierProcessor(words, tokenizer.to(accelerator.device), model.config)
+    if is_main():
+        cut = sum(
+            len(processor.codec.encode(report)) >= config.data.max_report_tokens for report in training.reports()
+        )
+        print(
+            f"{len(training)} of {len(shards)} training studies have text ({cut} reports reach "
+            f"{config.data.max_report_tokens} ids and are cut there), {model.num_parameters() / 1e6:.1f} M parameters",
+            flush=True,
+        )
+    optimizer = make_optimizer(model, config.optim)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    task = UnifiedTask(model, optimizer, accelerator, config, run, validation, processor, tokenizer)
+    collate = StudyCollator(processor.codec, config.data.text_dropout, loop.seed, training=True)
+
+    def stream(position: int) -> Iterator[StudyBatch]:
+        return sample_stream(
+            training,
+            collate,
+            batch_size=loop.batch_size,
+            seed=loop.seed,
+            position=position,
+            workers=loop.workers,
+            **stream_rank(),
+        )
+
+    steps_done = train(task, accelerator, run, stream, loop)
+    folder = run.path / MODEL
+    if is_main():
+        if folder.is_dir() and not steps_done:
+            print(f"{folder} is done already", flush=True)
+        else:
+            export_model(accelerator.unwrap_model(model), processor, folder, config, shards.manifest["source"])
+            print(f"{folder} written", flush=True)
+    barrier()
+    accelerator.end_training()
+
+
+def _validation(config: Stage2Config, sections: tuple[str, ...]) -> StudiesWithText | None:
+    """Validation studies with text; None (and a word about it) where there are too few to contrast."""
+    try:
+        validation = StudiesWithText(ShardDataset(config.data.shards, "validate"), sections)
+    except UserError as error:
+        validation, reason = None, str(error)
+    else:
+        reason = f"only {len(validation)} validation studies with text"
+    if validation is None or len(validation) < 2 * world_size():
+        if is_main():
+            print(f"no validation: {reason}", flush=True)
+        return None
+    return validation
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv[1:]))
