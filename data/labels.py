@@ -44,43 +44,27 @@ def _actions() -> dict[str, tuple[tuple[str, str], ...]]:
     return {name: tuple(actions) for name, actions in table.items()}
 
 
-_ACTIONS = _actions()
-
-# Short function words must be whole words ("no" is not the beginning of "nodule"); findings are stems.
-_WHOLE = {
-    name
-    for name, actions in _ACTIONS.items()
-    if actions[0][0] in ("denies", "denied", "doubts", "doubted", "either", "ends", "organ", "normal", "harmless")
-    and name[-1].isalpha()
-} - {"mediastin", "cardiomediastin", "cardio mediastin", "cardio-mediastin", "superior mediastin"}
-_STEMS_AMONG_DOUBTS = {"suggest", "suspicio", "suspect", "favor", "question", "exclude", "correlate for"}
-_SHORT = {
-    "mass",
-    "masses",
-    "chf",
-    "icd",
-    "aicd",
-    "ett",
-    "pacer",
-    "pacing",
-    "drain",
-    "large",
-    "big",
-    "density",
-    "densities",
-}
+_STEM = "*"
 
 
 def _pattern() -> re.Pattern[str]:
     def spelled(name: str) -> str:
-        whole = (name in _WHOLE and name not in _STEMS_AMONG_DOUBTS) or name in _SHORT
-        return re.escape(name) + (r"\b" if whole else "")
+        # A star or a mark at the end leaves the end open.
+        return re.escape(name.removesuffix(_STEM)) + (r"\b" if name[-1].isalpha() else "")
 
-    worded = sorted((name for name in _ACTIONS if name[0].isalpha()), key=len, reverse=True)
-    marks = sorted((name for name in _ACTIONS if not name[0].isalpha()), key=len, reverse=True)
-    return re.compile(rf"\b(?:{'|'.join(map(spelled, worded))})|{'|'.join(map(spelled, marks))}")
+    # Python's alternation takes the first that fits: long before short.
+    names = sorted(_TABLE, key=len, reverse=True)
+    marks = "|".join(spelled(name) for name in names if not name[0].isalpha())
+    # Grouped by first letter, a word is compared with a dozen phrases and not with three hundred.
+    letters = sorted({name[0] for name in names if name[0].isalpha()})
+    words = "|".join(
+        f"{letter}(?:{'|'.join(spelled(name)[1:] for name in names if name[0] == letter)})" for letter in letters
+    )
+    return re.compile(rf"\b(?:{words})|{marks}")
 
 
+_TABLE = _actions()
+_ACTIONS = {name.removesuffix(_STEM): actions for name, actions in _TABLE.items()}
 _PHRASE = _pattern()
 _OR = re.compile(r"(?<=[a-z])/(?=[a-z])")
 _SENTENCE_END = re.compile(r"[.?!]+(?=\s|$|[a-z])|\n\s*\n")

@@ -1,61 +1,61 @@
-"""The phrases of radiology reports that the labeler knows: one table a role, stems as they begin a word.
+"""The phrases of radiology reports that the labeler knows: one table a role.
 
-A phrase matches where a word begins and need not end with one ("opaci" is opacity, opacities,
+A phrase is one or more whole words; with a star at its end it is a stem ("opaci" is opacity, opacities,
 opacification). Where several match, the longest wins, so that a longer harmless phrase cancels a shorter
-one ("pericardial effusion" is no pleural effusion). The classes and the spirit of the lists are those of
-CheXpert (Irvin et al. 2019); the lists are our own.
+one (*"pericardial effusion" is no pleural effusion). The classes and the spirit of the lists are those of
+CheXpert (Irvin et al. 2019); the lists are our own. They part from CheXpert's where the headings that
+librarians gave to Open-I's reports do: vascular congestion is not yet oedema, and a nodular opacity is an
+opacity and no lesion.
 """
 
 MENTIONS: dict[str, tuple[str, ...]] = {
     "Cardiomegaly": (
-        "cardiomegaly", "cardiac enlargement", "cardiac silhouette enlargement", "heart enlargement",
-        "enlarged heart", "enlarged cardiac", "enlargement of the heart", "enlargement of the cardiac",
-        "enlargement of cardiac", "ventricular enlargement",
+        "cardiomegaly*", "cardiac enlargement*", "cardiac silhouette enlargement*", "heart enlargement*",
+        "enlarged heart*", "enlarged cardiac*", "enlargement of the heart*", "enlargement of the cardiac*",
+        "enlargement of cardiac*", "ventricular enlargement*",
     ),
     "Enlarged Cardiomediastinum": (
-        "cardiomediastinal enlargement", "mediastinal widening", "widened mediastin",
-        "widening of the mediastin",
-        "wide mediastin", "mediastinal enlargement", "enlarged mediastin", "enlarged cardiomediastin",
-        "mediastinal prominence", "enlargement of the cardiomediastin", "enlargement of the mediastin",
+        "cardiomediastinal enlargement*", "mediastinal widening*", "widened mediastin*",
+        "widening of the mediastin*", "wide mediastin*", "mediastinal enlargement*", "enlarged mediastin*",
+        "enlarged cardiomediastin*", "mediastinal prominence*", "enlargement of the cardiomediastin*",
+        "enlargement of the mediastin*",
     ),
     "Lung Opacity": (
-        "opaci", "airspace disease", "air space disease", "air-space disease", "airspace process",
-        "infiltrate", "infiltration", "interstitial marking", "interstitial prominence",
-        "interstitial pattern",
-        "interstitial thickening", "interstitial disease", "reticular", "reticulation", "density",
-        "densities",
-        "peribronchial thickening", "peribronchial cuffing", "ground glass", "ground-glass",
+        "opaci*", "airspace disease*", "air space disease*", "air-space disease*", "airspace process*",
+        "infiltrate*", "infiltration*", "interstitial marking*", "interstitial prominence*",
+        "interstitial pattern*", "interstitial thickening*", "interstitial disease*", "reticular*",
+        "reticulation*", "density", "densities", "peribronchial thickening*", "peribronchial cuffing*",
+        "ground glass*", "ground-glass*",
     ),
     "Lung Lesion": (
-        "nodule", "mass", "masses", "masslike", "tumor", "neoplas", "malignan", "carcinoma", "cancer", "metasta",
-        "lung lesion", "pulmonary lesion", "cavitary", "cavitation", "cavitating",
+        "nodule*", "mass", "masses", "masslike*", "tumor*", "neoplas*", "malignan*", "carcinoma*", "cancer*",
+        "metasta*", "lung lesion*", "pulmonary lesion*", "cavitary*", "cavitation*", "cavitating*",
     ),
     "Edema": (
-        "edema", "heart failure", "chf", "cardiac decompensation", "volume overload", "fluid overload",
+        "edema*", "heart failure*", "chf", "cardiac decompensation*", "volume overload*", "fluid overload*",
     ),
-    "Consolidation": ("consolidat",),
-    "Pneumonia": ("pneumonia", "pneumonitis", "infection", "infectious", "bronchopneumonia"),
-    "Atelectasis": ("atelecta", "subatelecta", "collapse", "lobar collapse"),
-    "Pneumothorax": ("pneumothora", "pneumo thora", "hydropneumothora", "hemopneumothora"),
+    "Consolidation": ("consolidat*",),
+    "Pneumonia": ("pneumonia*", "pneumonitis*", "infection*", "infectious*", "bronchopneumonia*"),
+    "Atelectasis": ("atelecta*", "subatelecta*", "collapse*", "lobar collapse*"),
+    "Pneumothorax": ("pneumothora*", "pneumo thora*", "hydropneumothora*", "hemopneumothora*"),
     "Pleural Effusion": (
-        "effusion", "pleural effusion", "pleural fluid", "hydrothorax", "hydropneumothora", "hemothorax",
+        "effusion*", "pleural effusion*", "pleural fluid*", "hydrothorax*", "hydropneumothora*",
+        "hemothorax*",
     ),
     "Pleural Other": (
-        "pleural thickening", "pleural scar", "pleural-parenchymal scar", "pleuroparenchymal scar",
-        "fibrothorax",
-        "pleural plaque", "pleural calcif", "apical thickening", "pleural fibrosis", "pleural based",
+        "pleural thickening*", "pleural scar*", "pleural-parenchymal scar*", "pleuroparenchymal scar*",
+        "fibrothorax*", "pleural plaque*", "pleural calcif*", "apical thickening*", "pleural fibrosis*",
+        "pleural based*",
     ),
-    "Fracture": ("fracture",),
+    "Fracture": ("fracture*",),
     "Support Devices": (
-        "pacemaker", "pacer", "pacing", "defibrillator", "icd", "aicd", "catheter", "picc", "central line",
-        "venous line", "central venous", "endotracheal", "et tube", "ett", "nasogastric", "ng tube",
-        "orogastric",
-        "enteric tube", "feeding tube", "dobbhoff", "tube", "tubing", "chest tube", "port-a-cath",
-        "portacath",
-        "mediport", "infusaport", "cannula", "drain", "stent", "sternotomy wire", "sternal wire", "prosthe",
-        "valve replacement", "balloon pump", "ecmo", "swan-ganz", "swan ganz", "tracheostomy",
-        "surgical clip",
-        "hardware", "orthopedic", "arthroplast",
+        "pacemaker*", "pacer", "pacing", "defibrillator*", "icd", "aicd", "catheter*", "picc*",
+        "central line*", "venous line*", "central venous*", "endotracheal*", "et tube*", "ett",
+        "nasogastric*", "ng tube*", "orogastric*", "enteric tube*", "feeding tube*", "dobbhoff*", "tube*",
+        "tubing*", "chest tube*", "port-a-cath*", "portacath*", "mediport*", "infusaport*", "cannula*",
+        "drain", "stent*", "sternotomy wire*", "sternal wire*", "prosthe*", "valve replacement*",
+        "balloon pump*", "ecmo*", "swan-ganz*", "swan ganz*", "tracheostomy*", "surgical clip*", "hardware*",
+        "orthopedic*", "arthroplast*",
     ),
 }  # fmt: skip
 
@@ -64,24 +64,24 @@ HINTS: dict[str, str] = {"heart failure": "Cardiomegaly", "chf": "Cardiomegaly"}
 
 # Longer phrases that hold one of the above and do not mean it.
 HARMLESS: tuple[str, ...] = (
-    "pericardial effusion", "joint effusion", "massive", "mass effect", "cardiac mass",
-    "calcified nodule", "calcified pulmonary nodule", "calcified lung nodule", "calcified mass",
-    "nodular calcif",
-    "calcified density", "calcified densities", "calcific densit", "metallic densit", "bone density",
-    "bony densit", "osseous densit", "soft tissue density", "bone mineral density", "breast densit",
-    "densities of bone",
-    "collapse of vertebr", "vertebral collapse", "vertebral body collapse", "compression collapse",
-    "nipple", "mastectomy", "history of pneumonia", "infection control", "granulomatous infection", "fungal infection",
-    "prior infection", "previous infection", "old infection", "remote infection", "soft tissue edema", "history of fracture", "previous fracture deform", "draining", "drainage",
-    "fracture of the catheter", "fractured wire", "fracture fixation", "fractured sternal", "pneumonectomy",
-    "reticulonodular", "pleural tube", "contrast density", "wire fracture",
+    "pericardial effusion*", "joint effusion*", "massive*", "mass effect*", "cardiac mass*",
+    "calcified nodule*", "calcified pulmonary nodule*", "calcified lung nodule*", "calcified mass*",
+    "nodular calcif*", "calcified density*", "calcified densities*", "calcific densit*", "metallic densit*",
+    "bone density*", "bony densit*", "osseous densit*", "soft tissue density*", "bone mineral density*",
+    "breast densit*", "densities of bone*", "collapse of vertebr*", "vertebral collapse*",
+    "vertebral body collapse*", "compression collapse*", "nipple*", "mastectomy*", "history of pneumonia*",
+    "infection control*", "granulomatous infection*", "fungal infection*", "prior infection*",
+    "previous infection*", "old infection*", "remote infection*", "soft tissue edema*",
+    "history of fracture*", "previous fracture deform*", "draining*", "drainage*",
+    "fracture of the catheter*", "fractured wire*", "fracture fixation*", "fractured sternal*",
+    "pneumonectomy*", "reticulonodular*", "pleural tube*", "contrast density*", "wire fracture*",
 )  # fmt: skip
 
 # Disease outside the 14 classes that makes a report not "No Finding".
 OTHER_DISEASE: tuple[str, ...] = (
-    "emphysem", "scoliosis", "kyphosis", "hernia", "bronchiecta", "pulmonary fibrosis", "sarcoid",
-    "tuberculosis", "pneumomediastin", "pneumoperiton", "lymphadenopathy", "adenopathy", "dissection",
-    "aneurysm",
+    "emphysem*", "scoliosis*", "kyphosis*", "hernia*", "bronchiecta*", "pulmonary fibrosis*", "sarcoid*",
+    "tuberculosis*", "pneumomediastin*", "pneumoperiton*", "lymphadenopathy*", "adenopathy*", "dissection*",
+    "aneurysm*",
 )  # fmt: skip
 
 # An organ whose size is judged by what is said of it.
@@ -96,35 +96,29 @@ ORGANS: dict[str, str] = {
     ),
     **dict.fromkeys(
         (
-            "mediastin", "cardiomediastin", "cardio mediastin", "cardio-mediastin", "mediastinal contour",
-            "mediastinal silhouette", "superior mediastin",
+            "mediastin*", "cardiomediastin*", "cardio mediastin*", "cardio-mediastin*", "mediastinal contour",
+            "mediastinal silhouette", "superior mediastin*",
         ),
         "Enlarged Cardiomediastinum",
     ),
 }  # fmt: skip
+
+# What is said of it.
 LARGE: tuple[str, ...] = (
-    "enlarge",
-    "enlarging",
-    "increased in size",
-    "widened",
-    "widening",
-    "prominen",
-    "large",
-    "big",
+    "enlarge*", "enlarging*", "increased in size", "widened*", "widening*", "prominen*", "large", "big",
     "borderline",
-)
+)  # fmt: skip
 NORMAL: tuple[str, ...] = (
     "normal", "unremarkable", "within normal", "upper normal", "top normal", "top-normal",
-    "upper limits of normal",
-    "upper limit of normal", "not enlarged", "not widened", "intact", "nonenlarged", "non-enlarged",
+    "upper limits of normal", "upper limit of normal", "not enlarged", "not widened", "intact", "nonenlarged",
+    "non-enlarged",
 )  # fmt: skip
 
 # What comes before the finding that it denies.
 DENIES: tuple[str, ...] = (
-    "no", "not", "without", "negative for", "free of", "clear of", "is clear of", "are clear of", "absence of", "absent", "resolution of",
-    "nor",
-    "neither", "none", "rather than", "lack of", "lacks", "exclude", "rules out", "removal of", "devoid of",
-    "denies", "cleared of", "non", "interval removal",
+    "no", "not", "without", "negative for", "free of", "clear of", "is clear of", "are clear of",
+    "absence of", "absent", "resolution of", "nor", "neither", "none", "rather than", "lack of", "lacks",
+    "exclude*", "rules out", "removal of", "devoid of", "denies", "cleared of", "non", "interval removal",
 )  # fmt: skip
 
 # What comes after it.
@@ -139,50 +133,43 @@ DENIED: tuple[str, ...] = (
 # Doubt about what follows.
 DOUBTS: tuple[str, ...] = (
     "may", "might", "could", "can be seen", "possible", "possibly", "possibility", "probable", "probably",
-    "likely",
-    "most likely", "suggest", "suspicio", "suspect", "suspected", "concerning", "concern for", "questionable",
-    "question of", "question", "worrisome", "potential", "presumed", "presumably", "differential",
-    "equivocal",
-    "cannot exclude", "can not exclude", "cannot rule out", "difficult to exclude", "not exclude",
-    "not entirely exclude",
-    "correlate for", "evaluate for", "raises the", "favor", "appears to represent", "perhaps",
-   
-    "less likely", "correlate clinically for",
+    "likely", "most likely", "suggest*", "suspicio*", "suspect*", "suspected", "concerning", "concern for",
+    "questionable", "question of", "question*", "worrisome", "potential", "presumed", "presumably",
+    "differential", "equivocal", "cannot exclude", "can not exclude", "cannot rule out",
+    "difficult to exclude", "not exclude", "not entirely exclude", "correlate for*", "evaluate for",
+    "raises the", "favor*", "appears to represent", "perhaps", "less likely", "correlate clinically for",
 )  # fmt: skip
 
 # Doubt about what went before; of these "versus" looks both ways.
 DOUBTED: tuple[str, ...] = (
     "cannot be excluded", "can not be excluded", "not excluded", "cannot be ruled out", "not be excluded",
     "not ruled out", "not entirely excluded", "not completely excluded", "is possible", "are possible",
-    "is suspected", "is questioned", "be considered", "in the differential", "difficult to exclude", "difficult to entirely exclude", "cannot entirely be excluded",
-    "not be entirely excluded", "is likely", "are likely", "not be ruled out",
+    "is suspected", "is questioned", "be considered", "in the differential", "difficult to exclude",
+    "difficult to entirely exclude", "cannot entirely be excluded", "not be entirely excluded", "is likely",
+    "are likely", "not be ruled out",
 )  # fmt: skip
 EITHER: tuple[str, ...] = ("versus", "vs")
 
 # Phrases with a "no" that denies no finding.
 NO_DENIAL: tuple[str, ...] = (
-    "no change", "no significant change", "no interval change", "no significant interval change",
-    "not changed",
-    "not significantly changed", "without change", "without significant change", "no definite change",
-    "no increase",
-    "no appreciable change", "no substantial change", "no relevant change", "no other", "not only",
-    "without interval change", "without significant interval change", "no longer seen as", "no comparison",
-    "no prior",
+    "no change*", "no significant change*", "no interval change*", "no significant interval change*",
+    "not changed*", "not significantly changed*", "without change*", "without significant change*",
+    "no definite change*", "no increase*", "no appreciable change*", "no substantial change*",
+    "no relevant change*", "no other*", "not only*", "without interval change*",
+    "without significant interval change*", "no longer seen as*", "no comparison*", "no prior*",
 )  # fmt: skip
 
 # Where the reach of a denial or a doubt ends.
 ENDS: tuple[str, ...] = (
     "but", "however", "although", "though", "except", "aside from", "apart from", "other than", "which",
-    "whereas",
-    "there is", "there are", "there has", "there have", "and there", "and the", "otherwise", "in addition",
-    "additionally", "also", "while", "with the exception", "seen", "is noted", "are noted", "noted", "again",
-    "and stable", "and unchanged", "and mild", "and small", "and moderate", "and left", "and right",
-    "with associated",
+    "whereas", "there is", "there are", "there has", "there have", "and there", "and the", "otherwise",
+    "in addition", "additionally", "also", "while", "with the exception", "seen", "is noted", "are noted",
+    "noted", "again", "and stable", "and unchanged", "and mild", "and small", "and moderate", "and left",
+    "and right", "with associated",
 )  # fmt: skip
 
 # A comma ends it only before words that begin a statement.
 STATEMENT_OPENERS: tuple[str, ...] = (
-    "stable", "unchanged", "mild", "small", "moderate", "the", "there", "with", "persistent",
-    "status",
+    "stable", "unchanged", "mild", "small", "moderate", "the", "there", "with", "persistent", "status",
     "heart", "lungs", "left", "right", "bilateral", "minimal", "increased", "new", "old",
 )  # fmt: skip
