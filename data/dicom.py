@@ -8,6 +8,7 @@ negative).
 """
 
 import gzip
+import logging
 import warnings
 import zlib
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ from data.pixels import UnreadableImage, check_not_constant, check_size
 
 MOST_BYTES = 2**29
 """Of a file, after inflation."""
+
+# pydicom logs, with tracebacks, what it also raises; a refused file is one line in a table and no more.
+logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
 _GZIP = b"\x1f\x8b"
 _GREY = ("MONOCHROME1", "MONOCHROME2")
@@ -109,8 +113,10 @@ def _parse(data: bytes) -> Dataset:
 
 def _check_inflated_size(data: bytes) -> None:
     """Inflates a deflated data set in small steps and throws the bytes away: a bomb is seen before it goes off."""
-    length = pydicom.dcmread(BytesIO(data[:4096]), force=True, stop_before_pixels=True, specific_tags=[])
-    start = 144 + int(length.file_meta.get("FileMetaInformationGroupLength", 0))
+    # The data set begins after the group that (0002,0000), the first element, gives the length of.
+    if not is_dicom(data) or data[132:136] != b"\x02\x00\x00\x00" or len(data) < 144:
+        raise UnreadableImage("not readable as DICOM: deflated without the length of its file meta information")
+    start = 144 + int.from_bytes(data[140:144], "little")
     inflater, total, rest = zlib.decompressobj(-zlib.MAX_WBITS), 0, data[start:]
     while rest and not inflater.eof:
         total += len(inflater.decompress(rest, 2**20))
@@ -179,6 +185,11 @@ def _stored_values(dataset: Dataset) -> ndarray:
     rows, columns = int(dataset.Rows), int(dataset.Columns)
     if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
         _check_codestream(dataset, rows, columns)
+    # pydicom would mask unsigned values beyond the bits stored, which turns white to black without a word.
+    # Bits above are in order where an old overlay is kept in them, and (as sign) in signed values.
+    overlaid = any(element.tag.group & 0xFF00 == 0x6000 for element in dataset)
+    if int(dataset.PixelRepresentation) == 0 and not overlaid:
+        dataset.pixel_array_options(correct_unused_bits=False)
     try:
         stored = dataset.pixel_array
     except Exception as error:
