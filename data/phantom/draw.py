@@ -50,7 +50,7 @@ def draw(state: State, size: int, rng: Generator) -> ndarray:
 
     image = _body(g, f, o)
     air = _LUNG + 0.03 * _smooth(g, rng, 5) + 0.05 * np.clip(g.y, 0, 1) + _vessels(g, state)
-    air = air + _edema(g, state)
+    air = np.minimum(air + _edema(g, state), 0.58)  # wet lung stays darker than the heart
     air = _over(air, _opacity(g, f, state.opacity, rng))
     air = _over(air, _consolidation(g, f, state.consolidation, rng))
     air = _pneumothorax(g, f, o, state.pneumothorax, air)
@@ -178,15 +178,16 @@ def _opacity(g: Grid, f: Frame, lesion: Lesion | None, rng: Generator) -> ndarra
         return np.zeros((1, 1), np.float32)
     x, y = place(f, lesion.side, lesion.zone, 0.45)
     spread, count = ((0.11, 4), (0.16, 7), (0.22, 11))[lesion.size]
-    patches = np.zeros((g.y.shape[0], g.x.shape[1]), np.float32)
+    patches = np.zeros((1, 1), np.float32)
     turn = rng.uniform(0, 2 * np.pi)
     for number in range(count):
         # The sunflower's arrangement: even cover, no two blots on one place.
         away, angle = spread * np.sqrt((number + 0.5) / count), turn + 2.4 * number
         px, py = x + away * np.cos(angle), y + away * np.sin(angle)
-        r = rng.uniform(0.045, 0.065)
-        patches = np.maximum(patches, np.exp(-((g.x - px) ** 2) / r**2 - ((g.y - py) ** 2) / r**2))
-    return 0.27 * patches
+        r, tilt, weight = rng.uniform(0.042, 0.075), rng.uniform(-0.6, 0.6), rng.uniform(0.75, 1.0)
+        patch = np.exp(-((g.x - px + tilt * (g.y - py)) ** 2) / r**2 - ((g.y - py) ** 2) / r**2)
+        patches = np.maximum(patches, weight * patch)
+    return 0.29 * patches
 
 
 def _nodule(g: Grid, f: Frame, lesion: Lesion | None, rng: Generator) -> ndarray:
@@ -258,20 +259,21 @@ def _clavicles(g: Grid, f: Frame, fracture: Side | None, image: ndarray) -> ndar
 def _devices(g: Grid, f: Frame, devices: tuple[str, ...], image: ndarray) -> ndarray:
     """Metal and plastic, whiter than any bone."""
     metal = np.zeros((1, 1), np.float32)
+    thin = max(0.014, 0.6 * g.pixel)  # on coarse grids a line is at least a pixel wide, or it would fade
     if "endotracheal tube" in devices:
-        tube = np.abs(np.abs(g.x + 0.005) - 0.022)
-        metal = np.maximum(metal, 0.9 * g.soft(np.minimum(0.012 - tube, CARINA - 0.10 - g.y), 0.012))
+        tube = np.abs(np.abs(g.x + 0.005) - 1.5 * thin)
+        metal = np.maximum(metal, 0.9 * g.soft(np.minimum(thin - tube, CARINA - 0.10 - g.y), 0.012))
     if "central line" in devices:
         # From the right neck down the superior vena cava.
         path = -0.13 - 0.20 * np.clip(-(g.y + 0.45), 0, None) - 0.25 * np.clip(-(g.y + 0.70), 0, None)
-        metal = np.maximum(metal, g.soft(np.minimum(0.014 - np.abs(g.x - path), 0.02 - g.y), 0.012))
+        metal = np.maximum(metal, g.soft(np.minimum(thin - np.abs(g.x - path), 0.02 - g.y), 0.012))
     if "pacemaker" in devices:
-        can = 0.11 - np.maximum(np.abs(g.x - 0.56), 0.85 * np.abs(g.y + 0.46))
+        can = 0.115 - ((g.x - 0.56) ** 4 + (0.85 * (g.y + 0.46)) ** 4) ** 0.25  # a square with round corners
         metal = np.maximum(metal, g.soft(can, 0.02))
         # The lead crosses to the vena cava and turns into the right ventricle.
         top = -0.60 + 0.9 * (g.x - 0.15) ** 2
-        lead = np.minimum(0.014 - np.abs(g.y - top), np.minimum(g.x + 0.10, 0.50 - g.x))
+        lead = np.minimum(thin - np.abs(g.y - top), np.minimum(g.x + 0.10, 0.50 - g.x))
         fall = -0.10 + 0.30 * np.clip(g.y - 0.02, 0, None) ** 1.5
-        lead = np.maximum(lead, np.minimum(0.014 - np.abs(g.x - fall), np.minimum(g.y + 0.55, 0.34 - g.y)))
+        lead = np.maximum(lead, np.minimum(thin - np.abs(g.x - fall), np.minimum(g.y + 0.55, 0.34 - g.y)))
         metal = np.maximum(metal, g.soft(lead, 0.012))
     return image + (0.97 - image) * metal

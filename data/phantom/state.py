@@ -291,7 +291,7 @@ def _later(before: State, fresh: State, rng: Generator) -> State:
     if before.fracture:
         state = replace(state, fracture=before.fracture)
     if before.effusions and stays():
-        size = 1 if state.heart else moved(before.effusions[0].size, 0, 2)
+        size = moved(before.effusions[0].size, 0, 2)
         # Old fluid pushes out what a fresh state put on those sides.
         state = _without_focal(state)
         state = replace(
@@ -304,6 +304,19 @@ def _later(before: State, fresh: State, rng: Generator) -> State:
         state = _without_focal(state)
         state = replace(state, effusions=(), pneumothorax=None, atelectasis=())
         state = replace(state, nodule=replace(before.nodule, size=moved(before.nodule.size, 0, 2)))
+    return _beside_the_heart(state)
+
+
+def _beside_the_heart(state: State) -> State:
+    """Gives way to a heart that was larger before than in the fresh state: its borders must stay in sight."""
+    if not state.heart:
+        return state
+    state = replace(state, effusions=tuple(replace(lesion, size=1) for lesion in state.effusions))
+    hidden = ("left", "lower") if state.heart >= 2 else ()
+    for name in ("consolidation", "opacity", "nodule"):
+        lesion = getattr(state, name)
+        if lesion and (lesion.side, lesion.zone) == hidden:
+            state = replace(state, **{name: None})
     return state
 
 

@@ -10,6 +10,7 @@ import gzip
 import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import date, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +25,12 @@ from pydicom.uid import (
 )
 
 from data.observations import OBSERVATIONS
+from data.phantom.state import ROUND
 from data.phantom.study import Phantom, PhantomStudy
 from shared.artifacts import atomic_file
 
 _KEY_HEADER = 20
+_FIRST_DAY = date(2150, 1, 1)
 
 METADATA_COLUMNS = (
     "dicom_id", "subject_id", "study_id", "PerformedProcedureStepDescription", "ViewPosition", "Rows", "Columns",
@@ -82,9 +85,8 @@ def write_study(phantom: Phantom, index: int, root: Path) -> StudyRow:
 
 def _row(phantom: Phantom, index: int, study: PhantomStudy) -> StudyRow:
     rng = np.random.default_rng((phantom.seed, _KEY_HEADER, index))
-    # Dates lie in the far future, as MIMIC's shifted ones do; later visits have later dates.
-    day = 20 + int(rng.integers(8))
-    month = 1 + index % 20 // 2
+    # Dates lie in the far future, as MIMIC's shifted ones do; a patient's visits are some weeks apart.
+    day = _FIRST_DAY + timedelta(days=17 * (index % ROUND) + int(rng.integers(11)))
     return StudyRow(
         patient_id=study.patient_id,
         study_id=study.study_id,
@@ -92,7 +94,7 @@ def _row(phantom: Phantom, index: int, study: PhantomStudy) -> StudyRow:
         views=tuple(study.views),
         dicom_ids=tuple(study.dicom_ids),
         labels=study.labels,
-        date=f"2150{month:02d}{day:02d}",
+        date=day.strftime("%Y%m%d"),
         time=f"{int(rng.integers(24)):02d}{int(rng.integers(60)):02d}{int(rng.integers(60)):02d}",
         size=phantom.size,
     )

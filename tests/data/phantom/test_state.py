@@ -1,0 +1,78 @@
+"""Truth: who is in which split, what may stand together, and what a later visit keeps."""
+
+from collections import Counter, defaultdict
+
+import pytest
+
+from data.phantom.anatomy import frame
+from data.phantom.state import ROUND, State, slot, study_state
+
+COUNT = 1200
+
+
+@pytest.fixture(scope="module")
+def states() -> list[State]:
+    return [study_state(0, place.patient, place.visit) for place in (slot(0, index) for index in range(COUNT))]
+
+
+def test_splits_are_by_patient_and_exact() -> None:
+    slots = [slot(3, index) for index in range(COUNT)]
+    assert Counter(place.split for place in slots) == {
+        "train": 0.8 * COUNT,
+        "validate": 0.1 * COUNT,
+        "test": 0.1 * COUNT,
+    }
+    splits, visits = defaultdict(set), defaultdict(list)
+    for place in slots:
+        splits[place.patient].add(place.split)
+        visits[place.patient].append(place.visit)
+    assert all(len(found) == 1 for found in splits.values())
+    assert all(found == list(range(len(found))) for found in visits.values())
+    assert {len(found) for found in visits.values()} == {1, 2, 3}
+
+
+def test_a_round_has_all_splits() -> None:
+    assert {slot(9, index).split for index in range(ROUND)} == {"train", "validate", "test"}
+
+
+def test_hearts_leave_a_gap_between_normal_and_enlarged(states: list[State]) -> None:
+    normal = [frame(state).ratio() for state in states if not state.heart]
+    enlarged = [frame(state).ratio() for state in states if state.heart]
+    assert max(normal) < 0.50 and min(enlarged) > 0.56
+
+
+def test_what_could_not_be_seen_does_not_stand_together(states: list[State]) -> None:
+    for state in states:
+        wet = {lesion.side for lesion in state.effusions}
+        focal = [lesion for lesion in (state.consolidation, state.opacity, state.nodule) if lesion]
+        assert len({(lesion.side, lesion.zone) for lesion in focal}) == len(focal)
+        assert not (state.pneumothorax and state.pneumothorax.side in wet)
+        assert not wet & set(state.atelectasis)
+        for lesion in focal:
+            assert not (lesion.zone == "lower" and lesion.side in wet | set(state.atelectasis))
+            assert not (state.pneumothorax and state.pneumothorax.side == lesion.side)
+        if state.heart and state.effusions:
+            assert {lesion.size for lesion in state.effusions} == {1}
+
+
+def test_every_finding_and_side_occurs_and_some_are_normal(states: list[State]) -> None:
+    found = Counter()
+    for state in states:
+        found["normal"] += state.is_normal
+        for name in ("effusions", "pneumothorax", "consolidation", "opacity", "nodule", "fracture", "atelectasis"):
+            for side in ("right", "left"):
+                found[f"{name} {side}"] += side in str(getattr(state, name))
+    assert 0.12 < found["normal"] / COUNT < 0.35
+    assert all(share > 0.02 * COUNT for share in found.values()), found
+
+
+def test_later_visits_keep_the_anatomy_and_most_findings() -> None:
+    kept = had = 0
+    for patient in range(0, 4000, ROUND):
+        before, after = study_state(1, patient, 0), study_state(1, patient, 1)
+        assert before.anatomy == after.anatomy
+        assert bool(after.heart) >= bool(before.heart)
+        if before.effusions:
+            had += 1
+            kept += {x.side for x in before.effusions} == {x.side for x in after.effusions}
+    assert had > 20 and 0.5 < kept / had < 0.95

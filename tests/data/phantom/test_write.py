@@ -1,0 +1,113 @@
+"""The archive on disk: MIMIC's layout, real DICOM, safe to run twice."""
+
+import csv
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+
+from data.labels import label_report
+from data.phantom import Phantom
+from data.phantom.command import PhantomConfig, main, write_archive
+from data.radiograph import read_film
+from shared.errors import UsageError, UserError
+
+COUNT = 30
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with gzip.open(path, "rt", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("phantom") / "out"
+    main(["--out", str(root), "--studies", str(COUNT), "--seed", "3", "--size", "40"])
+    return root
+
+
+def test_pixels_come_back_from_every_spelling_of_the_header(archive: Path) -> None:
+    phantom, spellings = Phantom(40, 3), set()
+    for index in range(COUNT):
+        study = phantom.study(index)
+        folder = archive / f"files/p{study.patient_id[:2]}/p{study.patient_id}/s{study.study_id}"
+        path = folder / f"{study.dicom_ids[0]}.dcm"
+        film, header = read_film(path), pydicom.dcmread(path)
+        assert np.abs(film.pixels - study.images[0]).max() < 1.5 / (2**film.bits - 1)
+        assert film.view in ("", study.views[0])
+        assert folder.with_suffix(".txt").read_text() == study.report
+        spellings.add((header.PhotometricInterpretation, header.BitsStored, "WindowCenter" in header))
+        assert list(header.ImageType) == ["DERIVED", "SECONDARY"] and "Synthetic" in header.DerivationDescription
+    assert len(spellings) >= 5 and len({photometric for photometric, _, _ in spellings}) == 2
+
+
+def test_tables(archive: Path) -> None:
+    records = table(archive / "cxr-record-list.csv.gz")
+    assert len(records) == COUNT and all((archive / row["path"]).is_file() for row in records)
+    assert list(records[0]) == ["subject_id", "study_id", "dicom_id", "path"]
+    studies = table(archive / "cxr-study-list.csv.gz")
+    metadata = {row["study_id"]: row for row in table(archive / "mimic-cxr-2.0.0-metadata.csv.gz")}
+    splits = {row["study_id"]: row["split"] for row in table(archive / "mimic-cxr-2.0.0-split.csv.gz")}
+    labels = {row["study_id"]: row for row in table(archive / "mimic-cxr-2.0.0-chexpert.csv.gz")}
+    assert set(splits.values()) == {"train", "validate", "test"}
+    for row in studies:
+        told = {name: value for name, value in labels[row["study_id"]].items() if value and not name.endswith("_id")}
+        text = (archive / row["path"]).read_text()
+        assert {name: int(float(value)) for name, value in told.items()} == label_report(text)
+        assert metadata[row["study_id"]]["ViewPosition"] in ("PA", "AP")
+        assert metadata[row["study_id"]]["Rows"] == "40"
+
+
+def test_dates_rise_with_a_patients_visits(archive: Path) -> None:
+    dates = {row["study_id"]: row["StudyDate"] for row in table(archive / "mimic-cxr-2.0.0-metadata.csv.gz")}
+    visits: dict[str, list[str]] = {}
+    for index in range(COUNT):
+        study = Phantom(32, 3).study(index)
+        visits.setdefault(study.patient_id, []).append(dates[study.study_id])
+    assert all(found == sorted(set(found)) for found in visits.values())
+
+
+def test_two_workers_write_the_same_bytes_and_a_second_run_writes_nothing(archive: Path, tmp_path: Path) -> None:
+    arguments = ["--out", str(tmp_path / "b"), "--studies", str(COUNT), "--seed", "3", "--size", "40"]
+    main([*arguments, "--workers", "2"])
+    assert contents(tmp_path / "b") == contents(archive)
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "b").rglob("*")}
+    main(arguments)
+    assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "b").rglob("*")}
+
+
+def test_an_interrupted_run_is_completed(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = PhantomConfig(out=tmp_path / "c", studies=COUNT, seed=3, size=40)
+    real, done = Phantom.study, []
+
+    def failing(self: Phantom, index: int) -> object:
+        if index == 17:
+            raise KeyboardInterrupt
+        done.append(index)
+        return real(self, index)
+
+    monkeypatch.setattr(Phantom, "study", failing)
+    with pytest.raises(KeyboardInterrupt):
+        write_archive(config)
+    assert len(done) == 17 and not list(tmp_path.rglob("*.csv.gz"))
+    monkeypatch.setattr(Phantom, "study", real)
+    write_archive(config)
+    assert contents(tmp_path / "c") == contents(archive)
+
+
+def test_bad_use(archive: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="other phantoms"):
+        main(["--out", str(archive), "--studies", "31", "--seed", "3", "--size", "40"])
+    (tmp_path / "thesis.txt").write_text("do not touch")
+    with pytest.raises(UserError, match="other files"):
+        main(["--out", str(tmp_path), "--studies", "2"])
+    for wrong in (["--studies", "0"], ["--studies", "2", "--size", "8"], ["--studies", "2", "--sed", "1"]):
+        with pytest.raises(UsageError):
+            main(["--out", str(tmp_path / "x"), *wrong])
