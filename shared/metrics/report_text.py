@@ -25,9 +25,3 @@ def clean(text: str) -> str:
     sentences = (_SPACES.sub(" ", _REMOVED.sub("", part)).strip() for part in _SENTENCE_END.split(text))
     kept = [sentence for sentence in sentences if sentence]
     return " . ".join(kept) + " ." if kept else ""
-
-
-def text_ids(texts: list[str]) -> list[int]:
-    """One integer a text, equal where the cleaned texts are equal, numbered by first appearance."""
-    numbers: dict[str, int] = {}
-    return [numbers.setdefault(clean(text), len(numbers)) for text in texts]

@@ -6,7 +6,7 @@ import pytest
 
 from shared.metrics.bleu import bleu
 from shared.metrics.cider import cider
-from shared.metrics.report_text import clean, text_ids
+from shared.metrics.report_text import clean
 from shared.metrics.rouge import rouge_l
 
 WORDS = [
@@ -103,7 +103,3 @@ def test_unequal_lengths_are_refused():
 )
 def test_clean_follows_r2gen(raw, cleaned):
     assert clean(raw) == cleaned
-
-
-def test_text_ids_ignore_case_and_punctuation():
-    assert text_ids(["No effusion.", "Clear.", "no  effusion"]) == [0, 1, 0]

@@ -1,0 +1,124 @@
+"""What a task hands back, and the file that a reader needs to compare it: metrics with all their circumstances."""
+
+import importlib.metadata
+import math
+import platform
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from shared.artifacts import atomic_folder
+from shared.plots import to_uint8
+from stage2_unified.evaluate.studies import JudgedData, Studies
+
+PACKAGES = ("medunifier", "torch", "transformers", "numpy", "scikit-learn", "torchmetrics", "rouge-score")
+
+
+class Pipeline(Protocol):
+    """The model under judgement: `stage2_unified.inference.MedUnifierPipeline`, or another with these methods.
+
+    Codes are (N, h, w) integers, views N ViewPositions, reports N dicts ``{"findings", "impression"}``.
+    """
+
+    tokenizer: Any
+    fingerprint: str
+
+    def embed_images(self, codes: np.ndarray, views: list[str]) -> np.ndarray: ...
+    def embed_texts(self, reports: list[dict[str, str]]) -> np.ndarray: ...
+    def match(self, codes: np.ndarray, views: list[str], reports: list[dict[str, str]]) -> np.ndarray: ...
+    def write_reports(self, codes: np.ndarray, views: list[str]) -> list[dict[str, str]]: ...
+    def draw(
+        self,
+        reports: list[dict[str, str]],
+        views: list[str],
+        seed: int = 0,
+        guidance: float = 2.0,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+    ) -> np.ndarray: ...
+    def decode(self, codes: np.ndarray) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Judging:
+    """Everything a task reads."""
+
+    pipeline: Pipeline
+    data: JudgedData
+    split: str = "test"
+    limit: int = 200
+    train_limit: int = 2000
+    seed: int = 0
+    guidance: float = 2.0
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    classifier_steps: int = 300
+    bootstrap: int = 200
+
+
+@dataclass
+class TaskResult:
+    """One task's outcome.
+
+    Attributes:
+        metrics: flat dotted names; ``NAME.baseline`` beside NAME is the chance or trivial value.
+        details: whatever else a reader needs, as JSON values.
+        pictures: (H, W) floats in [0, 1] by file stem; ``details`` speak of them by that name.
+        studies: the draw that was judged.
+    """
+
+    metrics: dict[str, float]
+    details: dict[str, Any] = field(default_factory=dict)
+    pictures: dict[str, np.ndarray] = field(default_factory=dict)
+    studies: Studies | None = None
+
+
+def defined(metrics: dict[str, float]) -> tuple[dict[str, float], list[str]]:
+    """Metrics without those that are not finite, and the names of these: JSON has no NaN."""
+    kept = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+    return kept, [name for name in metrics if name not in kept]
+
+
+def interval(bounds: tuple[float, float]) -> list[float] | None:
+    """A confidence interval as JSON; None where it is undefined."""
+    return [round(bound, 6) for bound in bounds] if all(map(math.isfinite, bounds)) else None
+
+
+def versions() -> dict[str, str]:
+    """Python's and the libraries' that a figure may depend on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def pictures_folder(out: Path) -> Path:
+    """Where the pictures of a result file lie: beside it."""
+    return out.with_name(f"{out.stem}-pictures")
+
+
+def save_pictures(folder: Path, pictures: dict[str, np.ndarray]) -> None:
+    """Write every picture as an 8-bit PNG, marked as computed, into a folder that is complete or absent."""
+    with atomic_folder(folder) as partial:
+        for name, image in pictures.items():
+            if not re.fullmatch(r"[a-z0-9-]+", name):
+                raise ValueError(f"picture name {name!r} is no file stem")
+            mark = PngInfo()
+            if "generated" in name or "reconstruction" in name:
+                mark.add_text("Description", "synthetic radiograph computed by medunifier; not of a patient")
+            Image.fromarray(to_uint8(image)).save(partial / f"{name}.png", pnginfo=mark)
+
+
+def load_picture(folder: Path, name: str) -> np.ndarray:
+    """One of them, as uint8."""
+    return np.asarray(Image.open(folder / f"{name}.png"))

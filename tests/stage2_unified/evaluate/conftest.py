@@ -1,0 +1,40 @@
+"""Phantom shards for the tests of evaluation."""
+
+import numpy as np
+import pytest
+import torch
+from phantom_oracle import FakeTokenizer, code_of, phantom_studies, write_shards
+
+from data.shards import ShardDataset
+from stage2_unified.evaluate.studies import JudgedData
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def studies():
+    return phantom_studies(600)
+
+
+@pytest.fixture(scope="session")
+def image_shards(studies, tmp_path_factory):
+    return write_shards(tmp_path_factory.mktemp("images"), studies)
+
+
+@pytest.fixture(scope="session")
+def token_shards(studies, tmp_path_factory):
+    codes = [code_of(pixels).astype(np.uint16) for pixels, _ in studies]
+    return write_shards(tmp_path_factory.mktemp("codes"), studies, codes)
+
+
+@pytest.fixture
+def image_data(image_shards):
+    return JudgedData(str(image_shards), FakeTokenizer())
+
+
+@pytest.fixture
+def first_test_study(image_shards):
+    return ShardDataset(image_shards, "test")[0]

@@ -1,0 +1,148 @@
+"""The command: what it writes, what it says of its circumstances, and how it refuses."""
+
+import json
+
+import numpy as np
+import pytest
+from phantom_oracle import SIZE, FakeTokenizer, Oracle, write_shards
+from PIL import Image
+
+from shared.artifacts import write_json
+from shared.command import run_command
+from shared.errors import UsageError, UserError
+from shared.page import PHANTOM
+from stage1_tokenizer.config import model_config
+from stage1_tokenizer.frozen import FrozenTokenizer
+from stage1_tokenizer.vqgan import VQGAN
+from stage2_unified.evaluate import command, synthesis
+from stage2_unified.evaluate.command import EvaluateConfig, evaluate, main
+from stage2_unified.evaluate.result import TaskResult, defined, save_pictures
+
+TINY = {
+    "resolution": SIZE, "ch": 8, "ch_mult": [1, 2], "num_res_blocks": 1, "attn_resolutions": [], "z_channels": 8,
+    "n_embed": 32, "embed_dim": 4, "norm_groups": 4, "front_end": "haar", "front_end_levels": 1,
+}  # fmt: skip
+
+REQUIRED = (
+    "retrieval.image_to_text_r10",
+    "retrieval.text_to_image_r10",
+    "matching.auroc",
+    "reports.clinical_f1_micro",
+    "synthesis.label_auroc",
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("frozen") / "tokenizer"
+    FrozenTokenizer(VQGAN(model_config(TINY))).save(folder)
+    return folder
+
+
+def test_all_tasks_in_one_file_and_one_page(studies, image_shards, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "judge_tokenizer", lambda *_: TaskResult({"tokenizer.psnr": 30.0}, {"examples": []}))
+    monkeypatch.setattr(
+        synthesis,
+        "FindingClassifier",
+        lambda images, truth, *_: lambda drawn: drawn.mean((1, 2))[:, None] * np.ones(truth.shape[1]),
+    )
+    out = tmp_path / "sub" / "all.json"
+    config = EvaluateConfig(model="m", data=str(image_shards), out=str(out), limit=30, bootstrap=5)
+    evaluate("all", config, FakeTokenizer(), Oracle(studies), "medunifier evaluate all")
+    result = json.loads(out.read_text())
+    for name in REQUIRED:
+        assert np.isfinite(result["metrics"][name]) and np.isfinite(result["metrics"][f"{name}.baseline"])
+    assert result["skipped"] == {} and list(result["details"]) == list(command.TASKS)
+    assert result["data"]["source"] == "phantom" and len(result["data"]["manifest_sha256"]) == 64
+    assert result["data"]["judged"]["retrieval"]["studies"] == len(result["data"]["judged"]["retrieval"]["ids"]) == 30
+    assert result["model"] == {"tokenizer": "f" * 64, "model": "e" * 64}
+    page = out.with_suffix(".html").read_text()
+    assert PHANTOM in page and all(name in page for name in REQUIRED)
+    generated = Image.open(tmp_path / "sub" / "all-pictures" / "synthesis-generated-0.png")
+    assert "synthetic" in generated.info["Description"]
+
+
+def test_token_shards_leave_out_what_needs_images(studies, token_shards, tmp_path):
+    config = EvaluateConfig(model="m", data=str(token_shards), out=str(tmp_path / "a.json"), limit=30, bootstrap=5)
+    result = evaluate("all", config, FakeTokenizer(), Oracle(studies), "")
+    assert set(result["skipped"]) == {"tokenizer", "synthesis"}
+    assert {"retrieval", "zero-shot", "reports", "finetune"} == set(result["details"])
+
+
+def test_a_frozen_tokenizer_is_judged_alone(image_shards, tokenizer_folder, tmp_path, capsys):
+    out = tmp_path / "tokenizer.json"
+    main(["tokenizer", "--model", str(tokenizer_folder), "--data", str(image_shards), "--out", str(out)])
+    metrics = json.loads(out.read_text())["metrics"]
+    assert {"tokenizer.psnr", "tokenizer.codebook_usage"} <= {
+        n.removesuffix(".baseline") for n in metrics if "baseline" in n
+    }
+    assert metrics["tokenizer.codebook_usage.baseline"] == 1 / 32
+    assert "tokenizer.psnr" in capsys.readouterr().out and "data:image/png" in out.with_suffix(".html").read_text()
+
+
+def refusal(argv, capsys):
+    """Exit code and the one line on standard error."""
+    code = run_command(main, argv)
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    return code, lines[0]
+
+
+def test_refusals_are_one_line(image_shards, token_shards, tokenizer_folder, studies, tmp_path, capsys):
+    out = ["--out", str(tmp_path / "o.json")]
+    model, data = ["--model", str(tokenizer_folder)], ["--data", str(image_shards)]
+    assert refusal(["draw"], capsys) == (
+        2,
+        "error: the first argument is the task: tokenizer, retrieval, zero-shot, reports, synthesis, finetune "
+        "or all; got draw (--help shows the options)",
+    )
+    for argv, code, text in [
+        (["retrieval", *model, *data, *out], 1, "is a frozen tokenizer: the task retrieval needs a model folder"),
+        (["tokenizer", "--model", str(tmp_path / "none"), *data, *out], 1, "not found"),
+        (["retrieval", "--model", str(tmp_path), *data, *out], 1, "not a medunifier model folder"),
+        (["tokenizer", *model, "--data", str(tmp_path), *out], 1, "not a shard folder"),
+        (["tokenizer", *model, *data, *out, "--split", "holdout"], 1, "no samples of split 'holdout'; it has: train"),
+        (["tokenizer", *model, *data, "--out", "o.txt"], 2, "NAME.json"),
+        (["tokenizer", *model, *data, *out, "--limits", "3"], 2, "limits"),
+        (["tokenizer", *model, *data, *out, "--limit", "-1"], 2, "limit must be at least 0"),
+    ]:
+        got, line = refusal(argv, capsys)
+        assert (got, text in line) == (code, True), line
+    assert not (tmp_path / "o.json").exists()
+
+
+def test_no_text_in_the_data_is_said(studies, tmp_path):
+    empty = {"findings": "", "impression": "", "text": ""}
+    silent = [(pixels, info | {"report": empty}) for pixels, info in studies[:40]]
+    config = EvaluateConfig(model="m", data=str(write_shards(tmp_path / "d", silent)), out=str(tmp_path / "o.json"))
+    with pytest.raises(UserError, match="a report"):
+        evaluate("reports", config, FakeTokenizer(), Oracle(silent), "")
+
+
+def test_figures_that_are_no_numbers_are_named_not_written():
+    assert defined({"a": 1.0, "b": float("nan"), "c": float("inf")}) == ({"a": 1.0}, ["b", "c"])
+
+
+def test_picture_names_cannot_leave_their_folder(tmp_path):
+    with pytest.raises(ValueError, match="no file stem"):
+        save_pictures(tmp_path / "p", {"../x": np.zeros((2, 2))})
+    assert not list(tmp_path.iterdir())
+
+
+def test_out_must_be_json():
+    with pytest.raises(UsageError):
+        main(["all", "--model", "m", "--data", "d", "--out", "x"])
+
+
+def test_a_result_is_written_last(tmp_path, studies, image_shards, monkeypatch):
+    def full_disk(path, value):
+        raise UserError("cannot write")
+
+    monkeypatch.setattr(command, "write_json", full_disk)
+    config = EvaluateConfig(model="m", data=str(image_shards), out=str(tmp_path / "o.json"), limit=20, bootstrap=2)
+    with pytest.raises(UserError, match="cannot write"):
+        evaluate("zero-shot", config, FakeTokenizer(), Oracle(studies), "")
+    assert not (tmp_path / "o.json").exists()
+    monkeypatch.setattr(command, "write_json", write_json)
+    evaluate("zero-shot", config, FakeTokenizer(), Oracle(studies), "")
+    assert (tmp_path / "o.json").exists()

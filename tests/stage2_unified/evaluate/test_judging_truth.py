@@ -1,0 +1,150 @@
+"""The truth test: who knows the truth is at the ceiling of every task, who answers for others is at chance."""
+
+import numpy as np
+import pytest
+from phantom_oracle import FakeTokenizer, Oracle, write_shards
+
+from data.observations import OBSERVATIONS
+from shared.errors import UserError
+from shared.metrics.auroc import truth_matrix
+from stage2_unified.evaluate import synthesis
+from stage2_unified.evaluate.finetune import judge_finetune
+from stage2_unified.evaluate.reports import judge_reports
+from stage2_unified.evaluate.result import Judging
+from stage2_unified.evaluate.retrieval import draw_unlike, judge_retrieval
+from stage2_unified.evaluate.studies import JudgedData
+from stage2_unified.evaluate.synthesis import judge_synthesis
+from stage2_unified.evaluate.zero_shot import judge_zero_shot, prompt_pair
+
+
+@pytest.fixture(params=["image_shards", "token_shards"])
+def data(request):
+    return JudgedData(str(request.getfixturevalue(request.param)), FakeTokenizer())
+
+
+@pytest.fixture
+def oracle(studies):
+    return Oracle(studies)
+
+
+@pytest.fixture
+def shuffled(studies):
+    return Oracle(studies, shuffled=True)
+
+
+def test_retrieval(data, oracle, shuffled):
+    best = judge_retrieval(Judging(oracle, data)).metrics
+    assert all(best[f"retrieval.{way}_r1"] == 1 for way in ("image_to_text", "text_to_image"))
+    assert best["matching.auroc"] == best["matching.accuracy"] == 1
+    worst = judge_retrieval(Judging(shuffled, data)).metrics
+    for way in ("image_to_text", "text_to_image"):
+        name = f"retrieval.{way}_r10"
+        assert worst[name] == pytest.approx(worst[f"{name}.baseline"], abs=0.15)
+    assert worst["matching.auroc"] == pytest.approx(0.5, abs=0.1)
+
+
+def test_reports(image_data, oracle, shuffled):
+    result = judge_reports(Judging(oracle, image_data, bootstrap=10))
+    best = result.metrics
+    assert best["reports.bleu4"] == best["reports.rouge_l"] == 1
+    # The labels are read from the very text that is written, so only the labeller itself could lose anything.
+    assert best["reports.clinical_f1_micro"] >= 0.99 and best["reports.clinical_f1_macro"] >= 0.99
+    assert (
+        best["reports.clinical_f1_micro"]
+        == result.details["labels_of_the_reference_text"]["reports.clinical_f1_micro"]
+    )
+    worst = judge_reports(Judging(shuffled, image_data, bootstrap=10)).metrics
+    # Reports of other patients have the right frequencies and know nothing: no better than the best constant.
+    assert worst["reports.clinical_f1_micro"] <= worst["reports.clinical_f1_micro.baseline"] + 0.05
+    assert {"reports.clinical_f1_macro_5_uncertain_negative", "reports.cider.baseline"} <= best.keys()
+
+
+def test_zero_shot(image_data, oracle, shuffled):
+    assert judge_zero_shot(Judging(oracle, image_data, bootstrap=10)).metrics["zero_shot.auroc"] == 1
+    assert judge_zero_shot(Judging(shuffled, image_data, bootstrap=10)).metrics["zero_shot.auroc"] == pytest.approx(
+        0.5, abs=0.1
+    )
+
+
+def test_finetune(image_data, oracle, shuffled):
+    best = judge_finetune(Judging(oracle, image_data, bootstrap=10)).metrics
+    assert best["finetune.linear_auroc_100"] == 1
+    assert best["finetune.linear_auroc_1"] < best["finetune.linear_auroc_100"]
+    worst = judge_finetune(Judging(shuffled, image_data, bootstrap=10)).metrics
+    assert worst["finetune.linear_auroc_100"] == pytest.approx(0.5, abs=0.12)
+
+
+class NamesWhatItSees:
+    """Stands for the trained classifier: it knows the findings of every phantom by its pixels."""
+
+    def __init__(self, studies, findings):
+        self.findings = findings
+        self.known = {pixels.tobytes(): info["labels"] for pixels, info in studies}
+
+    def __call__(self, images):
+        pixels = (images * 255).round().astype(np.uint8)
+        return np.nan_to_num(truth_matrix([self.known[image.tobytes()] for image in pixels], self.findings))
+
+
+def test_synthesis(image_data, oracle, shuffled, studies, monkeypatch):
+    judge = {}
+
+    def build(images, truth, steps, seed):
+        # Only real training images may teach the judge.
+        assert len(images) == len(truth) == sum(info["split"] == "train" for _, info in studies)
+        return lambda drawn: judge["it"](drawn)
+
+    monkeypatch.setattr(synthesis, "FindingClassifier", build)
+    train = [info["labels"] for _, info in studies if info["split"] == "train"]
+    test = [info["labels"] for _, info in studies if info["split"] == "test"]
+    judged = [
+        name
+        for name in OBSERVATIONS
+        if min((truth_matrix(train, [name]) == value).sum() for value in (0, 1)) >= synthesis.LEAST_POSITIVES
+        and {0, 1} <= set(truth_matrix(test, [name])[:, 0].tolist())
+    ]
+    judge["it"] = NamesWhatItSees(studies, judged)
+    best = judge_synthesis(Judging(oracle, image_data, bootstrap=10))
+    assert list(best.details["positives"]) == judged
+    assert best.metrics["synthesis.label_auroc"] == best.metrics["synthesis.label_auroc.real"] == 1
+    worst = judge_synthesis(Judging(shuffled, image_data, bootstrap=10)).metrics
+    assert worst["synthesis.label_auroc"] == pytest.approx(0.5, abs=0.12)
+    assert worst["synthesis.label_auroc.real"] == 1
+
+
+def test_synthesis_needs_real_images(token_shards, oracle):
+    with pytest.raises(UserError, match="give the image shards"):
+        judge_synthesis(Judging(oracle, JudgedData(str(token_shards), FakeTokenizer())))
+
+
+def test_wrong_pairs_have_another_text():
+    ids = np.array([0, 0, 0, 1, 2, 2])
+    drawn = np.array([draw_unlike(ids, seed) for seed in range(50)])
+    assert (ids[drawn] != ids).all()
+    assert set(drawn[:, 3]) == {0, 1, 2, 4, 5}
+
+
+def test_one_text_for_all_is_refused(studies, tmp_path):
+    same = {"findings": "Clear.", "impression": "", "text": "Clear."}
+    normal = [(pixels, info | {"report": same}) for pixels, info in studies[:40]]
+    data = JudgedData(str(write_shards(tmp_path, normal)), FakeTokenizer())
+    with pytest.raises(UserError, match="share one report"):
+        judge_retrieval(Judging(Oracle(normal), data))
+
+
+def test_no_finding_with_both_classes_is_refused(studies, tmp_path):
+    silent = [(pixels, info | {"labels": {}}) for pixels, info in studies[:40]]
+    data = JudgedData(str(write_shards(tmp_path, silent)), FakeTokenizer())
+    with pytest.raises(UserError, match="both present and absent"):
+        judge_zero_shot(Judging(Oracle(silent), data))
+
+
+def test_reports_without_a_train_split_have_no_baseline(studies, tmp_path):
+    alone = [(pixels, info) for pixels, info in studies if info["split"] == "test"]
+    data = JudgedData(str(write_shards(tmp_path, alone)), FakeTokenizer())
+    metrics = judge_reports(Judging(Oracle(alone), data, bootstrap=5)).metrics
+    assert metrics["reports.bleu4"] == 1 and not any(name.endswith(".baseline") for name in metrics)
+
+
+def test_prompts_read_like_a_report():
+    assert prompt_pair("Pleural Effusion") == ("Pleural effusion.", "No pleural effusion.")
