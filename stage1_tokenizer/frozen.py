@@ -67,6 +67,9 @@ class FrozenTokenizer(nn.Module):
         saved = read_json(
             path / CONFIG, "a tokenizer's folder (config.json, model.safetensors, codebook.safetensors)"
         )
+        for name in (WEIGHTS, CODEBOOK):
+            if not (path / name).is_file():
+                raise UserError(f"{path / name} not found: {path} is not a whole tokenizer's folder")
         try:
             if saved["format_version"] != FORMAT_VERSION:
                 raise UserError(
@@ -79,8 +82,6 @@ class FrozenTokenizer(nn.Module):
             if codebook.shape != tokenizer.codebook.shape:
                 raise UserError(f"{path / CODEBOOK} holds {tuple(codebook.shape)}, config.json says otherwise")
             tokenizer._model.load_state_dict(load_file(path / WEIGHTS), strict=True)
-        except FileNotFoundError as error:
-            raise UserError(f"{error.filename or path} not found: {path} is not a whole tokenizer's folder") from None
         except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
             raise UserError(f"{path} cannot be read as a tokenizer: {' '.join(str(error).split())}") from None
         tokenizer.codebook.copy_(codebook)

@@ -42,6 +42,7 @@ class Lpips(nn.Module):
 
     def __init__(self, config: PerceptualConfig) -> None:
         super().__init__()
+        weights = None if config.weights == "random" else _weights_path(config)
         # Imported here: the package brings in torchvision, which nobody needs who only encodes.
         from lpips import NetLinLayer, ScalingLayer
         from lpips import pretrained_networks as networks
@@ -49,17 +50,17 @@ class Lpips(nn.Module):
         self.name = f"{config.net}, {'random' if config.weights == 'random' else 'ImageNet'} weights"
         build = {"vgg": networks.vgg16, "alex": networks.alexnet, "squeeze": networks.squeezenet}[config.net]
         self.scaling_layer = ScalingLayer()
+        widths = PUBLISHED[config.net][1]
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torchvision on the package's old spelling of "no weights"
             torch.manual_seed(RANDOM_SEED)
             self.net = build(pretrained=False, requires_grad=False)
-        widths = PUBLISHED[config.net][1]
-        for number, width in enumerate(widths):
-            setattr(self, f"lin{number}", NetLinLayer(width, use_dropout=True))  # dropout: for its key names
+            for number, width in enumerate(widths):
+                setattr(self, f"lin{number}", NetLinLayer(width, use_dropout=True))  # dropout: for its key names
         self._taps = len(widths)
         self._load_lin_layers(config.net)
-        if config.weights != "random":
-            self._load_backbone(_weights_path(config))
+        if weights is not None:
+            self._load_backbone(weights)
         self.requires_grad_(False)
         self.train(False)
 

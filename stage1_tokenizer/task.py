@@ -55,7 +55,7 @@ class TokenizerTask:
         self.config, self._accelerator, self._run, self._validation = config, accelerator, run, validation
         self._perceptual = build_perceptual(config.loss.perceptual)
         if self._perceptual is not None:
-            self._perceptual.to(accelerator.device)
+            self._perceptual.to(accelerator.device, memory_format=torch.channels_last)
         generator = VQGAN(config.model).to(accelerator.device, memory_format=torch.channels_last)
         self.average = WeightAverage(generator, config.average_decay)
         self._generator: Any = accelerator.prepare(generator)

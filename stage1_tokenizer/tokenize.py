@@ -55,6 +55,9 @@ class TokenizeConfig:
     bf16: bool = False
     """Run the encoder in bfloat16 (a few codes differ); the lookup stays in float32."""
 
+    threads: int = 0
+    """CPU threads of a process; 0 shares the cores among the processes of this machine."""
+
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
@@ -81,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     config = parse_config(TokenizeConfig, argv, prog="medunifier tokenize")
     state = PartialState()
-    use_threads(0)
+    use_threads(config.threads)
     tokenizer = FrozenTokenizer.from_pretrained(config.tokenizer).to(state.device)
     source = read_manifest(config.shards)
     identity = _identity(tokenizer, config)

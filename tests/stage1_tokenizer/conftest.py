@@ -1,0 +1,69 @@
+"""A small folder of image shards, and the smallest configuration that is still a VQ-GAN."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data.shards import MANIFEST, encode_info, encode_png, shard_name, write_shard
+from shared.artifacts import FORMAT_VERSION, write_json
+
+SIZE = 32
+
+TINY = {
+    "resolution": SIZE,
+    "ch": 8,
+    "ch_mult": [1, 2],
+    "num_res_blocks": 1,
+    "attn_resolutions": [],
+    "z_channels": 8,
+    "n_embed": 32,
+    "embed_dim": 4,
+    "norm_groups": 4,
+    "quantizer": {"kind": "unit_norm", "revive_every": 2},
+    "front_end": "haar",
+    "front_end_levels": 1,
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+def blobs(number: int, size: int = SIZE) -> np.ndarray:
+    """A smooth grey picture, a pure function of its number."""
+    draw = np.random.default_rng(number)
+    y, x = np.mgrid[:size, :size] / size
+    picture = np.zeros((size, size))
+    for _ in range(4):
+        a, b, width = draw.random(3)
+        picture += np.exp(-((x - a) ** 2 + (y - b) ** 2) / (0.02 + 0.1 * width))
+    return (255 * picture / picture.max()).astype(np.uint8)
+
+
+def write_image_shards(root: Path, size: int = SIZE, shards: int = 3, studies: int = 8) -> Path:
+    """Image shards of all three splits; every third study has two images."""
+    splits, number = {}, 0
+    for split, count in (("train", shards), ("validate", 1), ("test", 1)):
+        splits[split] = {}
+        for shard in range(count):
+            rows = []
+            for _ in range(studies):
+                images = {
+                    f"{k}.png": encode_png(blobs(10 * number + k, size)) for k in range(2 if number % 3 == 0 else 1)
+                }
+                info = {"study_id": f"{number:06d}", "patient_id": hashlib.md5(bytes([number])).hexdigest()[:8]}
+                rows.append((f"{number:06d}", images | {"json": encode_info(info | {"split": split})}))
+                number += 1
+            splits[split][shard_name(split, shard)] = write_shard(root / shard_name(split, shard), rows)
+    manifest = {"format_version": FORMAT_VERSION, "splits": splits, "transform": {"size": size}, "source": "blobs"}
+    write_json(root / MANIFEST, manifest)
+    return root
+
+
+@pytest.fixture(scope="session")
+def image_shards(tmp_path_factory) -> Path:
+    return write_image_shards(tmp_path_factory.mktemp("shards"))

@@ -1,0 +1,98 @@
+"""The frozen tokenizer: what is written is what is read, and a changed folder is refused."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import SIZE, TINY, blobs
+from safetensors.torch import load_file, save_file
+
+from shared.errors import UserError
+from stage1_tokenizer.frozen import FrozenTokenizer, export
+from stage1_tokenizer.vqgan import VQGAN
+
+
+@pytest.fixture(scope="module", params=["unit_norm", "classic"])
+def model(request):
+    torch.manual_seed(0)
+    model = VQGAN({**TINY, "quantizer": request.param}).eval()
+    with torch.no_grad():
+        model.quantize.embedding.weight.copy_(torch.randn(32, 4))
+    return model
+
+
+@pytest.fixture
+def folder(model, tmp_path):
+    export(model, tmp_path / "tokenizer", card="\n- psnr: 30\n")
+    return tmp_path / "tokenizer"
+
+
+def images(count=5):
+    return torch.from_numpy(np.stack([blobs(n) for n in range(count)])[:, None]).float() / 127.5 - 1
+
+
+def test_round_trip_gives_the_models_codes_and_pictures(model, folder):
+    frozen = FrozenTokenizer.from_pretrained(folder)
+    with torch.no_grad():
+        codes = model.encode_indices(images())
+        assert torch.equal(frozen.encode_indices(images()), codes)
+        torch.testing.assert_close(frozen.decode_indices(codes), model.decode_indices(codes), atol=1e-6, rtol=0)
+    assert frozen.codebook.shape == (32, 4) and frozen.codebook.dtype == torch.float32
+    assert (frozen.image_size, frozen.grid, frozen.codes) == (SIZE, (8, 8), 32)
+    assert torch.equal(load_file(folder / "codebook.safetensors")["codebook"], frozen.codebook)
+    assert (
+        frozen.fingerprint in (folder / "README.md").read_text() and "psnr: 30" in (folder / "README.md").read_text()
+    )
+
+
+def test_arrays_of_8_and_16_bits_are_taken_and_others_refused(folder):
+    frozen = FrozenTokenizer.from_pretrained(folder)
+    eight = [blobs(n) for n in range(5)]
+    sixteen = [image.astype(np.uint16) * 257 for image in eight]
+    expected = frozen.encode_indices(images()).numpy()
+    assert np.array_equal(frozen.encode_images(eight, batch_size=2), expected)
+    assert np.array_equal(frozen.encode_images(sixteen), expected)
+    with pytest.raises(ValueError, match="uint8 or uint16"):
+        frozen.encode_images([eight[0].astype(float)])
+    with pytest.raises(ValueError, match="pixels"):
+        frozen.encode_images([eight[0][:16]])
+
+
+def test_fingerprint_is_a_function_of_the_weights_not_of_the_writing(model, folder, tmp_path):
+    again = export(model, tmp_path / "again")
+    first = json.loads((folder / "config.json").read_text())["fingerprint"]
+    assert again.fingerprint == first == FrozenTokenizer.from_pretrained(tmp_path / "again").fingerprint
+
+
+@pytest.mark.parametrize("change", ["weights", "codebook", "config"])
+def test_a_changed_folder_is_refused(folder, tmp_path, change):
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    if change == "config":
+        values = json.loads((copy / "config.json").read_text())
+        values["model"]["attn_resolutions"] = [1024]  # loads as before, but says another thing
+        (copy / "config.json").write_text(json.dumps(values))
+    else:
+        path = copy / ("model.safetensors" if change == "weights" else "codebook.safetensors")
+        tensors = load_file(path)
+        name = sorted(tensors)[0]
+        tensors[name].view(-1)[0] += 1e-3
+        save_file(tensors, path)
+    with pytest.raises(UserError, match="changed after it was written"):
+        FrozenTokenizer.from_pretrained(copy)
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "codebook.safetensors"])
+def test_what_is_no_tokenizer_is_said_in_one_line(folder, missing):
+    (folder / missing).unlink()
+    with pytest.raises(UserError, match=missing) as caught:
+        FrozenTokenizer.from_pretrained(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_never_trains(folder):
+    frozen = torch.nn.Sequential(FrozenTokenizer.from_pretrained(folder)).train()[0]
+    assert not any(module.training for module in frozen.modules())
+    assert not frozen.decode_indices(frozen.encode_indices(images().requires_grad_())).requires_grad
