@@ -192,7 +192,6 @@ def _finish(
         raise UserError(f"no readable radiograph under {config.root}: {reasons}")
     manifest = {
         "format_version": FORMAT_VERSION,
-        "kind": "images",
         "source": config.source,
         "plan": plan,
         "transform": {

@@ -13,8 +13,8 @@ def assign_splits(
 ) -> list[StudyRecord]:
     """Every record with a split: the official one, else one drawn by patient.
 
-    A patient's place depends on the key and the patient alone, so a grown archive keeps its splits; the
-    lowest and the highest patient go to validate and test even where the shares would give them none.
+    A patient's place depends on the key and the patient alone, so a grown archive keeps its splits. But no
+    split of three patients or more stays empty: the lowest and the highest patient fill validate and test.
 
     Raises:
         UserError: if an official split puts one patient on two sides.
@@ -38,6 +38,8 @@ def assign_splits(
             drawn[ranked[0]] = "validate"
         if test_share > 0:
             drawn[ranked[-1]] = "test"
+        if "train" not in drawn.values():
+            drawn[ranked[len(ranked) // 2]] = "train"
     return [replace(r, split=official.get(r.patient_id) or drawn[r.patient_id]) for r in records]
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from shared.artifacts import atomic_folder
 from shared.distributed import barrier, is_main
@@ -77,6 +78,7 @@ def export_model(
     source: str,
 ) -> None:
     """Write the Hugging Face folder, complete or not at all: weights, both tokenizers, a card."""
+    logging.disable_progress_bar()
     with atomic_folder(folder) as partial:
         model.save_pretrained(partial)
         processor.save_pretrained(partial)

@@ -46,7 +46,7 @@ def check_fingerprint(manifest: dict[str, Any], tokenizer: FrozenTokenizer, shar
     Raises:
         UserError: if the shards hold images, or codes of another fingerprint.
     """
-    if manifest.get("kind") != "codes":
+    if "tokenizer" not in manifest:
         raise UserError(f"{shards} holds images, not codes: run `medunifier tokenize` on it first")
     found = manifest["tokenizer"]["fingerprint"]
     if found != tokenizer.fingerprint:

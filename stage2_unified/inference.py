@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from transformers.utils import logging
 
 from shared.artifacts import fingerprint
 from stage1_tokenizer.frozen import FrozenTokenizer
@@ -45,6 +46,7 @@ class MedUnifierPipeline:
             UserError: if it is not one.
         """
         processor = MedUnifierProcessor.from_pretrained(folder)  # first: its errors speak to a user
+        logging.disable_progress_bar()  # a bar for two dozen tensors is noise between our lines
         return cls(MedUnifierForConditionalGeneration.from_pretrained(folder), processor, device)
 
     @property

@@ -1,0 +1,63 @@
+import errno
+
+import pytest
+import torch
+
+from shared.artifacts import PARTIAL_PREFIX, atomic_file, atomic_folder, fingerprint, remove_partial, write_json
+from shared.errors import UserError
+
+
+def test_a_failure_leaves_the_old_file_and_nothing_beside_it(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), atomic_file(path) as partial:
+        partial.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("writer", [atomic_file, atomic_folder])
+def test_a_full_disk_is_one_line_and_nothing_half_written(tmp_path, writer):
+    with pytest.raises(UserError, match="free some space"), writer(tmp_path / "out"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_takes_the_place_of_the_old_one_whole(tmp_path):
+    target = tmp_path / "model"
+    for name in ("first", "second"):
+        with atomic_folder(target) as partial:
+            (partial / name).write_text(name)
+            assert not (target / name).exists()
+    assert [entry.name for entry in target.iterdir()] == ["second"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    (tmp_path / f"{PARTIAL_PREFIX}1-x").write_text("half")
+    (tmp_path / f"{PARTIAL_PREFIX}2-y").mkdir()
+    (tmp_path / "kept").write_text("whole")
+    remove_partial(tmp_path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["kept"]
+
+
+def test_json_refuses_what_other_readers_refuse(tmp_path):
+    with pytest.raises(ValueError):
+        write_json(tmp_path / "a.json", {"x": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fingerprint_sees_every_byte_shape_and_setting_but_not_the_order():
+    a, b = torch.arange(4.0), torch.ones(2, 3, dtype=torch.bfloat16)
+    known = fingerprint({"k": 1}, {"a": a, "b": b})
+    assert fingerprint({"k": 1}, {"b": b, "a": a.clone()}) == known
+    changed = a.clone()
+    changed[3] = 3.0000002
+    others = [
+        fingerprint({"k": 2}, {"a": a, "b": b}),
+        fingerprint({"k": 1}, {"a": changed, "b": b}),
+        fingerprint({"k": 1}, {"a": a.view(2, 2), "b": b}),
+        fingerprint({"k": 1}, {"a": a, "c": b}),
+    ]
+    assert len({known, *others}) == 5

@@ -1,0 +1,84 @@
+from dataclasses import dataclass, field
+
+import pytest
+import yaml
+
+from shared.command import run_command
+from shared.config import config_differences, config_to_dict, load_saved_config, parse_config, save_config
+from shared.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Inner:
+    """Inner."""
+
+    lr: float = 0.1
+    """Rate."""
+
+
+@dataclass(frozen=True)
+class Outer:
+    """A command for tests."""
+
+    name: str
+    """A name."""
+    optim: Inner = field(default_factory=Inner)
+    """Nested."""
+    betas: tuple[float, float] = (0.5, 0.9)
+    """Pair."""
+
+    def __post_init__(self) -> None:
+        if self.name == "bad":
+            raise ValueError("name must not be bad")
+
+
+def test_file_then_override(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("name: x\noptim:\n  lr: 0.2\n")
+    assert parse_config(Outer, ["--config", str(path)]) == Outer("x", Inner(0.2))
+    assert parse_config(Outer, ["--config", str(path), "--optim.lr", "1e-4"]).optim.lr == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--name", "x", "--nope", "1"], "nope"),
+        (["--name", "x", "--optim.nope", "1"], "optim.nope"),
+        (["--name", "x", "--optim.lr", "fast"], "optim.lr"),
+        ([], "name"),
+        (["--name", "bad"], "name must not be bad"),
+        (["--name", "x", "--config", "absent.yaml"], "absent.yaml"),
+    ],
+)
+def test_wrong_use_is_one_line_that_names_the_key_and_code_2(arguments, named, capsys):
+    def command(argv):
+        parse_config(Outer, argv, prog="test")
+
+    assert run_command(command, arguments) == 2
+    error = capsys.readouterr().err
+    assert named in error
+    assert error.count("\n") == 1
+
+
+def test_unknown_key_in_a_file_is_named(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("name: x\noptim:\n  rate: 0.2\n")
+    with pytest.raises(UsageError, match="rate"):
+        parse_config(Outer, ["--config", str(path)])
+
+
+def test_saved_configuration_reads_back_and_differences_are_dotted(tmp_path):
+    config = Outer("x", Inner(0.3))
+    save_config(config, tmp_path / "c.yaml")
+    assert parse_config(Outer, ["--config", str(tmp_path / "c.yaml")]) == config
+    saved = load_saved_config(tmp_path / "c.yaml")
+    assert saved == yaml.safe_load((tmp_path / "c.yaml").read_text())
+    assert config_differences(saved, config_to_dict(Outer("x"))) == ["optim.lr: 0.3 -> 0.1"]
+
+
+def test_help_shows_defaults_and_docstrings(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse_config(Outer, ["--help"], prog="test")
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    assert "Rate." in shown and "0.1" in shown and "--optim.lr" in shown

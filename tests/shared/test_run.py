@@ -1,0 +1,93 @@
+"""Run folder, checkpoints, schedule: what a training leaves and how it continues."""
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from shared.checkpoints import Checkpoints
+from shared.errors import UserError
+from shared.loop import LoopConfig, OptimConfig, check_finite
+from shared.plots import save_curves
+from shared.run_folder import RunFolder, read_metrics
+
+
+@dataclass(frozen=True)
+class Config:
+    run_dir: str = ""
+    seed: int = 0
+    steps: int = 1
+
+
+def test_a_run_continues_with_the_same_configuration_alone(tmp_path):
+    RunFolder(tmp_path / "run", Config(seed=1))
+    RunFolder(tmp_path / "run", Config(seed=1, steps=5), may_change=("steps",))
+    with pytest.raises(UserError, match="seed: 1 -> 2"):
+        RunFolder(tmp_path / "run", Config(seed=2, steps=5), may_change=("steps",))
+
+
+def test_a_folder_of_other_things_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="not empty"):
+        RunFolder(tmp_path, Config())
+
+
+def test_rewinding_forgets_later_lines_and_a_line_cut_short(tmp_path):
+    run = RunFolder(tmp_path / "run", Config())
+    for step in (10, 20, 30):
+        run.log(step, {"loss": 1.0 / step})
+    with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
+        file.write('{"step": 40, "lo')
+    run.rewind(20)
+    run.log(30, {"loss": 7.0})
+    assert [(line["step"], line["loss"]) for line in read_metrics(tmp_path / "run")] == [
+        (10, 0.1),
+        (20, 0.05),
+        (30, 7.0),
+    ]
+    assert save_curves(tmp_path / "run").stat().st_size > 1000
+
+
+def test_checkpoints_are_complete_or_absent_and_the_newest_are_kept(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (1, 2, 3):
+        checkpoints.save(step, lambda folder: (folder / "state").write_text("whole"))
+
+    def full_disk(folder):
+        (folder / "state").write_text("ha")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match="step 4"):
+        checkpoints.save(4, full_disk)
+    assert checkpoints.steps() == [2, 3]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["step-2", "step-3"]
+    assert checkpoints.latest() == 3
+
+
+def test_schedule_rises_to_the_peak_and_falls_to_its_share():
+    optim = OptimConfig(lr=1.0, warmup_steps=10, final_share=0.1)
+    rates = [optim.rate(step, 110) for step in range(111)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == pytest.approx(1.0) and np.argmax(rates) in (9, 10)
+    assert rates[60] == pytest.approx(0.55)
+    assert rates[110] == pytest.approx(0.1)
+    assert all(later <= earlier for earlier, later in zip(rates[10:], rates[11:], strict=False))
+
+
+def test_a_logged_mean_cannot_straddle_a_resume():
+    with pytest.raises(ValueError, match="checkpoint_every"):
+        LoopConfig(log_every=10, checkpoint_every=25)
+
+
+def test_a_loss_that_is_not_finite_is_named():
+    import torch
+
+    with pytest.raises(UserError, match="perceptual = nan"):
+        check_finite({"l1": torch.tensor(1.0), "perceptual": torch.tensor(float("nan"))}, step=3)
+
+
+def test_metrics_are_plain_json_lines(tmp_path):
+    run = RunFolder(tmp_path / "run", Config())
+    run.log(1, {"loss": 0.5})
+    assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text()) == {"step": 1, "loss": 0.5}
