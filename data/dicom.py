@@ -22,7 +22,7 @@ from numpy import ndarray
 from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames
 from pydicom.pixels.processing import apply_modality_lut, apply_voi
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
 from data.codestream import frame_size
 from data.pixels import UnreadableImage, check_not_constant, check_size
@@ -176,20 +176,26 @@ def _check_header(dataset: Dataset) -> None:
 
 
 def _stored_values(dataset: Dataset) -> ndarray:
-    """(H, W) integers as stored, decoded by whichever codec at hand manages."""
+    """(H, W) integers as stored, as the transfer syntax codes them."""
     if not getattr(dataset, "file_meta", None) or "TransferSyntaxUID" not in dataset.file_meta:
         # No file meta: DICOM's default, unless the parser found explicit VRs.
         explicit = not dataset.original_encoding[0]
         dataset.ensure_file_meta()
         dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian if explicit else ImplicitVRLittleEndian
     rows, columns = int(dataset.Rows), int(dataset.Columns)
+    options: dict[str, Any] = {}
     if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
         _check_codestream(dataset, rows, columns)
+        # One codec for all machines: JPEG decoders differ by a grey level, and GDCM, which pydicom would try
+        # first, ends the whole process on some damaged files.
+        run_length = dataset.file_meta.TransferSyntaxUID == RLELossless
+        options["decoding_plugin"] = "pydicom" if run_length else "pylibjpeg"
     # pydicom would mask unsigned values beyond the bits stored, which turns white to black without a word.
     # Bits above are in order where an old overlay is kept in them, and (as sign) in signed values.
     overlaid = any(element.tag.group & 0xFF00 == 0x6000 for element in dataset)
     if int(dataset.PixelRepresentation) == 0 and not overlaid:
-        dataset.pixel_array_options(correct_unused_bits=False)
+        options["correct_unused_bits"] = False
+    dataset.pixel_array_options(**options)
     try:
         stored = dataset.pixel_array
     except Exception as error:

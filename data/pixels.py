@@ -58,12 +58,13 @@ def fit_square(pixels: ndarray, size: int) -> ndarray:
     """
     if size < 1:
         raise ValueError(f"size must be positive, got {size}")
+    pixels = pixels.astype(np.float32, copy=False)
     height, width = pixels.shape
     if (height, width) == (size, size):
         return pixels
     scale = size / max(height, width)
     inner = (max(1, round(width * scale)), max(1, round(height * scale)))
-    small = Image.fromarray(pixels, mode="F").resize(inner, Image.Resampling.BICUBIC)
+    small = Image.fromarray(pixels).resize(inner, Image.Resampling.BICUBIC)
     square = np.zeros((size, size), np.float32)
     top, left = (size - inner[1]) // 2, (size - inner[0]) // 2
     square[top : top + inner[1], left : left + inner[0]] = np.asarray(small)

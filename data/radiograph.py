@@ -58,8 +58,9 @@ def _read_picture(path: Path, kind: str) -> Radiograph:
             warnings.simplefilter("ignore")  # of sizes; ours are checked before decoding
             with Image.open(path, formats=[kind]) as image:
                 check_size(image.height, image.width)
-                if getattr(image, "n_frames", 1) != 1:
-                    raise UnreadableImage(f"{image.n_frames} frames, one expected")
+                frames = getattr(image, "n_frames", 1)
+                if frames != 1:
+                    raise UnreadableImage(f"{frames} frames, one expected")
                 image.load()
                 pixels, bits = _grey(image)
     except UnreadableImage:
@@ -80,7 +81,7 @@ def _grey(image: Image.Image) -> tuple[ndarray, int]:
         return values.astype(np.float32) / np.float32(65_535), 16
     if image.mode in ("LA", "RGBA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
-        if image.getchannel("A").getextrema()[0] < 255:
+        if np.asarray(image.getchannel("A")).min() < 255:
             raise UnreadableImage("partly transparent image")
     if image.mode in ("P", "PA", "RGBA", "LA"):
         image = image.convert("RGB")

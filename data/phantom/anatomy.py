@@ -153,7 +153,7 @@ ZONE_HEIGHT = {"upper": 0.17, "mid": 0.50, "lower": 0.80}
 def place(f: Frame, side: Side, zone: str, depth: float = 0.5) -> tuple[float, float]:
     """(x, y) of a point in a lung zone that the heart leaves free; `depth` runs from hilum (0) to ribs (1)."""
     y = LUNG_TOP + 0.06 + ZONE_HEIGHT[zone] * (f.dome[side] - LUNG_TOP - 0.06)
-    outer = float(pleura(np.float32(y), LUNG_TOP, f.chest)[0])
+    outer = float(pleura(np.array(y), LUNG_TOP, f.chest)[0])
     reach = {"right": f.heart_right, "left": f.heart_left}[side]
     inner = max(0.16, reach if zone == "lower" else 0.5 * reach if zone == "mid" else 0.0)
     inner = min(inner, outer - 0.22)

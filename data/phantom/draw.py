@@ -158,8 +158,8 @@ def _edema(g: Grid, state: State) -> ndarray:
     if not state.edema:
         return np.zeros((1, 1), np.float32)
     strength = (0.0, 0.15, 0.30)[state.edema]
-    wings = sum(np.exp(-(((g.x - s * 0.34) / 0.24) ** 2) - ((g.y + 0.02) / 0.34) ** 2) for s in (-1.0, 1.0))
-    return strength * wings
+    right, left = (np.exp(-(((g.x - centre) / 0.24) ** 2) - ((g.y + 0.02) / 0.34) ** 2) for centre in (-0.34, 0.34))
+    return strength * (right + left)
 
 
 def _consolidation(g: Grid, f: Frame, lesion: Lesion | None, rng: Generator) -> ndarray:
@@ -177,7 +177,7 @@ def _opacity(g: Grid, f: Frame, lesion: Lesion | None, rng: Generator) -> ndarra
     if lesion is None or lesion.zone is None:
         return np.zeros((1, 1), np.float32)
     x, y = place(f, lesion.side, lesion.zone, 0.45)
-    spread, count = ((0.11, 4), (0.16, 7), (0.22, 11))[lesion.size]
+    spread, count = ((0.14, 6), (0.19, 10), (0.25, 16))[lesion.size]
     patches = np.zeros((1, 1), np.float32)
     turn = rng.uniform(0, 2 * np.pi)
     for number in range(count):
@@ -187,7 +187,7 @@ def _opacity(g: Grid, f: Frame, lesion: Lesion | None, rng: Generator) -> ndarra
         r, tilt, weight = rng.uniform(0.042, 0.075), rng.uniform(-0.6, 0.6), rng.uniform(0.75, 1.0)
         patch = np.exp(-((g.x - px + tilt * (g.y - py)) ** 2) / r**2 - ((g.y - py) ** 2) / r**2)
         patches = np.maximum(patches, weight * patch)
-    return 0.29 * patches
+    return 0.38 * patches
 
 
 def _nodule(g: Grid, f: Frame, lesion: Lesion | None, rng: Generator) -> ndarray:
@@ -196,7 +196,7 @@ def _nodule(g: Grid, f: Frame, lesion: Lesion | None, rng: Generator) -> ndarray
         return np.zeros((1, 1), np.float32)
     x, y = place(f, lesion.side, lesion.zone, rng.uniform(0.35, 0.65))
     radius = (0.080, 0.110, 0.170)[lesion.size]
-    return 0.40 * g.soft(ellipse(g, x, y, radius, radius * rng.uniform(0.92, 1.08)), 0.025)
+    return 0.48 * g.soft(ellipse(g, x, y, radius, radius * rng.uniform(0.92, 1.08)), 0.025)
 
 
 def _atelectasis(g: Grid, f: Frame, sides: tuple[Side, ...], rng: Generator) -> ndarray:

@@ -5,11 +5,12 @@ Everything is drawn from generators keyed by (seed, what, ordinal), so a study i
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.random import Generator
 
+Choice = TypeVar("Choice")
 Side = Literal["right", "left"]
 Zone = Literal["upper", "mid", "lower"]
 Position = Literal["PA", "AP"]
@@ -148,7 +149,7 @@ def has_tortuous_aorta(anatomy: Anatomy) -> bool:
     return anatomy.knob > 0.12
 
 
-def _one(rng: Generator, choices: tuple) -> str:
+def _one(rng: Generator, choices: tuple[Choice, ...]) -> Choice:
     return choices[int(rng.integers(len(choices)))]
 
 
@@ -312,11 +313,12 @@ def _beside_the_heart(state: State) -> State:
     if not state.heart:
         return state
     state = replace(state, effusions=tuple(replace(lesion, size=1) for lesion in state.effusions))
-    hidden = ("left", "lower") if state.heart >= 2 else ()
-    for name in ("consolidation", "opacity", "nodule"):
-        lesion = getattr(state, name)
-        if lesion and (lesion.side, lesion.zone) == hidden:
-            state = replace(state, **{name: None})
+    if state.heart >= 2:
+        focal = {"consolidation": state.consolidation, "opacity": state.opacity, "nodule": state.nodule}
+        behind = [
+            name for name, lesion in focal.items() if lesion and (lesion.side, lesion.zone) == ("left", "lower")
+        ]
+        state = replace(state, **dict.fromkeys(behind))  # type: ignore[arg-type]
     return state
 
 

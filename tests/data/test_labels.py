@@ -4,6 +4,7 @@ import csv
 import tarfile
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -106,11 +107,16 @@ HEADINGS = {
 }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def openi(shared_data: Callable[[str], Path]) -> list[tuple[str, set[str]]]:
     """(findings and impression, headings) of Open-I's odd reports."""
+    return read_openi(shared_data("openi/ecgen-radiology-odd.tgz"))
+
+
+@lru_cache
+def read_openi(path: Path) -> list[tuple[str, set[str]]]:
     studies = []
-    with tarfile.open(shared_data("openi/ecgen-radiology-odd.tgz")) as archive:
+    with tarfile.open(path) as archive:
         for member in archive:
             if member.name.endswith(".xml"):
                 root = ElementTree.parse(archive.extractfile(member)).getroot()  # type: ignore[arg-type]
