@@ -14,14 +14,13 @@ from shared.errors import UsageError, UserError
 from stage1_tokenizer.frozen import CODEBOOK, FrozenTokenizer
 from stage2_unified.evaluate.finetune import judge_finetune
 from stage2_unified.evaluate.pages import write_page
+from stage2_unified.evaluate.pictures import pictures_folder, save_pictures
 from stage2_unified.evaluate.reports import judge_reports
 from stage2_unified.evaluate.result import (
     Judging,
     Pipeline,
     TaskResult,
     defined,
-    pictures_folder,
-    save_pictures,
     versions,
 )
 from stage2_unified.evaluate.retrieval import judge_retrieval

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.page import Figure, Page
-from stage2_unified.evaluate.result import load_picture, pictures_folder
+from stage2_unified.evaluate.pictures import load_picture, pictures_folder
 
 TITLES = {
     "tokenizer": "Tokenizer: radiographs through codes and back",

@@ -3,17 +3,11 @@
 import importlib.metadata
 import math
 import platform
-import re
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
-from shared.artifacts import atomic_folder
-from shared.plots import to_uint8
 from stage2_unified.evaluate.studies import JudgedData, Studies
 
 PACKAGES = ("medunifier", "torch", "transformers", "numpy", "scikit-learn", "torchmetrics", "rouge-score")
@@ -100,25 +94,3 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[package] = "not installed"
     return found
-
-
-def pictures_folder(out: Path) -> Path:
-    """Where the pictures of a result file lie: beside it."""
-    return out.with_name(f"{out.stem}-pictures")
-
-
-def save_pictures(folder: Path, pictures: dict[str, np.ndarray]) -> None:
-    """Write every picture as an 8-bit PNG, marked as computed, into a folder that is complete or absent."""
-    with atomic_folder(folder) as partial:
-        for name, image in pictures.items():
-            if not re.fullmatch(r"[a-z0-9-]+", name):
-                raise ValueError(f"picture name {name!r} is no file stem")
-            mark = PngInfo()
-            if "generated" in name or "reconstruction" in name:
-                mark.add_text("Description", "synthetic radiograph computed by medunifier; not of a patient")
-            Image.fromarray(to_uint8(image)).save(partial / f"{name}.png", pnginfo=mark)
-
-
-def load_picture(folder: Path, name: str) -> np.ndarray:
-    """One of them, as uint8."""
-    return np.asarray(Image.open(folder / f"{name}.png"))

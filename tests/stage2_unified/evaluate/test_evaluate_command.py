@@ -16,7 +16,8 @@ from stage1_tokenizer.frozen import FrozenTokenizer
 from stage1_tokenizer.vqgan import VQGAN
 from stage2_unified.evaluate import command, synthesis
 from stage2_unified.evaluate.command import EvaluateConfig, evaluate, main
-from stage2_unified.evaluate.result import TaskResult, defined, save_pictures
+from stage2_unified.evaluate.pictures import save_pictures
+from stage2_unified.evaluate.result import TaskResult, defined
 
 TINY = {
     "resolution": SIZE, "ch": 8, "ch_mult": [1, 2], "num_res_blocks": 1, "attn_resolutions": [], "z_channels": 8,
@@ -59,7 +60,8 @@ def test_all_tasks_in_one_file_and_one_page(studies, image_shards, tmp_path, mon
     page = out.with_suffix(".html").read_text()
     assert PHANTOM in page and all(name in page for name in REQUIRED)
     generated = Image.open(tmp_path / "sub" / "all-pictures" / "synthesis-generated-0.png")
-    assert "synthetic" in generated.info["Description"]
+    assert generated.info["Source"] == "synthetic"
+    assert "Source" not in Image.open(tmp_path / "sub" / "all-pictures" / "synthesis-real-0.png").info
 
 
 def test_token_shards_leave_out_what_needs_images(studies, token_shards, tmp_path):

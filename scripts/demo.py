@@ -1,0 +1,254 @@
+"""The whole pipeline on phantoms: archive, shards, tokenizer, codes, model, judgement, and one page about it.
+
+    python scripts/demo.py --run_dir runs/demo
+
+Each step is a command that works the same on real data; it is printed before it runs. Started again, a
+finished step says so and an interrupted one continues.
+"""
+
+import importlib.metadata
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shared.artifacts import read_json, write_json
+from shared.command import run_command
+from shared.config import parse_config
+from shared.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# What a run of the demo has to reach on held-out phantom patients.
+THRESHOLDS = {
+    "tokenizer.psnr": 26.0,
+    "tokenizer.codebook_usage": 0.6,
+    "retrieval.image_to_text_r10": 0.5,
+    "retrieval.text_to_image_r10": 0.5,
+    "matching.auroc": 0.9,
+    "reports.clinical_f1_micro": 0.8,
+    "synthesis.label_auroc": 0.8,
+}
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """Train and judge a small model on 64-pixel phantoms, from nothing to a page."""
+
+    run_dir: str = "runs/demo"
+    """Where everything is written; index.html and metrics.json at the end."""
+    studies: int = 2000
+    """Phantom studies; a tenth of them is for the test."""
+    seed: int = 0
+    """Of the phantoms and of the evaluation."""
+    stage1_steps: int = 0
+    """Training steps of the tokenizer; 0 = as configs/stage1/demo.yaml says."""
+    stage2_steps: int = 0
+    """Training steps of the model; 0 = as configs/stage2/demo.yaml says."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command; ``result`` is what it leaves behind, and what the step after it needs."""
+
+    name: str
+    command: tuple[str, ...]
+    result: Path
+
+
+def steps_of(config: DemoConfig) -> list[Step]:
+    """The commands of the demo in their order."""
+    run = Path(config.run_dir)
+    archive, images, codes = run / "archive", run / "images", run / "codes"
+    tokenizer, model = run / "stage1" / "tokenizer", run / "stage2" / "model"
+    evaluation = run / "evaluation.json"
+    workers = str(len(os.sched_getaffinity(0)))
+    # Said in full, since the launcher warns about each that is left to its default.
+    launch = ("accelerate", "launch", "--num_processes", "1", "--num_machines", "1")
+    launch += ("--mixed_precision", "no", "--dynamo_backend", "no")
+
+    def steps(count: int) -> tuple[str, ...]:
+        return ("--loop.steps", str(count)) if count else ()
+
+    return [
+        Step(
+            "phantom",
+            ("medunifier", "phantom", "--out", f"{archive}", "--studies", f"{config.studies}", "--size", "64")
+            + ("--seed", f"{config.seed}", "--workers", workers),
+            archive,
+        ),
+        Step(
+            "ingest",
+            ("medunifier", "ingest", "--source", "phantom", "--root", f"{archive}", "--out", f"{images}")
+            + ("--size", "64", "--workers", workers, "--key_file", f"{run / 'pseudonym.key'}"),
+            images,
+        ),
+        Step(
+            "stage1",
+            (*launch, "stage1_tokenizer/train.py", "--config", "configs/stage1/demo.yaml")
+            + ("--data.shards", f"{images}", "--run_dir", f"{run / 'stage1'}", *steps(config.stage1_steps)),
+            tokenizer,
+        ),
+        Step(
+            "tokenize",
+            ("medunifier", "tokenize", "--tokenizer", f"{tokenizer}", "--shards", f"{images}", "--out", f"{codes}"),
+            codes,
+        ),
+        Step(
+            "stage2",
+            (*launch, "stage2_unified/train.py", "--config", "configs/stage2/demo.yaml", "--data.shards", f"{codes}")
+            + ("--tokenizer", f"{tokenizer}", "--run_dir", f"{run / 'stage2'}", *steps(config.stage2_steps)),
+            model,
+        ),
+        Step(
+            "evaluate",
+            ("medunifier", "evaluate", "all", "--model", f"{model}", "--data", f"{images}", "--out", f"{evaluation}")
+            + ("--seed", f"{config.seed}"),
+            evaluation,
+        ),
+    ]
+
+
+def run_steps(steps: Sequence[Step], log: Path) -> dict[str, float]:
+    """Run the commands one after another, each in the repository's root, with its output as it comes.
+
+    Args:
+        steps: what to run.
+        log: JSON file of the seconds that each step took, over all starts until it was finished.
+
+    Returns:
+        Seconds by step.
+
+    Raises:
+        UserError: at the first command that fails; those after it are not started.
+    """
+    record: dict[str, Any] = read_json(log, "the demo's record") if log.is_file() else {}
+    for number, step in enumerate(steps, start=1):
+        entry = record.setdefault(step.name, {"seconds": 0.0, "finished": False})
+        print(f"\n[{number}/{len(steps)}] {step.name}\n$ {shlex.join(step.command)}", flush=True)
+        if step.result.is_file() and _newer(step.result, steps[number - 2].result):
+            print(f"{step.result} is there already", flush=True)
+            continue
+        start = time.perf_counter()
+        code = subprocess.run([_program(step.command[0]), *step.command[1:]], cwd=ROOT, check=False).returncode
+        seconds = time.perf_counter() - start
+        if not entry["finished"]:  # a start that found its work done tells nothing
+            entry["seconds"] += seconds
+        entry["finished"] = entry["finished"] or code == 0
+        write_json(log, record)
+        if code:
+            raise UserError(
+                f"step {step.name} failed with exit code {code}, its message stands above; "
+                "once it is mended, the same command continues here"
+            )
+        print(f"{step.name}: {seconds:.0f} s", flush=True)
+    return {step.name: record[step.name]["seconds"] for step in steps}
+
+
+def _newer(result: Path, source: Path) -> bool:
+    """A file, which its command would otherwise make anew, is up to date."""
+    return source.exists() and result.stat().st_mtime > source.stat().st_mtime
+
+
+def _program(name: str) -> str:
+    """The command of this Python's own environment, whatever the shell would find first."""
+    own = Path(sys.executable).with_name(name)
+    found = str(own) if own.is_file() else shutil.which(name)
+    if not found:
+        raise UserError(f"the command {name} is not installed beside {sys.executable}: pip install -e . in {ROOT}")
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """Cores and processor, without which seconds mean nothing."""
+    name = platform.processor()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+    return {"cores": len(os.sched_getaffinity(0)), "cpu": name, "system": platform.system()}
+
+
+def write_results(run: Path, seconds: Mapping[str, float]) -> dict[str, Any]:
+    """``metrics.json`` and ``index.html`` of a finished run; returns the former's content."""
+    evaluation = read_json(run / "evaluation.json", "a finished demo")
+    versions = {"medunifier": importlib.metadata.version("medunifier")} | evaluation["versions"]
+    content = evaluation["metrics"] | {
+        "thresholds": THRESHOLDS,
+        "source": evaluation["data"]["source"],
+        "seconds": {name: round(value, 1) for name, value in seconds.items()},
+        "machine": machine(),
+        "versions": versions,
+    }
+    write_page(run, evaluation, content)
+    write_json(run / "metrics.json", content)
+    return content
+
+
+def write_page(run: Path, evaluation: Mapping[str, Any], content: Mapping[str, Any]) -> None:
+    """The page: what was reached, pictures, reports, curves, seconds."""
+    # Imported late: torch takes seconds, and the steps before should not wait for it.
+    from shared.page import Page
+    from shared.plots import curve_panels
+    from stage2_unified.evaluate.pages import add_tasks
+    from stage2_unified.evaluate.pictures import pictures_folder
+
+    page = Page(
+        "medunifier: one model that reads and draws chest radiographs",
+        f"Trained from nothing on {evaluation['data']['counts']['train']} studies at 64 pixels, "
+        "judged on held-out patients.",
+        source=evaluation["data"]["source"],
+    )
+    metrics = evaluation["metrics"]
+    page.section("What was reached", "The mark on each bar is what chance or a trivial prediction earns.")
+    page.metrics(
+        {name: value for name, value in metrics.items() if name.removesuffix(".baseline") in THRESHOLDS}, THRESHOLDS
+    )
+    order = ("tokenizer", "synthesis", "reports", "retrieval", "zero-shot", "finetune")
+    details = {task: evaluation["details"][task] for task in order if task in evaluation["details"]}
+    add_tasks(page, {**evaluation, "details": details}, pictures_folder(run / "evaluation.json"))
+    for stage, title in (("stage1", "Training the tokenizer"), ("stage2", "Training the model")):
+        page.section(f"{title}: curves over steps")
+        page.curves(curve_panels(run / stage))
+    page.section("All figures")
+    page.metrics(metrics)
+    page.section("Time")
+    total = sum(content["seconds"].values())
+    page.table(["step", "seconds"], [*content["seconds"].items(), ("together", round(total, 1))])
+    page.paragraph(f"On {content['machine']['cores']} cores of {content['machine']['cpu']}, installation apart.")
+    page.table(["package", "version"], list(content["versions"].items()))
+    page.save(run / "index.html")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the demo and say where the page lies.
+
+    Raises:
+        UserError: if a step fails.
+    """
+    config = parse_config(DemoConfig, argv, prog="scripts/demo.py")
+    run = ROOT / config.run_dir
+    start = time.perf_counter()
+    os.chdir(ROOT)
+    seconds = run_steps(steps_of(config), run / "seconds.json")
+    content = write_results(run, seconds)
+    print()
+    for name, least in THRESHOLDS.items():
+        value, baseline = content.get(name), content.get(f"{name}.baseline")
+        if value is None:
+            print(f"{name:32} not judged (see evaluation.json)")
+        else:
+            verdict = "reached" if value >= least else "NOT REACHED"
+            print(f"{name:32} {value:8.3f}   baseline {baseline:6.3f}   threshold {least:5.2f}   {verdict}")
+    print(f"\n{time.perf_counter() - start:.0f} s; open {run / 'index.html'}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv[1:]))
