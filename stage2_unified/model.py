@@ -292,9 +292,9 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def _report_loss(self, prefix: Tensor, branch: Tensor, batch: StudyBatch) -> tuple[Tensor, Tensor, int]:
         """Sums over the report and its ``<eos>``: ``<emb_img>`` predicts the first id, the last id ``<eos>``."""
-        width = batch.report.shape[1]
+        width = int(batch.report_length.max())
         hidden = torch.cat([prefix[:, None], branch[:, :width]], dim=1)  # (B, T + 1, H)
-        target = _append(batch.report, batch.report_length, self._special(EOS, len(batch)), self._pad)
+        target = _append(batch.report[:, :width], batch.report_length, self._special(EOS, len(batch)), self._pad)
         real = torch.arange(width + 1, device=target.device) <= batch.report_length[:, None]
         return *token_loss(self.text_logits(hidden[real]), target[real]), int(real.sum())
 

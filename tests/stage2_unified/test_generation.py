@@ -1,0 +1,98 @@
+"""Generation: cached equals uncached, a row does not depend on its batch, guidance and filters do what they say."""
+
+import pytest
+import torch
+from conftest import make_batch, make_model
+
+from stage2_unified.image_generation import _draw, generate_images
+
+
+@pytest.fixture
+def model():
+    return make_model().eval()
+
+
+def prompts(batch):
+    return {"report": batch.report, "report_length": batch.report_length, "view": batch.view}
+
+
+def drawn_without_a_cache(model, report, view, guidance):
+    """Greedy, a row at a time, the whole row anew for each code."""
+    v, codes = model.vocabulary, []
+    texts = [report, torch.tensor([v["<uncond>"]])]
+    for _ in range(model.config.image_tokens):
+        logits = []
+        for text in texts:
+            row = torch.cat([torch.tensor([v["<bos>"]]), text, torch.tensor([v["<emb_txt>"]]), view[None],
+                             torch.tensor([v["<boi>"]]), torch.tensor(codes).long() + v.offset])  # fmt: skip
+            hidden = model.model(inputs_embeds=model.embed_ids(row[None]), use_cache=False).last_hidden_state
+            logits.append(model.image_logits(hidden[0, -1]))
+        codes.append(int((logits[1] + guidance * (logits[0] - logits[1])).argmax()))
+    return codes
+
+
+@torch.no_grad()
+def test_cached_guided_drawing_equals_the_plain_one(model):
+    batch = make_batch(rows=5)
+    drawn = generate_images(model, **prompts(batch), seeds=torch.arange(5), guidance=3.0, temperature=0)
+    for row in range(5):
+        report = batch.report[row, : batch.report_length[row]]
+        assert drawn[row].tolist() == drawn_without_a_cache(model, report, batch.view[row], 3.0)
+
+
+def test_a_row_depends_on_its_seed_and_not_on_its_batch(model):
+    batch = make_batch(rows=4)
+    together = model.generate(generation_mode="image", **prompts(batch), seeds=torch.tensor([7, 8, 9, 7]))
+    for row, seed in enumerate([7, 8, 9, 7]):
+        some = {name: value[row : row + 1] for name, value in prompts(batch).items()}
+        alone = model.generate(generation_mode="image", **some, seeds=torch.tensor([seed]))
+        assert torch.equal(alone[0], together[row])
+    assert together.shape == (4, model.config.image_tokens) and together.max() < model.config.codes
+    other = model.generate(generation_mode="image", **prompts(batch), seeds=torch.tensor([1, 2, 3, 4]))
+    assert not torch.equal(other, together)
+
+
+def test_no_guidance_is_one_row_and_the_report_alone(model):
+    batch = make_batch(rows=3)
+    plain = generate_images(model, **prompts(batch), seeds=torch.arange(3), guidance=1.0, temperature=0)
+    paired = generate_images(model, **prompts(batch), seeds=torch.arange(3), guidance=1.0 + 1e-9, temperature=0)
+    assert torch.equal(plain, paired)
+
+
+def test_filters_keep_what_they_say():
+    logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]])).repeat(2000, 1)
+    generators = [torch.Generator().manual_seed(seed) for seed in range(2000)]
+    free = _draw(logits, generators, 1.0, None, None)
+    assert torch.bincount(free, minlength=4) / 2000 == pytest.approx(torch.tensor([0.5, 0.3, 0.15, 0.05]), abs=0.04)
+    assert set(_draw(logits, generators, 1.0, 2, None).tolist()) == {0, 1}
+    assert set(_draw(logits, generators, 1.0, None, 0.7).tolist()) == {0, 1}
+    assert set(_draw(logits, generators, 1.0, None, 0.4).tolist()) == {0}
+    assert set(_draw(logits, generators, 0.0, None, None).tolist()) == {0}
+    assert (_draw(logits, generators, 0.3, None, None) == 0).float().mean() > 0.7
+
+
+@torch.no_grad()
+def test_text_by_generate_equals_a_loop_without_a_cache(model):
+    batch = make_batch(rows=3)
+    ids = model.image_prefix_ids(batch.codes, batch.view)
+    generated = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False, eos_token_id=None
+    )
+    row = ids
+    for _ in range(6):
+        row = torch.cat([row, model(input_ids=row).logits[:, -1:].argmax(-1)], dim=1)
+    assert torch.equal(generated, row)
+    assert (generated[:, ids.shape[1] :] < model.vocabulary.offset).all()
+
+
+def test_beams_and_sampling_are_generates_own(model):
+    batch = make_batch(rows=2)
+    ids = model.image_prefix_ids(batch.codes, batch.view)
+    usual = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 5, "pad_token_id": model.vocabulary["<pad>"]}
+    beams = model.generate(ids, num_beams=3, num_return_sequences=2, **usual)
+    assert len(beams) == 4
+    torch.manual_seed(1)
+    sampled = model.generate(ids, do_sample=True, top_k=5, temperature=2.0, **usual)
+    assert len(sampled) == 2
+    with pytest.raises(ValueError, match="generation_mode"):
+        model.generate(ids, generation_mode="music")

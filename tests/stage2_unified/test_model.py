@@ -1,0 +1,155 @@
+"""The shared computation equals one separate pass an objective; padding and neighbours change nothing."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import make_batch, make_model
+from torch.nn.functional import cross_entropy, normalize, pad
+from transformers import AutoConfig, AutoModel
+
+from stage2_unified.model import MedUnifierForConditionalGeneration
+from stage2_unified.objectives.contrast import contrastive_loss
+from stage2_unified.objectives.matching import draw_negatives
+
+
+def hidden_of(model, ids):
+    """One plain pass of a row of ids, nothing shared and nothing padded."""
+    return model.model(inputs_embeds=model.embed_ids(ids[None]), use_cache=False).last_hidden_state[0]
+
+
+def one_pass_an_objective(model, batch):
+    """The losses as one would write them without sharing, a row at a time, from the rows of DESIGN."""
+    v, n = model.vocabulary, len(batch)
+    special = lambda name: torch.tensor([v[name]])  # noqa: E731
+    reports = [batch.report[i, : batch.report_length[i]] for i in range(n)]
+    codes = [batch.codes[i] + v.offset for i in range(n)]
+    prefixes = [
+        torch.cat([special("<bos>"), batch.view[i : i + 1], special("<boi>"), codes[i], special("<eoi>"),
+                   special("<emb_img>")]) for i in range(n)
+    ]  # fmt: skip
+    seen = [special("<uncond>") if batch.drop_text[i] else reports[i] for i in range(n)]
+    image = torch.stack([hidden_of(model, prefix)[-1] for prefix in prefixes])
+    text = torch.stack([hidden_of(model, torch.cat([special("<bos>"), t, special("<emb_txt>")]))[-1] for t in seen])
+    image = normalize(image @ model.image_projection.weight.T, dim=-1)
+    text = normalize(text @ model.text_projection.weight.T, dim=-1)
+    similarity = model.scale * image @ text.T
+    contrast = contrastive_loss(similarity, batch.report_key, batch.patient_key, ~batch.drop_text)
+
+    allowed = (batch.report_key[:, None] != batch.report_key[None]) & (
+        batch.patient_key[:, None] != batch.patient_key[None]
+    )
+    columns, _ = draw_negatives(similarity, allowed & ~batch.drop_text[None], batch.draw_seed)
+    matching, report_losses, image_losses, z = [], [], [], []
+    for i in range(n):
+        for j, belongs in [(i, 1), (int(columns[i, 0]), 0), (int(columns[i, 1]), 0)]:
+            row = torch.cat([prefixes[i], reports[j], special("<eos>"), special("<match>")])
+            logits = model.match_head(hidden_of(model, row)[-1])
+            matching.append(cross_entropy(logits[None], torch.tensor([belongs])))
+        row = torch.cat([prefixes[i], reports[i], special("<eos>")])
+        logits = hidden_of(model, row)[len(prefixes[i]) - 1 : -1] @ model.lm_head.weight[: v.offset].T
+        report_losses.append(cross_entropy(logits, row[len(prefixes[i]) :], reduction="none"))
+        report_z = logits.logsumexp(-1).square()
+        row = torch.cat([special("<bos>"), seen[i], special("<emb_txt>"), batch.view[i : i + 1], special("<boi>"),
+                         codes[i], special("<eoi>")])  # fmt: skip
+        begin = len(row) - len(codes[i]) - 2
+        logits = hidden_of(model, row)[begin : begin + len(codes[i])] @ model.lm_head.weight[v.offset :].T
+        image_losses.append(cross_entropy(logits, batch.codes[i], reduction="none"))
+        z.append((report_z, logits.logsumexp(-1).square()))
+    return {
+        "contrast": contrast,
+        "matching": torch.stack(matching).mean(),
+        "report": torch.cat(report_losses).mean(),
+        "image": torch.cat(image_losses).mean(),
+        "z": torch.cat([a for a, _ in z]).mean() + torch.cat([b for _, b in z]).mean(),
+    }
+
+
+@pytest.mark.parametrize("dropped", [(), (1, 4)])
+def test_every_loss_equals_a_separate_pass_and_so_do_the_gradients(model, dropped):
+    batch = make_batch(dropped=dropped)
+    ours, separate = model(batch=batch), one_pass_an_objective(model, batch)
+    for name, value in separate.items():
+        assert ours[name].item() == pytest.approx(value.item(), rel=1e-5), name
+    weights = model.config.loss_weights
+    ours["loss"].backward()
+    shared = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    sum(weights[name] * value for name, value in separate.items()).backward()
+    for name, parameter in model.named_parameters():
+        scale = parameter.grad.abs().max()
+        assert scale > 0, f"{name} gets no gradient"
+        assert (shared[name] - parameter.grad).abs().max() <= 2e-5 * scale, name
+
+
+def test_padding_changes_nothing(model, batch):
+    wider = replace(batch, report=pad(batch.report, (0, 5), value=model.vocabulary["<pad>"]))
+    for name, value in model(batch=batch).items():
+        assert model(batch=wider)[name].item() == pytest.approx(value.item(), rel=1e-5), name
+
+
+def test_what_lies_in_the_padding_changes_nothing(model, batch):
+    noisy = batch.report.clone()
+    real = torch.arange(noisy.shape[1]) < batch.report_length[:, None]
+    noisy[~real] = 3
+    for name, value in model(batch=batch).items():
+        assert model(batch=replace(batch, report=noisy))[name].item() == pytest.approx(value.item(), rel=1e-6), name
+
+
+def test_a_study_with_the_same_report_everywhere_has_no_negative(model):
+    batch = make_batch(rows=4)
+    batch = replace(batch, report_key=torch.zeros(4, dtype=torch.long))
+    losses = model(batch=batch)
+    assert losses["matching"].isfinite() and losses["loss"].isfinite()
+    belongs = model.match(batch.codes, batch.view, batch.report, batch.report_length)
+    assert losses["matching"].item() == pytest.approx(-belongs.log().mean().item(), rel=1e-4)
+
+
+def test_features_and_matching_agree_with_training(model, batch):
+    with torch.no_grad():
+        image = model.get_image_features(batch.codes, batch.view)
+        text = model.get_text_features(batch.report, batch.report_length)
+        loss = contrastive_loss(model.scale * image @ text.T, batch.report_key, batch.patient_key, ~batch.drop_text)
+        assert loss.item() == pytest.approx(model(batch=batch)["contrast"].item(), rel=1e-5)
+        assert torch.allclose(image.norm(dim=-1), torch.ones(len(batch)))
+        alone = [model.match(*(x[i : i + 1] for x in (batch.codes, batch.view, batch.report, batch.report_length)))
+                 for i in range(len(batch))]  # fmt: skip
+        together = model.match(batch.codes, batch.view, batch.report, batch.report_length)
+    assert torch.allclose(torch.cat(alone), together, rtol=1e-4)
+
+
+def test_weights_and_global_means_scale_the_losses(batch):
+    half = make_model(loss_weights={"contrast": 0.0, "matching": 0.0, "report": 0.5, "image": 0.0, "z": 0.0})
+    losses = half(batch=batch)
+    assert losses["loss"].item() == pytest.approx(0.5 * losses["report"].item())
+    tokens = int((batch.report_length + 1).sum())
+    other = half(batch=replace(batch, report_tokens=2.0 * tokens))
+    assert other["report"].item() == pytest.approx(losses["report"].item() / 2)
+
+
+def test_the_codebook_is_frozen_and_must_fit(model):
+    assert "codebook" not in dict(model.named_parameters())
+    with pytest.raises(ValueError, match="codebook"):
+        model.set_codebook(torch.zeros(3, 4))
+
+
+def test_saved_and_loaded_it_gives_the_same_losses_and_auto_classes_know_it(model, batch, tmp_path):
+    model.eval()
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").is_file()
+    for loaded in (MedUnifierForConditionalGeneration.from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path)):
+        assert AutoConfig.from_pretrained(tmp_path).vocabulary == model.vocabulary
+        for name, value in model(batch=batch).items():
+            assert torch.equal(loaded(batch=batch)[name], value), name
+
+
+def test_one_optimizer_can_overfit_one_batch():
+    model, batch = make_model(), make_batch()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(150):
+        optimizer.zero_grad()
+        losses = model(batch=batch)
+        losses["loss"].backward()
+        optimizer.step()
+    # Two studies share each report key here but not each text, so the contrast's floor is ln 2.
+    assert losses["report"] < 0.1 and losses["image"] < 0.1

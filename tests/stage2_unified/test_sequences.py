@@ -1,0 +1,97 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data.shards import Sample
+from shared.errors import UserError
+from stage2_unified.sequences import ReportCodec, StudyCollator, normalise_report, sections_of
+from stage2_unified.text_tokenizer import load_text_tokenizer, train_text_tokenizer
+from stage2_unified.vocabulary import SPECIALS, Vocabulary, view_name
+
+CORPUS = ["The heart is enlarged.", "No pleural effusion.", "The lungs are clear.", "Heart size is normal."] * 3
+WORDS = train_text_tokenizer(CORPUS, 320)
+CODEC = ReportCodec(WORDS, Vocabulary(len(WORDS), 512), ("findings", "impression"), 200)
+
+
+def test_ids_of_text_specials_and_codes_do_not_overlap():
+    vocabulary = Vocabulary(300, 512)
+    specials = [vocabulary[name] for name in SPECIALS]
+    assert specials == list(range(300, vocabulary.offset)) and len(vocabulary) == vocabulary.offset + 512
+    with pytest.raises(ValueError):
+        _ = vocabulary["<nope>"]
+
+
+@pytest.mark.parametrize(
+    ("position", "view"),
+    [("PA", "pa"), ("ap", "ap"), ("LL", "lateral"), ("LATERAL", "lateral"), ("", "other"), ("LPO", "other")],
+)
+def test_views(position, view):
+    assert view_name(position) == view
+
+
+@given(st.text(), st.text())
+def test_any_text_comes_back(findings, impression):
+    codec = ReportCodec(WORDS, CODEC.vocabulary, CODEC.sections, 10_000)
+    back = codec.decode(codec.encode({"findings": findings, "impression": impression}))
+    assert back == {"findings": findings.strip(), "impression": impression.strip()}
+
+
+def test_a_report_is_its_sections_in_order_and_ends_at_eos():
+    vocabulary = CODEC.vocabulary
+    ids = CODEC.encode({"impression": "No pleural effusion.", "findings": "The lungs are clear."})
+    assert ids[0] == vocabulary.section("findings") and vocabulary.section("impression") in ids
+    assert CODEC.encode({"findings": "", "impression": " "}) == []
+    after = CODEC.decode([*ids, vocabulary["<eos>"], *WORDS.encode("nonsense")])
+    assert after == {"findings": "The lungs are clear.", "impression": "No pleural effusion."}
+    assert len(ReportCodec(WORDS, vocabulary, CODEC.sections, 3).encode({"findings": "The lungs are clear."})) == 3
+
+
+def test_normalised_reports_ignore_case_and_punctuation_alone():
+    assert normalise_report("No  acute\nprocess.") == normalise_report("no acute process")
+    assert normalise_report("No effusion. Clear.") != normalise_report("Effusion. Clear.")
+
+
+def study(number, views=("LATERAL", "PA"), **report):
+    codes = np.stack([np.full((2, 2), 10 * number + image, dtype=np.uint16) for image in range(len(views))])
+    info = {
+        "views": list(views),
+        "patient_id": f"p{number // 2}",
+        "report": {"findings": "", "impression": ""} | report,
+    }
+    return Sample(key=str(number), info=info, codes=codes)
+
+
+def test_collated_rows_hold_the_frontal_view_and_keys():
+    samples = [(0, study(0, findings="The lungs are clear.")), (1, study(1, impression="the lungs are clear"))]
+    batch = StudyCollator(CODEC)(samples)
+    assert batch.codes[:, 0].tolist() == [1, 11]  # the second image of each: PA
+    assert batch.view.tolist() == [CODEC.vocabulary.view("PA")] * 2
+    assert batch.report_key[0] == batch.report_key[1] and batch.patient_key[0] == batch.patient_key[1]
+    assert not batch.drop_text.any()
+    assert (batch.report[0, batch.report_length[0] :] == CODEC.vocabulary["<pad>"]).all()
+
+
+def test_what_is_drawn_depends_on_the_position_alone():
+    collate = StudyCollator(CODEC, text_dropout=0.5, seed=1, training=True)
+    samples = [(position, study(position, findings="Clear.")) for position in range(40)]
+    whole, parts = collate(samples), [collate(samples[:7]), collate(samples[7:])]
+    assert torch.equal(whole.drop_text, torch.cat([part.drop_text for part in parts]))
+    assert torch.equal(whole.codes, torch.cat([part.codes for part in parts]))
+    assert 8 < whole.drop_text.sum() < 32
+    assert set((whole.codes[:, 0] % 10).tolist()) == {0, 1}  # both views of a study are shown
+
+
+def test_image_shards_are_refused_in_words():
+    with pytest.raises(UserError, match="medunifier tokenize"):
+        StudyCollator(CODEC)([(0, Sample(key="a", info={"views": ["PA"], "patient_id": "p", "report": {}}))])
+    with pytest.raises(UserError, match="text choice"):
+        sections_of("history")
+
+
+def test_a_saved_tokenizer_reads_back_and_an_absent_one_is_named(tmp_path):
+    WORDS.save_pretrained(tmp_path)
+    assert load_text_tokenizer(str(tmp_path)).encode("The heart.") == WORDS.encode("The heart.")
+    with pytest.raises(UserError, match="holds no tokenizer"):
+        load_text_tokenizer(str(tmp_path / "absent"))

@@ -1,0 +1,176 @@
+"""The training as a user runs it: killed and continued to the last bit, finished once, wrong uses in a line."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from data.ingest import IngestConfig, ingest
+from data.phantom.command import PhantomConfig, write_archive
+from data.shards import MANIFEST, ShardDataset, encode_info, encode_npy, write_shard
+from shared.command import run_command
+from stage1_tokenizer.config import model_config
+from stage1_tokenizer.frozen import export
+from stage1_tokenizer.tokenize import main as tokenize
+from stage1_tokenizer.vqgan import VQGAN
+from stage2_unified.inference import MedUnifierPipeline
+from stage2_unified.train import main as train
+
+SIZE = 32
+TINY_TOKENIZER = {
+    "resolution": SIZE,
+    "ch": 8,
+    "ch_mult": [1, 2],
+    "num_res_blocks": 1,
+    "attn_resolutions": [],
+    "z_channels": 8,
+    "n_embed": 32,
+    "embed_dim": 4,
+    "norm_groups": 4,
+    "front_end": "haar",
+    "front_end_levels": 1,
+}
+OPTIONS = {
+    "model.width": 32,
+    "model.layers": 2,
+    "model.heads": 2,
+    "model.kv_heads": 1,
+    "model.head_dim": 16,
+    "model.mlp": 48,
+    "model.embedding_dim": 16,
+    "text.vocabulary_size": 300,
+    "data.max_report_tokens": 48,
+    "optim.lr": 1e-3,
+    "optim.warmup_steps": 2,
+    "loop.batch_size": 4,
+    "loop.accumulation": 2,
+    "loop.steps": 12,
+    "loop.log_every": 2,
+    "loop.checkpoint_every": 4,
+    "loop.validate_every": 6,
+    "loop.workers": 0,
+    "loop.threads": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Token shards of a few phantoms by an untrained tokenizer, as the commands make them."""
+    root = tmp_path_factory.mktemp("made")
+    write_archive(PhantomConfig(out=root / "tree", studies=40, seed=0, size=SIZE))
+    ingest(IngestConfig("phantom", str(root / "tree"), str(root / "images"), size=SIZE, workers=1))
+    for name, seed in (("tokenizer", 0), ("other", 1)):
+        torch.manual_seed(seed)
+        export(VQGAN(model_config(TINY_TOKENIZER)), root / name)
+    arguments = ["--tokenizer", root / "tokenizer", "--shards", root / "images", "--out", root / "codes"]
+    tokenize([str(argument) for argument in arguments])
+    return SimpleNamespace(root=root, codes=root / "codes", tokenizer=root / "tokenizer")
+
+
+def arguments(made, run, **changes):
+    options = {"data.shards": made.codes, "tokenizer": made.tokenizer, "run_dir": run} | OPTIONS
+    options |= {name.replace("__", "."): value for name, value in changes.items()}
+    return [f"--{name}={value}" for name, value in options.items()]
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerator():
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def lines(run):
+    """The logged figures that depend on no clock."""
+    timed = {"samples_per_s", "data_wait_share", "memory_gib"}
+    content = (run / "metrics.jsonl").read_text().splitlines()
+    return [{name: v for name, v in json.loads(line).items() if name not in timed} for line in content]
+
+
+def test_killed_and_started_again_it_equals_the_uninterrupted_run_to_the_last_bit(root, made, tmp_path, capsys):
+    train(arguments(made, tmp_path / "whole"))
+    command = [sys.executable, str(root / "stage2_unified" / "train.py"), *arguments(made, tmp_path / "killed")]
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "killed" / "checkpoints" / "step-4").is_dir() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed" / "model").exists(), "it finished before it was killed"
+    resumed = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert "continuing" in resumed.stdout
+    assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
+    weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "killed")]
+    assert weights[0] == weights[1]
+
+    # A third start finds everything done; and what was exported works.
+    train(arguments(made, tmp_path / "killed"))
+    assert "done already" in capsys.readouterr().out
+    for name in ("curves.png", "config.yaml", "pictures/drawn-0000012.png", "pictures/reports-0000012.txt"):
+        assert (tmp_path / "killed" / name).is_file()
+    check_pipeline(MedUnifierPipeline.from_pretrained(tmp_path / "killed" / "model"))
+
+
+def check_pipeline(pipeline):
+    images = np.random.default_rng(0).random((3, SIZE, SIZE), dtype=np.float32)
+    codes = pipeline.encode(images)
+    assert codes.shape == (3, *pipeline.tokenizer.grid)
+    views, reports = ["PA", "AP", ""], [{"findings": "No effusion."}, {"impression": "Normal."}, {}]
+    assert np.allclose(np.linalg.norm(pipeline.embed_images(codes, views), axis=1), 1, atol=1e-5)
+    assert pipeline.embed_texts(reports).shape == pipeline.embed_images(codes, views).shape
+    probability = pipeline.match(codes, views, reports)
+    assert probability.min() > 0 and probability.max() < 1
+    drawn = pipeline.draw(reports, views, seed=5)
+    pipeline.batch_size = 2
+    assert (pipeline.draw(reports, views, seed=5) == drawn).all()
+    assert pipeline.decode(drawn).shape == (3, SIZE, SIZE)
+    written = pipeline.write_reports(codes, views, max_new_tokens=5)
+    assert len(written) == 3 and set(written[0]) == {"findings", "impression"}
+
+
+@pytest.fixture
+def fails(capsys):
+    """``fails(arguments, code, *words)``: one line on standard error that holds the words."""
+
+    def check(arguments, code, *words):
+        assert run_command(train, arguments) == code
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1
+        assert not [word for word in words if word not in error]
+
+    return check
+
+
+def test_wrong_uses_are_one_line(fails, made, tmp_path):
+    run = tmp_path / "run"
+    fails(arguments(made, run, loop__stepz=1), 2, "loop.stepz")
+    fails(arguments(made, run, model__heads=3, model__kv_heads=2), 2, "model.heads")
+    fails(arguments(made, run, tokenizer=made.root / "other"), 1, "another tokenizer", "tokenize the data again")
+    fails(arguments(made, run, tokenizer=made.root / "absent"), 1, "absent", "tokenizer's folder")
+    fails(arguments(made, run, data__shards=made.root / "absent"), 1, "absent", "shard folder")
+    fails(arguments(made, run, data__shards=made.root / "images"), 1, "medunifier tokenize")
+    assert not run.exists()
+
+
+def test_data_without_text_is_refused(fails, made, tmp_path):
+    silent = tmp_path / "silent"
+    shutil.copytree(made.codes, silent)
+    manifest = json.loads((silent / MANIFEST).read_text())
+    for split, shards in manifest["splits"].items():
+        dataset = ShardDataset(made.codes, split)
+        rows = []
+        for sample in (dataset[number] for number in range(len(dataset))):
+            info = sample.info | {"report": {"findings": "", "impression": " ", "text": ""}}
+            rows.append((sample.key, {"codes.npy": encode_npy(sample.codes), "json": encode_info(info)}))
+        name = next(iter(shards))
+        manifest["splits"][split] = {name: write_shard(silent / name, rows)}
+    (silent / MANIFEST).write_text(json.dumps(manifest))
+    fails(arguments(made, tmp_path / "run", data__shards=silent), 1, "no text in the data")
