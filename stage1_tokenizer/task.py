@@ -148,7 +148,7 @@ class TokenizerTask:
         return figures
 
     def _update(self, network: nn.Module, optimizer: Any, figures: Mapping[str, Tensor], step: int) -> None:
-        check_finite(figures, step + 1)
+        check_finite({name: value.detach() for name, value in figures.items()}, step + 1)
         if self._accelerator.sync_gradients and self.config.optim.clip:
             self._accelerator.clip_grad_norm_(network.parameters(), self.config.optim.clip)
         optimizer.step()

@@ -1,10 +1,14 @@
 """Impossible combinations are refused by the name of their key."""
 
+from pathlib import Path
+
 import pytest
+import torch
 
 from shared.config import parse_config
 from shared.errors import UsageError
 from stage1_tokenizer.config import Stage1Config, model_config
+from stage1_tokenizer.vqgan import VQGAN
 
 
 @pytest.mark.parametrize(
@@ -37,3 +41,14 @@ def test_a_mapping_with_unknown_keys_is_refused():
         model_config({"ch_mults": [1]})
     with pytest.raises(ValueError, match="beta"):
         model_config({"quantizer": {"beta": 1}})
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "configs" / "stage1").glob("*.yaml")), ids=str)
+def test_every_preset_is_a_configuration_whose_head_says_how_to_run_it(path):
+    config = parse_config(Stage1Config, ["--config", str(path), "--data.shards", "x", "--run_dir", "y"])
+    with torch.device("meta"):
+        VQGAN(config.model)
+    head = path.read_text()
+    assert f"--config configs/stage1/{path.name}" in head and "Hardware:" in head and "Expected:" in head
+    factor = path.stem.split("_f")[1].split("_")[0] if "_f" in path.stem else "8"
+    assert config.model.factor == int(factor)

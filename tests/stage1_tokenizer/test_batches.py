@@ -1,0 +1,64 @@
+"""How a global batch is cut, into micro-batches or over processes, changes nothing."""
+
+import socket
+import subprocess
+import sys
+
+import pytest
+from test_train import LOSS, SCRIPT, environment, losses, write_config
+
+from shared.command import run_command
+from stage1_tokenizer import train
+from stage1_tokenizer.frozen import FrozenTokenizer
+
+COMPARED = ("l1", "codebook", "commitment", "discriminator", "discriminator_accuracy", "lr", "validation/psnr")
+
+
+@pytest.fixture(scope="module")
+def one_batch(image_shards, tmp_path_factory):
+    """Steps of eight studies in one piece. The generator hears nothing of the discriminator: the adaptive weight
+    is a ratio of norms, which a micro-batch has of its own."""
+    folder = tmp_path_factory.mktemp("one")
+    return run_with(folder, image_shards, batch_size=8)
+
+
+def config_of(folder, shards, **loop):
+    path = write_config(folder, shards, folder / "run", steps=6, log_every=1, checkpoint_every=6, **loop)
+    text = path.read_text().replace("start: 4", "start: 100").replace("train_from: 2", "train_from: 0")
+    path.write_text(text)
+    return path
+
+
+def run_with(folder, shards, **loop):
+    assert run_command(train.main, ["--config", str(config_of(folder, shards, **loop))]) == 0
+    return losses(folder / "run")
+
+
+def assert_same_course(ours, theirs):
+    assert len(ours) == len(theirs)
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.keys() == other.keys()
+        for name in mine.keys() & set(COMPARED):
+            assert mine[name] == pytest.approx(other[name], rel=2e-3), (mine["step"], name)
+
+
+def test_micro_batches_equal_one_batch_for_both_networks(one_batch, image_shards, tmp_path):
+    assert LOSS["discriminator"]["norm"] == "group"
+    assert_same_course(run_with(tmp_path, image_shards, batch_size=2, accumulation=4), one_batch)
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(one_batch, image_shards, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    config = config_of(tmp_path, image_shards, batch_size=4)
+    # Without its variable Accelerate takes no notice of a launcher on a machine without GPU.
+    variables = environment() | {"ACCELERATE_USE_CPU": "true"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
+    result = subprocess.run(
+        [*launch, str(SCRIPT), "--config", str(config)], capture_output=True, text=True, env=variables
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert_same_course(losses(tmp_path / "run"), one_batch)
+    assert FrozenTokenizer.from_pretrained(tmp_path / "run" / "tokenizer").codes == 32
