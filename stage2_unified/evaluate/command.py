@@ -68,7 +68,7 @@ class EvaluateConfig:
     """Draw image codes from the k most probable alone."""
     top_p: float | None = None
     """Draw image codes from the most probable that make up this share."""
-    classifier_steps: int = 300
+    classifier_steps: int = 500
     """Training steps of synthesis' classifier."""
     bootstrap: int = 200
     """Resamples of the patients for an interval."""

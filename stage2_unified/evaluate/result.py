@@ -53,7 +53,7 @@ class Judging:
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
-    classifier_steps: int = 300
+    classifier_steps: int = 500
     bootstrap: int = 200
 
 

@@ -1,13 +1,14 @@
-"""AUROC against counting pairs, its gaps, and the bootstrap by patient."""
+"""AUROC against counting pairs and scikit-learn, its gaps, and the bootstrap by patient."""
 
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from shared.metrics.auroc import auroc, auroc_per_finding, macro_auroc, macro_auroc_interval, truth_matrix
 from shared.metrics.bootstrap import bootstrap_interval
 
 
-@pytest.mark.parametrize("seed", range(50))
+@pytest.mark.parametrize("seed", range(200))
 def test_equals_the_share_of_pairs_in_the_right_order(seed):
     rng = np.random.default_rng(seed)
     truth = rng.choice([0.0, 1.0, np.nan], size=30, p=[0.5, 0.4, 0.1])
@@ -17,7 +18,9 @@ def test_equals_the_share_of_pairs_in_the_right_order(seed):
         for i in np.flatnonzero(truth == 1)
         for j in np.flatnonzero(truth == 0)
     ]
+    counts = ~np.isnan(truth)
     assert auroc(truth, scores) == pytest.approx(np.mean(pairs))
+    assert auroc(truth, scores) == pytest.approx(roc_auc_score(truth[counts], scores[counts]))
 
 
 def test_a_finding_with_one_class_has_no_figure_and_does_not_move_the_mean():

@@ -20,7 +20,7 @@ def squares(count, seed):
 def test_it_learns_findings_by_their_place_and_ignores_uncertain_labels():
     images, truth = squares(300, 0)
     truth[::5, 0] = np.nan
-    classifier = FindingClassifier(images, truth, steps=20)
+    classifier = FindingClassifier(images, truth, steps=40)
     unseen, answers = squares(100, 1)
     assert macro_auroc(answers, classifier(unseen)) > 0.95
 
