@@ -32,8 +32,9 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-bench: $(VENV)/.installed-dev  ## time the trainings' steps and the loader
-	$(BIN)/python scripts/benchmarks/step_times.py
+bench: $(VENV)/.installed-dev  ## ours beside a peer, in the same run
+	$(BIN)/medunifier bench loader
+	$(BIN)/medunifier bench stage2
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -32,6 +32,7 @@ COMMANDS = {
     "tokenize": ("stage1_tokenizer.tokenize", "image shards in, token shards out"),
     "report": ("stage2_unified.report_command", "write draft reports for radiographs"),
     "synthesize": ("stage2_unified.synthesize_command", "draw radiographs from reports"),
+    "bench": ("shared.bench", "compare with a peer in the same run"),
     "evaluate": ("stage2_unified.evaluate.command", "judge a model or a tokenizer: one JSON, one page"),
 }
 
