@@ -2,7 +2,7 @@
 
 Records come from a source, patients are split and get pseudonyms, and every shard is one independent job.
 A killed ingest continues with the shards that are missing; what it writes does not depend on how often it
-was interrupted or on how many workers it had.
+was interrupted or on how many workers it had. ``--check`` only looks (:mod:`data.source_check`).
 """
 
 import csv
@@ -18,9 +18,10 @@ from typing import Any, Literal
 
 from data.executors import open_executor, run_jobs
 from data.pseudonyms import DEFAULT_KEY_FILE, load_key, pseudonym
-from data.records import SPLITS, StudyRecord
+from data.records import SPLITS, Problem, StudyRecord
 from data.shard_job import ShardJob, Transform, run_shard_job
 from data.shards import MANIFEST, shard_name
+from data.source_check import check_source
 from data.sources import SourceOptions, read_source
 from data.splits import assign_splits
 from shared.artifacts import FORMAT_VERSION, atomic_file, canonical_json, read_json, remove_partial, write_json
@@ -38,11 +39,16 @@ class IngestConfig:
     """Read an archive of chest radiographs and write image shards with a manifest."""
 
     source: str
-    """Which adapter: phantom, mimic-cxr, csv, dicom-folder."""
+    """Which adapter: phantom, mimic-cxr, mimic-cxr-jpg, chexpert, chexpert-plus, openi, r2gen, padchest, vindr, rsna,
+    siim, nih, covidx, csv, dicom-folder."""
     root: str
     """The archive's top folder."""
-    out: str
-    """Folder for the shards."""
+    out: str = ""
+    """Folder for the shards; not needed with --check."""
+    check: bool = False
+    """Say what is there, what is missing and what cannot be read, and write nothing."""
+    check_images: int = 100
+    """Images that --check decodes, spread over the archive; 0 = all."""
     size: int = 256
     """Side of the square images, in pixels; the aspect is kept and the rest padded with black."""
     bits: Literal[8, 16] = 8
@@ -62,9 +68,13 @@ class IngestConfig:
     key_file: str = DEFAULT_KEY_FILE
     """Key of the pseudonyms; made when absent. Keep it to link later studies, delete it to make them final."""
     options: SourceOptions = field(default_factory=SourceOptions)
-    """Column names of a csv source."""
+    """What some sources need to know beside the folder."""
 
     def __post_init__(self) -> None:
+        if not self.out and not self.check:
+            raise ValueError("give --out DIR for the shards, or --check to look without writing")
+        if self.check_images < 0:
+            raise ValueError(f"check_images must be at least 0, got {self.check_images}")
         if not 16 <= self.size <= 4096:
             raise ValueError(f"size must lie in 16 ... 4096, got {self.size}")
         if self.shard_studies < 1 or self.workers < 0:
@@ -75,7 +85,15 @@ class IngestConfig:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """``medunifier ingest``."""
-    ingest(parse_config(IngestConfig, argv, prog="medunifier ingest"))
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    # The parser wants a value with every option; this one is a switch to whoever types it.
+    arguments = ["--check=true" if argument == "--check" else argument for argument in arguments]
+    config = parse_config(IngestConfig, arguments, prog="medunifier ingest")
+    if config.check:
+        archive = read_source(config.source, config.root, config.options)
+        check_source(archive, config.source, config.root, config.check_images, _workers(config), config.cluster)
+    else:
+        ingest(config)
 
 
 def ingest(config: IngestConfig) -> dict[str, Any]:
@@ -86,9 +104,8 @@ def ingest(config: IngestConfig) -> dict[str, Any]:
     """
     out = Path(config.out)
     key = load_key(config.key_file)
-    records = assign_splits(
-        read_source(config.source, config.root, config.options), key, config.validate_share, config.test_share
-    )
+    archive = read_source(config.source, config.root, config.options)
+    records = assign_splits(archive.records, key, config.validate_share, config.test_share)
     jobs = _plan(config, records, key, out)
     plan = _plan_digest(config, jobs, key)
     if (out / MANIFEST).is_file():
@@ -103,17 +120,20 @@ def ingest(config: IngestConfig) -> dict[str, Any]:
     done = studies - sum(len(job.records) for job in todo)
     sizes = {job.report: len(job.records) for job in todo}
     rejected = 0
-    workers = config.workers or len(os.sched_getaffinity(0))
     with (
         Progress(studies, "ingest", "studies", done=done) as progress,
-        open_executor(workers, config.cluster) as pool,
+        open_executor(_workers(config), config.cluster) as pool,
     ):
         for report in run_jobs(run_shard_job, todo, pool):
             rejected += len(read_json(report, "a shard's report")["rejects"])
             progress.advance(sizes[report], rejected=rejected)
-    manifest = _finish(config, jobs, records, plan, out)
+    manifest = _finish(config, jobs, records, archive.problems, plan, out)
     print(f"{out}: {_summary(manifest)}")
     return manifest
+
+
+def _workers(config: IngestConfig) -> int:
+    return config.workers or len(os.sched_getaffinity(0))
 
 
 def _plan(config: IngestConfig, records: Sequence[StudyRecord], key: bytes, out: Path) -> list[ShardJob]:
@@ -152,7 +172,7 @@ def _plan_digest(config: IngestConfig, jobs: Sequence[ShardJob], key: bytes) -> 
                         job.shard.name,
                         record.study_id,
                         record.patient_id,
-                        [[str(view.path.relative_to(config.root)), view.position] for view in record.views],
+                        [[os.path.relpath(view.path, config.root), view.position] for view in record.views],
                         [record.report, record.findings, record.impression],
                         dict(record.labels) if record.labels is not None else None,
                     ]
@@ -178,7 +198,12 @@ def _begin(out: Path, plan: str) -> None:
 
 
 def _finish(
-    config: IngestConfig, jobs: Sequence[ShardJob], records: Sequence[StudyRecord], plan: str, out: Path
+    config: IngestConfig,
+    jobs: Sequence[ShardJob],
+    records: Sequence[StudyRecord],
+    problems: Sequence[Problem],
+    plan: str,
+    out: Path,
 ) -> dict[str, Any]:
     reports = [(job, read_json(job.report, "a shard's report")) for job in jobs]
     rejects = [reject for _, report in reports for reject in report["rejects"]]
@@ -206,9 +231,12 @@ def _finish(
             "kept_studies": kept,
             "rejected_images": len(rejects),
             "reject_reasons": dict(sorted(_reasons(rejects).items())),
+            "source_problems": dict(sorted(Counter(problem.reason for problem in problems).items())),
         },
         "splits": splits,
     }
+    # Rows that never became a study have no pseudonym either.
+    rejects += [{"study_id": "", "view": "", "reason": p.reason, "path": p.where} for p in problems]
     _write_rejects(out / REJECTS, rejects)
     # The manifest comes last: where it is, all else is.
     write_json(out / MANIFEST, manifest)
@@ -236,4 +264,6 @@ def _summary(manifest: dict[str, Any]) -> str:
     by_split = ", ".join(
         f"{split} {sum(row['samples'] for row in rows.values())}" for split, rows in manifest["splits"].items()
     )
-    return f"{counts['kept_studies']} studies ({by_split}), {counts['rejected_images']} images rejected"
+    problems = sum(counts["source_problems"].values())
+    told = f", {problems} problems of the source's tables" if problems else ""
+    return f"{counts['kept_studies']} studies ({by_split}), {counts['rejected_images']} images rejected{told}"

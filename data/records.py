@@ -1,10 +1,24 @@
 """What a source tells of a study, before any pixel is read."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 SPLITS = ("train", "validate", "test")
+
+TRAIN_AND_VALIDATE = "train+validate"
+"""An official split that its makers leave to be divided (NIH's ``train_val_list.txt``, VinDr's training set):
+ingest draws the validation patients from it."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a source left out, or did without: a row without a patient, a label that is no number."""
+
+    reason: str
+    """Goes into the manifest and the table of rejects, so it names no patient and no file of one."""
+    where: str
+    """The file, and the line if there is one. Shown on this machine, never written."""
 
 
 @dataclass(frozen=True)
@@ -31,5 +45,4 @@ class StudyRecord:
     """1 present, 0 absent, -1 uncertain; a finding that is not a key was not mentioned. ``None`` = the source
     has no labels, and they are read from the report."""
     split: str | None = None
-    """One of :data:`SPLITS` where the source has an official one."""
-    extra: Mapping[str, str] = field(default_factory=dict)
+    """One of :data:`SPLITS`, or :data:`TRAIN_AND_VALIDATE`, where the source has an official one."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from data.pseudonyms import uniform
-from data.records import SPLITS, StudyRecord
+from data.records import SPLITS, TRAIN_AND_VALIDATE, StudyRecord
 from shared.errors import UserError
 
 
@@ -15,21 +15,12 @@ def assign_splits(
 
     A patient's place depends on the key and the patient alone, so a grown archive keeps its splits. But no
     split of three patients or more stays empty: the lowest and the highest patient fill validate and test.
+    Of an official "train+validate" the validation patients are drawn alike, and its test is left alone.
 
     Raises:
         UserError: if an official split puts one patient on two sides.
     """
-    official: dict[str, str] = {}
-    for record in records:
-        if record.split is None:
-            continue
-        if record.split not in SPLITS:
-            raise UserError(f"study {record.study_id}: unknown split {record.split!r}")
-        if official.setdefault(record.patient_id, record.split) != record.split:
-            raise UserError(
-                f"the source's own splits leak: patient {record.patient_id} is in {official[record.patient_id]} "
-                f"and in {record.split}; give the source without its split, and patients are split whole"
-            )
+    official = official_splits(records)
     place = {record.patient_id: uniform(key, record.patient_id) for record in records}
     ranked = sorted(place, key=place.__getitem__)
     drawn = {patient: _split(place[patient], validate_share, test_share) for patient in ranked}
@@ -40,7 +31,32 @@ def assign_splits(
             drawn[ranked[-1]] = "test"
         if "train" not in drawn.values():
             drawn[ranked[len(ranked) // 2]] = "train"
+    divided = [patient for patient in ranked if official.get(patient) == TRAIN_AND_VALIDATE]
+    for patient in divided:
+        official[patient] = "validate" if place[patient] < validate_share else "train"
+    if len(divided) >= 2 and validate_share > 0:
+        official[divided[0]], official[divided[-1]] = "validate", "train"
     return [replace(r, split=official.get(r.patient_id) or drawn[r.patient_id]) for r in records]
+
+
+def official_splits(records: Sequence[StudyRecord]) -> dict[str, str]:
+    """Patient -> official split, for the patients that have one.
+
+    Raises:
+        UserError: if a split is unknown, or puts one patient on two sides.
+    """
+    official: dict[str, str] = {}
+    for record in records:
+        if record.split is None:
+            continue
+        if record.split not in (*SPLITS, TRAIN_AND_VALIDATE):
+            raise UserError(f"study {record.study_id}: unknown split {record.split!r}")
+        if official.setdefault(record.patient_id, record.split) != record.split:
+            raise UserError(
+                f"the source's own splits leak: patient {record.patient_id} is in {official[record.patient_id]} "
+                f"and in {record.split}; --options.official_splits false splits all patients anew, whole"
+            )
+    return official
 
 
 def _split(place: float, validate_share: float, test_share: float) -> str:

@@ -1,16 +1,17 @@
 """Sources: one small adapter a data set, each yielding the same study records.
 
-To add one: write ``data/sources/NAME.py`` with a function ``records(root, options) -> Iterable[StudyRecord]``
-that reads tables and names alone (no pixels), and give it a line in :data:`SOURCES`.
+To add one: write ``data/sources/NAME.py`` with a function ``records(root, options, problems)`` that yields
+:class:`StudyRecord` and reads tables and names alone (no pixels), and give it a line in :data:`SOURCES`.
+A row that cannot be used goes into ``problems``; what makes the whole tree unusable is a ``UserError``.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Protocol, cast
 
-from data.records import StudyRecord
+from data.records import Problem, StudyRecord
 from shared.errors import UsageError, UserError
 
 
@@ -38,24 +39,49 @@ class SourceOptions:
     """csv: column with the positive findings, separated by a vertical bar."""
     split: str = "split"
     """csv: column with the official split, if there is one."""
+    reports_root: str = ""
+    """mimic-cxr-jpg: top folder of a MIMIC-CXR tree with the reports, which the JPG set does not have."""
+    official_splits: bool = True
+    """Any source: keep the data set's own splits; false = split all its patients anew."""
 
 
 class Source(Protocol):
     """An adapter."""
 
-    def __call__(self, root: Path, options: SourceOptions) -> Iterable[StudyRecord]: ...
+    def __call__(self, root: Path, options: SourceOptions, problems: list[Problem]) -> Iterable[StudyRecord]: ...
+
+
+@dataclass(frozen=True)
+class Archive:
+    """What a source found."""
+
+    records: list[StudyRecord]
+    """Every study, in the source's order."""
+    problems: list[Problem]
+    """Rows that were left out, tables that are absent."""
 
 
 SOURCES: dict[str, str] = {
     "phantom": "data.sources.mimic_cxr",  # the phantom is written in MIMIC-CXR's layout
     "mimic-cxr": "data.sources.mimic_cxr",
+    "mimic-cxr-jpg": "data.sources.mimic_cxr_jpg",
+    "chexpert": "data.sources.chexpert",
+    "chexpert-plus": "data.sources.chexpert_plus",
+    "openi": "data.sources.openi",
+    "r2gen": "data.sources.r2gen",
+    "padchest": "data.sources.padchest",
+    "vindr": "data.sources.vindr",
+    "rsna": "data.sources.rsna",
+    "siim": "data.sources.siim",
+    "nih": "data.sources.nih",
+    "covidx": "data.sources.covidx",
     "csv": "data.sources.csv_table",
     "dicom-folder": "data.sources.dicom_folder",
 }
 
 
-def read_source(name: str, root: str | Path, options: SourceOptions) -> list[StudyRecord]:
-    """Every study of an archive, in the source's order.
+def read_source(name: str, root: str | Path, options: SourceOptions) -> Archive:
+    """Every study of an archive, and what had to be left out.
 
     Raises:
         UsageError: for a name that is not in :data:`SOURCES`.
@@ -67,7 +93,11 @@ def read_source(name: str, root: str | Path, options: SourceOptions) -> list[Stu
     if not root.is_dir():
         raise UserError(f"source folder {root} not found")
     adapter = cast(Source, import_module(SOURCES[name]).records)
-    found = list(adapter(root, options))
+    problems: list[Problem] = []
+    found = list(adapter(root, options, problems))
     if not found:
-        raise UserError(f"no radiograph found under {root} in the layout of source {name!r}")
-    return found
+        left_out = f"; {len(problems)} rows were left out, the first: {problems[0].reason}" if problems else ""
+        raise UserError(f"no radiograph found under {root} in the layout of source {name!r}{left_out}")
+    if not options.official_splits:
+        found = [replace(record, split=None) for record in found]
+    return Archive(found, problems)

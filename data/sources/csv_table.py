@@ -1,18 +1,16 @@
 """A table with a row an image: paths, patients, and whatever of sections, labels and splits there is."""
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 
-from data.label_names import observation
-from data.records import SPLITS, StudyRecord, View
+from data.label_names import positive_labels
+from data.records import Problem, StudyRecord, View
 from data.sources import SourceOptions
+from data.sources.tables import Row, grouped, read_table, split_name
 from shared.errors import UserError
 
-_SPLIT_NAMES = {"train": "train", "val": "validate", "valid": "validate", "validate": "validate", "test": "test"}
 
-
-def records(root: Path, options: SourceOptions) -> Iterator[StudyRecord]:
+def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iterator[StudyRecord]:
     """Rows of one study gathered, in the order of their first row.
 
     A row without a study is a study of its own; one without a patient belongs to a patient of its own study.
@@ -21,35 +19,36 @@ def records(root: Path, options: SourceOptions) -> Iterator[StudyRecord]:
         UserError: if the table is absent or ambiguous, lacks the image column, or has an unknown split.
     """
     table = _find_table(root, options.table)
-    try:
-        with open(table, encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{table} cannot be read: {error}") from None
-    if rows and options.image not in rows[0]:
-        raise UserError(
-            f"{table} has no column {options.image!r}; it has {', '.join(rows[0])}. "
-            "Name the one with the images: --options.image COLUMN"
-        )
-    studies: dict[tuple[str, str], list[dict[str, str]]] = {}
-    for row in rows:
-        study = row.get(options.study) or row[options.image]
-        patient = row.get(options.patient) or f"study {study}"
-        studies.setdefault((patient, study), []).append(row)
-    for (patient, study), group in studies.items():
+    rows = read_table(
+        table,
+        [options.image],
+        problems,
+        needed=[options.image],
+        optional=[
+            options.patient, options.study, options.view, options.findings, options.impression, options.report,
+            options.labels, options.split,
+        ],
+        hint="name the one with the images: --options.image COLUMN",
+    )  # fmt: skip
+
+    def patient_and_study(row: Row) -> tuple[str, str]:
+        study = row[options.study] or row[options.image]
+        return row[options.patient] or f"study {study}", study
+
+    for (patient, study), group in grouped(rows, patient_and_study).items():
         first = group[0]
-        findings, impression = first.get(options.findings) or "", first.get(options.impression) or ""
-        sectioned = bool(findings or impression)
+        sectioned = bool(first[options.findings] or first[options.impression])
         yield StudyRecord(
             # Study names may repeat from patient to patient ("scan 1").
             study_id=f"{patient}/{study}",
             patient_id=patient,
-            views=tuple(View(table.parent / row[options.image], row.get(options.view) or "") for row in group),
-            report=first.get(options.report) or "",
-            findings=findings if sectioned else None,
-            impression=impression if sectioned else None,
-            labels=_labels(group, options.labels),
-            split=_split(first.get(options.split) or "", table),
+            views=tuple(View(table.parent / row[options.image], row[options.view]) for row in group),
+            report=first[options.report],
+            findings=first[options.findings] if sectioned else None,
+            impression=first[options.impression] if sectioned else None,
+            # None where no name is one of the fourteen: the labels are then read from the report.
+            labels=positive_labels(name for row in group for name in row[options.labels].split("|")) or None,
+            split=split_name(first[options.split], first.where),
         )
 
 
@@ -67,18 +66,3 @@ def _find_table(root: Path, name: str) -> Path:
             f"expected manifest.csv or one .csv under {root}, found {found}: name it with --options.table"
         )
     return tables[0]
-
-
-def _labels(group: list[dict[str, str]], column: str) -> dict[str, int] | None:
-    """Positive findings of any view; None where the column names nothing that the fourteen observations have."""
-    names = (name for row in group for name in (row.get(column) or "").split("|"))
-    known = {found: 1 for name in names if (found := observation(name)) is not None}
-    return known or None
-
-
-def _split(name: str, table: Path) -> str | None:
-    if not name:
-        return None
-    if name.strip().lower() not in _SPLIT_NAMES:
-        raise UserError(f"{table}: unknown split {name!r}; use {', '.join(SPLITS)} or leave it empty")
-    return _SPLIT_NAMES[name.strip().lower()]

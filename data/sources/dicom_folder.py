@@ -11,14 +11,14 @@ from pathlib import Path
 import pydicom
 from pydicom.errors import InvalidDicomError
 
-from data.records import StudyRecord, View
+from data.records import Problem, StudyRecord, View
 from data.sources import SourceOptions
 
 _SUFFIXES = {".dcm", ".dicom", ".dic", ".ima", ""}
 _TAGS = ["PatientID", "StudyInstanceUID", "SOPInstanceUID"]
 
 
-def records(root: Path, options: SourceOptions) -> Iterator[StudyRecord]:
+def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iterator[StudyRecord]:
     """Studies in the order of their first file's path; a file without a readable header is one of its own."""
     studies: dict[tuple[str, str], list[Path]] = defaultdict(list)
     for path in sorted(root.rglob("*")):

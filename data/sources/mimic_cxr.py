@@ -5,69 +5,65 @@ Layout (PhysioNet, MIMIC-CXR 2.0.0; MIT-LCP/mimic-cxr): ``files/p10/p10000032/s5
 ``mimic-cxr-2.*-{metadata,split,chexpert}.csv.gz``. Only the record list is indispensable.
 """
 
-import csv
-import gzip
-from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
 from data.observations import OBSERVATIONS
-from data.records import StudyRecord, View
+from data.records import Problem, StudyRecord, View
 from data.sources import SourceOptions
-from shared.errors import UserError
+from data.sources.tables import Row, find_table, grouped, label_cells, read_table, required_table, split_name
 
 
-def records(root: Path, options: SourceOptions) -> Iterator[StudyRecord]:
+def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iterator[StudyRecord]:
     """Studies in the order of the record list.
 
     Raises:
-        UserError: if the record list is absent or lacks a column.
+        UserError: if the record list is absent or a table lacks a column.
     """
-    record_list = _table(root, "cxr-record-list")
-    if record_list is None:
-        raise UserError(f"{root} has no cxr-record-list.csv.gz: it is not the top folder of a MIMIC-CXR tree")
-    positions = {
-        row["dicom_id"]: row.get("ViewPosition") or "" for row in _table(root, "mimic-cxr-2*-metadata") or []
-    }
-    splits = {row["study_id"]: row["split"] for row in _table(root, "mimic-cxr-2*-split") or []}
-    label_table = _table(root, "mimic-cxr-2*-chexpert")
-    labels = None if label_table is None else {row["study_id"]: _labels(row) for row in label_table}
-    studies: dict[str, list[dict[str, str]]] = defaultdict(list)
-    for row in record_list:
-        missing = {"dicom_id", "study_id", "subject_id", "path"} - row.keys()
-        if missing:
-            raise UserError(f"{root}/cxr-record-list.csv.gz lacks the column {', '.join(sorted(missing))}")
-        studies[row["study_id"]].append(row)
-    for study_id, rows in studies.items():
-        report = (root / rows[0]["path"]).parent.with_suffix(".txt")
+    record_list = required_table(root, "cxr-record-list", "a MIMIC-CXR tree")
+    columns = ("dicom_id", "study_id", "subject_id", "path")
+    rows = read_table(record_list, columns, problems, needed=columns)
+    metadata = optional_rows(root, "metadata", ("dicom_id", "ViewPosition"), problems)
+    positions = {row["dicom_id"]: row["ViewPosition"] for row in metadata}
+    labels, splits = study_labels(root, problems), study_splits(root, problems)
+    for study_id, group in grouped(rows, lambda row: row["study_id"]).items():
         yield StudyRecord(
             study_id=study_id,
-            patient_id=rows[0]["subject_id"],
-            views=tuple(View(_existing(root / row["path"]), positions.get(row["dicom_id"], "")) for row in rows),
-            report=report.read_text(encoding="utf-8", errors="replace") if report.is_file() else "",
-            labels=None if labels is None else labels.get(study_id),
+            patient_id=group[0]["subject_id"],
+            views=tuple(View(_existing(root / row["path"]), positions.get(row["dicom_id"], "")) for row in group),
+            report=read_report((root / group[0]["path"]).parent.with_suffix(".txt")),
+            labels=labels.get(study_id),
             split=splits.get(study_id),
         )
+
+
+def optional_rows(root: Path, kind: str, columns: tuple[str, ...], problems: list[Problem]) -> list[Row]:
+    """Rows of ``mimic-cxr-2.*-{kind}.csv.gz``; none where the table is absent, which is told."""
+    table = find_table(root, f"mimic-cxr-2*-{kind}")
+    if table is None:
+        problems.append(Problem(f"no table mimic-cxr-2.*-{kind}.csv.gz", str(root)))
+        return []
+    return read_table(table, columns, problems, needed=columns[:1])
+
+
+def study_labels(root: Path, problems: list[Problem]) -> dict[str, dict[str, int]]:
+    """Labels by study, of the table that CheXpert's labeler gave; others are read from the report."""
+    rows = optional_rows(root, "chexpert", ("study_id", *OBSERVATIONS), problems)
+    return {row["study_id"]: label_cells(row, problems) for row in rows}
+
+
+def study_splits(root: Path, problems: list[Problem]) -> dict[str, str | None]:
+    """Official split by study."""
+    rows = optional_rows(root, "split", ("study_id", "split"), problems)
+    return {row["study_id"]: split_name(row["split"], row.where) for row in rows}
+
+
+def read_report(path: Path) -> str:
+    """The report, "" where there is none."""
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
 def _existing(path: Path) -> Path:
     """The 2.0.0 files were shipped gzipped, under names that the record list does not have."""
     packed = path.with_name(path.name + ".gz")
     return packed if not path.exists() and packed.exists() else path
-
-
-def _labels(row: dict[str, str]) -> dict[str, int]:
-    return {name: int(float(row[name])) for name in OBSERVATIONS if row.get(name) not in (None, "")}
-
-
-def _table(root: Path, pattern: str) -> list[dict[str, str]] | None:
-    """Rows of the one table that matches (the version stands in its name), packed or not; None if absent."""
-    found = sorted(root.glob(f"{pattern}.csv.gz")) + sorted(root.glob(f"{pattern}.csv"))
-    if not found:
-        return None
-    opener = gzip.open if found[-1].suffix == ".gz" else open
-    try:
-        with opener(found[-1], "rt", encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{found[-1]} cannot be read: {error}") from None

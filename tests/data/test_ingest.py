@@ -89,7 +89,7 @@ def test_a_second_start_says_that_it_is_done_and_other_options_are_refused(archi
 
 def test_no_identifier_of_the_archive_leaves_it(archive, tmp_path):
     ingest(config(archive, tmp_path / "out"))
-    records = read_source("phantom", archive, SourceOptions())
+    records = read_source("phantom", archive, SourceOptions()).records
     names = {record.study_id for record in records} | {record.patient_id for record in records}
     written = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
     assert not [name for name in names if name.encode() in written]
@@ -145,7 +145,7 @@ def test_csv_columns_sections_labels_and_splits(tmp_path):
         "b.png,p,1,LATERAL,Heart is big.,,Cardiomegaly,val\n"
         "c.png,,2,AP,,Normal.,,train\n"
     )
-    first, second = read_source("csv", tmp_path, SourceOptions(image="file"))
+    first, second = read_source("csv", tmp_path, SourceOptions(image="file")).records
     assert [view.position for view in first.views] == ["PA", "LATERAL"]
     assert (first.findings, first.impression, first.split) == ("Heart is big.", "", "validate")
     assert first.labels == {"Pleural Effusion": 1, "Cardiomegaly": 1}  # a hernia is none of the fourteen
@@ -161,7 +161,7 @@ def test_dicom_folder_groups_by_header_and_finds_reports(archive, tmp_path):
         film.PatientID, film.StudyInstanceUID = "one", study
         film.save_as(tmp_path / f"{name}.dcm")
     (tmp_path / "a.txt").write_text("Lungs are clear.")
-    both, single = read_source("dicom-folder", tmp_path, SourceOptions())
+    both, single = read_source("dicom-folder", tmp_path, SourceOptions()).records
     assert len(both.views) == 2 and both.report == "Lungs are clear." and both.patient_id == single.patient_id
     assert len(single.views) == 1 and single.report == ""
 

@@ -1,0 +1,134 @@
+"""``medunifier ingest --check``: what an archive holds, before hours are spent on it. Writes nothing."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from data.executors import open_executor, run_jobs
+from data.pixels import UnreadableImage
+from data.radiograph import read_film
+from data.records import StudyRecord
+from data.sources import Archive
+from data.splits import official_splits
+from shared.errors import UserError
+from shared.progress import Progress
+
+_SHOWN = 5
+_JOB_IMAGES = 32
+
+
+@dataclass(frozen=True)
+class SourceReport:
+    """What the check found."""
+
+    counts: dict[str, int]
+    """patients, studies, images, studies with a report, studies with labels of the data set's own."""
+    splits: dict[str, int]
+    """Studies by official split; "drawn at ingest" has those without one."""
+    views: dict[str, int]
+    """Images by view position; "not stated" where the tables do not say."""
+    missing: list[Path]
+    decoded: int
+    unreadable: list[tuple[Path, str]]
+    """File and reason, of the images that were tried."""
+    problems: dict[str, int]
+    """Reason -> rows, of what the source left out or did without."""
+
+
+def check_source(archive: Archive, source: str, root: str, images: int, workers: int, cluster: str) -> SourceReport:
+    """Look for every file, decode ``images`` of them (0 = all), and print the table.
+
+    Raises:
+        UserError: after the table, if ingest could not succeed: no image can be read, or an official split
+            puts one patient on two sides.
+    """
+    paths = [view.path for record in archive.records for view in record.views]
+    missing = [path for path in paths if not path.is_file()]
+    absent = set(missing)
+    tried = _spread([path for path in paths if path not in absent], images)
+    unreadable = _unreadable(tried, workers, cluster)
+    report = SourceReport(
+        counts=_counts(archive.records),
+        splits=dict(Counter(record.split or "drawn at ingest" for record in archive.records)),
+        views=dict(Counter(v.position or "not stated" for r in archive.records for v in r.views).most_common()),
+        missing=missing,
+        decoded=len(tried),
+        unreadable=unreadable,
+        problems=dict(Counter(problem.reason for problem in archive.problems).most_common()),
+    )
+    _print(report, archive, source, root)
+    if len(unreadable) == len(tried):
+        reason = f"; the first: {unreadable[0][1]}" if unreadable else f": {len(missing)} files are missing"
+        raise UserError(f"{root}: no image can be read{reason}")
+    official_splits(archive.records)
+    return report
+
+
+def _counts(records: Sequence[StudyRecord]) -> dict[str, int]:
+    return {
+        "patients": len({record.patient_id for record in records}),
+        "studies": len(records),
+        "images": sum(len(record.views) for record in records),
+        "studies with a report": sum(bool(r.report or r.findings or r.impression) for r in records),
+        "studies with own labels": sum(record.labels is not None for record in records),
+    }
+
+
+def _spread(paths: list[Path], images: int) -> list[Path]:
+    """So many of the paths, at even distances: archives are ordered, and their ends differ."""
+    if not images or images >= len(paths):
+        return paths
+    return [paths[number * len(paths) // images] for number in range(images)]
+
+
+def _unreadable(paths: list[Path], workers: int, cluster: str) -> list[tuple[Path, str]]:
+    jobs = [paths[begin : begin + _JOB_IMAGES] for begin in range(0, len(paths), _JOB_IMAGES)]
+    found: list[tuple[Path, str]] = []
+    with Progress(len(paths), "check", "images") as progress, open_executor(workers, cluster) as pool:
+        for tried, refused in run_jobs(try_images, jobs, pool):
+            found += refused
+            progress.advance(tried, unreadable=len(found))
+    return sorted(found)
+
+
+def try_images(paths: Sequence[Path]) -> tuple[int, list[tuple[Path, str]]]:
+    """How many were tried, and those that cannot be decoded, with the reason."""
+    refused = []
+    for path in paths:
+        try:
+            read_film(path)
+        except UnreadableImage as error:
+            refused.append((path, error.reason))
+    return len(paths), refused
+
+
+def _print(report: SourceReport, archive: Archive, source: str, root: str) -> None:
+    table = Table("", "found", box=None, title=f"{source}: {root}", title_justify="left", show_header=False)
+    sections: list[tuple[str, dict[str, int]]] = [
+        ("", report.counts),
+        ("split ", report.splits),
+        ("view ", report.views),
+        ("", {"files missing": len(report.missing), "files decoded": report.decoded}),
+        ("", {"files unreadable": len(report.unreadable)}),
+        ("problem: ", report.problems),
+    ]
+    for prefix, rows in sections:
+        for name, count in rows.items():
+            table.add_row(f"{prefix}{name}", f"{count:,}")
+    # Names of files may hold brackets, which are no mark-up.
+    console = Console(markup=False, highlight=False)
+    console.print(table)
+    _print_first(console, "missing", (str(path) for path in report.missing), len(report.missing))
+    _print_first(console, "unreadable", (f"{path}: {why}" for path, why in report.unreadable), len(report.unreadable))
+    _print_first(console, "problem", (f"{p.where}: {p.reason}" for p in archive.problems), len(archive.problems))
+
+
+def _print_first(console: Console, what: str, lines: Iterable[str], total: int) -> None:
+    for _, line in zip(range(_SHOWN), lines, strict=False):
+        console.print(f"{what}: {line}", soft_wrap=True)
+    if total > _SHOWN:
+        console.print(f"… and {total - _SHOWN} more {what}")

@@ -1,0 +1,62 @@
+"""CheXpert 1.0 (also the small version): three tables with a row an image, labels of the study, no reports.
+
+Layout (Stanford): ``train.csv``, ``valid.csv`` with Path (``CheXpert-v1.0-small/train/patient00001/study1/
+view1_frontal.jpg``), Frontal/Lateral, AP/PA and the fourteen observations: 1, 0, -1 (uncertain), blank (not
+mentioned). Test: ``groundtruth.csv`` (rajpurkarlab/cheXpert-test-set-labels) with a row a study, in Study.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from data.observations import OBSERVATIONS
+from data.records import Problem, StudyRecord, View
+from data.sources import SourceOptions
+from data.sources.tables import find_table, grouped, label_cells, read_table, required_table
+
+
+def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iterator[StudyRecord]:
+    """Studies of train and validate, and of test where its table and images are there.
+
+    Raises:
+        UserError: if ``train.csv`` is absent or a table lacks a column.
+    """
+    tables = {"train": required_table(root, "train", "CheXpert"), "validate": find_table(root, "valid")}
+    for split, table in tables.items():
+        if table is None:
+            problems.append(Problem("no table valid.csv", str(root)))
+            continue
+        rows = read_table(table, ("Path", "Frontal/Lateral", "AP/PA", *OBSERVATIONS), problems, needed=["Path"])
+        for folder, group in grouped(rows, lambda row: study_folder(row["Path"])).items():
+            views = tuple(
+                View(root / folder / Path(row["Path"]).name, view_position(row["Frontal/Lateral"], row["AP/PA"]))
+                for row in group
+            )
+            labels = label_cells(group[0], problems)
+            yield StudyRecord(str(folder), folder.parent.name, views, labels=labels, split=split)
+    yield from _test_studies(root, problems)
+
+
+def study_folder(path: str) -> Path:
+    """``…/train/patient00001/study1/view1_frontal.jpg`` -> ``train/patient00001/study1``: tables differ in
+    what stands before, and it seldom is the name of the folder on this disk."""
+    return Path(*Path(path).parts[-4:-1])
+
+
+def view_position(side: str, direction: str) -> str:
+    """CheXpert's two columns as one position: AP or PA of a frontal film, else LATERAL."""
+    return "LATERAL" if side.lower() == "lateral" else direction
+
+
+def _test_studies(root: Path, problems: list[Problem]) -> Iterator[StudyRecord]:
+    table = find_table(root, "groundtruth")
+    if table is None:
+        return
+    for row in read_table(table, ("Study", *OBSERVATIONS), problems, needed=["Study"]):
+        folder = Path(*Path(row["Study"]).parts[-3:])
+        views = tuple(
+            View(path, "LATERAL" if "lateral" in path.name else "") for path in sorted((root / folder).glob("*.jpg"))
+        )
+        if views:
+            yield StudyRecord(str(folder), folder.parent.name, views, labels=label_cells(row, problems), split="test")
+        else:
+            problems.append(Problem("study without an image", row.where))

@@ -1,0 +1,76 @@
+"""CheXpert Plus: the reports of CheXpert, in sections, with PNG files.
+
+Layout (Stanford AIMI): ``df_chexpert_plus_240401.csv`` with path_to_image (``train/patient42142/study5/
+view1_frontal.jpg``), frontal_lateral, ap_pa, deid_patient_id, section_findings, section_impression, split;
+images under the root, ``PNG/`` or ``PNG/PNG/``, as .png or .jpg. Labels, where they were fetched too, of
+``chexbert_labels/report_fixed.json``: a JSON object a line, null = not mentioned.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from data.observations import OBSERVATIONS
+from data.records import Problem, StudyRecord, View
+from data.sources import SourceOptions
+from data.sources.chexpert import study_folder, view_position
+from data.sources.tables import Row, grouped, label_cells, read_table, required_table, split_name
+from shared.errors import UserError
+
+_COLUMNS = (
+    "path_to_image", "frontal_lateral", "ap_pa", "deid_patient_id", "section_findings", "section_impression", "split",
+)  # fmt: skip
+
+
+def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iterator[StudyRecord]:
+    """Studies in the order of the table.
+
+    Raises:
+        UserError: if the table is absent or lacks a column, or the labels cannot be read.
+    """
+    table = required_table(root, "df_chexpert_plus_*", "CheXpert Plus")
+    rows = read_table(table, _COLUMNS, problems, needed=["path_to_image", "deid_patient_id"])
+    labels = _labels(root / "chexbert_labels" / "report_fixed.json", problems)
+    images = next((base for base in (root / "PNG" / "PNG", root / "PNG") if (base / "train").is_dir()), root)
+    for folder, group in grouped(rows, lambda row: study_folder(row["path_to_image"])).items():
+        first = group[0]
+        yield StudyRecord(
+            study_id=str(folder),
+            patient_id=first["deid_patient_id"],
+            views=tuple(
+                View(
+                    _existing(images / folder / Path(row["path_to_image"]).name),
+                    view_position(row["frontal_lateral"], row["ap_pa"]),
+                )
+                for row in group
+            ),
+            findings=first["section_findings"],
+            impression=first["section_impression"],
+            labels=labels.get(first["path_to_image"]),
+            split=split_name(first["split"], first.where),
+        )
+
+
+def _existing(path: Path) -> Path:
+    """The table says .jpg where the files are .png."""
+    converted = path.with_suffix(".png")
+    return converted if converted.exists() else path
+
+
+def _labels(path: Path, problems: list[Problem]) -> dict[str, dict[str, int]]:
+    if not path.is_file():
+        problems.append(Problem("no chexbert_labels/report_fixed.json: labels are read from the reports", str(path)))
+        return {}
+    labels = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            entry = json.loads(line)
+            cells = {name: "" if entry.get(name) is None else str(entry[name]) for name in OBSERVATIONS}
+            row = Row(cells)
+            row.where = f"{path}, line {number}"
+            labels[entry["path_to_image"]] = label_cells(row, problems)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(
+                f"{path}, line {number}, is not a JSON object with path_to_image: fetch it again"
+            ) from None
+    return labels

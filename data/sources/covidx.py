@@ -1,0 +1,53 @@
+"""COVIDx CXR: PNG and JPEG files gathered from several collections, one of three classes an image; no reports.
+
+Layout (COVID-Net): ``train*.txt``, ``test*.txt``, in later versions ``val*.txt``, each line "patient-id filename
+class source"; images in the folder of the split, ``train/``, ``test/``, ``val/``.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from data.label_names import positive_labels
+from data.records import TRAIN_AND_VALIDATE, Problem, StudyRecord, View
+from data.sources import SourceOptions
+from shared.errors import UserError
+
+
+def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iterator[StudyRecord]:
+    """One study an image. normal is No Finding, pneumonia is Pneumonia; COVID-19 is none of the fourteen.
+
+    Raises:
+        UserError: if ``train*.txt`` or ``test*.txt`` is absent, or there are several.
+    """
+    lists = {folder: _list(root, folder) for folder in ("train", "val", "test")}
+    for folder in ("train", "test"):
+        if lists[folder] is None:
+            raise UserError(f"{root} has no {folder}*.txt: give the top folder of COVIDx as --root")
+    splits = {"train": "train" if lists["val"] else TRAIN_AND_VALIDATE, "val": "validate", "test": "test"}
+    for folder, path in lists.items():
+        if path is None:
+            continue
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            words = line.split()
+            if len(words) < 4:
+                problems.append(
+                    Problem("line without patient, file name, class and source", f"{path}, line {number}")
+                )
+                continue
+            # Some file names have spaces.
+            patient, name, found, source = words[0], " ".join(words[1:-2]), words[-2], words[-1]
+            yield StudyRecord(
+                study_id=f"{folder}/{name}",
+                # The collections number their patients on their own.
+                patient_id=f"{source}/{patient}",
+                views=(View(root / folder / name),),
+                labels=positive_labels([found]),
+                split=splits[folder],
+            )
+
+
+def _list(root: Path, folder: str) -> Path | None:
+    found = sorted(root.glob(f"{folder}*.txt"))
+    if len(found) > 1:
+        raise UserError(f"{root} has {', '.join(path.name for path in found)}: leave the one to be used there")
+    return found[0] if found else None

@@ -1,0 +1,60 @@
+"""Open-I, Indiana University (NLMCXR): an XML file a study, and PNG files.
+
+Layout: ``NLMCXR_reports.tgz`` -> ``ecgen-radiology/{1..3999}.xml`` and ``NLMCXR_png.tgz`` -> ``*.png``, anywhere
+under the root. In the XML: ``uId@id`` (CXR1), four ``AbstractText@Label`` (COMPARISON, INDICATION, FINDINGS,
+IMPRESSION, each may be empty), ``MeSH/major``, ``parentImage@id`` (the PNG's name without its suffix). The view
+is not in it. A report is a patient: the collection gives no other link.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from xml.etree import ElementTree
+
+from data.label_names import observation, positive_labels
+from data.records import Problem, StudyRecord, View
+from data.sources import SourceOptions
+from data.sources.tables import files_by_stem
+from shared.errors import UserError
+
+_NOT_INDEXED = "no indexing"
+
+
+def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iterator[StudyRecord]:
+    """Studies in the order of their numbers, with the MeSH headings as positive labels; the list is open.
+
+    Raises:
+        UserError: if there is no folder ``ecgen-radiology`` with reports.
+    """
+    reports = sorted(root.glob("**/ecgen-radiology/*.xml"), key=lambda path: (len(path.name), path.name))
+    if not reports:
+        raise UserError(f"{root} has no ecgen-radiology/*.xml: unpack NLMCXR_reports.tgz there")
+    pictures = files_by_stem(root, ".png")
+    for path in reports:
+        try:
+            study = ElementTree.parse(path).getroot()
+        except ElementTree.ParseError:
+            problems.append(Problem("report is not readable as XML", str(path)))
+            continue
+        names = [image.get("id") or "" for image in study.iter("parentImage")]
+        if not names:
+            problems.append(Problem("report without an image", str(path)))
+            continue
+        identifier = study.find("uId")
+        name = (identifier.get("id") if identifier is not None else None) or path.stem
+        sections = {part.get("Label"): (part.text or "").strip() for part in study.iter("AbstractText")}
+        yield StudyRecord(
+            study_id=name,
+            patient_id=name,
+            views=tuple(View(pictures.get(image, root / f"{image}.png")) for image in names),
+            findings=sections.get("FINDINGS", ""),
+            impression=sections.get("IMPRESSION", ""),
+            labels=_labels([(heading.text or "").strip() for heading in study.iter("major")]),
+        )
+
+
+def _labels(headings: list[str]) -> dict[str, int] | None:
+    """Of "Heading/qualifier/…": some headings (Cardiac Shadow/enlarged) are a finding with their qualifier only."""
+    if not headings or headings[0].lower() == _NOT_INDEXED:
+        return None
+    pairs = ["/".join(heading.split("/")[:2]) for heading in headings]
+    return positive_labels(pair if observation(pair) else pair.split("/")[0] for pair in pairs)

@@ -1,0 +1,55 @@
+"""R2Gen's form of Open-I (and of MIMIC-CXR): ``annotation.json`` beside a folder ``images``.
+
+{"train" | "val" | "test": [{"id", "report", "image_path": [...], "split"}]}; in a copy that goes round the test key
+is four spaces, so the split is read from the entries. MIMIC's form has subject_id and study_id too. The report is
+the findings, lower case and all; Open-I's ids (CXR2384_IM-0942) begin with the patient.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data.records import Problem, StudyRecord, View
+from data.sources import SourceOptions
+from data.sources.tables import split_name
+from shared.errors import UserError
+
+
+def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iterator[StudyRecord]:
+    """Studies in the order of the file.
+
+    Raises:
+        UserError: if ``annotation.json`` is absent or is no such JSON.
+    """
+    path = root / "annotation.json"
+    if not path.is_file():
+        raise UserError(f"{root} has no annotation.json: give the folder that holds it and images/ as --root")
+    try:
+        annotation = json.loads(path.read_text(encoding="utf-8"))
+        entries = [
+            (f"{path}, {key.strip() or 'test'} entry {number}", entry)
+            for key, split in annotation.items()
+            for number, entry in enumerate(split)
+        ]
+    except (ValueError, TypeError, AttributeError):
+        raise UserError(f'{path} is not {{"train": [{{"id", "report", "image_path", "split"}}, …], …}}') from None
+    for where, entry in entries:
+        missing = [name for name in ("id", "image_path", "split") if not _value(entry, name)]
+        if missing or not isinstance(entry["image_path"], list):
+            problems.append(Problem(f"entry without {missing[0] if missing else 'a list of images'}", where))
+            continue
+        study = str(entry["id"])
+        yield StudyRecord(
+            study_id=study,
+            patient_id=str(_value(entry, "subject_id") or study.split("_")[0]),
+            views=tuple(View(root / "images" / str(name)) for name in entry["image_path"]),
+            findings=str(_value(entry, "report") or ""),
+            split=split_name(str(entry["split"]), where),
+        )
+
+
+def _value(entry: Any, name: str) -> Any:
+    """The entry's value; None for an absent one, and for NaN, which Python's own writer puts in."""
+    value = entry.get(name) if isinstance(entry, dict) else None
+    return None if value != value else value

@@ -1,0 +1,49 @@
+"""RSNA Pneumonia Detection Challenge: DICOM files, a box a row, a class an image; no reports.
+
+Layout (Kaggle): ``stage_2_train_labels.csv`` (patientId, x, y, width, height, Target),
+``stage_2_detailed_class_info.csv`` (patientId, class), ``stage_2_train_images/<patientId>.dcm``. Boxes are not read;
+``stage_2_test_images`` has no labels and is left out.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from data.label_names import closed_labels
+from data.records import Problem, StudyRecord, View
+from data.sources import SourceOptions
+from data.sources.tables import find_table, grouped, read_table, required_table
+
+_LISTED = ("Pneumonia", "Lung Opacity", "No Finding")
+_CLASSES = {
+    "normal": ["No Finding"],
+    "lung opacity": ["Pneumonia", "Lung Opacity"],
+    "no lung opacity / not normal": [],
+}
+
+
+def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iterator[StudyRecord]:
+    """One study an image, which is what its patientId names. No official split with labels.
+
+    The list is closed: Pneumonia (Target), and with the table of classes Lung Opacity and No Finding, are 1 or 0.
+
+    Raises:
+        UserError: if the table of labels is absent or lacks a column.
+    """
+    table = required_table(root, "stage_2_train_labels", "RSNA's stage 2")
+    rows = read_table(table, ("patientId", "Target"), problems, needed=("patientId", "Target"))
+    class_table = find_table(root, "stage_2_detailed_class_info")
+    classes: dict[str, str] = {}
+    if class_table is None:
+        problems.append(Problem("no table stage_2_detailed_class_info.csv: Pneumonia is the only label", str(root)))
+    else:
+        class_rows = read_table(class_table, ("patientId", "class"), problems)
+        classes = {row["patientId"]: row["class"] for row in class_rows}
+    for image, boxes in grouped(rows, lambda row: row["patientId"]).items():
+        named = classes.get(image, "").lower()
+        if named in _CLASSES:
+            labels = closed_labels(_CLASSES[named], _LISTED)
+        else:
+            if class_table is not None:
+                problems.append(Problem("image without a known class", boxes[0].where))
+            labels = closed_labels(["Pneumonia"] if boxes[0]["Target"] in ("1", "1.0") else [], ["Pneumonia"])
+        yield StudyRecord(image, image, (View(root / "stage_2_train_images" / f"{image}.dcm"),), labels=labels)

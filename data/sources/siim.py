@@ -1,0 +1,35 @@
+"""SIIM-ACR Pneumothorax: DICOM files, and run-length masks of which the presence alone is read; no reports.
+
+Layout (Kaggle): ``train-rle.csv`` (ImageId, EncodedPixels with a space before; "-1" = none; several rows where an
+image has several masks), images ``dicom-images-train/<study>/<series>/<ImageId>.dcm``, wherever they were unpacked
+under the root. ``dicom-images-test`` has no labels and is left out.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from data.label_names import closed_labels
+from data.records import Problem, StudyRecord, View
+from data.sources import SourceOptions
+from data.sources.tables import files_by_stem, grouped, read_table, required_table
+
+
+def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iterator[StudyRecord]:
+    """One study, and one patient, an image. No official split.
+
+    The list is closed and has one entry: Pneumothorax is 1 or 0.
+
+    Raises:
+        UserError: if the table is absent or lacks a column.
+    """
+    table = required_table(root, "train-rle", "SIIM-ACR")
+    rows = read_table(table, ("ImageId", "EncodedPixels"), problems, needed=("ImageId", "EncodedPixels"))
+    films = files_by_stem(root, ".dcm")
+    for image, masks in grouped(rows, lambda row: row["ImageId"]).items():
+        present = any(row["EncodedPixels"] != "-1" for row in masks)
+        yield StudyRecord(
+            study_id=image,
+            patient_id=image,
+            views=(View(films.get(image, root / "dicom-images-train" / f"{image}.dcm")),),
+            labels=closed_labels(["Pneumothorax"] if present else [], ["Pneumothorax"]),
+        )

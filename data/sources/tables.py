@@ -1,0 +1,149 @@
+"""Tables of data sets, read alike: columns checked, cells stripped, NaN blank, useless rows counted."""
+
+import csv
+import gzip
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from data.observations import NEGATIVE, OBSERVATIONS, POSITIVE, UNCERTAIN
+from data.records import SPLITS, Problem
+from shared.errors import UserError
+
+_SPLIT_NAMES = {
+    "train": "train",
+    "val": "validate",
+    "valid": "validate",
+    "validate": "validate",
+    "validation": "validate",
+    "test": "test",
+}
+
+
+Key = TypeVar("Key")
+
+
+class Row(dict[str, str]):
+    """One row: column -> cell, and where it stands ("train.csv, line 7")."""
+
+    where = ""
+
+
+def find_table(root: Path, pattern: str) -> Path | None:
+    """The table that matches (versions stand in names), packed or not; of several the last; None if absent."""
+    found = sorted(root.glob(f"{pattern}.csv.gz")) + sorted(root.glob(f"{pattern}.csv"))
+    return found[-1] if found else None
+
+
+def required_table(root: Path, pattern: str, data_set: str) -> Path:
+    """As :func:`find_table`.
+
+    Raises:
+        UserError: if it is absent, since ``root`` is then not the top folder of that data set.
+    """
+    found = find_table(root, pattern)
+    if found is None:
+        raise UserError(f"{root} has no {pattern}.csv: give the top folder of {data_set} as --root")
+    return found
+
+
+def read_table(
+    path: Path,
+    columns: Sequence[str],
+    problems: list[Problem],
+    *,
+    needed: Iterable[str] = (),
+    optional: Sequence[str] = (),
+    hint: str = "is it the file of another version?",
+) -> list[Row]:
+    """Rows of a CSV file, plain or gzipped, with the columns asked for and no others.
+
+    Names of columns are matched whatever their case and spaces (SIIM's is " EncodedPixels"). Cells are
+    stripped; "nan", which pandas writes for a blank, is a blank.
+
+    Args:
+        path: the file.
+        columns: those that it must have.
+        problems: takes a line for each row that is left out.
+        needed: columns without which a row is left out.
+        optional: further columns, blank where the table lacks them.
+        hint: what the user may do about a missing column.
+
+    Raises:
+        UserError: if it cannot be read, or lacks columns: they are named.
+    """
+    opener = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            heads = reader.fieldnames or []
+            present = {head.strip().casefold(): head for head in heads}
+            missing = [name for name in columns if name.strip().casefold() not in present]
+            if missing:
+                names = ", ".join(map(repr, missing))
+                raise UserError(f"{path} has no column {names}; it has {', '.join(heads) or 'none'}: {hint}")
+            wanted = {name: present.get(name.strip().casefold(), "") for name in (*columns, *optional)}
+            rows = []
+            for cells in reader:
+                row = Row({name: _cell(cells.get(head)) for name, head in wanted.items()})
+                row.where = f"{path}, line {reader.line_num}"
+                rows.append(row)
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    return with_cells(rows, needed, problems)
+
+
+def _cell(text: str | None) -> str:
+    text = (text or "").strip()
+    return "" if text.lower() == "nan" else text
+
+
+def with_cells(rows: list[Row], needed: Iterable[str], problems: list[Problem]) -> list[Row]:
+    """The rows that have all cells ``needed``; the others become problems."""
+    for name in needed:
+        problems += [Problem(f"row without {name}", row.where) for row in rows if not row[name]]
+        rows = [row for row in rows if row[name]]
+    return rows
+
+
+def grouped(rows: Iterable[Row], key: Callable[[Row], Key]) -> dict[Key, list[Row]]:
+    """Rows by key, in the order in which keys appear."""
+    groups: dict[Key, list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[key(row)].append(row)
+    return groups
+
+
+def label_cells(row: Row, problems: list[Problem]) -> dict[str, int]:
+    """The fourteen columns of CheXpert's and MIMIC-CXR's tables: 1, 0, -1 (also "1.0"); blank is not mentioned."""
+    labels = {}
+    for name in OBSERVATIONS:
+        if cell := row[name]:
+            try:
+                value = float(cell)
+            except ValueError:
+                value = float("nan")
+            if value in (POSITIVE, NEGATIVE, UNCERTAIN):
+                labels[name] = int(value)
+            else:
+                problems.append(Problem(f"label of {name} is not 1, 0, -1 or blank", row.where))
+    return labels
+
+
+def split_name(name: str, where: str) -> str | None:
+    """What a data set's name of a split means here; None for a blank.
+
+    Raises:
+        UserError: for a name that means none.
+    """
+    if not name:
+        return None
+    if name.lower() not in _SPLIT_NAMES:
+        raise UserError(f"{where}: unknown split {name!r}; use {', '.join(SPLITS)} or leave it empty")
+    return _SPLIT_NAMES[name.lower()]
+
+
+def files_by_stem(root: Path, suffix: str) -> dict[str, Path]:
+    """Every file under ``root`` with that suffix, by its name without it: archives are unpacked in many ways."""
+    return {path.name.removesuffix(suffix): path for path in sorted(root.rglob(f"*{suffix}"))}

@@ -1,0 +1,45 @@
+"""VinDr-CXR 1.0.0: DICOM files and labels of the image by three readers (test: one consensus); no reports.
+
+Layout (PhysioNet): ``train/<image_id>.dicom``, ``test/<image_id>.dicom``, ``annotations/image_labels_train.csv``
+(image_id, rad_id, 28 labels; a row a reader), ``annotations/image_labels_test.csv`` (no rad_id). Boxes are not read.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from data.label_names import closed_labels
+from data.records import TRAIN_AND_VALIDATE, Problem, StudyRecord, View
+from data.sources import SourceOptions
+from data.sources.tables import Row, grouped, read_table, required_table
+
+# Those of the 28 that are one of the fourteen. The rest (aortic enlargement, ILD, tuberculosis, …) is left out.
+LABELS = (
+    "Atelectasis", "Cardiomegaly", "Clavicle fracture", "Consolidation", "Edema", "Infiltration", "Lung Opacity",
+    "Lung tumor", "Nodule/Mass", "Pleural effusion", "Pleural thickening", "Pneumonia", "Pneumothorax",
+    "Rib fracture", "No finding",
+)  # fmt: skip
+
+
+def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iterator[StudyRecord]:
+    """One study, and one patient, an image: the set has no other link between its images.
+
+    A label is 1 where most readers ticked it. The list is closed, so the others are 0.
+
+    Raises:
+        UserError: if a table is absent or lacks a column.
+    """
+    for folder, split in (("train", TRAIN_AND_VALIDATE), ("test", "test")):
+        table = required_table(root, f"annotations/image_labels_{folder}", "VinDr-CXR")
+        rows = read_table(table, ("image_id", *LABELS), problems, needed=["image_id"])
+        for image, readings in grouped(rows, lambda row: row["image_id"]).items():
+            yield StudyRecord(
+                study_id=image,
+                patient_id=image,
+                views=(View(root / folder / f"{image}.dicom"),),
+                labels=closed_labels((name for name in LABELS if _most_ticked(name, readings)), LABELS),
+                split=split,
+            )
+
+
+def _most_ticked(name: str, readings: list[Row]) -> bool:
+    return 2 * sum(reading[name] in ("1", "1.0") for reading in readings) > len(readings)
