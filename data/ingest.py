@@ -242,7 +242,7 @@ def _finish(
     write_json(out / MANIFEST, manifest)
     shutil.rmtree(out / _UNFINISHED)
     for reject in rejects[:_SHOWN_REJECTS]:
-        print(f"rejected {reject['path']}: {reject['reason']}", file=sys.stderr)
+        print(f"{reject['path']}: {reject['reason']}", file=sys.stderr)
     if len(rejects) > _SHOWN_REJECTS:
         print(f"… and {len(rejects) - _SHOWN_REJECTS} more in {out / REJECTS}", file=sys.stderr)
     return manifest

@@ -1,0 +1,89 @@
+"""Small trees in the layout of each data set, made on the spot: tables as documented, films of 40 x 32 pixels."""
+
+import csv
+import gzip
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from zlib import crc32
+
+import numpy as np
+import pytest
+from PIL import Image
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian
+
+from data.ingest import IngestConfig, ingest
+from data.records import SPLITS
+from data.shards import ShardDataset
+from data.sources import Archive, SourceOptions, read_source
+
+
+@pytest.fixture(scope="session")
+def film() -> Callable[..., Path]:
+    """``film(path)`` writes a radiograph of the kind that the name's suffix says; no two paths look alike."""
+
+    def write(path: Path, bits: int = 8) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(crc32(str(path).encode())).integers(0, 2**bits, (40, 32))
+        pixels = pixels.astype(np.uint8 if bits == 8 else np.uint16)
+        if path.suffix in (".dcm", ".dicom"):
+            dataset = Dataset()
+            dataset.file_meta = FileMetaDataset()
+            dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+            dataset.SOPClassUID, dataset.SOPInstanceUID = ComputedRadiographyImageStorage, "1.2.3"
+            dataset.Rows, dataset.Columns = pixels.shape
+            dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+            dataset.BitsAllocated = dataset.BitsStored = bits
+            dataset.HighBit, dataset.PixelRepresentation = bits - 1, 0
+            dataset.PixelData = pixels.tobytes()
+            dataset.save_as(path, enforce_file_format=True)
+        else:
+            Image.fromarray(pixels).save(path)
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def table() -> Callable[..., Path]:
+    """``table(path, header, rows)`` writes a CSV, gzipped where the name ends so."""
+
+    def write(path: Path, header: str, rows: Sequence[Sequence[object]]) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        opener = gzip.open if path.suffix == ".gz" else open
+        with opener(path, "wt", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(header.split(","))
+            writer.writerows(rows)
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def read() -> Callable[..., Archive]:
+    """``read(source, root, **options)``"""
+    return lambda source, root, **options: read_source(source, root, SourceOptions(**options))
+
+
+@pytest.fixture
+def ingested(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[dict, list[dict]]]:
+    """``ingested(source, root, **options)`` -> manifest and every sample's json; images are counted in each."""
+
+    def run(source: str, root: Path, **options: object) -> tuple[dict, list[dict]]:
+        out = tmp_path_factory.mktemp("shards")
+        config = IngestConfig(
+            source=source, root=str(root), out=str(out), size=32, workers=1, options=SourceOptions(**options)
+        )
+        manifest = ingest(config)
+        samples = [
+            dataset[number]
+            for split in SPLITS
+            if manifest["splits"][split]
+            for dataset in [ShardDataset(out, split)]
+            for number in range(len(dataset))
+        ]
+        assert all(len(sample.images) == len(sample.info["views"]) for sample in samples)
+        return manifest, [sample.info for sample in samples]
+
+    return run

@@ -1,0 +1,82 @@
+import pytest
+
+from data.ingest import main
+from data.source_check import check_source
+from data.sources import SourceOptions, read_source
+from data.splits import assign_splits
+from shared.errors import UsageError, UserError
+
+
+@pytest.fixture
+def root(tmp_path, film):
+    root = tmp_path / "tree"
+    for number in range(6):
+        film(root / f"{number}.png")
+    (root / "4.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    (root / "5.png").unlink()
+    views = ("PA", "PA", "AP", "LATERAL", "", "")
+    lines = [f"{n}.png,p{n // 2},s{n},{view},{'Clear.' if n < 4 else 'nan'},{'train' if n < 4 else ''}" for n, view in
+             enumerate(views)]  # fmt: skip
+    (root / "manifest.csv").write_text(
+        "\n".join(["image,patient_id,study_id,view,findings,split", *lines, ",p9,,,,"])
+    )
+    return root
+
+
+def check(root, images=0):
+    return check_source(read_source("csv", root, SourceOptions()), "csv", str(root), images, workers=1, cluster="")
+
+
+def test_it_counts_what_is_there_and_what_is_not(root):
+    report = check(root)
+    assert report.counts == {
+        "patients": 3, "studies": 6, "images": 6, "studies with a report": 4, "studies with own labels": 0,
+    }  # fmt: skip
+    assert report.splits == {"train": 4, "drawn at ingest": 2}
+    assert report.views == {"PA": 2, "AP": 1, "LATERAL": 1, "not stated": 2}
+    assert report.missing == [root / "5.png"] and report.decoded == 5
+    assert [path.name for path, _ in report.unreadable] == ["4.png"]
+    assert report.problems == {"row without image": 1}
+
+
+def test_a_sample_is_spread_over_the_archive(root):
+    assert check(root, images=2).decoded == 2
+    assert check(root, images=2).unreadable == []  # the first and the middle one
+    assert check(root, images=99).decoded == 5
+
+
+def test_the_command_prints_a_table_and_writes_nothing(root, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    main(["--source", "csv", "--root", str(root), "--check", "--check_images", "0", "--workers", "1"])
+    output = capsys.readouterr().out
+    rows = {" ".join(line.split()[:-1]): line.split()[-1] for line in output.splitlines() if line.strip()}
+    assert rows["patients"] == "3" and rows["split train"] == "4" and rows["files unreadable"] == "1"
+    assert rows["problem: row without image"] == "1"
+    assert f"missing: {root / '5.png'}" in output and f"unreadable: {root / '4.png'}: not readable" in output
+    assert sorted(tmp_path.rglob("*")) == before  # no shard, no key
+
+
+def test_what_ingest_could_not_do_fails_the_check(root):
+    for number in range(4):
+        (root / f"{number}.png").unlink()
+    with pytest.raises(UserError, match="no image can be read; the first: not readable as PNG"):
+        check(root)
+    (root / "4.png").unlink()
+    with pytest.raises(UserError, match="no image can be read: 6 files are missing"):
+        check(root)
+
+
+def test_a_leak_between_official_splits_fails_it_and_can_be_split_anew(root):
+    (root / "manifest.csv").write_text("image,patient_id,split\n0.png,p,train\n1.png,p,test\n2.png,q,test\n")
+    with pytest.raises(UserError, match="official_splits false"):
+        check(root)
+    records = read_source("csv", root, SourceOptions(official_splits=False)).records
+    split = {record.study_id: record.split for record in assign_splits(records, bytes(32), 0.1, 0.1)}
+    assert split["p/0.png"] == split["p/1.png"]
+
+
+def test_neither_out_nor_check_is_a_usage_error(root):
+    with pytest.raises(UsageError, match="give --out DIR"):
+        main(["--source", "csv", "--root", str(root)])

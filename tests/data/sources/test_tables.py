@@ -1,0 +1,71 @@
+import gzip
+
+import pytest
+
+from data.label_names import closed_labels, observation, positive_labels
+from data.observations import OBSERVATIONS
+from data.sources.tables import find_table, read_table, split_name
+from shared.errors import UserError
+
+
+def test_cells_are_stripped_nan_is_blank_and_other_columns_are_not_kept(tmp_path):
+    path = tmp_path / "t.csv.gz"
+    with gzip.open(path, "wt", encoding="utf-8-sig") as file:
+        file.write('A, b ,c\n x ,NaN,1\n"two\nlines",,\nshort\n')
+    problems = []
+    rows = read_table(path, ["a", "B"], problems, optional=["d"])
+    assert rows == [
+        {"a": "x", "B": "", "d": ""},
+        {"a": "two\nlines", "B": "", "d": ""},
+        {"a": "short", "B": "", "d": ""},
+    ]
+    assert problems == [] and [row.where.rpartition(" ")[2] for row in rows] == ["2", "4", "5"]
+    assert read_table(path, ["a", "c"], problems, needed=["c"]) == [{"a": "x", "c": "1"}]
+    assert [problem.reason for problem in problems] == ["row without c", "row without c"]
+
+
+@pytest.mark.parametrize("content", [b"a,b\n\xff\xfe\n", b'a,b\n"' + b"x" * 200_000 + b'"\n', b""])
+def test_what_is_no_table_is_refused(tmp_path, content):
+    path = tmp_path / "t.csv"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"t\.csv (cannot be read|has no column)"):
+        read_table(path, ["a"], [])
+
+
+def test_a_packed_table_cut_short_is_refused(tmp_path):
+    path = tmp_path / "t.csv.gz"
+    path.write_bytes(gzip.compress(b"a,b\n" * 1000)[:-20])
+    with pytest.raises(UserError, match="cannot be read"):
+        read_table(path, ["a"], [])
+
+
+def test_the_newest_version_of_a_table_is_taken(tmp_path):
+    for name in ("m-2.0.0-split.csv.gz", "m-2.1.0-split.csv.gz"):
+        (tmp_path / name).touch()
+    assert find_table(tmp_path, "m-2*-split").name == "m-2.1.0-split.csv.gz"
+    assert find_table(tmp_path, "m-3*-split") is None
+
+
+def test_split_names():
+    assert [split_name(name, "") for name in ("Train", "valid", "val", "test", "")] == [
+        "train", "validate", "validate", "test", None,
+    ]  # fmt: skip
+    with pytest.raises(UserError, match=r"line 3: unknown split 'dev'"):
+        split_name("dev", "t.csv, line 3")
+
+
+def test_every_observation_is_its_own_name_and_strangers_are_left_out():
+    assert all(observation(name.upper()) == name for name in OBSERVATIONS)
+    assert observation("Pleural_Thickening") == "Pleural Other" and observation("Hernia") is None
+    assert positive_labels(["Hernia", "Mass", "Nodule"]) == {"Lung Lesion": 1}
+
+
+def test_closed_labels_deny_only_what_was_listed():
+    listed = ("Mass", "Infiltration", "Edema", "No Finding")
+    assert closed_labels(["No Finding"], listed) == {
+        "Lung Opacity": 0, "Lung Lesion": 0, "Edema": 0, "No Finding": 1,
+    }  # fmt: skip
+    # Two names of one observation, one ticked: present.
+    assert closed_labels(["Nodule"], ("Nodule", "Mass", "Edema")) == {"Lung Lesion": 1, "Edema": 0}
+    # An edema is an opacity: "infiltration not ticked" does not deny it.
+    assert "Lung Opacity" not in closed_labels(["Edema"], listed)
