@@ -71,8 +71,9 @@ def steps_of(config: DemoConfig) -> list[Step]:
     evaluation = run / "evaluation.json"
     workers = str(len(os.sched_getaffinity(0)))
     # Said in full, since the launcher warns about each that is left to its default.
-    launch = ("accelerate", "launch", "--num_processes", "1", "--num_machines", "1")
-    launch += ("--mixed_precision", "no", "--dynamo_backend", "no")
+    launch = shlex.split(
+        "accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no"
+    )
 
     def steps(count: int) -> tuple[str, ...]:
         return ("--loop.steps", str(count)) if count else ()

@@ -193,7 +193,7 @@ def mark_differences(truth: str, written: str) -> tuple[str, str]:
     bare = [[word.strip(".,:;()").lower() for word in words] for words in (a, b)]
     left: list[str] = []
     right: list[str] = []
-    for kind, a0, a1, b0, b1 in SequenceMatcher(None, *bare, autojunk=False).get_opcodes():
+    for kind, a0, a1, b0, b1 in SequenceMatcher(a=bare[0], b=bare[1], autojunk=False).get_opcodes():
         for side, words, tag in ((left, a[a0:a1], "del"), (right, b[b0:b1], "ins")):
             if words:
                 text = escape(" ".join(words))

@@ -38,7 +38,10 @@ def first_relevant_rank(scores: np.ndarray, relevant: np.ndarray) -> np.ndarray:
 
 
 def recall_at_k(
-    similarity: np.ndarray, image_text: Sequence[int], text: Sequence[int], ks: Sequence[int] = KS
+    similarity: np.ndarray,
+    image_text: Sequence[int] | np.ndarray,
+    text: Sequence[int] | np.ndarray,
+    ks: Sequence[int] = KS,
 ) -> dict[str, float]:
     """R@k image -> text and text -> image, each with its chance value.
 

@@ -60,8 +60,8 @@ def judge_reports(judging: Judging) -> TaskResult:
             details["baseline"] = {"findings": list(constant), "report": usual}
 
     def micro(rows: np.ndarray) -> float:
-        picked = ([labels[i] for i in rows] for labels in (said, studies.labels))
-        return float(clinical_f1(*picked, OBSERVATIONS)["micro"])
+        drawn = [said[i] for i in rows], [studies.labels[i] for i in rows]
+        return float(clinical_f1(drawn[0], drawn[1], OBSERVATIONS)["micro"])
 
     bounds = bootstrap_interval(micro, studies.patients, judging.bootstrap, seed=judging.seed)
     details["intervals"] = {"reports.clinical_f1_micro": interval(bounds)}

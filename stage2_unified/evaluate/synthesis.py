@@ -79,7 +79,7 @@ def judge_synthesis(judging: Judging) -> TaskResult:
             for i in range(min(EXAMPLES, len(studies)))
         ],
     }
-    pictures = {}
+    pictures: dict[str, np.ndarray] = {}
     for i in range(min(EXAMPLES, len(studies))):
         pictures |= {f"synthesis-generated-{i}": drawn[i], f"synthesis-real-{i}": real[i]}
     return TaskResult(metrics, details, pictures, studies)

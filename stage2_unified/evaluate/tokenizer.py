@@ -39,7 +39,7 @@ def judge_tokenizer(tokenizer: FrozenTokenizer, data: JudgedData, split: str, li
         "baseline": "the mean training image; a single code",
         "examples": [],
     }
-    pictures = {}
+    pictures: dict[str, np.ndarray] = {}
     first = [dataset[number].images[0] for number in range(min(EXAMPLES, len(dataset)))]
     codes = torch.from_numpy(tokenizer.encode_images(first)).to(tokenizer.codebook.device)
     restored = to_unit(tokenizer.decode_indices(codes))[:, 0].cpu().numpy()

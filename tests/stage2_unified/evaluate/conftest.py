@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from phantom_oracle import FakeTokenizer, code_of, phantom_studies, write_shards
 
 from data.shards import ShardDataset
 from stage2_unified.evaluate.studies import JudgedData
+from tests.stage2_unified.evaluate.phantom_oracle import FakeTokenizer, code_of, phantom_studies, write_shards
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-from phantom_oracle import SIZE, FakeTokenizer, Oracle, write_shards
 from PIL import Image
 
 from shared.artifacts import write_json
@@ -18,6 +17,7 @@ from stage2_unified.evaluate import command, synthesis
 from stage2_unified.evaluate.command import EvaluateConfig, evaluate, main
 from stage2_unified.evaluate.pictures import save_pictures
 from stage2_unified.evaluate.result import TaskResult, defined
+from tests.stage2_unified.evaluate.phantom_oracle import SIZE, FakeTokenizer, Oracle, write_shards
 
 TINY = {
     "resolution": SIZE, "ch": 8, "ch_mult": [1, 2], "num_res_blocks": 1, "attn_resolutions": [], "z_channels": 8,

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from phantom_oracle import FakeTokenizer, code_of, write_shards
 
 from shared.errors import UserError
 from stage2_unified.evaluate.studies import JudgedData, with_both_classes
+from tests.stage2_unified.evaluate.phantom_oracle import FakeTokenizer, code_of, write_shards
 
 
 def test_a_draw_depends_on_the_seed_alone(image_shards):

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from phantom_oracle import FakeTokenizer, Oracle, write_shards
 
 from data.observations import OBSERVATIONS
 from shared.errors import UserError
@@ -15,6 +14,7 @@ from stage2_unified.evaluate.retrieval import draw_unlike, judge_retrieval
 from stage2_unified.evaluate.studies import JudgedData
 from stage2_unified.evaluate.synthesis import judge_synthesis
 from stage2_unified.evaluate.zero_shot import judge_zero_shot, prompt_pair
+from tests.stage2_unified.evaluate.phantom_oracle import FakeTokenizer, Oracle, write_shards
 
 
 @pytest.fixture(params=["image_shards", "token_shards"])
