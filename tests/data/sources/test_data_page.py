@@ -1,0 +1,31 @@
+"""docs/data.md keeps up with the sources, and its commands are understood."""
+
+import re
+import shlex
+
+from data.ingest import IngestConfig
+from data.sources import SOURCES
+from shared.config import parse_config
+
+
+def test_every_source_has_its_section_and_a_command_that_parses(root):
+    page = (root / "docs" / "data.md").read_text(encoding="utf-8")
+    headings = {name.lower() for name in re.findall(r"^## ([^:\n]+)", page, re.MULTILINE)}
+    assert SOURCES.keys() <= headings
+    commands = [line.split("#")[0] for line in page.splitlines() if line.startswith("medunifier ingest")]
+    read = {
+        parse_config(IngestConfig, ["--check=true" if word == "--check" else word for word in shlex.split(line)[2:]])
+        for line in commands
+    }
+    assert {config.source for config in read} == {*SOURCES, "NAME"}
+
+
+def test_its_links_lead_somewhere(root):
+    page = (root / "docs" / "data.md").read_text(encoding="utf-8")
+    anchors = {
+        re.sub(r"[^a-z0-9 -]", "", line.removeprefix("## ").lower()).replace(" ", "-")
+        for line in page.splitlines()
+        if line.startswith("## ")
+    }
+    for target in re.findall(r"\]\(([^)]+)\)", page):
+        assert target[1:] in anchors if target.startswith("#") else (root / "docs" / target).exists(), target
