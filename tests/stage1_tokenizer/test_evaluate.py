@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from conftest import SIZE, TINY
 
 from data.shards import ShardDataset
 from stage1_tokenizer.config import PerceptualConfig
@@ -11,6 +10,7 @@ from stage1_tokenizer.evaluate import evaluate_tokenizer
 from stage1_tokenizer.fidelity import Fidelity
 from stage1_tokenizer.frozen import FrozenTokenizer
 from stage1_tokenizer.vqgan import VQGAN
+from tests.stage1_tokenizer.conftest import SIZE, TINY
 
 
 @pytest.fixture(scope="module")

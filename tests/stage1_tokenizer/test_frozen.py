@@ -6,12 +6,12 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import SIZE, TINY, blobs
 from safetensors.torch import load_file, save_file
 
 from shared.errors import UserError
 from stage1_tokenizer.frozen import FrozenTokenizer, export
 from stage1_tokenizer.vqgan import VQGAN
+from tests.stage1_tokenizer.conftest import SIZE, TINY, blobs
 
 
 @pytest.fixture(scope="module", params=["unit_norm", "classic"])

@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, write_image_shards
 
 from data.shards import ShardDataset
 from shared.command import run_command
 from stage1_tokenizer import tokenize
 from stage1_tokenizer.frozen import FrozenTokenizer, export
 from stage1_tokenizer.vqgan import VQGAN
+from tests.stage1_tokenizer.conftest import TINY, write_image_shards
 
 
 def make_tokenizer(folder, seed=0, **changes):

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import TINY
 from safetensors.torch import load_file
 
 from shared.command import run_command
 from stage1_tokenizer.frozen import FrozenTokenizer
 from stage1_tokenizer.train import main
+from tests.stage1_tokenizer.conftest import TINY
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "stage1_tokenizer" / "train.py"

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from conftest import make_batch, make_model
 
 from stage2_unified.image_generation import _draw, generate_images
+from tests.stage2_unified.conftest import make_batch, make_model
 
 
 @pytest.fixture

@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import make_batch, make_model
 from torch.nn.functional import cross_entropy, normalize, pad
 from transformers import AutoConfig, AutoModel
 
 from stage2_unified.model import MedUnifierForConditionalGeneration
 from stage2_unified.objectives.contrast import contrastive_loss
 from stage2_unified.objectives.matching import draw_negatives
+from tests.stage2_unified.conftest import make_batch, make_model
 
 
 def hidden_of(model, ids):

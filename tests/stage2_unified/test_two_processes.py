@@ -7,10 +7,10 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from conftest import make_batch, make_model
 from torch import Tensor
 
 from stage2_unified.sequences import StudyBatch
+from tests.stage2_unified.conftest import make_batch, make_model
 
 
 def half(batch: StudyBatch, rank: int, tokens: float) -> StudyBatch:
