@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from test_train import LOSS, SCRIPT, environment, losses, write_config
+from tests.stage1_tokenizer.test_train import LOSS, SCRIPT, environment, losses, write_config
 
 from shared.command import run_command
 from stage1_tokenizer import train
