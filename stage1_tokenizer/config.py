@@ -175,6 +175,8 @@ class LossConfig:
 
     l1_weight: float = 1.0
     """Mean absolute error of the pixels in [-1, 1]."""
+    l2_weight: float = 0.0
+    """Mean squared error of the pixels in [-1, 1]: minds the few pixels of a nodule more than l1 does."""
     perceptual_weight: float = 1.0
     """LPIPS."""
     perceptual: PerceptualConfig = field(default_factory=PerceptualConfig)
@@ -187,7 +189,7 @@ class LossConfig:
     def __post_init__(self) -> None:
         if self.l1_weight <= 0:
             raise ValueError(f"loss.l1_weight must be positive, got {self.l1_weight}")
-        for name in ("perceptual_weight", "gan_weight"):
+        for name in ("l2_weight", "perceptual_weight", "gan_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"loss.{name} must not be negative, got {getattr(self, name)}")
 

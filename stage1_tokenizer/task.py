@@ -102,6 +102,9 @@ class TokenizerTask:
         leaf = reconstruction.detach().requires_grad_()
         figures = {"l1": (leaf - images).abs().mean()}
         loss = config.l1_weight * figures["l1"]
+        if config.l2_weight:
+            figures["l2"] = (leaf - images).square().mean()
+            loss = loss + config.l2_weight * figures["l2"]
         if self._perceptual is not None:
             with self._accelerator.autocast():
                 figures["perceptual"] = self._perceptual(images, leaf).mean()

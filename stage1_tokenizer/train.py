@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     use_threads(loop.threads)
     set_seed(loop.seed)
     training = ShardDataset(config.data.shards, "train")
-    validation = ShardDataset(config.data.shards, "validate")
+    validation = _validation(config.data.shards, training)
     run = RunFolder(config.run_dir, config, MAY_CHANGE + ("data.shards", "data.pictures"))
     task = TokenizerTask(config, accelerator, run, validation)
     collate = partial(draw_images, size=config.model.resolution, seed=loop.seed)
@@ -64,6 +64,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         _export(task, run)
     barrier()
     accelerator.end_training()
+
+
+def _validation(shards: str, training: ShardDataset) -> ShardDataset:
+    """The validation split; of an archive too small to have one, the training images, and a word about it."""
+    try:
+        return ShardDataset(shards, "validate")
+    except UserError as error:
+        if is_main():
+            print(f"warning: {error}; validation figures of this run are of its training images", flush=True)
+        return training
 
 
 def _export(task: TokenizerTask, run: RunFolder) -> None:

@@ -5,11 +5,11 @@ import subprocess
 import sys
 
 import pytest
-from tests.stage1_tokenizer.test_train import LOSS, SCRIPT, environment, losses, write_config
 
 from shared.command import run_command
 from stage1_tokenizer import train
 from stage1_tokenizer.frozen import FrozenTokenizer
+from tests.stage1_tokenizer.test_train import LOSS, SCRIPT, environment, losses, write_config
 
 COMPARED = ("l1", "codebook", "commitment", "discriminator", "discriminator_accuracy", "lr", "validation/psnr")
 

@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "stage1_tokenizer" / "train.py"
 
 LOSS = {
+    "l2_weight": 2.0,
     "perceptual": {"net": "none"},
     "gan_weight": 0.5,
     "discriminator": {"width": 8, "layers": 1, "norm": "group", "train_from": 2, "start": 4, "ramp": 2},
@@ -82,6 +83,7 @@ def test_run_folder_holds_what_people_and_stage_2_need(whole):
     assert [line["step"] for line in training if "discriminator" in line] == [3, 4, 5, 6, 7, 8]
     assert [line["step"] for line in training if "adversarial" in line] == [5, 6, 7, 8]
     assert {"discriminator_accuracy", "adaptive_weight", "lr", "codebook", "commitment"} < training[-1].keys()
+    assert training[0]["l2"] > 0
     tokenizer = FrozenTokenizer.from_pretrained(run / "tokenizer")
     assert tokenizer.grid == (8, 8)
     assert "psnr" in (run / "tokenizer" / "README.md").read_text()
@@ -154,3 +156,12 @@ def test_loss_that_is_not_finite_stops_the_run_and_names_its_term(image_shards, 
     assert run_command(main, ["--config", str(config), "--optim.lr", "1e30", "--optim.clip", "0"]) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "l1 = " in error and "step" in error
+
+
+def test_the_squared_error_has_its_weight_in_the_update(whole, image_shards, tmp_path):
+    _, reference = whole
+    config = write_config(tmp_path, image_shards, tmp_path / "run")
+    assert run_command(main, ["--config", str(config), "--loss.l2_weight", "0"]) == 0
+    without = losses(tmp_path / "run")
+    assert "l2" not in without[0] and without[0]["l1"] == losses(reference)[0]["l1"]
+    assert without[1]["l1"] != losses(reference)[1]["l1"]
