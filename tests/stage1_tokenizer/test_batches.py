@@ -11,7 +11,8 @@ from stage1_tokenizer import train
 from stage1_tokenizer.frozen import FrozenTokenizer
 from tests.stage1_tokenizer.test_train import LOSS, SCRIPT, environment, losses, write_config
 
-COMPARED = ("l1", "codebook", "commitment", "discriminator", "discriminator_accuracy", "lr", "validation/psnr")
+# Not the accuracy: it counts logits beyond a threshold, where one of a thousand may fall to the other side.
+COMPARED = ("l1", "l2", "codebook", "commitment", "discriminator", "lr", "validation/psnr")
 
 
 @pytest.fixture(scope="module")
