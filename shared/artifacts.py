@@ -34,17 +34,22 @@ def _removed_on_failure(partial: Path, final: Path) -> Iterator[None]:
             shutil.rmtree(partial, ignore_errors=True)
         else:
             partial.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in (
-            errno.ENOSPC,
-            errno.EDQUOT,
-            errno.EROFS,
-            errno.EACCES,
-        ):
+        reason = _unwritable(error)
+        if reason:
             raise UserError(
-                f"cannot write {final}: {os.strerror(error.errno)}; free some space or choose another place. "
+                f"cannot write {final}: {reason}; free some space or choose another place. "
                 "Nothing half-written was left behind, and the same command continues"
             ) from error
         raise
+
+
+def _unwritable(error: BaseException) -> str | None:
+    """Why the place cannot be written, if that is what the error says; None for any other error."""
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+    if isinstance(error, OSError) and error.errno in numbers:
+        return os.strerror(error.errno)
+    # torch and safetensors tell of a full disk in words alone, as errors of their own kinds.
+    return next((os.strerror(n) for n in numbers[:2] if os.strerror(n) in str(error)), None)
 
 
 def _make_parent(path: Path) -> None:

@@ -6,6 +6,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from shared.artifacts import PARTIAL_PREFIX, remove_partial
 from shared.distributed import barrier, broadcast_object, is_main
 from shared.errors import UserError
@@ -54,7 +56,7 @@ class Checkpoints:
         barrier()
         try:
             write(partial)
-        except (OSError, RuntimeError) as error:  # torch and safetensors report a full disk as RuntimeError
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch reports a full disk as a RuntimeError
             shutil.rmtree(partial, ignore_errors=True)
             raise UserError(
                 f"cannot write the checkpoint of step {step} under {self.folder}: {error}; "

@@ -1,5 +1,6 @@
 """How every command ends: exit code 0, 1 (failed) or 2 (wrong use), and one line in place of a traceback."""
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -29,8 +30,11 @@ def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str]) -
         # `medunifier … | head` closes our output: the reader has what it wanted.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        if error.errno is None or error.filename is None:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if error.filename is None and not full:
             raise
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        place = "" if error.filename is None else f"{error.filename}: "
+        advice = "; free some space, and the same command continues" if full else ""
+        print(f"error: {place}{error.strerror}{advice}", file=sys.stderr)
         return 1
     return 0
