@@ -53,6 +53,7 @@ def model_config(
         tokenizer_fingerprint=tokenizer.fingerprint,
         max_report_tokens=config.data.max_report_tokens,
         text_choice=text_choice,
+        negative_hardness=config.negative_hardness,
         loss_weights={name: getattr(weights, name) for name in (*OBJECTIVES, "z")},
     )
 

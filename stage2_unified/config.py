@@ -113,7 +113,14 @@ class Stage2Config:
     """Decoder."""
     weights: LossWeights = field(default_factory=LossWeights)
     """Objectives."""
+    negative_hardness: float = 1.0
+    """Hard negatives are drawn by similarity times this: 1 = as the contrast has it, 0 = any other report alike.
+    Small batches of like reports want less than 1: their nearest neighbours say the same in other words."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Optimizer."""
     loop: LoopConfig = field(default_factory=LoopConfig)
     """Length and intervals."""
+
+    def __post_init__(self) -> None:
+        if self.negative_hardness < 0:
+            raise ValueError(f"negative_hardness must be at least 0, got {self.negative_hardness}")

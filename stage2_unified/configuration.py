@@ -23,6 +23,7 @@ class MedUnifierConfig(PreTrainedConfig):
         text_choice: sections of the training text ("findings+impression", …).
         loss_weights: weight of each objective and of ``z`` (the penalty on the logits' normaliser).
         initial_scale: inverse temperature of the contrast at the start (CLIP: 1 / 0.07).
+        negative_hardness: scale on the similarities that hard negatives are drawn by.
     """
 
     model_type = "medunifier"
@@ -41,6 +42,7 @@ class MedUnifierConfig(PreTrainedConfig):
         text_choice: str = "findings+impression",
         loss_weights: dict[str, float] | None = None,
         initial_scale: float = 1 / 0.07,
+        negative_hardness: float = 1.0,
         **kwargs: Any,
     ) -> None:
         vocabulary = Vocabulary(text_size, codes)
@@ -69,6 +71,7 @@ class MedUnifierConfig(PreTrainedConfig):
             loss_weights or {}
         )
         self.initial_scale = initial_scale
+        self.negative_hardness = negative_hardness
         kwargs.setdefault("tie_word_embeddings", False)
         super().__init__(**kwargs)
 

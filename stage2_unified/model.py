@@ -34,6 +34,26 @@ class Prefix:
     cache: Cache
 
 
+class MatchHead(nn.Module):
+    """Two logits from what stands at ``<match>`` and what the image's prefix amounts to.
+
+    The product of the two projections is a similarity that the head can read at once; from the hidden state
+    of ``<match>`` alone a small model sat at chance for as long as the other objectives took to converge.
+    """
+
+    def __init__(self, width: int, embedding_dim: int) -> None:
+        super().__init__()
+        self.image = nn.Linear(width, embedding_dim)
+        self.pair = nn.Linear(width, embedding_dim)
+        self.out = nn.Linear(width + embedding_dim, 2)
+
+    def forward(self, match: Tensor, image: Tensor) -> Tensor:
+        """(…, H) at ``<match>``, (…, H) at ``<emb_img>`` -> (…, 2); class 1 = belongs together."""
+        similarity: Tensor = self.image(image) * self.pair(match)
+        logits: Tensor = self.out(torch.cat([match, similarity], dim=-1))
+        return logits
+
+
 class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
     """One decoder that reads and draws chest radiographs.
 
@@ -59,7 +79,7 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(width, len(self.vocabulary), bias=False)
         self.image_projection = nn.Linear(width, config.embedding_dim, bias=False)
         self.text_projection = nn.Linear(width, config.embedding_dim, bias=False)
-        self.match_head = nn.Linear(width, 2)
+        self.match_head = MatchHead(width, config.embedding_dim)
         self.log_scale = nn.Parameter(torch.tensor(config.initial_scale).log())
         self.post_init()
 
@@ -68,9 +88,11 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
         super()._init_weights(module)
         if module is self:
             self.log_scale.fill_(torch.tensor(self.config.initial_scale).log())
-        if module is self.code_projection[0]:
             # Codes are unit-norm: at the usual 0.02 their images would vanish beside the words'.
-            nn.init.normal_(module.weight, std=self.config.code_dim**-0.5)
+            nn.init.normal_(self.code_projection[0].weight, std=self.config.code_dim**-0.5)
+            # Hidden states are of unit size after the last norm; so are these, and their product is a similarity.
+            for projection in (self.match_head.image, self.match_head.pair):
+                nn.init.normal_(projection.weight, std=projection.in_features**-0.5)
 
     def set_codebook(self, codebook: Tensor) -> None:
         """Take the frozen tokenizer's (K, D) table.
@@ -205,8 +227,9 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def match(self, codes: Tensor, view: Tensor, report: Tensor, report_length: Tensor) -> Tensor:
         """(B,) probability that each image and report belong together."""
-        hidden = self.continue_prefix(self.read_images(codes, view).cache, report, report_length, repeats=1)
-        return self.match_head(_at(hidden, report_length + 1)).float().softmax(dim=-1)[:, 1]
+        prefix = self.read_images(codes, view)
+        hidden = self.continue_prefix(prefix.cache, report, report_length, repeats=1)
+        return self.match_head(_at(hidden, report_length + 1), prefix.hidden).float().softmax(dim=-1)[:, 1]
 
     def _image_embedding(self, hidden: Tensor) -> Tensor:
         return normalize(self.image_projection(hidden).float(), dim=-1)
@@ -248,7 +271,8 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
         reports, lengths, usable = self._branches(batch, similarity, everyone)
         hidden = self.continue_prefix(prefix.cache, reports, lengths, repeats=1 + NEGATIVES)
-        match_logits = self.match_head(_at(hidden, lengths + 1)).view(rows, 1 + NEGATIVES, 2)
+        at_match = _at(hidden, lengths + 1).view(rows, 1 + NEGATIVES, -1)
+        match_logits = self.match_head(at_match, prefix.hidden[:, None].expand_as(at_match))
         match_sum, match_count = matching_loss(match_logits, usable)
 
         own = hidden.view(rows, 1 + NEGATIVES, *hidden.shape[1:])[:, 0]
@@ -281,7 +305,8 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """(3B, T) reports of this process' images, own first then the negatives; (3B,) lengths; (B,) usable."""
         keys, patients = everyone["report_key"], everyone["patient_key"]
         another = (keys[:, None] != keys[None, :]) & (patients[:, None] != patients[None, :])
-        columns, usable = draw_negatives(similarity, another & everyone["has_text"][None, :], batch.draw_seed)
+        allowed = another & everyone["has_text"][None, :]
+        columns, usable = draw_negatives(similarity * self.config.negative_hardness, allowed, batch.draw_seed)
         mine = slice(rank() * len(batch), (rank() + 1) * len(batch))
         device = batch.codes.device
         columns, usable = columns[mine].to(device), usable[mine].to(device)

@@ -59,12 +59,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     model.set_codebook(tokenizer.codebook)
     processor = MedUnifierProcessor(words, tokenizer.to(accelerator.device), model.config)
     if is_main():
-        cut = sum(
-            len(processor.codec.encode(report)) >= config.data.max_report_tokens for report in training.reports()
-        )
+        most = config.data.max_report_tokens
+        long = sum(len(processor.codec.encode(report)) == most for report in training.reports())
         print(
-            f"{len(training)} of {len(shards)} training studies have text ({cut} reports reach "
-            f"{config.data.max_report_tokens} ids and are cut there), {model.num_parameters() / 1e6:.1f} M parameters",
+            f"{len(training)} of {len(shards)} training studies have text ({long} reports reach {most} ids and "
+            f"are cut there), {model.num_parameters() / 1e6:.1f} M parameters",
             flush=True,
         )
     optimizer = make_optimizer(model, config.optim)

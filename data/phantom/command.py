@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from data.executors import open_executor, run_jobs
+from data.phantom.state import FINDINGS
 from data.phantom.study import MOST_STUDIES, SMALLEST_SIZE, Phantom
 from data.phantom.write import StudyRow, write_study, write_tables
 from shared.artifacts import read_json, remove_partial, write_json
@@ -31,6 +33,8 @@ class PhantomConfig:
     """Height and width of the radiographs in pixels."""
     workers: int = 1
     """Processes."""
+    findings: tuple[str, ...] = FINDINGS
+    """Findings that may occur: fewer make an archive that a small model learns sooner."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.studies <= MOST_STUDIES:
@@ -41,12 +45,14 @@ class PhantomConfig:
             raise ValueError(f"seed must not be negative, got {self.seed}")
         if self.workers < 1:
             raise ValueError(f"workers must be at least 1, got {self.workers}")
+        Phantom(self.size, self.seed, self.findings)
 
 
 @dataclass(frozen=True)
 class _Job:
     size: int
     seed: int
+    findings: tuple[str, ...]
     start: int
     stop: int
     root: Path
@@ -68,7 +74,9 @@ def write_archive(config: PhantomConfig) -> None:
         return
     starts = range(0, config.studies, _STUDIES_A_JOB)
     jobs = [
-        _Job(config.size, config.seed, start, min(start + _STUDIES_A_JOB, config.studies), config.out)
+        _Job(
+            config.size, config.seed, config.findings, start, min(start + _STUDIES_A_JOB, config.studies), config.out
+        )
         for start in starts
     ]
     rows: list[StudyRow] = []
@@ -88,14 +96,15 @@ def write_archive(config: PhantomConfig) -> None:
 
 
 def _write_studies(job: _Job) -> list[StudyRow]:
-    phantom = Phantom(job.size, job.seed)
+    phantom = Phantom(job.size, job.seed, job.findings)
     return [write_study(phantom, index, job.root) for index in range(job.start, job.stop)]
 
 
-def _identity(config: PhantomConfig) -> dict[str, int]:
+def _identity(config: PhantomConfig) -> dict[str, Any]:
     """What two runs must share to be about the same files."""
     settings = asdict(config)
-    return {"version": _VERSION, **{name: settings[name] for name in ("studies", "seed", "size")}}
+    return {"version": _VERSION, **{name: settings[name] for name in ("studies", "seed", "size")},
+            "findings": list(config.findings)}  # fmt: skip
 
 
 def _is_done(config: PhantomConfig) -> bool:
@@ -114,5 +123,5 @@ def _is_done(config: PhantomConfig) -> bool:
     return False
 
 
-def _told(identity: dict[str, int]) -> str:
+def _told(identity: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in identity.items() if name != "version")

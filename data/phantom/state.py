@@ -4,6 +4,7 @@ Everything is drawn from generators keyed by (seed, what, ordinal), so a study i
 (seed, index): any study can be made alone, in any order, by any process.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
@@ -119,13 +120,18 @@ def slot(seed: int, index: int) -> Slot:
     raise AssertionError("the segments cover a round")
 
 
-def study_state(seed: int, patient: int, visit: int) -> State:
-    """The state of a patient at a visit (0 = first). Between visits findings come, go, grow and shrink."""
+def study_state(seed: int, patient: int, visit: int, findings: tuple[str, ...]) -> State:
+    """The state of a patient at a visit (0 = first). Between visits findings come, go, grow and shrink.
+
+    Args:
+        seed, patient, visit: which.
+        findings: those of FINDINGS that may occur.
+    """
     anatomy = _anatomy(np.random.default_rng((seed, _KEY_PATIENT, patient)))
     state: State | None = None
     for number in range(visit + 1):
         rng = np.random.default_rng((seed, _KEY_VISIT, patient, number))
-        fresh = _fresh(anatomy, rng)
+        fresh = _fresh(anatomy, rng, findings)
         state = fresh if state is None else _later(state, fresh, rng)
     assert state is not None
     return state
@@ -157,7 +163,7 @@ def _size(rng: Generator) -> int:
     return int(rng.integers(3))
 
 
-def _fresh(anatomy: Anatomy, rng: Generator) -> State:
+def _fresh(anatomy: Anatomy, rng: Generator, findings: tuple[str, ...]) -> State:
     """A state without a past: a quarter normal, the others with one to three findings."""
     state = State(
         anatomy=anatomy,
@@ -167,14 +173,15 @@ def _fresh(anatomy: Anatomy, rng: Generator) -> State:
         edema=0,
     )
     # Devices belong to portable films of the sick, but not only.
-    if rng.random() < (0.35 if state.position == "AP" else 0.15):
+    if "devices" in findings and rng.random() < (0.35 if state.position == "AP" else 0.15):
         state = replace(state, devices=tuple(sorted({_one(rng, DEVICES) for _ in range(2)})))
     if rng.random() < 0.25:
         return state
-    wanted = int(rng.choice((1, 2, 3), p=(0.35, 0.4, 0.25)))
-    kinds = rng.choice(len(_KINDS), size=wanted, replace=False, p=_KIND_SHARES)
-    for kind in sorted(kinds):
-        state = _KINDS[kind][0](state, rng)
+    kinds = [_KINDS[name] for name in _KINDS if name in findings]
+    wanted = min(int(rng.choice((1, 2, 3), p=(0.35, 0.4, 0.25))), len(kinds))
+    shares = np.array([share for _, share in kinds])
+    for number in sorted(rng.choice(len(kinds), size=wanted, replace=False, p=shares / shares.sum())):
+        state = kinds[number][0](state, rng)
     return state
 
 
@@ -257,18 +264,20 @@ def _fracture(state: State, rng: Generator) -> State:
 
 
 # In the order in which they are placed: what fills a side first, then what needs a free place.
-_KINDS = (
-    (_heart, 0.19),
-    (_edema, 0.08),
-    (_effusion, 0.19),
-    (_pneumothorax, 0.12),
-    (_consolidation, 0.11),
-    (_opacity, 0.11),
-    (_nodule, 0.10),
-    (_atelectasis, 0.06),
-    (_fracture, 0.04),
-)
-_KIND_SHARES = tuple(share for _, share in _KINDS)
+_KINDS: dict[str, tuple[Callable[[State, Generator], State], float]] = {
+    "cardiomegaly": (_heart, 0.19),
+    "edema": (_edema, 0.08),
+    "effusion": (_effusion, 0.19),
+    "pneumothorax": (_pneumothorax, 0.12),
+    "consolidation": (_consolidation, 0.11),
+    "opacity": (_opacity, 0.11),
+    "nodule": (_nodule, 0.10),
+    "atelectasis": (_atelectasis, 0.06),
+    "fracture": (_fracture, 0.04),
+}
+
+FINDINGS: tuple[str, ...] = (*_KINDS, "devices")
+"""What a phantom may show, by the names that a user chooses from."""
 
 
 def _later(before: State, fresh: State, rng: Generator) -> State:

@@ -8,7 +8,7 @@ from numpy import ndarray
 
 from data.phantom.draw import draw
 from data.phantom.report import write_report
-from data.phantom.state import State, slot, study_state
+from data.phantom.state import FINDINGS, State, slot, study_state
 
 _KEY_REPORT, _KEY_PICTURE, _KEY_NUMBERS = 10, 11, 12
 
@@ -52,20 +52,25 @@ class Phantom:
     `size`. Of every twenty studies in order sixteen are for training, two for validation, two for test.
     """
 
-    def __init__(self, size: int = 256, seed: int = 0) -> None:
+    def __init__(self, size: int = 256, seed: int = 0, findings: tuple[str, ...] = FINDINGS) -> None:
         """
         Args:
             size: height and width of the images in pixels, at least 32.
             seed: not negative; another seed is another archive.
+            findings: those that may occur, all unless told.
 
         Raises:
-            ValueError: if either is out of range.
+            ValueError: if a number is out of range, or a finding is none of FINDINGS.
         """
         if size < SMALLEST_SIZE:
             raise ValueError(f"size must be at least {SMALLEST_SIZE} pixels for the findings to be seen, got {size}")
         if seed < 0:
             raise ValueError(f"seed must not be negative, got {seed}")
-        self.size, self.seed = size, seed
+        if unknown := sorted(set(findings) - set(FINDINGS)):
+            raise ValueError(f"unknown findings {', '.join(unknown)}; there are {', '.join(FINDINGS)}")
+        if not set(findings) - {"devices"}:
+            raise ValueError("findings must name at least one beside devices")
+        self.size, self.seed, self.findings = size, seed, findings
 
     def study(self, index: int) -> PhantomStudy:
         """The study at a position of the archive.
@@ -76,7 +81,7 @@ class Phantom:
         if not 0 <= index < MOST_STUDIES:
             raise IndexError(f"a phantom archive has studies 0 to {MOST_STUDIES - 1}, got {index}")
         where = slot(self.seed, index)
-        state = study_state(self.seed, where.patient, where.visit)
+        state = study_state(self.seed, where.patient, where.visit, self.findings)
         report = write_report(state, np.random.default_rng((self.seed, _KEY_REPORT, index)))
         picture = draw(state, self.size, np.random.default_rng((self.seed, _KEY_PICTURE, index)))
         shift = int(np.random.default_rng((self.seed, _KEY_NUMBERS)).integers(_NUMBERS))

@@ -87,7 +87,8 @@ def one_pass_an_objective(model: MedUnifierForConditionalGeneration, batch: Stud
     negatives = torch.stack([torch.roll(batch.report, shift, dims=0) for shift in (1, 2)], dim=1)
     reports = torch.cat([batch.report[:, None], negatives], dim=1).flatten(0, 1)
     tail = [special("<eos>", 3 * n), special("<match>", 3 * n)]
-    logits = model.match_head(run(torch.cat([prefix.repeat_interleave(3, 0), reports, *tail], 1))[:, -1])
+    hidden = run(torch.cat([prefix.repeat_interleave(3, 0), reports, *tail], 1))
+    logits = model.match_head(hidden[:, -1], hidden[:, prefix.shape[1] - 1])
     matching = cross_entropy(logits, torch.tensor([1, 0, 0]).repeat(n))
 
     row = torch.cat([prefix, batch.report, special("<eos>")], 1)

@@ -44,7 +44,8 @@ def one_pass_an_objective(model, batch):
     for i in range(n):
         for j, belongs in [(i, 1), (int(columns[i, 0]), 0), (int(columns[i, 1]), 0)]:
             row = torch.cat([prefixes[i], reports[j], special("<eos>"), special("<match>")])
-            logits = model.match_head(hidden_of(model, row)[-1])
+            hidden = hidden_of(model, row)
+            logits = model.match_head(hidden[-1], hidden[len(prefixes[i]) - 1])
             matching.append(cross_entropy(logits[None], torch.tensor([belongs])))
         row = torch.cat([prefixes[i], reports[i], special("<eos>")])
         logits = hidden_of(model, row)[len(prefixes[i]) - 1 : -1] @ model.lm_head.weight[: v.offset].T
