@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from data.phantom.draw import draw
-from data.phantom.state import SIDES, ZONES, Lesion, State, study_state
+from data.phantom.state import FINDINGS, SIDES, ZONES, Lesion, State, study_state
 
 PLAIN = replace(
-    study_state(0, 0, 0),
+    study_state(0, 0, 0, FINDINGS),
     position="PA",
     low_volume=False,
     heart=0,

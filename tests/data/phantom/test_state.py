@@ -5,14 +5,16 @@ from collections import Counter, defaultdict
 import pytest
 
 from data.phantom.anatomy import frame
-from data.phantom.state import ROUND, State, slot, study_state
+from data.phantom.state import FINDINGS, ROUND, State, slot, study_state
 
 COUNT = 1200
 
 
 @pytest.fixture(scope="module")
 def states() -> list[State]:
-    return [study_state(0, place.patient, place.visit) for place in (slot(0, index) for index in range(COUNT))]
+    return [
+        study_state(0, place.patient, place.visit, FINDINGS) for place in (slot(0, index) for index in range(COUNT))
+    ]
 
 
 def test_splits_are_by_patient_and_exact() -> None:
@@ -69,7 +71,7 @@ def test_every_finding_and_side_occurs_and_some_are_normal(states: list[State]) 
 def test_later_visits_keep_the_anatomy_and_most_findings() -> None:
     kept = had = 0
     for patient in range(0, 4000, ROUND):
-        before, after = study_state(1, patient, 0), study_state(1, patient, 1)
+        before, after = (study_state(1, patient, visit, FINDINGS) for visit in (0, 1))
         assert before.anatomy == after.anatomy
         assert bool(after.heart) >= bool(before.heart)
         if before.effusions:

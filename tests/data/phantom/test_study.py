@@ -9,7 +9,7 @@ from data.labels import label_report
 from data.observations import OBSERVATIONS
 from data.phantom import Phantom
 from data.phantom.report import write_report
-from data.phantom.state import slot, study_state
+from data.phantom.state import FINDINGS, slot, study_state
 from data.sections import split_sections, training_text
 
 
@@ -18,7 +18,7 @@ def reports(seed: int, count: int) -> list:
     found = []
     for index in range(count):
         place = slot(seed, index)
-        state = study_state(seed, place.patient, place.visit)
+        state = study_state(seed, place.patient, place.visit, FINDINGS)
         found.append((state, write_report(state, np.random.default_rng((seed, index)))))
     return found
 
@@ -107,3 +107,13 @@ def test_side_size_and_zone_are_told() -> None:
         if len(state.effusions) == 1:
             lesion = state.effusions[0]
             assert f"{('small', 'moderate', 'large')[lesion.size]} {lesion.side} pleural effusion" in findings
+
+
+def test_only_the_chosen_findings_occur_and_unknown_ones_are_named():
+    chosen = Phantom(size=32, findings=("effusion", "nodule"))
+    stated = {name for index in range(60) for name, value in chosen.study(index).labels.items() if value == 1}
+    assert stated == {"Pleural Effusion", "Lung Lesion", "No Finding"}
+    with pytest.raises(ValueError, match="unknown findings measles"):
+        Phantom(findings=("measles",))
+    with pytest.raises(ValueError, match="beside devices"):
+        Phantom(findings=("devices",))
