@@ -19,7 +19,7 @@ from stage2_unified.configuration import MedUnifierConfig
 from stage2_unified.image_generation import generate_images
 from stage2_unified.objectives.contrast import contrastive_loss, contrastive_similarity
 from stage2_unified.objectives.generation import token_loss
-from stage2_unified.objectives.matching import NEGATIVES, draw_negatives, matching_accuracy, matching_loss
+from stage2_unified.objectives.matching import NEGATIVES, MatchHead, draw_negatives, matching_accuracy, matching_loss
 from stage2_unified.sequences import StudyBatch
 from stage2_unified.vocabulary import BOI, BOS, EMB_IMG, EMB_TXT, EOI, EOS, MATCH, PAD, UNCOND
 
@@ -32,26 +32,6 @@ class Prefix:
 
     hidden: Tensor
     cache: Cache
-
-
-class MatchHead(nn.Module):
-    """Two logits from what stands at ``<match>`` and what the image's prefix amounts to.
-
-    The product of the two projections is a similarity that the head can read at once; from the hidden state
-    of ``<match>`` alone a small model sat at chance for as long as the other objectives took to converge.
-    """
-
-    def __init__(self, width: int, embedding_dim: int) -> None:
-        super().__init__()
-        self.image = nn.Linear(width, embedding_dim)
-        self.pair = nn.Linear(width, embedding_dim)
-        self.out = nn.Linear(width + embedding_dim, 2)
-
-    def forward(self, match: Tensor, image: Tensor) -> Tensor:
-        """(…, H) at ``<match>``, (…, H) at ``<emb_img>`` -> (…, 2); class 1 = belongs together."""
-        similarity: Tensor = self.image(image) * self.pair(match)
-        logits: Tensor = self.out(torch.cat([match, similarity], dim=-1))
-        return logits
 
 
 class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
