@@ -14,8 +14,8 @@ NEGATIVES = 2
 class MatchHead(nn.Module):
     """Two logits from what stands at ``<match>`` and what the image's prefix amounts to.
 
-    The product of the two projections is a similarity that the head can read at once; from the hidden state
-    of ``<match>`` alone a small model sat at chance for as long as the other objectives took to converge.
+    The product of the two projections is a similarity that the head can read at once, where the hidden state of
+    ``<match>`` alone would first have to learn to compare.
     """
 
     def __init__(self, width: int, embedding_dim: int) -> None:
