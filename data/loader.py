@@ -8,12 +8,17 @@ number of processes and workers; every sample is seen once an epoch; every rank 
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from data.shards import Sample, ShardDataset
+from shared.distributed import rank as own_rank
+from shared.distributed import world_size
+
+if TYPE_CHECKING:
+    from shared.loop import LoopConfig
 
 
 @lru_cache(maxsize=2)
@@ -81,6 +86,26 @@ def sample_stream(
         prefetch_factor=4 if workers else None,
     )
     return iter(loader)
+
+
+def training_stream(
+    dataset: ShardDataset, collate: Callable[[Sequence[tuple[int, Sample]]], Any], loop: "LoopConfig"
+) -> Callable[[int], Iterator[Any]]:
+    """What the training loop asks for: opens this process' batches at a position, as ``loop`` says."""
+
+    def open_at(position: int) -> Iterator[Any]:
+        return sample_stream(
+            dataset,
+            collate,
+            batch_size=loop.batch_size,
+            seed=loop.seed,
+            position=position,
+            rank=own_rank(),
+            world=world_size(),
+            workers=loop.workers,
+        )
+
+    return open_at
 
 
 def batches_once(

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from shared.checkpoints import Checkpoints
-from shared.distributed import all_reduce_sum, is_main, rank, world_size
+from shared.distributed import all_reduce_sum, is_main, world_size
 from shared.errors import UserError
 from shared.plots import save_curves
 from shared.progress import Progress
@@ -262,8 +262,3 @@ def _peak_memory_gib() -> float:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-def stream_rank() -> dict[str, int]:
-    """This process' place, as ``sample_stream`` takes it."""
-    return {"rank": rank(), "world": world_size()}

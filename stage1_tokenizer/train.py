@@ -14,13 +14,13 @@ from functools import partial
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from data.loader import sample_stream
+from data.loader import training_stream
 from data.shards import ShardDataset
 from shared.command import run_command
 from shared.config import parse_config
 from shared.distributed import barrier, is_main
 from shared.errors import UserError
-from shared.loop import MAY_CHANGE, stream_rank, train, use_threads
+from shared.loop import MAY_CHANGE, train, use_threads
 from shared.run_folder import RunFolder, read_metrics
 from stage1_tokenizer.config import Stage1Config
 from stage1_tokenizer.frozen import FrozenTokenizer, export
@@ -47,19 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     run = RunFolder(config.run_dir, config, MAY_CHANGE + ("data.shards", "data.pictures"))
     task = TokenizerTask(config, accelerator, run, validation)
     collate = partial(draw_images, size=config.model.resolution, seed=loop.seed)
-
-    def stream(position: int):  # type: ignore[no-untyped-def]
-        return sample_stream(
-            training,
-            collate,
-            batch_size=loop.batch_size,
-            seed=loop.seed,
-            position=position,
-            workers=loop.workers,
-            **stream_rank(),
-        )
-
-    train(task, accelerator, run, stream, loop)
+    train(task, accelerator, run, training_stream(training, collate, loop), loop)
     if is_main():
         _export(task, run)
     barrier()

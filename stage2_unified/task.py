@@ -9,8 +9,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from data.loader import sample_stream
-from shared.distributed import all_reduce_sum, is_main, world_size
-from shared.loop import check_finite, set_rate, stream_rank
+from shared.distributed import all_reduce_sum, is_main, rank, world_size
+from shared.loop import check_finite, set_rate
 from shared.plots import labelled_rows
 from shared.run_folder import RunFolder
 from stage1_tokenizer.frozen import FrozenTokenizer
@@ -105,7 +105,8 @@ class UnifiedTask:
             StudyCollator(self.processor.codec),
             batch_size=size,
             seed=self.config.loop.seed,
-            **stream_rank(),
+            rank=rank(),
+            world=world_size(),
         )
         return (next(stream) for _ in range(count))
 

@@ -8,18 +8,18 @@ import sys
 if __name__ == "__main__":
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from data.loader import sample_stream
+from data.loader import training_stream
 from data.shards import ShardDataset
 from shared.command import run_command
 from shared.config import parse_config
 from shared.distributed import barrier, is_main, world_size
 from shared.errors import UsageError, UserError
-from shared.loop import MAY_CHANGE, stream_rank, train, use_threads
+from shared.loop import MAY_CHANGE, train, use_threads
 from shared.run_folder import RunFolder
 from stage1_tokenizer.frozen import FrozenTokenizer
 from stage2_unified.build import export_model, make_optimizer, model_config, text_tokenizer
@@ -27,7 +27,7 @@ from stage2_unified.config import Stage2Config
 from stage2_unified.corpus import StudiesWithText, check_fingerprint
 from stage2_unified.model import MedUnifierForConditionalGeneration
 from stage2_unified.processor import MedUnifierProcessor
-from stage2_unified.sequences import StudyBatch, StudyCollator, sections_of
+from stage2_unified.sequences import StudyCollator, sections_of
 from stage2_unified.task import UnifiedTask
 
 MODEL = "model"
@@ -70,19 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     model, optimizer = accelerator.prepare(model, optimizer)
     task = UnifiedTask(model, optimizer, accelerator, config, run, validation, processor, tokenizer)
     collate = StudyCollator(processor.codec, config.data.text_dropout, loop.seed, training=True)
-
-    def stream(position: int) -> Iterator[StudyBatch]:
-        return sample_stream(
-            training,
-            collate,
-            batch_size=loop.batch_size,
-            seed=loop.seed,
-            position=position,
-            workers=loop.workers,
-            **stream_rank(),
-        )
-
-    steps_done = train(task, accelerator, run, stream, loop)
+    steps_done = train(task, accelerator, run, training_stream(training, collate, loop), loop)
     folder = run.path / MODEL
     if is_main():
         if folder.is_dir() and not steps_done:
