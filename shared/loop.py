@@ -87,12 +87,12 @@ MAY_CHANGE = (
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW and its schedule."""
+    """The optimizer and its schedule."""
 
     lr: float = 1e-4
     """Peak learning rate."""
     betas: tuple[float, float] = (0.9, 0.95)
-    """Decay rates of the two moments."""
+    """Decay rates of AdamW's two moments."""
     weight_decay: float = 0.0
     """Decoupled; on matrices alone (no norms, biases, embeddings)."""
     warmup_steps: int = 100

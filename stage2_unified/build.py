@@ -9,13 +9,13 @@ from transformers.utils import logging
 
 from shared.artifacts import atomic_folder
 from shared.distributed import barrier, is_main
-from shared.loop import OptimConfig
 from shared.run_folder import RunFolder, read_metrics
 from stage1_tokenizer.frozen import FrozenTokenizer
-from stage2_unified.config import Stage2Config
+from stage2_unified.config import DecoderOptimConfig, Stage2Config
 from stage2_unified.configuration import MedUnifierConfig
 from stage2_unified.corpus import StudiesWithText
 from stage2_unified.model import MedUnifierForConditionalGeneration
+from stage2_unified.muon import Muon
 from stage2_unified.processor import MedUnifierProcessor
 from stage2_unified.task import OBJECTIVES
 from stage2_unified.text_tokenizer import load_text_tokenizer, train_text_tokenizer
@@ -58,17 +58,30 @@ def model_config(
     )
 
 
-def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW; weight decay on matrices alone, not on norms, biases, embeddings and the temperature."""
+def make_optimizers(
+    model: MedUnifierForConditionalGeneration, config: DecoderOptimConfig
+) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the decoder's layers (if so configured), AdamW for the rest.
+
+    Weight decay is on matrices alone, not on norms, biases, embeddings and the temperature.
+    """
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    decayed = [parameter for parameter in trained if parameter.dim() > 1 and id(parameter) not in embeddings]
-    chosen = {id(parameter) for parameter in decayed}
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": [parameter for parameter in trained if id(parameter) not in chosen], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
+    in_layers = {id(p) for p in model.model.layers.parameters() if p.dim() == 2} if config.kind == "muon" else set()
+    hidden, decayed, kept = [], [], []
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            continue
+        if id(parameter) in in_layers:
+            hidden.append(parameter)
+        elif parameter.dim() > 1 and id(parameter) not in embeddings:
+            decayed.append(parameter)
+        else:
+            kept.append(parameter)
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)]
+    if hidden:
+        optimizers.append(Muon(hidden, lr=config.lr, weight_decay=config.weight_decay))
+    return optimizers
 
 
 def export_model(

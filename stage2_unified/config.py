@@ -1,6 +1,7 @@
 """Configuration of stage 2's training."""
 
 from dataclasses import asdict, dataclass, field
+from typing import Literal
 
 from shared.loop import LoopConfig, OptimConfig
 
@@ -77,6 +78,15 @@ class BackboneConfig:
 
 
 @dataclass(frozen=True)
+class DecoderOptimConfig(OptimConfig):
+    """The optimizer and its schedule; one learning rate serves both kinds."""
+
+    kind: Literal["muon", "adamw"] = "muon"
+    """muon: orthogonal updates for the matrices of the decoder's layers, AdamW for all else; adamw: AdamW alone
+    (what FSDP needs, since it cuts matrices up)."""
+
+
+@dataclass(frozen=True)
 class LossWeights:
     """Weight of each objective in the sum that is trained; 0 leaves its gradient out."""
 
@@ -116,7 +126,7 @@ class Stage2Config:
     negative_hardness: float = 1.0
     """Hard negatives are drawn by similarity times this: 1 = as the contrast has it, 0 = any other report alike.
     Small batches of like reports want less than 1: their nearest neighbours say the same in other words."""
-    optim: OptimConfig = field(default_factory=OptimConfig)
+    optim: DecoderOptimConfig = field(default_factory=DecoderOptimConfig)
     """Optimizer."""
     loop: LoopConfig = field(default_factory=LoopConfig)
     """Length and intervals."""

@@ -29,10 +29,10 @@ _AT_CHANCE = 0.98  # a loss above this share of its chance level has learned not
 
 @dataclass
 class UnifiedTask:
-    """Holds what a step needs; ``model`` and ``optimizer`` are the Accelerator's prepared ones."""
+    """Holds what a step needs; ``model`` and ``optimizers`` are the Accelerator's prepared ones."""
 
     model: Any
-    optimizer: Any
+    optimizers: list[Any]
     accelerator: Accelerator
     config: Stage2Config
     run: RunFolder
@@ -49,7 +49,8 @@ class UnifiedTask:
         """One optimizer step; every mean is over the tokens of all micro-batches and processes."""
         config = self.config
         rate = config.optim.rate(step, config.loop.steps)
-        set_rate(self.optimizer, rate)
+        for optimizer in self.optimizers:
+            set_rate(optimizer, rate)
         self.model.train()
         tokens = torch.tensor(
             [float(sum(int(batch.report_length.sum()) + len(batch) for batch in micro_batches))],
@@ -68,8 +69,9 @@ class UnifiedTask:
                     norm = self.accelerator.clip_grad_norm_(
                         self.model.parameters(), config.optim.clip or float("inf")
                     )
-                self.optimizer.step()
-                self.optimizer.zero_grad()
+                for optimizer in self.optimizers:
+                    optimizer.step()
+                    optimizer.zero_grad()
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + value.detach() / len(micro_batches)
         chance = {f"{name}.chance": level for name, level in self._chance.items()}

@@ -22,7 +22,7 @@ from shared.errors import UsageError, UserError
 from shared.loop import MAY_CHANGE, train, use_threads
 from shared.run_folder import RunFolder
 from stage1_tokenizer.frozen import FrozenTokenizer
-from stage2_unified.build import export_model, make_optimizer, model_config, text_tokenizer
+from stage2_unified.build import export_model, make_optimizers, model_config, text_tokenizer
 from stage2_unified.config import Stage2Config
 from stage2_unified.corpus import StudiesWithText, check_fingerprint
 from stage2_unified.model import MedUnifierForConditionalGeneration
@@ -66,9 +66,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"are cut there), {model.num_parameters() / 1e6:.1f} M parameters",
             flush=True,
         )
-    optimizer = make_optimizer(model, config.optim)
-    model, optimizer = accelerator.prepare(model, optimizer)
-    task = UnifiedTask(model, optimizer, accelerator, config, run, validation, processor, tokenizer)
+    model, *optimizers = accelerator.prepare(model, *make_optimizers(model, config.optim))
+    task = UnifiedTask(model, optimizers, accelerator, config, run, validation, processor, tokenizer)
     collate = StudyCollator(processor.codec, config.data.text_dropout, loop.seed, training=True)
     steps_done = train(task, accelerator, run, training_stream(training, collate, loop), loop)
     folder = run.path / MODEL
