@@ -4,9 +4,9 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from shared.artifacts import write_json
 from shared.config import parse_config
@@ -60,6 +60,8 @@ class EvaluateConfig:
     """Training studies for synthesis' classifier and the linear probe; 0 = all."""
     seed: int = 0
     """Of every draw: studies, wrong pairs, generated images, the classifier."""
+    prompts: Literal["sentence", "chexzero"] = "sentence"
+    """Of zero-shot classification: "There is edema." / "There is no edema.", or "Edema." / "No edema."."""
     guidance: float = 2.0
     """Classifier-free guidance of the drawn images; 1 = none."""
     temperature: float = 1.0
@@ -191,19 +193,7 @@ def _judge(
     if name == "tokenizer":
         return judge_tokenizer(tokenizer, data, config.split, config.tokenizer_limit)
     assert pipeline is not None
-    return MODEL_TASKS[name](
-        Judging(
-            pipeline,
-            data,
-            split=config.split,
-            limit=config.limit,
-            train_limit=config.train_limit,
-            seed=config.seed,
-            guidance=config.guidance,
-            temperature=config.temperature,
-            top_k=config.top_k,
-            top_p=config.top_p,
-            classifier_steps=config.classifier_steps,
-            bootstrap=config.bootstrap,
-        )
-    )
+    options = {
+        f.name: getattr(config, f.name) for f in fields(Judging) if hasattr(config, f.name) and f.name != "data"
+    }
+    return MODEL_TASKS[name](Judging(pipeline, data, **options))

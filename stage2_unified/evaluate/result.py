@@ -50,6 +50,7 @@ class Judging:
     limit: int = 200
     train_limit: int = 2000
     seed: int = 0
+    prompts: str = "sentence"
     guidance: float = 2.0
     temperature: float = 1.0
     top_k: int | None = None

@@ -117,7 +117,7 @@ class Oracle:
     def embed_texts(self, reports):
         rows = []
         for report in reports:
-            prompt = report["findings"].rstrip(".").lower()
+            prompt = report["findings"].rstrip(".").lower().removeprefix("there is ")
             finding = np.array([float(prompt == name.lower()) for name in OBSERVATIONS])
             rows.append(np.concatenate([self._text_part(_line(report)) * (not finding.any()), finding]))
         return np.array(rows)

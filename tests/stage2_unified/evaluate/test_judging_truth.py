@@ -59,8 +59,9 @@ def test_reports(image_data, oracle, shuffled):
     assert {"reports.clinical_f1_macro_5_uncertain_negative", "reports.cider.baseline"} <= best.keys()
 
 
-def test_zero_shot(image_data, oracle, shuffled):
-    assert judge_zero_shot(Judging(oracle, image_data, bootstrap=10)).metrics["zero_shot.auroc"] == 1
+@pytest.mark.parametrize("style", ["sentence", "chexzero"])
+def test_zero_shot(image_data, oracle, shuffled, style):
+    assert judge_zero_shot(Judging(oracle, image_data, bootstrap=10, prompts=style)).metrics["zero_shot.auroc"] == 1
     assert judge_zero_shot(Judging(shuffled, image_data, bootstrap=10)).metrics["zero_shot.auroc"] == pytest.approx(
         0.5, abs=0.1
     )
@@ -147,4 +148,5 @@ def test_reports_without_a_train_split_have_no_baseline(studies, tmp_path):
 
 
 def test_prompts_read_like_a_report():
-    assert prompt_pair("Pleural Effusion") == ("Pleural effusion.", "No pleural effusion.")
+    assert prompt_pair("Pleural Effusion", "chexzero") == ("Pleural effusion.", "No pleural effusion.")
+    assert prompt_pair("Edema", "sentence") == ("There is edema.", "There is no edema.")
