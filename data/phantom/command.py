@@ -1,6 +1,8 @@
 """`medunifier phantom`: writes an archive of synthetic chest radiographs with reports."""
 
+from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ from typing import Any
 from data.executors import open_executor, run_jobs
 from data.phantom.state import FINDINGS
 from data.phantom.study import MOST_STUDIES, SMALLEST_SIZE, Phantom
-from data.phantom.write import StudyRow, write_study, write_tables
+from data.phantom.write import StudyRow, study_files, write_missing, write_tables
 from shared.artifacts import read_json, remove_partial, write_json
 from shared.config import parse_config
 from shared.errors import UserError
@@ -17,6 +19,8 @@ from shared.progress import Progress
 MANIFEST = "phantom.json"
 _VERSION = 1
 _STUDIES_A_JOB = 25
+_WRITERS = 4
+_MOST_PENDING = 8  # studies in memory, which are large at full size
 
 
 @dataclass(frozen=True)
@@ -96,8 +100,19 @@ def write_archive(config: PhantomConfig) -> None:
 
 
 def _write_studies(job: _Job) -> list[StudyRow]:
-    phantom = Phantom(job.size, job.seed, job.findings)
-    return [write_study(phantom, index, job.root) for index in range(job.start, job.stop)]
+    phantom, rows = Phantom(job.size, job.seed, job.findings), []
+    # Half the time would go in waiting for the disk: the next studies are drawn meanwhile.
+    with ThreadPoolExecutor(_WRITERS) as writers:
+        pending: deque[Future[None]] = deque()
+        for index in range(job.start, job.stop):
+            row, files = study_files(phantom, index)
+            rows.append(row)
+            pending.append(writers.submit(write_missing, files, job.root))
+            if len(pending) > _MOST_PENDING:
+                pending.popleft().result()
+        for writing in pending:
+            writing.result()
+    return rows
 
 
 def _identity(config: PhantomConfig) -> dict[str, Any]:

@@ -5,6 +5,8 @@ on a coarse grid and enlarged. Every finding is drawn so that an eye sees it at 
 phantom is the truth that small models are judged by.
 """
 
+from functools import lru_cache
+
 import numpy as np
 from numpy import ndarray
 from numpy.random import Generator
@@ -73,6 +75,8 @@ def draw(state: State, size: int, rng: Generator) -> ndarray:
 
 def _over(image: ndarray, density: ndarray) -> ndarray:
     """Adds a shadow: the denser what lies there already, the less it shows (0.85 is as white as it gets)."""
+    if density.size == 1:  # nothing there
+        return image
     return image + density * np.clip((0.85 - image) / 0.60, 0.0, 1.0)
 
 
@@ -120,20 +124,50 @@ def _mediastinum(g: Grid, state: State, cardiac: ndarray, image: ndarray) -> nda
     shade = np.maximum(g.soft(cardiac, 0.03), 0.95 * g.soft(knob, 0.025))
     # The heart must not darken what is whiter than itself, and the vessels melt into the neck above.
     image = image + np.maximum(_HEART - image, 0) * shade * g.soft(g.y + 0.72, 0.30)
+    size = g.x.shape[1]
+    return image + _spine(size) - _airways(size)
+
+
+@lru_cache(maxsize=4)
+def _spine(size: int) -> ndarray:
+    """(H, W) vertebrae, one below the other; the same for all."""
+    g = grid(size)
     spine = g.soft(0.065 - np.abs(g.x), 0.04) * g.soft(g.y + 1.1, 0.1)
-    image = image + 0.07 * spine * (0.75 + 0.25 * np.cos(g.y * (2 * np.pi / 0.145)))
+    return 0.07 * spine * (0.75 + 0.25 * np.cos(g.y * (2 * np.pi / 0.145)))
+
+
+@lru_cache(maxsize=4)
+def _airways(size: int) -> ndarray:
+    """(H, W) windpipe and main bronchi, to be taken away; the same for all."""
+    g = grid(size)
     pipe = g.soft(0.035 - np.abs(g.x + 0.005), 0.03) * g.soft(CARINA - g.y, 0.05)
     for sign in (-1.0, 1.0):
         reach = sign * g.x
         branch = g.soft(0.026 - np.abs(g.y - CARINA - 0.75 * reach), 0.03)
         pipe = np.maximum(pipe, branch * (reach > 0) * g.soft(0.17 - reach, 0.08))
-    return image - 0.17 * pipe
+    return 0.17 * pipe
 
 
 def _vessels(g: Grid, state: State) -> ndarray:
-    """Hila and the arteries that leave them, the patient's own pattern; congested ones are wider and fuller."""
-    rng = np.random.default_rng(state.anatomy.texture)
+    """Hila and the arteries that leave them; congested ones are wider and fuller."""
     size = g.x.shape[1]
+    ink = _arteries(state.anatomy.texture, size) * ((size / 64) ** 2 * (1.0 + 0.35 * state.edema))
+    return np.minimum(0.075 * ink, 0.17) + _hila(size)
+
+
+@lru_cache(maxsize=4)
+def _hila(size: int) -> ndarray:
+    """(H, W) the roots of both lungs; the same for all."""
+    g = grid(size)
+    return 0.11 * sum(
+        g.soft(ellipse(g, s * 0.19, -0.11 + 0.03 * (s < 0), 0.085, 0.15, 0.3 * s), 0.12) for s in (-1, 1)
+    )
+
+
+@lru_cache(maxsize=2)  # a patient's studies follow each other
+def _arteries(texture: int, size: int) -> ndarray:
+    """(H, W) the patient's own pattern of arteries."""
+    rng = np.random.default_rng(texture)
     count, steps = 22, 48
     start = rng.uniform(0.0, 0.03, (2, count, 1))
     angle = np.linspace(-1.35, 1.35, count)[None, :, None] + rng.normal(0, 0.12, (2, count, 1))
@@ -147,10 +181,7 @@ def _vessels(g: Grid, state: State) -> ndarray:
     column = np.clip(((x + 1) * 0.5 * size).astype(int), 0, size - 1)
     row = np.clip(((y + 1) * 0.5 * size).astype(int), 0, size - 1)
     ink = np.bincount((row * size + column).ravel(), weights=weight.ravel(), minlength=size * size)
-    ink = gaussian_filter(ink.reshape(size, size).astype(np.float32), 0.011 * size, truncate=2.5)
-    ink *= (size / 64) ** 2 * (1.0 + 0.35 * state.edema)
-    hila = sum(g.soft(ellipse(g, s * 0.19, -0.11 + 0.03 * (s < 0), 0.085, 0.15, 0.3 * s), 0.12) for s in (-1, 1))
-    return np.minimum(0.075 * ink, 0.17) + 0.11 * hila
+    return gaussian_filter(ink.reshape(size, size).astype(np.float32), 0.011 * size, truncate=2.5)
 
 
 def _edema(g: Grid, state: State) -> ndarray:

@@ -8,23 +8,15 @@ chexpert table carries the true labels of the reports: 1, 0, -1 or blank.
 import csv
 import gzip
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
 
 import numpy as np
-from numpy import ndarray
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import (
-    ComputedRadiographyImageStorage,
-    DigitalXRayImageStorageForPresentation,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-    generate_uid,
-)
 
 from data.observations import OBSERVATIONS
+from data.phantom.header import Film, Headers, film_file
 from data.phantom.state import ROUND
 from data.phantom.study import Phantom, PhantomStudy
 from shared.artifacts import atomic_file
@@ -61,26 +53,29 @@ class StudyRow:
         return f"files/p{self.patient_id[:2]}/p{self.patient_id}/s{self.study_id}"
 
 
-def write_study(phantom: Phantom, index: int, root: Path) -> StudyRow:
-    """Writes a study's DICOM files, then its report; what exists already is left as it is.
+def study_files(phantom: Phantom, index: int, headers: Headers = "basic") -> tuple[StudyRow, dict[str, bytes]]:
+    """A study's row of the tables, and {path below the archive's root: content} of its films and its report.
 
-    Every file appears by rename and is a pure function of the phantom and the index, so an interrupted
-    run is taken up where it stopped.
+    A pure function: a file that lies there already is the one that would be written.
     """
     study = phantom.study(index)
     row = _row(phantom, index, study)
-    folder = root / row.folder
-    for number, dicom_id in enumerate(study.dicom_ids):
-        path = folder / f"{dicom_id}.dcm"
+    files: dict[str, bytes] = {}
+    for number, (view, dicom_id, image) in enumerate(zip(row.views, row.dicom_ids, study.images, strict=True)):
+        film = Film(view, row.patient_id, row.study_id, dicom_id, number, row.date, row.time)
+        rng = np.random.default_rng((phantom.seed, _KEY_HEADER, index, number))
+        files[f"{row.folder}/{dicom_id}.dcm"] = film_file(film, image, headers, rng)
+    files[f"{row.folder}.txt"] = study.report.encode()
+    return row, files
+
+
+def write_missing(files: Mapping[str, bytes], root: Path) -> None:
+    """Writes those files that do not exist yet, each by rename."""
+    for name, content in files.items():
+        path = root / name
         if not path.exists():
-            dataset = dicom_dataset(phantom, index, study, row, number)
             with atomic_file(path) as partial:
-                dataset.save_as(partial, enforce_file_format=True)
-    report = folder.with_suffix(".txt")
-    if not report.exists():
-        with atomic_file(report) as partial:
-            partial.write_text(study.report, encoding="utf-8")
-    return row
+                partial.write_bytes(content)
 
 
 def _row(phantom: Phantom, index: int, study: PhantomStudy) -> StudyRow:
@@ -98,56 +93,6 @@ def _row(phantom: Phantom, index: int, study: PhantomStudy) -> StudyRow:
         time=f"{int(rng.integers(24)):02d}{int(rng.integers(60)):02d}{int(rng.integers(60)):02d}",
         size=phantom.size,
     )
-
-
-def dicom_dataset(phantom: Phantom, index: int, study: PhantomStudy, row: StudyRow, number: int) -> Dataset:
-    """One view as a DICOM data set, its header drawn from the spread met in real archives.
-
-    Of 7,469 chest films of Open-I nearly half are MONOCHROME1, bits stored are 12, 15, 10 and 14, and
-    rescale, window and PresentationLUTShape are often missing. Whatever the spelling, reading the file
-    gives the picture back to within its quantisation.
-    """
-    rng = np.random.default_rng((phantom.seed, _KEY_HEADER, index, number))
-    bits = int(rng.choice((12, 15, 10, 14), p=(0.76, 0.20, 0.02, 0.02)))
-    inverse = rng.random() < 0.48
-    dataset = Dataset()
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian if rng.random() < 0.7 else ImplicitVRLittleEndian
-    digital = study.views[number] == "PA" and rng.random() < 0.3
-    dataset.SOPClassUID = DigitalXRayImageStorageForPresentation if digital else ComputedRadiographyImageStorage
-    dataset.SOPInstanceUID = generate_uid(entropy_srcs=[row.dicom_ids[number]])
-    dataset.StudyInstanceUID = generate_uid(entropy_srcs=["study", row.study_id])
-    dataset.SeriesInstanceUID = generate_uid(entropy_srcs=["series", row.dicom_ids[number]])
-    dataset.ImageType = ["DERIVED", "SECONDARY"]
-    dataset.DerivationDescription = "Synthetic: drawn by a procedural phantom, not a patient"
-    dataset.Modality = "DX" if digital else "CR"
-    dataset.StudyDate, dataset.StudyTime = row.date, row.time
-    dataset.PatientID, dataset.PatientName = row.patient_id, ""
-    dataset.StudyID = row.study_id
-    dataset.SeriesNumber, dataset.InstanceNumber = 1, number + 1
-    dataset.BodyPartExamined = "CHEST" if rng.random() < 0.7 else ""
-    dataset.ViewPosition = row.views[number] if rng.random() < 0.8 else ""
-    _set_pixels(dataset, study.images[number], bits, inverse)
-    if rng.random() < 0.5:
-        dataset.PresentationLUTShape = "INVERSE" if inverse else "IDENTITY"
-    if rng.random() < 0.6:
-        dataset.RescaleIntercept, dataset.RescaleSlope, dataset.RescaleType = "0", "1", "US"
-    if rng.random() < 0.55:
-        dataset.WindowCenter, dataset.WindowWidth = 2 ** (bits - 1), 2**bits
-    return dataset
-
-
-def _set_pixels(dataset: Dataset, image: ndarray, bits: int, inverse: bool) -> None:
-    top = 2**bits - 1
-    stored = np.rint(image * top).astype("<u2")
-    if inverse:
-        stored = (top - stored).astype("<u2")
-    dataset.SamplesPerPixel = 1
-    dataset.PhotometricInterpretation = "MONOCHROME1" if inverse else "MONOCHROME2"
-    dataset.Rows, dataset.Columns = stored.shape
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, bits, bits - 1
-    dataset.PixelRepresentation = 0
-    dataset.PixelData = stored.tobytes()
 
 
 def write_tables(rows: list[StudyRow], root: Path) -> None:
