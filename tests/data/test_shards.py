@@ -1,3 +1,4 @@
+import io
 import os
 
 import numpy as np
@@ -5,7 +6,16 @@ import pytest
 import webdataset
 
 from data.loader import batches_once, epoch_order, sample_at, sample_stream
-from data.shards import MANIFEST, ShardDataset, encode_info, encode_npy, encode_png, index_path, write_shard
+from data.shards import (
+    MANIFEST,
+    ShardDataset,
+    decode_npy,
+    encode_info,
+    encode_npy,
+    encode_png,
+    index_path,
+    write_shard,
+)
 from shared.artifacts import FORMAT_VERSION, write_json
 from shared.errors import UserError
 
@@ -60,7 +70,8 @@ def test_a_missing_or_damaged_index_is_made_again(tmp_path):
     write_folder(tmp_path)
     index = index_path(tmp_path / "train-000000.tar")
     content = index.read_bytes()
-    for damage in (index.unlink, lambda: index.write_text("{")):
+    of_another = index_path(tmp_path / "train-000001.tar").read_bytes()
+    for damage in (index.unlink, lambda: index.write_text("{"), lambda: index.write_bytes(of_another)):
         damage()
         assert ShardDataset(tmp_path, "train")[2].info["n"] == 2
         assert index.read_bytes() == content
@@ -72,12 +83,46 @@ def test_what_is_wrong_is_said(tmp_path):
     write_folder(tmp_path)
     with pytest.raises(UserError, match=r"no samples of split 'test'; it has: train"):
         ShardDataset(tmp_path, "test")
-    os.truncate(tmp_path / "train-000001.tar", 512 * 3)
-    with pytest.raises(UserError, match="train-000001.tar"):
-        _ = ShardDataset(tmp_path, "train")[7]
+    shard = tmp_path / "train-000001.tar"
+    content = shard.read_bytes()
+    for damaged in (content[: 512 * 3], content[:-1], content[:700] + b"?" + content[701:]):
+        shard.write_bytes(damaged)
+        dataset = ShardDataset(tmp_path, "train")
+        assert dataset[4].info["n"] == 4  # of the other shard
+        with pytest.raises(UserError, match=r"train-000001.tar is damaged: .* Copy it again"):
+            _ = dataset[7]
     (tmp_path / "train-000001.tar").unlink()
     with pytest.raises(UserError, match="not on disk"):
         _ = ShardDataset(tmp_path, "train")[7]
+
+
+def test_a_shard_cut_short_under_the_reader_is_an_error(tmp_path):
+    dataset = ShardDataset(write_folder(tmp_path), "train")
+    assert dataset[0].info["n"] == 0
+    os.truncate(tmp_path / "train-000000.tar", 512 * 3)
+    with pytest.raises(UserError, match="train-000000.tar .* was cut short while"):
+        _ = dataset[4]
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 3, 4)])
+@pytest.mark.parametrize("dtype", ["u1", "<u2", ">i4", "<f8", "?"])
+def test_npy_is_decoded_as_numpy_does(dtype, shape, order):
+    array = np.asarray(np.random.default_rng(0).integers(0, 100, shape).astype(dtype), order=order)
+    content = encode_npy(array)
+    expected = np.load(io.BytesIO(content))
+    for source in (content, memoryview(b"?" + content)[1:]):  # also from an odd address
+        found = decode_npy(source)
+        assert found.dtype == expected.dtype and found.shape == expected.shape and found.flags.writeable
+        assert (found == expected).all()
+
+
+def test_npy_with_objects_or_cut_short_is_refused():
+    objects = io.BytesIO()
+    np.save(objects, np.array([{}], dtype=object), allow_pickle=True)
+    for content in (objects.getvalue(), encode_npy(np.arange(9))[:-1]):
+        with pytest.raises(ValueError):
+            decode_npy(content)
 
 
 def numbers(samples):

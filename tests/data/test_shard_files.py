@@ -1,0 +1,100 @@
+"""Shards at a URL: read through a cache of copies, each under the checksum that its manifest promises."""
+
+import http.server
+import threading
+from functools import partial
+from urllib.request import pathname2url
+
+import fsspec
+import pytest
+
+from data.shards import ShardDataset
+from shared.errors import UserError
+from tests.data.test_shards import write_folder
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("MEDUNIFIER_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture
+def remote(tmp_path):
+    """A shard folder in fsspec's memory, and its URL."""
+    local = tmp_path / "local"
+    local.mkdir()
+    write_folder(local)
+    memory = fsspec.filesystem("memory")
+    memory.store.clear()
+    for path in local.iterdir():
+        memory.pipe_file(f"/bucket/shards/{path.name}", path.read_bytes())
+    yield "memory://bucket/shards"
+    memory.store.clear()
+
+
+def test_remote_samples_are_those_of_the_local_folder(remote, tmp_path):
+    here, there = ShardDataset(tmp_path / "local", "train"), ShardDataset(remote + "/", "train")
+    assert len(there) == len(here) == 8
+    for number in (7, 0, 4):
+        assert there[number].info == here[number].info
+        assert (there[number].codes == here[number].codes).all()
+
+
+def test_each_shard_is_fetched_once(remote, cache):
+    assert ShardDataset(remote, "train")[7].info["n"] == 7
+    assert len(list(cache.rglob("*.tar"))) == 1  # only the shard that was asked for
+    fsspec.filesystem("memory").rm("/bucket/shards/train-000001.tar")
+    assert ShardDataset(remote, "train")[6].info["n"] == 6
+    with pytest.raises(UserError, match=r"memory://bucket/shards/train-000000.tar .* not there"):
+        fsspec.filesystem("memory").rm("/bucket/shards/train-000000.tar")
+        _ = ShardDataset(remote, "train")[0]
+
+
+def test_a_damaged_copy_is_fetched_again(remote, cache):
+    expected = ShardDataset(remote, "train")[0].codes
+    (copy,) = cache.rglob("*.tar")
+    copy.write_bytes(copy.read_bytes()[:-600])
+    assert (ShardDataset(remote, "train")[0].codes == expected).all()
+
+
+def test_a_shard_damaged_at_its_place_is_named_and_not_kept(remote, cache):
+    memory = fsspec.filesystem("memory")
+    content = memory.cat_file("/bucket/shards/train-000001.tar")
+    memory.pipe_file("/bucket/shards/train-000001.tar", content[:600] + b"?" + content[601:])
+    with pytest.raises(UserError, match=r"memory://bucket/shards/train-000001.tar is damaged.*copy the shard there"):
+        _ = ShardDataset(remote, "train")[7]
+    assert not list(cache.rglob("*.tar"))
+    memory.pipe_file("/bucket/shards/train-000001.tar", content)
+    assert ShardDataset(remote, "train")[7].info["n"] == 7
+
+
+def test_shards_of_a_web_server(tmp_path):
+    local = tmp_path / "local"
+    local.mkdir()
+    write_folder(local)
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/{pathname2url('local')}"
+    try:
+        assert ShardDataset(url, "train")[3].info["n"] == 3
+        with pytest.raises(UserError, match="not there; give the address of a shard folder"):
+            ShardDataset(f"{url}/absent", "train")
+    finally:
+        server.shutdown()
+        server.server_close()
+    with pytest.raises(UserError, match=r"127\.0\.0\.1.* cannot be read: .*check the address"):
+        ShardDataset(url, "train")
+
+
+def test_an_absent_file_system_package_is_named():
+    with pytest.raises(UserError, match="pip install s3fs"):
+        ShardDataset("s3://bucket/shards", "train")
+    with pytest.raises(UserError, match="no file system for nowhere://"):
+        ShardDataset("nowhere://bucket/shards", "train")
