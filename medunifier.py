@@ -30,6 +30,7 @@ COMMANDS = {
     "phantom": ("data.phantom.command", "write synthetic radiographs and reports in MIMIC-CXR's layout"),
     "ingest": ("data.ingest", "an archive of radiographs in, image shards out"),
     "tokenize": ("stage1_tokenizer.tokenize", "image shards in, token shards out"),
+    "convert": ("stage1_tokenizer.convert", "taming-transformers checkpoints in and out"),
     "report": ("stage2_unified.report_command", "write draft reports for radiographs"),
     "synthesize": ("stage2_unified.synthesize_command", "draw radiographs from reports"),
     "bench": ("shared.bench", "compare with a peer in the same run"),

@@ -12,17 +12,31 @@ from shared.loop import LoopConfig, OptimConfig
 class QuantizerConfig:
     """How a vector becomes a code."""
 
-    kind: Literal["classic", "unit_norm"] = "unit_norm"
-    """classic: Euclidean nearest entry, as taming. unit_norm: entries and vectors on the unit sphere."""
+    kind: Literal["classic", "unit_norm", "moving_average", "gumbel"] = "unit_norm"
+    """classic: Euclidean nearest entry, as taming. unit_norm: entries and vectors on the unit sphere.
+    moving_average: Euclidean, entries follow the vectors by averages. gumbel: largest of K noisy logits, as
+    taming's GumbelVQ."""
     codebook_weight: float = 1.0
     """Weight of |sg(z) - e|^2, which moves the entries to the vectors."""
     commitment_weight: float = 0.25
     """Weight of |z - sg(e)|^2, which keeps the vectors at their entries. (taming's default, `legacy`, has the
     two the other way round: codebook_weight 0.25, commitment_weight 1.)"""
     revive_every: int = 20
-    """unit_norm: steps between two looks for dead entries, which restart at vectors of the batch; 0 = never."""
+    """unit_norm, moving_average: steps between two looks for dead entries, which restart at vectors of the batch;
+    0 = never."""
     revive_below: float = 0.1
-    """unit_norm: an entry is dead when it is used less than this share of its fair part, 1 / n_embed."""
+    """unit_norm, moving_average: an entry is dead when it is used less than this share of its fair part,
+    1 / n_embed."""
+    decay: float = 0.99
+    """moving_average: share of an entry that a step leaves."""
+    kl_weight: float = 1e-8
+    """gumbel: weight of the divergence of the logits' softmax from equal use, in nats."""
+    temperature_start: float = 1.0
+    """gumbel: temperature of the noisy softmax in the first step."""
+    temperature_end: float = 0.0625
+    """gumbel: where its cosine ends."""
+    temperature_steps: int = 150_000
+    """gumbel: steps to that end."""
 
     def __post_init__(self) -> None:
         if self.codebook_weight < 0 or self.commitment_weight < 0:
@@ -31,6 +45,17 @@ class QuantizerConfig:
             raise ValueError(f"model.quantizer.revive_every must be 0 or more, got {self.revive_every}")
         if not 0 <= self.revive_below < 1:
             raise ValueError(f"model.quantizer.revive_below must lie in [0, 1), got {self.revive_below}")
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"model.quantizer.decay must lie in [0, 1), got {self.decay}")
+        if self.kl_weight < 0:
+            raise ValueError(f"model.quantizer.kl_weight must not be negative, got {self.kl_weight}")
+        if not 0 < self.temperature_end <= self.temperature_start:
+            raise ValueError(
+                f"model.quantizer.temperature_end ({self.temperature_end}) must be positive and not above "
+                f"model.quantizer.temperature_start ({self.temperature_start})"
+            )
+        if self.temperature_steps < 1:
+            raise ValueError(f"model.quantizer.temperature_steps must be at least 1, got {self.temperature_steps}")
 
 
 @dataclass(frozen=True)
@@ -158,6 +183,8 @@ class DiscriminatorConfig:
     """Step from which its loss reaches the generator; it must have trained before."""
     ramp: int = 1_000
     """Steps in which that loss grows to its full weight."""
+    lecam_weight: float = 0.0
+    """LeCAM: holds the logits near the moving averages of the other side's; for few images. 0 = none."""
 
     def __post_init__(self) -> None:
         if self.start <= self.train_from:
@@ -167,6 +194,8 @@ class DiscriminatorConfig:
             )
         if self.ramp < 1:
             raise ValueError(f"loss.discriminator.ramp must be at least 1, got {self.ramp}")
+        if self.lecam_weight < 0:
+            raise ValueError(f"loss.discriminator.lecam_weight must not be negative, got {self.lecam_weight}")
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ def evaluate_tokenizer(
         for names, count, images in batches_once(dataset, collate, batch_size=batch_size, limit=limit):
             images = images.to(device)
             codes = tokenizer.encode_indices(images)
-            reconstruction = tokenizer.decode_indices(codes)
+            reconstruction = tokenizer.decode_indices(codes).mean(dim=1, keepdim=True)  # grey of three channels
             values = fidelity.add(images, reconstruction, codes)["psnr"].tolist()
             baseline += psnr(to_unit(images), to_unit(mean).expand_as(images)).tolist()
             pairs = zip(to_unit(images).cpu().numpy(), to_unit(reconstruction).cpu().numpy(), strict=True)

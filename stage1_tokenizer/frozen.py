@@ -2,10 +2,11 @@
 
 A folder: ``config.json``, ``model.safetensors`` (encoder, decoder and the two 1x1 convolutions, taming's key names),
 ``codebook.safetensors`` (the Euclidean table K x D: all that stage 2 training needs), ``README.md``.
-Whatever quantiser it was trained with, here it is a table and the nearest entry.
+Whatever quantiser it was trained with, here it is a table and the nearest entry; a Gumbel quantiser keeps its
+linear layer beside the table, since the code is its largest output.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,16 @@ from torch import Tensor, nn
 from shared.artifacts import FORMAT_VERSION, atomic_folder, fingerprint, read_json, write_json
 from shared.config import config_to_dict
 from shared.errors import UserError
-from stage1_tokenizer.config import ModelConfig, model_config
+from stage1_tokenizer.config import ModelConfig, QuantizerConfig, model_config
 from stage1_tokenizer.images import to_model
-from stage1_tokenizer.quantizers import nearest_entry
+from stage1_tokenizer.quantizers import largest_logit, nearest_entry
 from stage1_tokenizer.vqgan import VQGAN
 
 CONFIG, WEIGHTS, CODEBOOK, CARD = "config.json", "model.safetensors", "codebook.safetensors", "README.md"
+
+LATER_SETTINGS = ("decay", "kl_weight", "temperature_start", "temperature_end", "temperature_steps")
+"""Settings of a quantiser that came after the first tokenizers were written; at their defaults they are left out of
+the identity, so that those keep their fingerprints."""
 
 
 class FrozenTokenizer(nn.Module):
@@ -31,24 +36,34 @@ class FrozenTokenizer(nn.Module):
 
     Args:
         model: the trained VQ-GAN; its weights are copied, its quantiser is folded to a table.
+        remap: for a taming model that is remapped to some of its entries: all entries among which the nearest is
+            looked for, (E, D) float32, and the code that stands for each, (E,) int64.
     """
 
     codebook: Tensor
     """(K, D) float32."""
 
-    def __init__(self, model: VQGAN) -> None:
+    def __init__(self, model: VQGAN, remap: tuple[Tensor, Tensor] | None = None) -> None:
         super().__init__()
         self.config: ModelConfig = model.config
         self._model = VQGAN(model.config)
         self._model.load_state_dict(model.state_dict())
         self.register_buffer("codebook", model.quantize.table().detach().float().clone(), persistent=False)
-        self._settle()
-
-    def _settle(self) -> None:
-        del self._model.quantize  # the table has taken its place
-        self._model.float()
+        entries, code = (None, None) if remap is None else (remap[0].float().clone(), remap[1].clone())
+        self.register_buffer("_entries", entries, persistent=False)
+        self.register_buffer("_code_of_entry", code, persistent=False)
+        # The table has taken the quantiser's place.
+        if self.config.quantizer.kind == "gumbel":
+            self._model.quantize = nn.ModuleDict({"proj": self._model.quantize.proj})  # type: ignore[assignment]
+        else:
+            del self._model.quantize
+        # Convolutions on a CPU are up to half as fast again with the channels last in memory.
+        self._model.float().to(memory_format=torch.channels_last)
         self.requires_grad_(False)
         self.train(False)
+        self._take_fingerprint()
+
+    def _take_fingerprint(self) -> None:
         self.fingerprint: str = fingerprint(self._identity(), self._weights() | {"codebook": self.codebook})
         """SHA-256 over configuration and weights: token shards carry it, stage 2 compares it."""
 
@@ -77,17 +92,17 @@ class FrozenTokenizer(nn.Module):
                 )
             model = VQGAN(model_config(saved["model"]))
             codebook = load_file(path / CODEBOOK)["codebook"]
+            weights = load_file(path / WEIGHTS)
             expected = saved["fingerprint"]
-            tokenizer = cls(model)
+            remap = (weights.pop("remap.entries"), weights.pop("remap.code")) if "remapped_entries" in saved else None
+            tokenizer = cls(model, remap)
             if codebook.shape != tokenizer.codebook.shape:
                 raise UserError(f"{path / CODEBOOK} holds {tuple(codebook.shape)}, config.json says otherwise")
-            tokenizer._model.load_state_dict(load_file(path / WEIGHTS), strict=True)
+            tokenizer._model.load_state_dict(weights, strict=True)
         except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
             raise UserError(f"{path} cannot be read as a tokenizer: {' '.join(str(error).split())}") from None
         tokenizer.codebook.copy_(codebook)
-        tokenizer.fingerprint = fingerprint(
-            tokenizer._identity(), tokenizer._weights() | {"codebook": tokenizer.codebook}
-        )
+        tokenizer._take_fingerprint()
         if tokenizer.fingerprint != expected:
             raise UserError(
                 f"{path} was changed after it was written: its fingerprint is {tokenizer.fingerprint[:12]}…, "
@@ -95,18 +110,21 @@ class FrozenTokenizer(nn.Module):
             )
         return tokenizer
 
-    def save(self, path: str | Path, card: str = "") -> None:
+    def save(self, path: str | Path, card: str = "", also: Callable[[Path], None] | None = None) -> None:
         """Write the folder, complete or not at all.
 
         Args:
             path: the folder; an older tokenizer of that name is replaced.
             card: Markdown that is added to the card, such as the figures of its training.
+            also: writes further files into the folder, which are no part of the tokenizer.
         """
         with atomic_folder(path) as partial:
             write_json(partial / CONFIG, self._identity() | {"fingerprint": self.fingerprint})
             save_file({name: tensor.contiguous() for name, tensor in self._weights().items()}, partial / WEIGHTS)
             save_file({"codebook": self.codebook.cpu().contiguous()}, partial / CODEBOOK)
             (partial / CARD).write_text(self._card() + card, encoding="utf-8")
+            if also is not None:
+                also(partial)
 
     @property
     def image_size(self) -> int:
@@ -125,14 +143,24 @@ class FrozenTokenizer(nn.Module):
 
     @torch.no_grad()
     def encode_indices(self, images: Tensor) -> Tensor:
-        """(B, 1, H, W) in [-1, 1] -> codes (B, h, w), int64. The lookup is float32 also under autocast."""
+        """(B, 1, H, W) in [-1, 1] -> codes (B, h, w), int64. The lookup is float32 also under autocast.
+
+        A model of three channels takes (B, 3, H, W) as it is, and repeats grey.
+        """
         z = self._model.encode(images)
         rows = z.permute(0, 2, 3, 1).reshape(-1, z.shape[1])
-        return nearest_entry(rows, self.codebook).reshape(len(z), *z.shape[2:])
+        if self.config.quantizer.kind == "gumbel":
+            proj: Any = self._model.quantize.get_submodule("proj")
+            codes = largest_logit(rows, proj.weight.flatten(1), proj.bias)
+        elif self._entries is not None:
+            codes = self._code_of_entry[nearest_entry(rows, self._entries)]
+        else:
+            codes = nearest_entry(rows, self.codebook)
+        return codes.reshape(len(z), *z.shape[2:])
 
     @torch.no_grad()
     def decode_indices(self, codes: Tensor) -> Tensor:
-        """(B, h, w) codes -> images (B, 1, H, W), about [-1, 1], not clamped."""
+        """(B, h, w) codes -> images (B, 1, H, W), about [-1, 1], not clamped; three channels if the model has."""
         return self._model.decode(self.codebook[codes.long()].permute(0, 3, 1, 2).contiguous())
 
     def encode_images(self, images: Sequence[np.ndarray], batch_size: int = 32) -> np.ndarray:
@@ -150,30 +178,45 @@ class FrozenTokenizer(nn.Module):
             parts.append(self.encode_indices(torch.from_numpy(batch)[:, None].to(self.codebook.device)).cpu().numpy())
         return np.concatenate(parts) if parts else np.zeros((0, *self.grid), dtype=np.int64)
 
-    def _weights(self) -> dict[str, Tensor]:
+    def state_dict_of_model(self) -> dict[str, Tensor]:
+        """Encoder, decoder and the convolutions between them and the codebook, under taming's names."""
         return dict(self._model.state_dict())
+
+    def _weights(self) -> dict[str, Tensor]:
+        weights = self.state_dict_of_model()
+        if self._entries is not None:
+            weights |= {"remap.entries": self._entries, "remap.code": self._code_of_entry}
+        return weights
 
     def _identity(self) -> dict[str, Any]:
         codes, dimensions = self.codebook.shape
-        return {
+        model, default = config_to_dict(self.config), QuantizerConfig()
+        for name in LATER_SETTINGS:
+            if model["quantizer"][name] == getattr(default, name):
+                del model["quantizer"][name]
+        identity = {
             "format_version": FORMAT_VERSION,
-            "model": config_to_dict(self.config),
+            "model": model,
             "image_size": self.image_size,
             "grid": list(self.grid),
             "codes": codes,
             "code_dim": dimensions,
         }
+        return identity if self._entries is None else identity | {"remapped_entries": len(self._entries)}
 
     def _card(self) -> str:
         height, width = self.grid
+        rule = "the nearest by Euclidean distance is the code"
+        if self.config.quantizer.kind == "gumbel":
+            rule = "the largest output of the linear layer `quantize.proj` is the code"
         return f"""# A radiograph tokenizer
 
 Turns a radiograph of {self.image_size} x {self.image_size} pixels into {height} x {width} codes out of {self.codes},
 and back. Made by medunifier, stage 1; loaded by `FrozenTokenizer.from_pretrained(folder)`.
 
 - fingerprint: `{self.fingerprint}`
-- codebook: {self.codes} entries of {self.codebook.shape[1]} dimensions; the nearest by Euclidean distance is the code
-- images: one channel, [-1, 1], black is -1
+- codebook: {self.codes} entries of {self.codebook.shape[1]} dimensions; {rule}
+- images: {self.config.in_channels} channel(s), [-1, 1], black is -1
 
 Research software, not a medical device: a reconstruction can lose or invent a finding.
 """

@@ -4,6 +4,7 @@ Source followed: CompVis/taming-transformers, ``taming/modules/diffusionmodules/
 other wrappers are avoided on purpose: each attribute's name is a part of a checkpoint's key.
 """
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad, silu
 
@@ -11,6 +12,11 @@ from torch.nn.functional import interpolate, pad, silu
 def group_norm(channels: int, groups: int) -> nn.GroupNorm:
     """GroupNorm with taming's epsilon."""
     return nn.GroupNorm(groups, channels, eps=1e-6)
+
+
+def swish(x: Tensor) -> Tensor:
+    """x * sigmoid(x), in the place of ``x`` where no gradient needs it: it costs memory traffic, not arithmetic."""
+    return silu(x, inplace=not torch.is_grad_enabled())
 
 
 class ResnetBlock(nn.Module):
@@ -26,9 +32,10 @@ class ResnetBlock(nn.Module):
         self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(silu(self.norm1(x)))
-        h = self.conv2(self.dropout(silu(self.norm2(h))))
-        return h + (x if self.nin_shortcut is None else self.nin_shortcut(x))
+        h = self.conv1(swish(self.norm1(x)))
+        h = self.conv2(self.dropout(swish(self.norm2(h))))
+        shortcut = x if self.nin_shortcut is None else self.nin_shortcut(x)
+        return h + shortcut if torch.is_grad_enabled() else h.add_(shortcut)
 
 
 class AttnBlock(nn.Module):
@@ -141,7 +148,7 @@ class Encoder(nn.Module):
         h = self.conv_in(x)
         for level in self.down:
             h = level(h)
-        return self.conv_out(silu(self.norm_out(self.mid(h))))
+        return self.conv_out(swish(self.norm_out(self.mid(h))))
 
 
 class Decoder(nn.Module):
@@ -179,4 +186,4 @@ class Decoder(nn.Module):
         h = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             h = level(h)
-        return self.conv_out(silu(self.norm_out(h)))
+        return self.conv_out(swish(self.norm_out(h)))

@@ -21,6 +21,7 @@ from stage1_tokenizer.discriminator import PatchDiscriminator
 from stage1_tokenizer.fidelity import Fidelity
 from stage1_tokenizer.images import stack_images, to_unit
 from stage1_tokenizer.losses import (
+    LeCam,
     adaptive_weight,
     adversarial_share,
     hinge_discriminator_loss,
@@ -33,8 +34,8 @@ from stage1_tokenizer.vqgan import VQGAN
 def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """AdamW; weight decay on the weights of convolutions alone, not on norms, biases and the codebook."""
     parameters = dict(module.named_parameters())
-    decayed = [p for name, p in parameters.items() if p.ndim >= 2 and "embedding" not in name]
-    kept = [p for name, p in parameters.items() if p.ndim < 2 or "embedding" in name]
+    decayed = [p for name, p in parameters.items() if p.ndim >= 2 and not name.startswith("quantize.")]
+    kept = [p for name, p in parameters.items() if p.ndim < 2 or name.startswith("quantize.")]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
 
@@ -69,6 +70,10 @@ class TokenizerTask:
             self._discriminator = accelerator.prepare(discriminator)
             self._discriminator_optimizer: Any = accelerator.prepare(build_optimizer(discriminator, config.optim))
         accelerator.register_for_checkpointing(self.average)
+        self._lecam: LeCam | None = None
+        if config.loss.gan_weight and config.loss.discriminator.lecam_weight:
+            self._lecam = LeCam().to(accelerator.device)
+            accelerator.register_for_checkpointing(self._lecam)
 
     def step(self, micro_batches: list[Tensor], step: int) -> Mapping[str, Tensor | float]:
         """One step of the generator and, once it trains, one of the discriminator."""
@@ -78,12 +83,15 @@ class TokenizerTask:
         figures: dict[str, Tensor] = {}
         for images in micro_batches:
             images = images.to(self._accelerator.device, memory_format=torch.channels_last)
+            images = images.expand(-1, self.config.model.out_ch, -1, -1)
             with self._accumulate():
                 found = self._micro_step(images, step)
             for name, value in found.items():
                 figures[name] = figures.get(name, torch.zeros((), device=value.device)) + value / len(micro_batches)
         generator = self._accelerator.unwrap_model(self._generator)
         generator.quantize.end_step()
+        if self._lecam is not None:
+            self._lecam.end_step()
         self.average.update(generator)
         return {**figures, "lr": rate}
 
@@ -146,7 +154,11 @@ class TokenizerTask:
             "discriminator": hinge_discriminator_loss(real, generated),
             "discriminator_accuracy": ((real > 0).float().mean() + (generated < 0).float().mean()) / 2,
         }
-        self._accelerator.backward(figures["discriminator"])
+        loss = figures["discriminator"]
+        if self._lecam is not None:
+            figures["lecam"] = self._lecam(real, generated)
+            loss = loss + self.config.loss.discriminator.lecam_weight * figures["lecam"]
+        self._accelerator.backward(loss)
         self._update(self._discriminator, self._discriminator_optimizer, figures, step)
         return figures
 
@@ -174,9 +186,10 @@ class TokenizerTask:
             images = images.to(device, memory_format=torch.channels_last)
             with self._accelerator.autocast() if loop.mixed_precision != "no" else nullcontext():
                 output = model(images)
-            fidelity.add(images, output.reconstruction, output.codes)
+            reconstruction = output.reconstruction.mean(dim=1, keepdim=True)  # grey of three channels
+            fidelity.add(images, reconstruction, output.codes)
             if sum(len(a) for a, _ in pictures) < self.config.data.pictures:
-                both = (to_unit(x)[:, 0].cpu().numpy() for x in (images, output.reconstruction))
+                both = (to_unit(x)[:, 0].cpu().numpy() for x in (images, reconstruction))
                 pictures.append(tuple(both))  # type: ignore[arg-type]
         originals, reconstructions = (
             np.concatenate(side)[: self.config.data.pictures] for side in zip(*pictures, strict=True)

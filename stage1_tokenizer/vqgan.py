@@ -17,7 +17,7 @@ class VQGANOutput(NamedTuple):
     reconstruction: Tensor
     """(B, out_ch, H, W), about [-1, 1], not clamped."""
     losses: dict[str, Tensor]
-    """The quantiser's weighted scalars: ``codebook``, ``commitment``."""
+    """The quantiser's weighted scalars, such as ``codebook`` and ``commitment``."""
     codes: Tensor
     """(B, h, w) int64."""
 
@@ -58,7 +58,12 @@ class VQGAN(nn.Module):
         return self.decoder.conv_out.weight
 
     def encode(self, images: Tensor) -> Tensor:
-        """(B, 1, H, W) in [-1, 1] -> vectors (B, D, h, w), not yet quantised."""
+        """(B, 1, H, W) in [-1, 1] -> vectors (B, D, h, w), not yet quantised.
+
+        A model of three channels takes (B, 3, H, W) as it is, and repeats grey.
+        """
+        if images.shape[1] == 1:
+            images = images.expand(-1, self.config.in_channels, -1, -1)
         return self.quant_conv(self.encoder(self.front_end(images)))
 
     def decode(self, z_q: Tensor) -> Tensor:
@@ -71,7 +76,7 @@ class VQGAN(nn.Module):
 
     def decode_indices(self, codes: Tensor) -> Tensor:
         """(B, h, w) codes -> images (B, 1, H, W), about [-1, 1], not clamped."""
-        return self.decode(self.quantize.embed(codes))
+        return self.decode(self.quantize.entries(codes))
 
     def forward(self, images: Tensor) -> VQGANOutput:
         """(B, 1, H, W) in [-1, 1] -> reconstruction, quantiser losses, codes."""

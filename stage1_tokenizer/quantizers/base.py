@@ -55,7 +55,7 @@ def nearest_entry(z: Tensor, table: Tensor) -> Tensor:
 
 
 class Quantizer(nn.Module):
-    """A codebook of K entries of D dimensions, with taming's key ``embedding.weight``.
+    """A codebook of K entries of D dimensions, under taming's names of its parameters.
 
     Args:
         codes: K.
@@ -65,15 +65,19 @@ class Quantizer(nn.Module):
 
     def __init__(self, codes: int, dimensions: int, config: QuantizerConfig) -> None:
         super().__init__()
-        self.config = config
-        self.embedding = nn.Embedding(codes, dimensions)
+        self.codes, self.dimensions, self.config = codes, dimensions, config
 
     def table(self) -> Tensor:
-        """(K, D) float32 Euclidean table: its nearest entry is this quantiser's code, its rows are what it decodes.
+        """(K, D) float32: the rows that codes are decoded to.
 
-        So any quantiser can be written as a taming checkpoint.
+        Its Euclidean nearest entry is this quantiser's code, unless ``nearest`` is overridden; so the quantiser
+        can be written as a taming checkpoint.
         """
         raise NotImplementedError
+
+    def nearest(self, rows: Tensor) -> Tensor:
+        """(N, D) vectors -> (N,) codes, without gradient, in float32."""
+        return nearest_entry(rows, self.table())
 
     def quantize(self, rows: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """(N, D) float32 vectors -> straight-through entries (N, D), codes (N,), weighted losses."""
@@ -92,9 +96,9 @@ class Quantizer(nn.Module):
         """(B, D, h, w) vectors -> (B, h, w) codes, without gradient."""
         batch, dimensions, height, width = z.shape
         rows = z.detach().float().permute(0, 2, 3, 1).reshape(-1, dimensions)
-        return nearest_entry(rows, self.table()).reshape(batch, height, width)
+        return self.nearest(rows).reshape(batch, height, width)
 
-    def embed(self, codes: Tensor) -> Tensor:
+    def entries(self, codes: Tensor) -> Tensor:
         """(B, h, w) codes -> (B, D, h, w) entries."""
         return self.table()[codes].permute(0, 3, 1, 2).contiguous()
 

@@ -16,6 +16,7 @@ class ClassicQuantizer(Quantizer):
 
     def __init__(self, codes: int, dimensions: int, config: QuantizerConfig) -> None:
         super().__init__(codes, dimensions, config)
+        self.embedding = nn.Embedding(codes, dimensions)
         nn.init.uniform_(self.embedding.weight, -1 / codes, 1 / codes)
 
     def table(self) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 
 from shared.config import parse_config
 from shared.errors import UsageError
+from stage1_tokenizer import taming
 from stage1_tokenizer.config import Stage1Config, model_config
 from stage1_tokenizer.vqgan import VQGAN
 
@@ -23,6 +24,11 @@ from stage1_tokenizer.vqgan import VQGAN
         (["--model.quantizer.kind", "fsq"], "model.quantizer.kind"),
         (["--model.quantizer.beta", "1"], "model.quantizer.beta"),
         (["--average_decay", "1"], "average_decay"),
+        (["--model.quantizer.decay", "1"], "model.quantizer.decay"),
+        (["--model.quantizer.kl_weight", "-1"], "model.quantizer.kl_weight"),
+        (["--model.quantizer.temperature_end", "2"], "model.quantizer.temperature_end"),
+        (["--model.quantizer.temperature_steps", "0"], "model.quantizer.temperature_steps"),
+        (["--loss.discriminator.lecam_weight", "-1"], "loss.discriminator.lecam_weight"),
     ],
 )
 def test_refusal_names_the_key(options, key):
@@ -52,3 +58,12 @@ def test_every_preset_is_a_configuration_whose_head_says_how_to_run_it(path):
     assert f"--config configs/stage1/{path.name}" in head and "Hardware:" in head and "Expected:" in head
     factor = path.stem.split("_f")[1].split("_")[0] if "_f" in path.stem else "8"
     assert config.model.factor == int(factor)
+    if path.stem.startswith("taming"):  # with the published codebook, and layers that taming's classes can be
+        target = taming.write_document(config.model)["model"]["target"]
+        shapes = taming.model_shapes(config.model)
+        book = {
+            "taming_f16_1024": ("VQModel", "quantize.embedding.weight", (1024, 256)),
+            "taming_f16_16384": ("VQModel", "quantize.embedding.weight", (16384, 256)),
+            "taming_f8_gumbel": ("GumbelVQ", "quantize.proj.weight", (8192, 256, 1, 1)),
+        }[path.stem]
+        assert target.endswith(book[0]) and shapes[book[1]] == book[2]

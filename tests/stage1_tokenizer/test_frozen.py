@@ -38,7 +38,7 @@ def test_round_trip_gives_the_models_codes_and_pictures(model, folder):
     with torch.no_grad():
         codes = model.encode_indices(images())
         assert torch.equal(frozen.encode_indices(images()), codes)
-        torch.testing.assert_close(frozen.decode_indices(codes), model.decode_indices(codes), atol=1e-6, rtol=0)
+        torch.testing.assert_close(frozen.decode_indices(codes), model.decode_indices(codes), atol=1e-5, rtol=0)
     assert frozen.codebook.shape == (32, 4) and frozen.codebook.dtype == torch.float32
     assert (frozen.image_size, frozen.grid, frozen.codes) == (SIZE, (8, 8), 32)
     assert torch.equal(load_file(folder / "codebook.safetensors")["codebook"], frozen.codebook)
@@ -96,3 +96,10 @@ def test_never_trains(folder):
     frozen = torch.nn.Sequential(FrozenTokenizer.from_pretrained(folder)).train()[0]
     assert not any(module.training for module in frozen.modules())
     assert not frozen.decode_indices(frozen.encode_indices(images().requires_grad_())).requires_grad
+
+
+def test_tokenizers_written_before_a_setting_existed_keep_their_fingerprint(folder):
+    saved = json.loads((folder / "config.json").read_text())
+    assert saved["model"]["quantizer"].keys() == {
+        "kind", "codebook_weight", "commitment_weight", "revive_every", "revive_below",
+    }  # fmt: skip

@@ -5,6 +5,7 @@ import torch
 
 from stage1_tokenizer.config import DiscriminatorConfig
 from stage1_tokenizer.losses import (
+    LeCam,
     adaptive_weight,
     adversarial_share,
     hinge_discriminator_loss,
@@ -45,3 +46,16 @@ def test_adaptive_weight_is_bounded_when_the_discriminator_is_silent():
     reconstruction = last(torch.ones(1, 1, 4, 4))
     huge = torch.full_like(reconstruction, 1e6)
     assert adaptive_weight(reconstruction, huge, torch.zeros_like(huge), last.weight) == 1e4
+
+
+def test_lecam_pulls_logits_back_only_beyond_the_other_sides_average():
+    lecam = LeCam(decay=0.5)
+    assert lecam(torch.full((4,), 2.0), torch.full((4,), -2.0)) == 4 + 4  # both averages begin at 0
+    lecam(torch.full((4,), 4.0), torch.full((4,), -4.0))  # a second micro-batch of the step
+    assert lecam.real == 0  # nothing moves within a step
+    lecam.end_step()
+    assert lecam.real == 1.5 and lecam.generated == -1.5
+    assert lecam(torch.full((4,), -3.0), torch.full((4,), 3.0)) == 0
+    assert lecam(torch.full((4,), 0.5), torch.full((4,), 3.0)) == 4
+    lecam.eval()
+    assert lecam.state_dict().keys() == {"real", "generated"}

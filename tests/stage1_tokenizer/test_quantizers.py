@@ -1,14 +1,24 @@
 """Lookup, gradients and the upkeep of the codebook."""
 
+import contextlib
 import copy
+import io
 
 import pytest
 import torch
 
 from stage1_tokenizer.config import QuantizerConfig
-from stage1_tokenizer.quantizers import ClassicQuantizer, UnitNormQuantizer, base, nearest_entry
+from stage1_tokenizer.quantizers import (
+    ClassicQuantizer,
+    GumbelQuantizer,
+    MovingAverageQuantizer,
+    UnitNormQuantizer,
+    base,
+    nearest_entry,
+)
 
-KINDS = {"classic": ClassicQuantizer, "unit_norm": UnitNormQuantizer}
+KINDS = {"classic": ClassicQuantizer, "unit_norm": UnitNormQuantizer, "moving_average": MovingAverageQuantizer}
+REVIVING = [UnitNormQuantizer, MovingAverageQuantizer]
 
 
 def test_lookup_is_exact_against_float64_under_autocast_and_in_chunks(monkeypatch):
@@ -35,7 +45,7 @@ def test_codes_and_entries_are_those_of_the_folded_table(kind):
     rows = z.permute(0, 2, 3, 1).reshape(-1, 4)
     assert torch.equal(nearest_entry(rows, quantizer.table()), result.codes.flatten())
     assert torch.equal(quantizer.lookup(z), result.codes)
-    torch.testing.assert_close(result.z_q, quantizer.embed(result.codes), atol=1e-6, rtol=0)
+    torch.testing.assert_close(result.z_q, quantizer.entries(result.codes), atol=1e-6, rtol=0)
 
 
 def test_unit_norm_looks_at_directions_alone():
@@ -51,7 +61,7 @@ def test_gradient_passes_straight_through(kind):
     z = torch.nn.functional.normalize(torch.randn(1, 4, 3, 3), dim=1).requires_grad_()
     weight = torch.randn(1, 4, 3, 3)
     (quantizer(z).z_q * weight).sum().backward()
-    if kind == "classic":
+    if kind != "unit_norm":
         torch.testing.assert_close(z.grad, weight)
     else:  # the sphere takes away what points along z
         along = (weight * z).sum(dim=1, keepdim=True) * z
@@ -70,27 +80,34 @@ def collapsed_steps(quantizer, steps, seed=0):
     return quantizer.lookup(z)
 
 
-def test_dead_entries_are_revived_and_only_they():
+@pytest.mark.parametrize("quantizer", REVIVING)
+def test_dead_entries_are_revived_and_only_they(quantizer):
     torch.manual_seed(2)
-    start = UnitNormQuantizer(64, 8, QuantizerConfig(revive_every=10))
+    start = quantizer(64, 8, QuantizerConfig(revive_every=10))
+    with torch.no_grad():  # some near, most far away
+        start.embedding.weight.normal_()
+        if quantizer is MovingAverageQuantizer:
+            start.total.copy_(start.embedding.weight)
     never = copy.deepcopy(start)
     never.config = QuantizerConfig(revive_every=0)
     unmoved = never.embedding.weight.detach().clone()
     before = len(collapsed_steps(never, 200).unique())
     after = len(collapsed_steps(start, 200).unique())
-    assert before <= 16 and after >= 48
-    assert torch.equal(never.embedding.weight, unmoved)
+    assert before <= 32 and after >= 44 and after > before + 16
+    if quantizer is UnitNormQuantizer:  # there the entries learn by gradient alone
+        assert torch.equal(never.embedding.weight, unmoved)
 
 
-def test_revival_continues_to_the_last_bit_from_a_saved_state():
+@pytest.mark.parametrize("quantizer", REVIVING)
+def test_revival_continues_to_the_last_bit_from_a_saved_state(quantizer):
     torch.manual_seed(3)
-    whole = UnitNormQuantizer(64, 8, QuantizerConfig(revive_every=3))
+    whole = quantizer(64, 8, QuantizerConfig(revive_every=3))
     part = copy.deepcopy(whole)
     for seed in range(6):
         collapsed_steps(whole, 2, seed)
     for seed in range(3):
         collapsed_steps(part, 2, seed)
-    resumed = UnitNormQuantizer(64, 8, QuantizerConfig(revive_every=3))
+    resumed = quantizer(64, 8, QuantizerConfig(revive_every=3))
     resumed.load_state_dict(part.state_dict())
     for seed in range(3, 6):
         collapsed_steps(resumed, 2, seed)
@@ -104,3 +121,70 @@ def test_validation_does_not_count_as_use():
     quantizer(torch.randn(2, 4, 3, 3))
     quantizer.end_step()
     assert all(torch.equal(state[name], tensor) for name, tensor in quantizer.state_dict().items())
+
+
+def test_moving_average_entries_are_the_weighted_means_of_their_vectors():
+    decay = 0.8
+    quantizer = MovingAverageQuantizer(4, 2, QuantizerConfig(decay=decay, revive_every=0)).train()
+    with torch.no_grad():
+        quantizer.embedding.weight.copy_(torch.tensor([[1.0, 0], [0, 1], [-1, 0], [50, 50]]))
+        quantizer.total.copy_(quantizer.embedding.weight)
+    count, total = torch.ones(4), quantizer.total.clone()
+    far = quantizer.embedding.weight[3].clone()
+    for _ in range(5):
+        table = quantizer.table().clone()
+        parts = [torch.randn(2, 2, 3, 3) for _ in range(2)]  # two micro-batches make one step
+        for part in parts:
+            quantizer(part)
+        assert torch.equal(quantizer.table(), table)
+        quantizer.end_step()
+        rows = torch.cat([part.permute(0, 2, 3, 1).reshape(-1, 2) for part in parts])
+        choice = torch.nn.functional.one_hot(torch.cdist(rows, table).argmin(1), 4).float()
+        count = decay * count + (1 - decay) * choice.sum(0)
+        total = decay * total + (1 - decay) * choice.T @ rows
+        torch.testing.assert_close(quantizer.table(), total / count[:, None])
+    torch.testing.assert_close(quantizer.embedding.weight[3], far)  # unused: it stays where it was
+
+
+def test_moving_average_codebook_has_no_gradient_and_no_codebook_loss():
+    quantizer = MovingAverageQuantizer(16, 4, QuantizerConfig("moving_average"))
+    result = quantizer(torch.randn(1, 4, 3, 3, requires_grad=True))
+    assert result.losses.keys() == {"commitment"} and not quantizer.embedding.weight.requires_grad
+    sum(result.losses.values()).backward()
+
+
+def test_gumbel_chooses_by_logits_and_its_divergence_is_tamings():
+    fork = pytest.importorskip("taming.modules.vqvae.quantize", reason="the fork is in the extra `dev`")
+    with contextlib.redirect_stdout(io.StringIO()):
+        theirs = fork.GumbelQuantize(8, 8, 32, kl_weight=0.3)
+    ours = GumbelQuantizer(32, 8, QuantizerConfig("gumbel", kl_weight=0.3))
+    ours.load_state_dict(theirs.state_dict(), strict=False)
+    z = torch.randn(2, 8, 5, 5)
+    _, expected, _, logits = theirs(z, return_logits=True)
+    result = ours.eval()(z)
+    torch.testing.assert_close(result.losses["divergence"], expected)
+    assert torch.equal(result.codes, logits.argmax(1)) and torch.equal(ours.lookup(z), result.codes)
+    assert torch.equal(result.z_q, ours.entries(result.codes))
+
+
+def test_gumbel_is_noisy_in_training_alone_and_cools_down():
+    config = QuantizerConfig("gumbel", temperature_start=2.0, temperature_end=0.5, temperature_steps=10)
+    quantizer = GumbelQuantizer(32, 8, config).train()
+    z = torch.randn(2, 8, 5, 5, requires_grad=True)
+    first, second = quantizer(z), quantizer(z)
+    assert not torch.equal(first.codes, second.codes)
+    assert torch.equal(first.z_q, quantizer.entries(first.codes))
+    (first.z_q * torch.randn_like(z)).sum().backward()
+    assert z.grad.abs().sum() > 0 and quantizer.proj.weight.grad.abs().sum() > 0
+    used = quantizer.embed.weight.grad.abs().sum(1) > 0
+    assert torch.equal(used.nonzero().flatten(), first.codes.unique())
+    temperatures = []
+    for _ in range(12):
+        temperatures.append(quantizer.temperature)
+        quantizer.end_step()
+    assert temperatures == sorted(temperatures, reverse=True)
+    assert (temperatures[0], temperatures[5], temperatures[10], temperatures[11]) == pytest.approx(
+        (2, 1.25, 0.5, 0.5)
+    )
+    quantizer.eval()
+    assert torch.equal(quantizer(z).codes, quantizer(z).codes)

@@ -165,3 +165,24 @@ def test_the_squared_error_has_its_weight_in_the_update(whole, image_shards, tmp
     without = losses(tmp_path / "run")
     assert "l2" not in without[0] and without[0]["l1"] == losses(reference)[0]["l1"]
     assert without[1]["l1"] != losses(reference)[1]["l1"]
+
+
+@pytest.mark.parametrize("kind", ["moving_average", "gumbel"])
+def test_stopped_and_continued_run_keeps_every_moving_state(kind, image_shards, tmp_path):
+    """Discriminator, LeCAM's averages, weight average, moving codebook, temperature and noise, to the last bit."""
+    options = ["--optim.schedule", "constant", "--model.quantizer.kind", kind, "--model.quantizer.revive_every", "2",
+               "--model.quantizer.revive_below", "0.9", "--loss.discriminator.lecam_weight", "0.1",
+               "--loop.validate_every", "100"]  # fmt: skip
+    runs = {}
+    for name, stops in (("whole", [6]), ("parts", [4, 6])):
+        config = write_config(tmp_path, image_shards, tmp_path / name)
+        for steps in stops:
+            assert run_command(main, ["--config", str(config), *options, "--loop.steps", str(steps)]) == 0
+        runs[name] = tmp_path / name
+    lines = {name: [line for line in losses(run) if "l1" in line] for name, run in runs.items()}
+    assert lines["parts"] == lines["whole"] and any(line.get("lecam", 0) > 0 for line in lines["whole"])
+    for path in (runs["whole"] / "checkpoints" / "step-6").glob("*.safetensors"):
+        mine, theirs = load_file(runs["parts"] / "checkpoints" / "step-6" / path.name), load_file(path)
+        assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
+    frozen = {name: FrozenTokenizer.from_pretrained(run / "tokenizer").fingerprint for name, run in runs.items()}
+    assert frozen["whole"] == frozen["parts"]

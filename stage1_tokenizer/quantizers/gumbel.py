@@ -1,0 +1,89 @@
+"""The Gumbel quantiser of taming's ``GumbelVQ`` (Jang et al., 2017; keys ``proj`` and ``embed``).
+
+A linear layer gives every entry a logit. In training a noisy softmax, sharp forward and soft backward, chooses
+the entry; its temperature falls by a cosine. Outside training the largest logit is the code. (Taming draws noise
+there too, so that its codes of one image differ from call to call; the codes here are those without noise.)
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from shared.distributed import rank, world_size
+from stage1_tokenizer.config import QuantizerConfig
+from stage1_tokenizer.quantizers.base import CHUNK_ELEMENTS, Quantizer
+
+
+@torch.no_grad()
+def largest_logit(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Number of the largest of K logits ``weight @ row + bias``, in float32 and in chunks.
+
+    Args:
+        rows: (N, D) vectors.
+        weight: (K, D).
+        bias: (K,).
+
+    Returns:
+        (N,) int64.
+    """
+    rows, weight, bias = rows.detach().float(), weight.detach().float(), bias.detach().float()
+    with torch.autocast(rows.device.type, enabled=False):
+        chunks = rows.split(max(1, CHUNK_ELEMENTS // len(weight)))
+        return torch.cat([torch.addmm(bias, part, weight.T).argmax(dim=1) for part in chunks])
+
+
+class GumbelQuantizer(Quantizer):
+    """Taming's ``GumbelQuantize``; ``codebook_weight`` and ``commitment_weight`` play no part, ``kl_weight`` does.
+
+    The noise is a pure function of step, micro-batch and process, so a resumed run draws what the uninterrupted one
+    would have drawn.
+    """
+
+    steps: Tensor
+
+    def __init__(self, codes: int, dimensions: int, config: QuantizerConfig) -> None:
+        super().__init__(codes, dimensions, config)
+        self.proj = nn.Conv2d(dimensions, codes, 1)
+        self.embed = nn.Embedding(codes, dimensions)
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self._passes = 0  # of the step under way
+
+    @property
+    def temperature(self) -> float:
+        """Of the step under way: a cosine from ``temperature_start`` to ``temperature_end``."""
+        config = self.config
+        share = min(1.0, int(self.steps) / config.temperature_steps)
+        high, low = config.temperature_start, config.temperature_end
+        return low + (high - low) * (1 + math.cos(math.pi * share)) / 2
+
+    def table(self) -> Tensor:
+        return self.embed.weight.float()
+
+    def nearest(self, rows: Tensor) -> Tensor:
+        return largest_logit(rows, self.proj.weight.flatten(1), self.proj.bias)
+
+    def quantize(self, rows: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        logits = torch.addmm(self.proj.bias, rows, self.proj.weight.flatten(1).T)
+        probability = logits.softmax(dim=1)
+        divergence = (probability * torch.log(probability * self.codes + 1e-10)).sum(dim=1).mean()
+        losses = {"divergence": self.config.kl_weight * divergence}
+        if not self.training:
+            codes = logits.argmax(dim=1)
+            return self.embed(codes), codes, losses
+        noisy = (logits + self._noise(logits)) / self.temperature
+        codes = noisy.argmax(dim=1)
+        # The sharp choice forward, the soft one's gradient backward; the entries learn from the sharp one.
+        soft = noisy.softmax(dim=1) @ self.embed.weight.detach()
+        return self.embed(codes) + (soft - soft.detach()), codes, losses
+
+    def _noise(self, logits: Tensor) -> Tensor:
+        draw = torch.Generator(logits.device)
+        draw.manual_seed((int(self.steps) * 2**16 + self._passes) * world_size() + rank())
+        self._passes += 1
+        return -torch.empty_like(logits).exponential_(generator=draw).log()
+
+    @torch.no_grad()
+    def end_step(self) -> None:
+        self.steps += 1
+        self._passes = 0
