@@ -59,15 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         UsageError: if neither or both ways are asked for, or a file is not named.
         UserError: if the files do not fit each other, with every difference.
     """
-    config = parse_config(ConvertConfig, [_as_fields(a) for a in argv or []], prog="medunifier convert")
-    if bool(config.source) == bool(config.target):
-        raise UsageError(
-            "convert needs --from taming (checkpoint to tokenizer) or --to taming (tokenizer to checkpoint)"
-        )
-    needed = ("checkpoint", "taming_config", "out") if config.source else ("tokenizer", "out")
-    spelled = {"taming_config": "--config"}
-    if missing := [spelled.get(name, f"--{name}") for name in needed if not getattr(config, name)]:
-        raise UsageError(f"convert {'--from' if config.source else '--to'} taming needs {', '.join(missing)}")
+    config = parse_arguments(argv or [])
     if config.source:
         tokenizer, notes = from_taming(config.checkpoint, config.taming_config, config.out)
         print(f"{config.out} written (fingerprint {tokenizer.fingerprint[:12]})")
@@ -76,6 +68,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{config.out} and {_yaml_beside(config.out)} written")
     for note in notes:
         print(f"note: {note}")
+
+
+def parse_arguments(argv: Sequence[str]) -> ConvertConfig:
+    """The command line, with ``--from``, ``--to`` and ``--config`` in their fields.
+
+    Raises:
+        UsageError: if neither or both ways are asked for, or a file is not named.
+    """
+    config = parse_config(ConvertConfig, [_as_fields(argument) for argument in argv], prog="medunifier convert")
+    if bool(config.source) == bool(config.target):
+        raise UsageError(
+            "convert needs --from taming (checkpoint to tokenizer) or --to taming (tokenizer to checkpoint)"
+        )
+    needed = ("checkpoint", "taming_config", "out") if config.source else ("tokenizer", "out")
+    spelled = {"taming_config": "--config"}
+    if missing := [spelled.get(name, f"--{name}") for name in needed if not getattr(config, name)]:
+        raise UsageError(f"convert {'--from' if config.source else '--to'} taming needs {', '.join(missing)}")
+    return config
 
 
 def from_taming(checkpoint: str | Path, config: str | Path, out: str | Path) -> tuple[FrozenTokenizer, list[str]]:
