@@ -26,6 +26,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, 
 
 from data.codestream import frame_size
 from data.pixels import UnreadableImage, check_not_constant, check_size
+from data.places import as_path, read_at_most
 
 MOST_BYTES = 2**29
 """Of a file, after inflation."""
@@ -59,11 +60,29 @@ def read_dicom(path: str | Path) -> Radiograph:
             beyond the bits stored, a codec that fails, a constant image.
         OSError: if the file cannot be opened.
     """
+    return decode_dicom(file_bytes(as_path(path)))
+
+
+def file_bytes(path: Path) -> bytes:
+    """The bytes of an image file, local or remote.
+
+    Raises:
+        UnreadableImage: if there are more than any radiograph has.
+        OSError: if the file cannot be opened.
+    """
+    data = read_at_most(path, MOST_BYTES)
+    if data is None:
+        raise UnreadableImage("file too large")
+    return data
+
+
+def decode_dicom(data: bytes) -> Radiograph:
+    """As `read_dicom`, of a file's bytes."""
     with warnings.catch_warnings():
         # pydicom warns of every oddity of a header; what matters here is an error or nothing.
         warnings.simplefilter("ignore")
         try:
-            dataset = _parse(_file_bytes(Path(path)))
+            dataset = _parse(_unpacked(data))
             return _radiograph(dataset)
         except UnreadableImage:
             raise
@@ -84,16 +103,13 @@ def _brief(error: Exception) -> str:
     return f"{type(error).__name__}: {text}"[:160]
 
 
-def _file_bytes(path: Path) -> bytes:
-    """The file, gunzipped, refused beyond a bound whatever the compressed size was."""
-    if path.stat().st_size > MOST_BYTES:
-        raise UnreadableImage("file too large")
-    with open(path, "rb") as file:
-        packed = file.read(2) == _GZIP
-        file.seek(0)
-        data = gzip.GzipFile(fileobj=file).read(MOST_BYTES + 1) if packed else file.read()
-    if len(data) > MOST_BYTES:
-        raise UnreadableImage("too large after inflation")
+def _unpacked(data: bytes) -> bytes:
+    """The file's bytes, gunzipped, refused beyond a bound whatever the compressed size was."""
+    if data[:2] == _GZIP:
+        with gzip.open(BytesIO(data)) as file:
+            data = file.read(MOST_BYTES + 1)
+        if len(data) > MOST_BYTES:
+            raise UnreadableImage("too large after inflation")
     if not data:
         raise UnreadableImage("empty file")
     return data

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data.executors import open_executor, run_jobs
+from data.places import as_path, below, is_url
 from data.pseudonyms import DEFAULT_KEY_FILE, load_key, pseudonym
 from data.records import SPLITS, Problem, StudyRecord
 from data.shard_job import ShardJob, Transform, run_shard_job
@@ -42,7 +43,7 @@ class IngestConfig:
     """Which adapter: phantom, mimic-cxr, mimic-cxr-jpg, chexpert, chexpert-plus, openi, r2gen, padchest, vindr, rsna,
     siim, nih, covidx, csv, dicom-folder."""
     root: str
-    """The archive's top folder."""
+    """The archive's top folder, or its fsspec URL (s3://bucket/mimic-cxr)."""
     out: str = ""
     """Folder for the shards; not needed with --check."""
     check: bool = False
@@ -73,6 +74,8 @@ class IngestConfig:
     def __post_init__(self) -> None:
         if not self.out and not self.check:
             raise ValueError("give --out DIR for the shards, or --check to look without writing")
+        if is_url(self.out):
+            raise ValueError(f"out must be a folder of this machine, got {self.out}: copy the finished shards there")
         if self.check_images < 0:
             raise ValueError(f"check_images must be at least 0, got {self.check_images}")
         if not 16 <= self.size <= 4096:
@@ -85,10 +88,7 @@ class IngestConfig:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """``medunifier ingest``."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    # The parser wants a value with every option; this one is a switch to whoever types it.
-    arguments = ["--check=true" if argument == "--check" else argument for argument in arguments]
-    config = parse_config(IngestConfig, arguments, prog="medunifier ingest")
+    config = parse_config(IngestConfig, argv, prog="medunifier ingest")
     if config.check:
         archive = read_source(config.source, config.root, config.options)
         check_source(archive, config.source, config.root, config.check_images, _workers(config), config.cluster)
@@ -162,7 +162,7 @@ def _plan(config: IngestConfig, records: Sequence[StudyRecord], key: bytes, out:
 
 def _plan_digest(config: IngestConfig, jobs: Sequence[ShardJob], key: bytes) -> str:
     """What the shards will hold, as far as it can be told before reading pixels; keyed, so it betrays no id."""
-    digest = hashlib.sha256(key)
+    digest, root = hashlib.sha256(key), as_path(config.root)
     digest.update(canonical_json([config.source, asdict(config.options), config.size, config.bits, config.text]))
     for job in jobs:
         for record in job.records:
@@ -172,7 +172,7 @@ def _plan_digest(config: IngestConfig, jobs: Sequence[ShardJob], key: bytes) -> 
                         job.shard.name,
                         record.study_id,
                         record.patient_id,
-                        [[os.path.relpath(view.path, config.root), view.position] for view in record.views],
+                        [[below(view.path, root), view.position] for view in record.views],
                         [record.report, record.findings, record.impression],
                         dict(record.labels) if record.labels is not None else None,
                     ]

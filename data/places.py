@@ -5,17 +5,22 @@ files are listed, opened and read. Nothing of it is copied to this machine but t
 Credentials are the file system's own affair: its environment variables, its files, or fsspec's configuration.
 """
 
+import io
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, cast
+from typing import IO, Any, Literal, cast
 
 import fsspec
 from fsspec.registry import known_implementations
 
 from shared.errors import UserError
+
+_PIECE = 2**16
+"""Bytes that are fetched at once where a file is read in pieces."""
 
 
 def is_url(place: str | Path) -> bool:
@@ -49,34 +54,76 @@ def network_trouble_named(url: str) -> Iterator[None]:
     """
     try:
         yield
-    except (FileNotFoundError, UserError):
+    except UserError:
         raise
     except Exception as error:  # every backend has exceptions of its own (botocore, aiohttp, google-auth, …)
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+        cause = error.__cause__ if isinstance(error, FileNotFoundError) else error
+        if cause is None or not _is_trouble(cause):
+            raise
+        reason = f"{type(cause).__name__}: {' '.join(str(cause).split())}"[:200]
         raise UserError(
             f"{url} cannot be read: {reason}; check the address, the network and the credentials. "
             "The same command continues where it stopped"
         ) from error
 
 
+def _is_trouble(error: BaseException) -> bool:
+    """Whether it is more than an absent file. fsspec's web file system says "not found" of a dead server too."""
+    if isinstance(error, FileNotFoundError | LookupError):  # a look-up: fsspec's own memory and archives
+        return False
+    if hasattr(error, "status"):  # of a web server's answer
+        return error.status not in (404, 410)
+    return "NoSuch" not in str(error) and "404" not in str(error)  # botocore's words for an absent key
+
+
+class _RemoteFile(io.RawIOBase):
+    """An open remote file that names its trouble: a parser would take it for damage of the file."""
+
+    def __init__(self, file: IO[bytes], url: str) -> None:
+        self._file, self._url = file, url
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        with network_trouble_named(self._url):
+            content = self._file.read(len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
 class RemotePath(PurePosixPath):
     """A path below an fsspec URL. Its first part is the scheme: ``s3:``, ``bucket``, ``files``, ….
 
     Everything of a :class:`~pathlib.PurePosixPath`, and those methods of a :class:`~pathlib.Path` that read.
+    Made by :func:`as_path`.
     """
 
     def __str__(self) -> str:
-        scheme, _, rest = super().__str__().partition(":/")
-        return f"{scheme}://{rest}"
+        return super().__str__().replace(":/", "://", 1)
 
     def __fspath__(self) -> str:
         raise TypeError(f"{self} is no file of this machine: read it with its own methods")
 
-    def open(self, mode: str = "rb") -> IO[bytes]:
-        """The file for reading, fetched piece by piece as it is read."""
+    def relative_to(self, *other: Any) -> PurePosixPath:  # type: ignore[override]
+        """The rest below a folder, which is no URL any more."""
+        return PurePosixPath(*super().relative_to(*other).parts)
+
+    def open(self, mode: Literal["rb"] = "rb") -> io.BufferedReader:
+        """The file for reading, fetched piece by piece as it is read: its header, say."""
         system, path = self._place()
         with network_trouble_named(str(self)):
-            return cast(IO[bytes], system.open(path, mode))
+            return io.BufferedReader(_RemoteFile(system.open(path, mode, block_size=_PIECE), str(self)), _PIECE)
 
     def read_bytes(self) -> bytes:
         """The whole file, in one request where the file system can."""
@@ -144,19 +191,50 @@ def _listing(folder: str) -> dict[str, str]:
     return {entry["name"].rstrip("/").rpartition("/")[2]: entry["type"] for entry in entries}
 
 
+def as_path(place: str | Path) -> Path:
+    """A path of this machine, or a :class:`RemotePath`, which is used alike. ``file://`` is of this machine.
+
+    Raises:
+        UserError: for a chain of URLs (``zip://…::s3://…``), or one without a host or bucket.
+    """
+    if not is_url(place) or isinstance(place, RemotePath):
+        return cast(Path, place) if isinstance(place, RemotePath) else Path(place)
+    scheme, _, rest = str(place).partition("://")
+    if scheme in ("file", "local"):
+        return Path(rest)
+    if "::" in rest or "://" in rest:
+        raise UserError(f"{place}: chained URLs are not read; unpack the archive, and give the folder")
+    if scheme != "memory" and rest.startswith("/"):
+        raise UserError(f"{place} names no host or bucket: {scheme}://HOST/FOLDER")
+    return cast(Path, RemotePath(f"{scheme}:/{rest}"))
+
+
 def open_root(place: str | Path) -> Path:
-    """The top folder of an archive, listed afresh. A remote one is a :class:`RemotePath`, which sources use alike.
+    """The top folder of an archive, listed afresh.
 
     Raises:
         UserError: if it is no folder, or its file system cannot be reached.
     """
-    root = cast(Path, RemotePath(str(place).rstrip("/"))) if is_url(place) else Path(place)
+    root = as_path(place)
     _listing.cache_clear()
     if not root.is_dir():
         raise UserError(f"source folder {root} not found")
     return root
 
 
-def file_size(path: Path) -> int:
-    """Bytes of a local or remote file."""
-    return path.size() if isinstance(path, RemotePath) else path.stat().st_size
+def read_at_most(path: Path, most: int) -> bytes | None:
+    """A file's bytes, local or remote; None, and nothing is read, if they are more than ``most``.
+
+    Raises:
+        OSError: if the file is absent or, on this machine, cannot be read.
+        UserError: for trouble with a remote file system, which says nothing of the file.
+    """
+    size = path.size() if isinstance(path, RemotePath) else path.stat().st_size
+    return None if size > most else path.read_bytes()
+
+
+def below(path: Path, root: Path) -> str:
+    """The path from an archive's top folder on, which does not change when the archive moves."""
+    if isinstance(path, RemotePath):
+        return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+    return os.path.relpath(path, root)

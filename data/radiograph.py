@@ -1,14 +1,16 @@
 """`read_radiograph`: any file that holds a radiograph -> grey levels in [0, 1]."""
 
 import warnings
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from numpy import ndarray
 from PIL import Image
 
-from data.dicom import Radiograph, is_dicom, read_dicom
+from data.dicom import Radiograph, decode_dicom, file_bytes, is_dicom
 from data.pixels import UnreadableImage, check_not_constant, check_size, fit_square
+from data.places import as_path
 
 _MAGIC = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG"}
 
@@ -39,24 +41,22 @@ def read_radiograph(path: str | Path, size: int | None = None) -> ndarray:
 
 def read_film(path: str | Path, size: int | None = None) -> Radiograph:
     """As `read_radiograph`, with the view, modality and body part that a DICOM header names."""
-    path = Path(path)
     try:
-        with open(path, "rb") as file:
-            head = file.read(132)
-        kind = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
-        film = read_dicom(path) if kind is None or is_dicom(head) else _read_picture(path, kind)
+        data = file_bytes(as_path(path))
     except OSError as error:
         raise UnreadableImage(f"cannot be opened: {error.strerror or type(error).__name__}") from error
+    kind = next((kind for magic, kind in _MAGIC.items() if data.startswith(magic)), None)
+    film = decode_dicom(data) if kind is None or is_dicom(data[:132]) else _read_picture(data, kind)
     if size is None:
         return film
     return Radiograph(fit_square(film.pixels, size), film.view, film.modality, film.body_part, film.bits)
 
 
-def _read_picture(path: Path, kind: str) -> Radiograph:
+def _read_picture(data: bytes, kind: str) -> Radiograph:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of sizes; ours are checked before decoding
-            with Image.open(path, formats=[kind]) as image:
+            with Image.open(BytesIO(data), formats=[kind]) as image:
                 check_size(image.height, image.width)
                 frames = getattr(image, "n_frames", 1)
                 if frames != 1:

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from data.places import RemotePath, is_url
+from data.places import RemotePath, as_path
 from data.shard_files import checked_shard
 from shared.artifacts import FORMAT_VERSION, atomic_file, read_json, sha256_file, write_json
 from shared.errors import UserError
@@ -70,7 +70,7 @@ def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) 
                     entry.size, entry.mode = len(content), 0o644
                     tar.addfile(entry, io.BytesIO(content))
                 count += 1
-        row = {"samples": count, "bytes": partial.stat().st_size, "sha256": sha256_file(partial)}
+        row: dict[str, Any] = {"samples": count, "bytes": partial.stat().st_size, "sha256": sha256_file(partial)}
     # After the shard: an index without its shard would be taken for a finished one.
     _write_index(path, _scan(path), row["sha256"])
     return row
@@ -173,16 +173,17 @@ def read_manifest(root: str | Path) -> dict[str, Any]:
     Raises:
         UserError: if the folder has none, or a newer format than this version reads.
     """
-    if is_url(root):
+    root = as_path(root)
+    if isinstance(root, RemotePath):
         try:
-            manifest = json.loads(RemotePath(str(root).rstrip("/"), MANIFEST).read_bytes())
+            manifest = json.loads((root / MANIFEST).read_bytes())
         except (FileNotFoundError, ValueError) as error:
             reason = "it is not there" if isinstance(error, FileNotFoundError) else str(error)
             raise UserError(
                 f"{root}/{MANIFEST} cannot be read: {reason}; give the address of a shard folder"
             ) from None
     else:
-        manifest = read_json(Path(root) / MANIFEST, "a shard folder (made by `medunifier ingest` or `tokenize`)")
+        manifest = read_json(root / MANIFEST, "a shard folder (made by `medunifier ingest` or `tokenize`)")
     version = manifest.get("format_version")
     if version != FORMAT_VERSION:
         raise UserError(f"{root} has format version {version}, this medunifier reads {FORMAT_VERSION}")
@@ -204,7 +205,7 @@ class ShardDataset:
     """
 
     def __init__(self, path: str | Path, split: str) -> None:
-        self.root, self.split = str(path).rstrip("/"), split
+        self.root, self.split = str(as_path(path)), split
         self.manifest = read_manifest(self.root)
         shards = self.manifest["splits"].get(split, {})
         if not any(row["samples"] for row in shards.values()):
@@ -227,7 +228,7 @@ class ShardDataset:
     def __getitem__(self, number: int) -> Sample:
         """Read sample ``number`` (0 … len - 1), with its pixels or codes."""
         key, members = self._members(number)
-        images = []
+        images: list[np.ndarray] = []
         while (name := f"{len(images)}.png") in members:
             images.append(np.asarray(Image.open(io.BytesIO(members[name]))))
         codes = members.get("codes.npy")

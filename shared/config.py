@@ -55,6 +55,10 @@ def parse_config(
     parser = _Parser(prog=prog, description=summary, default_env=False)
     parser.add_argument("--config", action="config", help="YAML file with any of the options below.")
     parser.add_class_arguments(config_class, nested_key=None)
+    for action in parser._actions:
+        # jsonargparse wants a value with every option; "--check" alone means true to whoever types it.
+        if getattr(action, "_typehint", None) is bool:
+            action.nargs, action.const = "?", True
     arguments = list(sys.argv[1:] if argv is None else argv)
     _check_config_file(arguments)
     namespace = parser.parse_args(arguments)

@@ -2,6 +2,7 @@
 
 To add one: write ``data/sources/NAME.py`` with a function ``records(root, options, problems)`` that yields
 :class:`StudyRecord` and reads tables and names alone (no pixels), and give it a line in :data:`SOURCES`.
+The root may be remote (:mod:`data.places`): files are opened by their own methods (``path.open()``, ``read_text``).
 A row that cannot be used goes into ``problems``; what makes the whole tree unusable is a ``UserError``.
 """
 
@@ -11,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Protocol, cast
 
+from data.places import open_root
 from data.records import Problem, StudyRecord
 from shared.errors import UsageError, UserError
 
@@ -89,9 +91,7 @@ def read_source(name: str, root: str | Path, options: SourceOptions) -> Archive:
     """
     if name not in SOURCES:
         raise UsageError(f"unknown source {name!r}; there are: {', '.join(sorted(SOURCES))}")
-    root = Path(root)
-    if not root.is_dir():
-        raise UserError(f"source folder {root} not found")
+    root = open_root(root)
     adapter = cast(Source, import_module(SOURCES[name]).records)
     problems: list[Problem] = []
     found = list(adapter(root, options, problems))

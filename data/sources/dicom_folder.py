@@ -45,7 +45,8 @@ def _patient_and_study(path: Path, root: Path) -> tuple[str, str]:
     if path.name.lower().endswith(".gz"):
         return own, own  # packed: not opened twice for its header
     try:
-        header = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=_TAGS)
+        with path.open("rb") as file:
+            header = pydicom.dcmread(file, force=True, stop_before_pixels=True, specific_tags=_TAGS)
         patient, study = str(header.get("PatientID") or ""), str(header.get("StudyInstanceUID") or "")
     except (InvalidDicomError, OSError, ValueError, KeyError, AttributeError, TypeError, EOFError):
         patient, study = "", ""  # its pixels will be refused with the reason

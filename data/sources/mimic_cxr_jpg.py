@@ -8,6 +8,7 @@ Layout (PhysioNet): ``files/p10/p10000032/s50414267/<dicom_id>.jpg``, ``mimic-cx
 from collections.abc import Iterator
 from pathlib import Path
 
+from data.places import as_path
 from data.records import Problem, StudyRecord, View
 from data.sources import SourceOptions
 from data.sources.mimic_cxr import read_report, study_labels, study_splits
@@ -21,7 +22,7 @@ def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iter
     Raises:
         UserError: if the metadata or the folder of reports is absent, or a table lacks a column.
     """
-    reports = Path(options.reports_root or root)
+    reports = as_path(options.reports_root or root)
     if options.reports_root and not (reports / "files").is_dir():
         raise UserError(f"reports_root {reports} has no folder 'files': unpack mimic-cxr-reports.zip there")
     metadata = required_table(root, "mimic-cxr-2*-metadata", "MIMIC-CXR-JPG")

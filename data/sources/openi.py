@@ -31,7 +31,7 @@ def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iter
     pictures = files_by_stem(root, ".png")
     for path in reports:
         try:
-            study = ElementTree.parse(path).getroot()
+            study = ElementTree.fromstring(path.read_bytes())
         except ElementTree.ParseError:
             problems.append(Problem("report is not readable as XML", str(path)))
             continue

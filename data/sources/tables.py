@@ -2,8 +2,10 @@
 
 import csv
 import gzip
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import TypeVar
 
@@ -73,9 +75,11 @@ def read_table(
     Raises:
         UserError: if it cannot be read, or lacks columns: they are named.
     """
-    opener = gzip.open if path.suffix == ".gz" else open
     try:
-        with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
+        content = path.read_bytes()
+        if path.suffix == ".gz":
+            content = gzip.decompress(content)
+        with TextIOWrapper(BytesIO(content), encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
             heads = reader.fieldnames or []
             present = {head.strip().casefold(): head for head in heads}
@@ -89,7 +93,7 @@ def read_table(
                 row = Row({name: _cell(cells.get(head)) for name, head in wanted.items()})
                 row.where = f"{path}, line {reader.line_num}"
                 rows.append(row)
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     return with_cells(rows, needed, problems)
 

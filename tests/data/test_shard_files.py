@@ -1,10 +1,5 @@
 """Shards at a URL: read through a cache of copies, each under the checksum that its manifest promises."""
 
-import http.server
-import threading
-from functools import partial
-from urllib.request import pathname2url
-
 import fsspec
 import pytest
 
@@ -70,27 +65,17 @@ def test_a_shard_damaged_at_its_place_is_named_and_not_kept(remote, cache):
     assert ShardDataset(remote, "train")[7].info["n"] == 7
 
 
-def test_shards_of_a_web_server(tmp_path):
+def test_shards_of_a_web_server(tmp_path, served):
     local = tmp_path / "local"
     local.mkdir()
     write_folder(local)
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_port}/{pathname2url('local')}"
-    try:
-        assert ShardDataset(url, "train")[3].info["n"] == 3
-        with pytest.raises(UserError, match="not there; give the address of a shard folder"):
-            ShardDataset(f"{url}/absent", "train")
-    finally:
-        server.shutdown()
-        server.server_close()
+    url, end = served(tmp_path)
+    assert ShardDataset(f"{url}/local", "train")[3].info["n"] == 3
+    with pytest.raises(UserError, match="not there; give the address of a shard folder"):
+        ShardDataset(f"{url}/absent", "train")
+    end()
     with pytest.raises(UserError, match=r"127\.0\.0\.1.* cannot be read: .*check the address"):
-        ShardDataset(url, "train")
+        ShardDataset(f"{url}/local", "train")
 
 
 def test_an_absent_file_system_package_is_named():

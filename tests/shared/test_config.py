@@ -32,6 +32,30 @@ class Outer:
             raise ValueError("name must not be bad")
 
 
+@dataclass(frozen=True)
+class Switched:
+    """A command with switches."""
+
+    check: bool = False
+    """Look."""
+    number: int = 1
+    """Number."""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "check"),
+    [([], False), (["--check"], True), (["--check", "--number", "1"], True), (["--check", "false"], False),
+     (["--number", "1", "--check=true"], True)],
+)  # fmt: skip
+def test_a_boolean_option_is_a_switch_that_may_have_a_value(arguments, check):
+    assert parse_config(Switched, arguments) == Switched(check, 1)
+
+
+def test_a_switch_with_another_value_is_refused():
+    with pytest.raises(UsageError, match="check.*maybe"):
+        parse_config(Switched, ["--check", "maybe"])
+
+
 def test_file_then_override(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("name: x\noptim:\n  lr: 0.2\n")
