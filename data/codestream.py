@@ -1,34 +1,54 @@
-"""The picture size that a compressed stream announces in its own header, read without decoding it."""
+"""What a compressed stream announces in its own header, read without decoding it.
+
+Codecs ask for memory and time by this header and not by DICOM's, so it is believed before they are called.
+"""
 
 import struct
+from dataclasses import dataclass
 
 _JPEG, _J2K = b"\xff\xd8", b"\xff\x4f\xff\x51"
+_JP2_BOX = b"jP  "
 
-# JPEG's start-of-frame markers (ITU-T T.81 table B.1) and JPEG-LS' (T.87); C4, C8 and CC are other things.
-_FRAME_MARKERS = (set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}) | {0xF7}
+# Start-of-frame markers of the codings that DICOM has transfer syntaxes for: baseline, extended, lossless
+# (ITU-T T.81 table B.1) and JPEG-LS (T.87). Progressive and hierarchical streams are none of them; a few
+# bytes more in such a stream make a decoder go over the whole picture once more, as often as one likes.
+_FRAME_MARKERS = {0xC0, 0xC1, 0xC3, 0xF7}
+_OTHER_FRAMES = (set(range(0xC0, 0xE0)) - {0xC4, 0xC8, 0xCC} - set(range(0xD0, 0xDE))) - _FRAME_MARKERS
 _BARE_MARKERS = set(range(0xD0, 0xDA)) | {0x01}
 
 
-def frame_size(stream: bytes) -> tuple[int, int] | None:
-    """(rows, columns) of a JPEG, JPEG-LS or JPEG 2000 codestream; None for other codings (RLE) or damage."""
+@dataclass(frozen=True)
+class Frame:
+    """The picture that a stream holds."""
+
+    rows: int
+    columns: int
+    components: int
+    """1 for grey."""
+
+
+def stream_frame(stream: bytes) -> Frame | None:
+    """Of a JPEG, JPEG-LS or JPEG 2000 stream; None for other codings and for damage."""
+    if stream[4:8] == _JP2_BOX:  # a JP2 file in place of a bare codestream
+        stream = stream[max(stream.find(_J2K), 0) :]
     if stream[:4] == _J2K:
-        return _jpeg2000_size(stream)
+        return _jpeg2000_frame(stream)
     if stream[:2] == _JPEG:
-        return _jpeg_size(stream)
+        return _jpeg_frame(stream)
     return None
 
 
-def _jpeg2000_size(stream: bytes) -> tuple[int, int] | None:
+def _jpeg2000_frame(stream: bytes) -> Frame | None:
     """From the SIZ segment, which comes first (ITU-T T.800 A.5.1)."""
-    if len(stream) < 24:
+    if len(stream) < 42:
         return None
     right, bottom, left, top = struct.unpack(">4I", stream[8:24])
-    return bottom - top, right - left
+    return Frame(bottom - top, right - left, int.from_bytes(stream[40:42], "big"))
 
 
-def _jpeg_size(stream: bytes) -> tuple[int, int] | None:
+def _jpeg_frame(stream: bytes) -> Frame | None:
     at = 2
-    while at + 9 <= len(stream):
+    while at + 10 <= len(stream):
         if stream[at] != 0xFF:
             return None
         marker = stream[at + 1]
@@ -37,8 +57,10 @@ def _jpeg_size(stream: bytes) -> tuple[int, int] | None:
         elif marker in _BARE_MARKERS:
             at += 2
         elif marker in _FRAME_MARKERS:
-            rows, columns = struct.unpack(">HH", stream[at + 5 : at + 9])
-            return rows, columns
+            rows, columns, components = struct.unpack(">HHB", stream[at + 5 : at + 10])
+            return Frame(rows, columns, components)
+        elif marker in _OTHER_FRAMES:
+            return None
         else:
             at += 2 + int(struct.unpack(">H", stream[at + 2 : at + 4])[0])
     return None

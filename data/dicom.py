@@ -9,6 +9,7 @@ negative).
 
 import gzip
 import logging
+import re
 import warnings
 import zlib
 from dataclasses import dataclass
@@ -24,18 +25,25 @@ from pydicom.encaps import generate_frames
 from pydicom.pixels.processing import apply_modality_lut, apply_voi
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
-from data.codestream import frame_size
+from data.codestream import stream_frame
 from data.pixels import UnreadableImage, check_not_constant, check_size
 from data.places import as_path, read_at_most
 
 MOST_BYTES = 2**29
 """Of a file, after inflation."""
+_META_BYTES = 2**16
+"""Where a transfer syntax is looked for at least; the length that a file gives its meta information may be a lie."""
 
 # pydicom logs, with tracebacks, what it also raises; a refused file is one line in a table and no more.
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
 _GZIP = b"\x1f\x8b"
 _GREY = ("MONOCHROME1", "MONOCHROME2")
+_NOT_GREY = (
+    "RGB", "PALETTE COLOR", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT", "HSV", "ARGB",
+    "CMYK", "XYB",
+)  # fmt: skip
+_CODEC_ERROR = re.compile(r"error code '(-?\d{1,5})'")
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,8 @@ class Radiograph:
     body_part: str = ""
     bits: int = 8
     """Grey levels of the source, as a power of two."""
+    burned_in: bool = False
+    """The header says that words, perhaps a name, are part of the picture (BurnedInAnnotation is YES)."""
 
 
 def read_dicom(path: str | Path) -> Radiograph:
@@ -90,7 +100,7 @@ def decode_dicom(data: bytes) -> Radiograph:
             raise UnreadableImage("not readable as DICOM: sequences nested beyond reason") from None
         except Exception as error:
             # Damaged files raise whatever the innermost parser or codec happens to raise.
-            raise UnreadableImage(f"not readable as DICOM: {_brief(error)}") from error
+            raise UnreadableImage(f"not readable as DICOM ({_brief(error)})") from error
 
 
 def is_dicom(head: bytes) -> bool:
@@ -99,8 +109,9 @@ def is_dicom(head: bytes) -> bool:
 
 
 def _brief(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}"[:160]
+    """The kind of an error and no word of its text, which quotes the header: a name may stand there."""
+    number = _CODEC_ERROR.search(str(error))
+    return type(error).__name__ + (f", the codec's {number[1]}" if number else "")
 
 
 def _unpacked(data: bytes) -> bytes:
@@ -116,23 +127,29 @@ def _unpacked(data: bytes) -> bytes:
 
 
 def _parse(data: bytes) -> Dataset:
-    if DeflatedExplicitVRLittleEndian.encode() in data[:4096]:
+    if DeflatedExplicitVRLittleEndian.encode() in data[: max(_meta_end(data), _META_BYTES)]:
         _check_inflated_size(data)
     try:
         dataset = pydicom.dcmread(BytesIO(data), force=True)
     except Exception as error:
-        raise UnreadableImage(f"not readable as DICOM: {_brief(error)}") from error
+        raise UnreadableImage(f"not readable as DICOM ({_brief(error)})") from error
     if not is_dicom(data) and not any(tag in dataset for tag in ("SOPClassUID", "Modality", "Rows", "PixelData")):
         raise UnreadableImage("not a DICOM file")
     return dataset
 
 
+def _meta_end(data: bytes) -> int:
+    """Where the data set begins: after the group that (0002,0000), the first element, gives the length of; else 0."""
+    if not is_dicom(data) or data[132:136] != b"\x02\x00\x00\x00" or len(data) < 144:
+        return 0
+    return 144 + int.from_bytes(data[140:144], "little")
+
+
 def _check_inflated_size(data: bytes) -> None:
     """Inflates a deflated data set in small steps and throws the bytes away: a bomb is seen before it goes off."""
-    # The data set begins after the group that (0002,0000), the first element, gives the length of.
-    if not is_dicom(data) or data[132:136] != b"\x02\x00\x00\x00" or len(data) < 144:
+    start = _meta_end(data)
+    if not start:
         raise UnreadableImage("not readable as DICOM: deflated without the length of its file meta information")
-    start = 144 + int.from_bytes(data[140:144], "little")
     inflater, total, rest = zlib.decompressobj(-zlib.MAX_WBITS), 0, data[start:]
     while rest and not inflater.eof:
         total += len(inflater.decompress(rest, 2**20))
@@ -153,6 +170,7 @@ def _radiograph(dataset: Dataset) -> Radiograph:
         modality=_word(dataset, "Modality"),
         body_part=_word(dataset, "BodyPartExamined"),
         bits=int(dataset.BitsStored),
+        burned_in=_word(dataset, "BurnedInAnnotation") == "YES",
     )
 
 
@@ -180,9 +198,13 @@ def _check_header(dataset: Dataset) -> None:
     if int(dataset.get("SamplesPerPixel") or 1) != 1:
         raise UnreadableImage("colour image")
     if dataset.PhotometricInterpretation not in _GREY:
-        raise UnreadableImage(
-            f"photometric interpretation {str(dataset.PhotometricInterpretation)[:20]!r} is not grey"
+        known = dataset.PhotometricInterpretation in _NOT_GREY
+        what = (
+            f"photometric interpretation {dataset.PhotometricInterpretation}"
+            if known
+            else "photometric interpretation"
         )
+        raise UnreadableImage(f"{what} is not grey")
     if int(dataset.get("NumberOfFrames") or 1) != 1:
         raise UnreadableImage(f"{int(dataset.NumberOfFrames)} frames, one expected")
     check_size(int(dataset.Rows), int(dataset.Columns))
@@ -215,10 +237,10 @@ def _stored_values(dataset: Dataset) -> ndarray:
     try:
         stored = dataset.pixel_array
     except Exception as error:
-        reason = (
-            "truncated pixel data" if "less than expected" in str(error) else f"undecodable pixels: {_brief(error)}"
-        )
-        raise UnreadableImage(reason) from error
+        truncated = "less than expected" in str(error)
+        raise UnreadableImage(
+            "truncated pixel data" if truncated else f"undecodable pixels ({_brief(error)})"
+        ) from error
     if stored.shape != (rows, columns):
         raise UnreadableImage(f"decoded to {stored.shape}, header says {(rows, columns)}")
     low, high = _stored_range(dataset)
@@ -229,10 +251,15 @@ def _stored_values(dataset: Dataset) -> ndarray:
 
 def _check_codestream(dataset: Dataset, rows: int, columns: int) -> None:
     """Codecs allocate by their own header: one that disagrees with DICOM's could ask for all memory."""
-    frame = next(generate_frames(dataset.PixelData, number_of_frames=1), b"")
-    size = frame_size(frame)
-    if size is not None and size != (rows, columns):
-        raise UnreadableImage(f"compressed stream is {size[0]} x {size[1]}, header says {rows} x {columns}")
+    if dataset.file_meta.TransferSyntaxUID == RLELossless:
+        return  # without a picture size of its own; pydicom unpacks it into the header's
+    frame = stream_frame(next(generate_frames(dataset.PixelData, number_of_frames=1), b""))
+    if frame is None:
+        raise UnreadableImage("compressed stream without a header that could be read")
+    if (frame.rows, frame.columns) != (rows, columns):
+        raise UnreadableImage(f"compressed stream is {frame.rows} x {frame.columns}, header says {rows} x {columns}")
+    if frame.components != 1:
+        raise UnreadableImage("colour image")
 
 
 def _stored_range(dataset: Dataset) -> tuple[int, int]:

@@ -12,6 +12,10 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
+class WorkerDied(UserError):
+    """A process of this machine ended in the middle of a job; whatever was finished is kept."""
+
+
 @contextmanager
 def open_executor(workers: int, cluster: str = "") -> Iterator[Executor]:
     """Processes of this machine, or the workers of the Dask scheduler at ``cluster`` (``tcp://host:port``).
@@ -39,14 +43,14 @@ def run_jobs(function: Callable[[Job], Result], jobs: Iterable[Job], executor: E
     """Results as they come. The first failure cancels what has not begun.
 
     Raises:
-        UserError: if a worker died (out of memory, say).
+        WorkerDied: out of memory, say, or of a codec that crashed.
     """
     futures: list[Future[Result]] = [executor.submit(function, job) for job in jobs]
     try:
         for future in as_completed(futures):
             yield future.result()
     except BrokenProcessPool:
-        raise UserError(
+        raise WorkerDied(
             "a worker process died, probably for want of memory: try fewer --workers; the same command continues"
         ) from None
     finally:

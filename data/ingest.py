@@ -16,10 +16,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from data.executors import open_executor, run_jobs
+from data.executors import WorkerDied, open_executor, run_jobs
+from data.find_study import find_study
 from data.places import as_path, below, is_url
 from data.pseudonyms import DEFAULT_KEY_FILE, load_key, pseudonym
 from data.records import SPLITS, Problem, StudyRecord
+from data.redaction import patterns
 from data.shard_job import ShardJob, Transform, run_shard_job
 from data.shards import MANIFEST, shard_name
 from data.source_check import check_source
@@ -32,7 +34,7 @@ from shared.progress import Progress
 
 _UNFINISHED = ".ingest"  # reports of finished shards, until the manifest takes their place
 REJECTS = "rejects.csv"
-_SHOWN_REJECTS = 5
+_SHOWN_REASONS = 5
 
 
 @dataclass(frozen=True)
@@ -66,13 +68,22 @@ class IngestConfig:
     """Share of the patients for validation, where the source has no official split."""
     test_share: float = 0.1
     """Share of the patients for the test, likewise."""
+    burned_in: Literal["refuse", "accept"] = "refuse"
+    """DICOM files whose header says that words are burned into the picture."""
+    redact: str = ""
+    """Patterns whose matches in reports become "___", by name and with commas between: dates, times, phones, names,
+    numbers, or all; without any the free text is taken as it is."""
+    redact_file: str = ""
+    """File with further patterns, one regular expression a line."""
+    find: str = ""
+    """A study's or patient's pseudonym: print which files of the archive it stands for, and write nothing."""
     key_file: str = DEFAULT_KEY_FILE
     """Key of the pseudonyms; made when absent. Keep it to link later studies, delete it to make them final."""
     options: SourceOptions = field(default_factory=SourceOptions)
     """What some sources need to know beside the folder."""
 
     def __post_init__(self) -> None:
-        if not self.out and not self.check:
+        if not self.out and not self.check and not self.find:
             raise ValueError("give --out DIR for the shards, or --check to look without writing")
         if is_url(self.out):
             raise ValueError(f"out must be a folder of this machine, got {self.out}: copy the finished shards there")
@@ -92,6 +103,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if config.check:
         archive = read_source(config.source, config.root, config.options)
         check_source(archive, config.source, config.root, config.check_images, _workers(config), config.cluster)
+    elif config.find:
+        archive = read_source(config.source, config.root, config.options)
+        print("\n".join(find_study(archive.records, load_key(config.key_file), config.find)))
     else:
         ingest(config)
 
@@ -112,10 +126,26 @@ def ingest(config: IngestConfig) -> dict[str, Any]:
         manifest = read_json(out / MANIFEST, "a shard folder")
         if manifest.get("plan") != plan:
             raise UserError(f"{out} holds the shards of another ingest (other data or options): give another --out")
+        shutil.rmtree(out / _UNFINISHED, ignore_errors=True)  # killed after the manifest, its last but one act
         print(f"{out} is complete already: {_summary(manifest)}")
         return dict(manifest)
     _begin(out, plan)
-    todo = [job for job in jobs if not job.report.is_file()]
+    died = False
+    while todo := [job for job in jobs if not job.report.is_file()]:
+        try:
+            _run(config, jobs, todo)
+        except WorkerDied:
+            # A film may have ended the codec: what was begun is read apart now. A second death with nothing
+            # finished in between has another cause.
+            if died and len(todo) == sum(not job.report.is_file() for job in jobs):
+                raise
+            died = True
+    manifest = _finish(config, jobs, records, archive.problems, plan, out)
+    print(f"{out}: {_summary(manifest)}")
+    return manifest
+
+
+def _run(config: IngestConfig, jobs: Sequence[ShardJob], todo: Sequence[ShardJob]) -> None:
     studies = sum(len(job.records) for job in jobs)
     done = studies - sum(len(job.records) for job in todo)
     sizes = {job.report: len(job.records) for job in todo}
@@ -127,18 +157,25 @@ def ingest(config: IngestConfig) -> dict[str, Any]:
         for report in run_jobs(run_shard_job, todo, pool):
             rejected += len(read_json(report, "a shard's report")["rejects"])
             progress.advance(sizes[report], rejected=rejected)
-    manifest = _finish(config, jobs, records, archive.problems, plan, out)
-    print(f"{out}: {_summary(manifest)}")
-    return manifest
 
 
 def _workers(config: IngestConfig) -> int:
     return config.workers or len(os.sched_getaffinity(0))
 
 
+def _transform(config: IngestConfig) -> Transform:
+    return Transform(
+        size=config.size,
+        bits=config.bits,
+        text=config.text,
+        burned_in=config.burned_in == "accept",
+        redact=patterns(config.redact, config.redact_file),
+    )
+
+
 def _plan(config: IngestConfig, records: Sequence[StudyRecord], key: bytes, out: Path) -> list[ShardJob]:
     """Studies in the order of their pseudonyms (so that a shard mixes patients), cut into shards by split."""
-    transform = Transform(config.size, config.bits, config.text)
+    transform = _transform(config)
     jobs = []
     for split in SPLITS:
         of_split = sorted(
@@ -163,7 +200,7 @@ def _plan(config: IngestConfig, records: Sequence[StudyRecord], key: bytes, out:
 def _plan_digest(config: IngestConfig, jobs: Sequence[ShardJob], key: bytes) -> str:
     """What the shards will hold, as far as it can be told before reading pixels; keyed, so it betrays no id."""
     digest, root = hashlib.sha256(key), as_path(config.root)
-    digest.update(canonical_json([config.source, asdict(config.options), config.size, config.bits, config.text]))
+    digest.update(canonical_json([config.source, asdict(config.options), asdict(_transform(config))]))
     for job in jobs:
         for record in job.records:
             digest.update(
@@ -191,9 +228,10 @@ def _begin(out: Path, plan: str) -> None:
             )
         for folder in (out, out / _UNFINISHED):
             remove_partial(folder)
-    elif out.is_dir() and any(out.iterdir()):
+    elif out.is_dir() and any(entry.name != _UNFINISHED for entry in out.iterdir()):
         raise UserError(f"{out} is not empty and holds no ingest: give another --out")
     else:
+        remove_partial(out / _UNFINISHED)  # of a run that was killed as it wrote its plan
         write_json(marker, {"plan": plan})
 
 
@@ -224,6 +262,12 @@ def _finish(
             "bits": config.bits,
             "resize": "aspect kept, anti-aliased, padded with black",
             "text": config.text,
+            "burned_in": config.burned_in,
+            # The user's own patterns may be names of patients: their number must do.
+            "redact": {
+                "built_in": config.redact,
+                "own_patterns": len(patterns("", config.redact_file)),
+            },
         },
         "counts": {
             "patients": len({record.patient_id for record in records}),
@@ -231,20 +275,21 @@ def _finish(
             "kept_studies": kept,
             "rejected_images": len(rejects),
             "reject_reasons": dict(sorted(_reasons(rejects).items())),
+            "redacted_places": sum(report["redacted"] for _, report in reports),
             "source_problems": dict(sorted(Counter(problem.reason for problem in problems).items())),
         },
         "splits": splits,
     }
     # Rows that never became a study have no pseudonym either.
-    rejects += [{"study_id": "", "view": "", "reason": p.reason, "path": p.where} for p in problems]
+    rejects += [{"study_id": "", "view": "", "reason": p.reason} for p in problems]
     _write_rejects(out / REJECTS, rejects)
     # The manifest comes last: where it is, all else is.
     write_json(out / MANIFEST, manifest)
     shutil.rmtree(out / _UNFINISHED)
-    for reject in rejects[:_SHOWN_REJECTS]:
-        print(f"{reject['path']}: {reject['reason']}", file=sys.stderr)
-    if len(rejects) > _SHOWN_REJECTS:
-        print(f"… and {len(rejects) - _SHOWN_REJECTS} more in {out / REJECTS}", file=sys.stderr)
+    for reason, count in _reasons(rejects).most_common(_SHOWN_REASONS):
+        print(f"left out: {reason} ({count})", file=sys.stderr)
+    if rejects:
+        print(f"all are in {out / REJECTS}; --find STUDY tells the files of a study in it", file=sys.stderr)
     return manifest
 
 
@@ -254,7 +299,7 @@ def _reasons(rejects: Sequence[dict[str, Any]]) -> Counter[str]:
 
 def _write_rejects(path: Path, rejects: Sequence[dict[str, Any]]) -> None:
     with atomic_file(path) as partial, open(partial, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, ["study_id", "view", "reason"], extrasaction="ignore", lineterminator="\n")
+        writer = csv.DictWriter(file, ["study_id", "view", "reason"], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rejects)
 

@@ -1,6 +1,7 @@
 """`read_radiograph`: any file that holds a radiograph -> grey levels in [0, 1]."""
 
 import warnings
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def read_film(path: str | Path, size: int | None = None) -> Radiograph:
     film = decode_dicom(data) if kind is None or is_dicom(data[:132]) else _read_picture(data, kind)
     if size is None:
         return film
-    return Radiograph(fit_square(film.pixels, size), film.view, film.modality, film.body_part, film.bits)
+    return replace(film, pixels=fit_square(film.pixels, size))
 
 
 def _read_picture(data: bytes, kind: str) -> Radiograph:
@@ -67,7 +68,8 @@ def _read_picture(data: bytes, kind: str) -> Radiograph:
         raise
     except Exception as error:
         # Pillow's plug-ins raise OSError, SyntaxError, ValueError, struct.error, ... on damaged files.
-        raise UnreadableImage(f"not readable as {kind}: {' '.join(str(error).split())[:160]}") from error
+        # Their texts name the file, whose path may hold a patient's name: the kind of the error must do.
+        raise UnreadableImage(f"not readable as {kind} ({type(error).__name__})") from error
     check_not_constant(pixels)
     return Radiograph(pixels, bits=bits)
 

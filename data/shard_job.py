@@ -1,18 +1,24 @@
 """One shard of an ingest: studies in, a tar out. A pure function, so it runs on any worker and may run twice."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import faulthandler
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from data.dicom import Radiograph
 from data.labels import label_report
 from data.pseudonyms import pseudonym
 from data.radiograph import UnreadableImage, read_film
+from data.reading_apart import MOST_SECONDS, read_film_apart
 from data.records import StudyRecord
+from data.redaction import redact
 from data.sections import FULL_REPORT, LAST_PARAGRAPH, one_line, split_sections, training_text
 from data.shards import encode_info, encode_png, write_shard
+from data.view_positions import view_position
 from shared.artifacts import write_json
 
 
@@ -23,6 +29,10 @@ class Transform:
     size: int
     bits: int
     text: str
+    burned_in: bool = False
+    """Take films whose header says that words are burned in."""
+    redact: tuple[str, ...] = ()
+    """Regular expressions whose matches in reports become ``___``."""
 
 
 @dataclass(frozen=True)
@@ -38,30 +48,60 @@ class ShardJob:
     key: bytes
 
 
+@dataclass
+class _Tally:
+    """What a shard's report tells beside the manifest's row. It lies among the shards for a while: no path in it."""
+
+    rejects: list[dict[str, Any]] = field(default_factory=list)
+    redacted: int = 0
+
+
 def run_shard_job(job: ShardJob) -> Path:
-    """Write the shard, then its report; returns the report's path."""
-    rejects: list[dict[str, Any]] = []
-    row = write_shard(job.shard, _samples(job, rejects))
-    write_json(job.report, {"row": row, "rejects": rejects})
+    """Write the shard, then its report; returns the report's path.
+
+    A shard that was begun before and not finished may hold a film that ends its reader: its films are read
+    apart. Which way they are read changes no byte of the shard.
+    """
+    begun = job.report.with_suffix(".begun")
+    read = read_film_apart if begun.exists() else _read_watched
+    write_json(begun, {})
+    tally = _Tally()
+    row = write_shard(job.shard, _samples(job, tally, read))
+    write_json(job.report, {"row": row, "rejects": tally.rejects, "redacted": tally.redacted})
     return job.report
 
 
-def _samples(job: ShardJob, rejects: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, bytes]]]:
+def _read_watched(path: Path, size: int) -> Radiograph:
+    """The film, or the end of this process if a codec never returns: nothing in Python can interrupt it."""
+    with open(os.devnull, "w") as nowhere:
+        faulthandler.dump_traceback_later(MOST_SECONDS, exit=True, file=nowhere)
+        try:
+            return read_film(path, size)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+
+def _samples(
+    job: ShardJob, tally: _Tally, read: Callable[[Path, int], Radiograph]
+) -> Iterator[tuple[str, dict[str, bytes]]]:
     for record in job.records:
         study = pseudonym(job.key, "study", record.study_id)
         members: dict[str, bytes] = {}
         views: list[str] = []
         for number, view in enumerate(record.views):
             try:
-                film = read_film(view.path, job.transform.size)
+                film = read(view.path, job.transform.size)
+                if film.burned_in and not job.transform.burned_in:
+                    raise UnreadableImage(
+                        "words burned into the picture, as its header says; --burned_in accept takes it"
+                    )
             except UnreadableImage as error:
-                # The path stays on this machine (it may hold a name); the table of rejects has the pseudonym.
-                rejects.append({"study_id": study, "view": number, "reason": error.reason, "path": str(view.path)})
+                tally.rejects.append({"study_id": study, "view": number, "reason": error.reason})
                 continue
             members[f"{len(views)}.png"] = encode_png(_quantize(film.pixels, job.transform.bits))
-            views.append(view.position or film.view)
+            views.append(view_position(view.position) or view_position(film.view))
         if views:
-            members["json"] = encode_info(_info(job, record, study, views))
+            members["json"] = encode_info(_info(job, record, study, views, tally))
             yield study, members
 
 
@@ -71,8 +111,13 @@ def _quantize(pixels: np.ndarray, bits: int) -> np.ndarray:
     return (pixels * top + 0.5).astype(np.uint16 if bits > 8 else np.uint8)
 
 
-def _info(job: ShardJob, record: StudyRecord, study: str, views: list[str]) -> dict[str, Any]:
+def _info(job: ShardJob, record: StudyRecord, study: str, views: list[str], tally: _Tally) -> dict[str, Any]:
     sections = _sections(record)
+    if job.transform.redact:
+        for name in sections:
+            # On one line first: a pattern is not to miss what a line break cuts in two.
+            sections[name], count = redact(one_line(sections[name]), job.transform.redact)
+            tally.redacted += count if name in ("findings", "impression") else 0
     text = training_text(sections, job.transform.text)
     labels = record.labels
     if labels is None:

@@ -1,0 +1,53 @@
+"""Reading a film in a process of its own: slower, and safe from a codec that crashes or never ends.
+
+Ingest reads in this way only what a worker had begun when it died, so that one file cannot end every start anew.
+"""
+
+import pickle
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from data.dicom import Radiograph
+from data.pixels import UnreadableImage
+from shared.errors import UserError
+
+MOST_SECONDS = 120
+"""For one film; the largest that is accepted takes some ten."""
+
+_CHILD = "from data.reading_apart import answer; answer()"
+
+
+def read_film_apart(path: Path, size: int) -> Radiograph:
+    """As :func:`data.radiograph.read_film`.
+
+    Raises:
+        UnreadableImage: also if the process ends by itself without an answer, or takes over 120 seconds.
+        UserError: if it was killed from outside, as a system short of memory does.
+    """
+    asked = pickle.dumps((path, size))
+    try:
+        child = subprocess.run([sys.executable, "-c", _CHILD], input=asked, capture_output=True, timeout=MOST_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise UnreadableImage(f"not decoded in {MOST_SECONDS} seconds") from None
+    if child.returncode == -signal.SIGKILL:
+        raise UserError("a film's reader was killed, probably for want of memory: try fewer --workers")
+    if child.returncode:
+        raise UnreadableImage("ends the process that decodes it")
+    film: Radiograph | UnreadableImage = pickle.loads(child.stdout)  # of our own child, a line above
+    if isinstance(film, UnreadableImage):
+        raise film
+    return film
+
+
+def answer() -> None:
+    """The child's part: path and size from standard input; the film, or why it is refused, to standard output."""
+    from data.radiograph import read_film
+
+    film: Radiograph | UnreadableImage
+    try:
+        film = read_film(*pickle.load(sys.stdin.buffer))
+    except UnreadableImage as error:
+        film = error
+    sys.stdout.buffer.write(pickle.dumps(film))
