@@ -34,6 +34,7 @@ lint: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev  ## ours beside a peer, in the same run
 	$(BIN)/medunifier bench loader
+	$(BIN)/medunifier bench ingest
 	$(BIN)/medunifier bench stage2
 
 clean:
