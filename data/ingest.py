@@ -102,7 +102,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = parse_config(IngestConfig, argv, prog="medunifier ingest")
     if config.check:
         archive = read_source(config.source, config.root, config.options)
-        check_source(archive, config.source, config.root, config.check_images, _workers(config), config.cluster)
+        images, accept = config.check_images, config.burned_in == "accept"
+        check_source(archive, config.source, config.root, images, _workers(config), config.cluster, accept)
     elif config.find:
         archive = read_source(config.source, config.root, config.options)
         print("\n".join(find_study(archive.records, load_key(config.key_file), config.find)))

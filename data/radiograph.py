@@ -53,6 +53,16 @@ def read_film(path: str | Path, size: int | None = None) -> Radiograph:
     return replace(film, pixels=fit_square(film.pixels, size))
 
 
+def check_burned_in(film: Radiograph, accepted: bool) -> None:
+    """Refuses a film whose own header says that words are part of the picture, unless such are accepted.
+
+    Raises:
+        UnreadableImage: they may be a patient's name.
+    """
+    if film.burned_in and not accepted:
+        raise UnreadableImage("words burned into the picture, as its header says; --burned_in accept takes it")
+
+
 def _read_picture(data: bytes, kind: str) -> Radiograph:
     try:
         with warnings.catch_warnings():

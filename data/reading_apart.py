@@ -4,6 +4,7 @@ Ingest reads in this way only what a worker had begun when it died, so that one 
 """
 
 import pickle
+import resource
 import signal
 import subprocess
 import sys
@@ -16,6 +17,9 @@ from shared.errors import UserError
 MOST_SECONDS = 120
 """For one film; the largest that is accepted takes some ten."""
 
+MOST_MEMORY = 2**32
+"""Of address space, for the process that reads one film: four times what 67 million pixels take."""
+
 _CHILD = "from data.reading_apart import answer; answer()"
 
 
@@ -24,7 +28,8 @@ def read_film_apart(path: Path, size: int) -> Radiograph:
 
     Raises:
         UnreadableImage: also if the process ends by itself without an answer, or takes over 120 seconds.
-        UserError: if it was killed from outside, as a system short of memory does.
+        UserError: if it was killed from outside, as a system short of memory does, or a remote archive does not
+            answer.
     """
     asked = pickle.dumps((path, size))
     try:
@@ -35,8 +40,8 @@ def read_film_apart(path: Path, size: int) -> Radiograph:
         raise UserError("a film's reader was killed, probably for want of memory: try fewer --workers")
     if child.returncode:
         raise UnreadableImage("ends the process that decodes it")
-    film: Radiograph | UnreadableImage = pickle.loads(child.stdout)  # of our own child, a line above
-    if isinstance(film, UnreadableImage):
+    film: Radiograph | UserError = pickle.loads(child.stdout)  # of our own child, a line above
+    if isinstance(film, UserError):
         raise film
     return film
 
@@ -45,9 +50,10 @@ def answer() -> None:
     """The child's part: path and size from standard input; the film, or why it is refused, to standard output."""
     from data.radiograph import read_film
 
-    film: Radiograph | UnreadableImage
+    resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
+    film: Radiograph | UserError
     try:
         film = read_film(*pickle.load(sys.stdin.buffer))
-    except UnreadableImage as error:
+    except UserError as error:  # what is wrong with the film, or with the network
         film = error
     sys.stdout.buffer.write(pickle.dumps(film))

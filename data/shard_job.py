@@ -12,7 +12,7 @@ import numpy as np
 from data.dicom import Radiograph
 from data.labels import label_report
 from data.pseudonyms import pseudonym
-from data.radiograph import UnreadableImage, read_film
+from data.radiograph import UnreadableImage, check_burned_in, read_film
 from data.reading_apart import MOST_SECONDS, read_film_apart
 from data.records import StudyRecord
 from data.redaction import redact
@@ -91,10 +91,7 @@ def _samples(
         for number, view in enumerate(record.views):
             try:
                 film = read(view.path, job.transform.size)
-                if film.burned_in and not job.transform.burned_in:
-                    raise UnreadableImage(
-                        "words burned into the picture, as its header says; --burned_in accept takes it"
-                    )
+                check_burned_in(film, job.transform.burned_in)
             except UnreadableImage as error:
                 tally.rejects.append({"study_id": study, "view": number, "reason": error.reason})
                 continue

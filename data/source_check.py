@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -10,7 +11,7 @@ from rich.table import Table
 
 from data.executors import open_executor, run_jobs
 from data.pixels import UnreadableImage
-from data.radiograph import read_film
+from data.radiograph import check_burned_in, read_film
 from data.records import StudyRecord
 from data.sources import Archive
 from data.splits import official_splits
@@ -39,8 +40,12 @@ class SourceReport:
     """Reason -> rows, of what the source left out or did without."""
 
 
-def check_source(archive: Archive, source: str, root: str, images: int, workers: int, cluster: str) -> SourceReport:
+def check_source(
+    archive: Archive, source: str, root: str, images: int, workers: int, cluster: str, burned_in: bool = False
+) -> SourceReport:
     """Look for every file, decode ``images`` of them (0 = all), and print the table.
+
+    ``burned_in``: films whose header says that words are burned in are taken, as ingest would be told to.
 
     Raises:
         UserError: after the table, if ingest could not succeed: no image can be read, or an official split
@@ -50,7 +55,7 @@ def check_source(archive: Archive, source: str, root: str, images: int, workers:
     missing = [path for path in paths if not path.is_file()]
     absent = set(missing)
     tried = _spread([path for path in paths if path not in absent], images)
-    unreadable = _unreadable(tried, workers, cluster)
+    unreadable = _unreadable(tried, workers, cluster, burned_in)
     report = SourceReport(
         counts=_counts(archive.records),
         splits=dict(Counter(record.split or "drawn at ingest" for record in archive.records)),
@@ -85,22 +90,22 @@ def _spread(paths: list[Path], images: int) -> list[Path]:
     return [paths[number * len(paths) // images] for number in range(images)]
 
 
-def _unreadable(paths: list[Path], workers: int, cluster: str) -> list[tuple[Path, str]]:
+def _unreadable(paths: list[Path], workers: int, cluster: str, burned_in: bool) -> list[tuple[Path, str]]:
     jobs = [paths[begin : begin + _JOB_IMAGES] for begin in range(0, len(paths), _JOB_IMAGES)]
     found: list[tuple[Path, str]] = []
     with Progress(len(paths), "check", "images") as progress, open_executor(workers, cluster) as pool:
-        for tried, refused in run_jobs(try_images, jobs, pool):
+        for tried, refused in run_jobs(partial(try_images, burned_in=burned_in), jobs, pool):
             found += refused
             progress.advance(tried, unreadable=len(found))
     return sorted(found)
 
 
-def try_images(paths: Sequence[Path]) -> tuple[int, list[tuple[Path, str]]]:
-    """How many were tried, and those that cannot be decoded, with the reason."""
+def try_images(paths: Sequence[Path], burned_in: bool) -> tuple[int, list[tuple[Path, str]]]:
+    """How many were tried, and those that ingest would refuse, with the reason."""
     refused = []
     for path in paths:
         try:
-            read_film(path)
+            check_burned_in(read_film(path), burned_in)
         except UnreadableImage as error:
             refused.append((path, error.reason))
     return len(paths), refused

@@ -10,13 +10,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from pydicom.dataset import Dataset
 
 from data.ingest import IngestConfig, ingest, main
 from data.shards import ShardDataset
+from shared.command import run_command
 from shared.errors import UserError
+from stage1_tokenizer import tokenize
+from stage1_tokenizer.frozen import export
+from stage1_tokenizer.vqgan import VQGAN
 from tests.data.dicom_samples import RAMP, film
+from tests.stage1_tokenizer.conftest import TINY
 
 
 def _word(number: int) -> str:
@@ -159,6 +165,17 @@ def test_none_of_forty_identifiers_leaves_the_archive(archive: Path, tmp_path: P
         rejects = list(csv.DictReader(file))
     assert len(rejects) == 5, rejects  # four of the films, and what says that it is a PNG
     assert ShardDataset(out, "train")[0].info["views"] == [""]
+
+
+def test_token_shards_hold_none_either(archive: Path, tmp_path: Path) -> None:
+    shards, tokens = tmp_path / "out", tmp_path / "tokens"
+    ingest(IngestConfig(source="dicom-folder", root=str(archive), out=str(shards), size=32, workers=1))
+    torch.manual_seed(0)
+    export(VQGAN(TINY).eval(), tmp_path / "tokenizer")
+    arguments = ["--tokenizer", tmp_path / "tokenizer", "--shards", shards, "--out", tokens, "--threads", "1"]
+    assert run_command(tokenize.main, list(map(str, arguments))) == 0
+    assert list(tokens.glob("*.tar"))
+    assert not _leaked(_planted(), _all_bytes(tokens))
 
 
 def test_a_killed_ingest_has_left_none_either(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

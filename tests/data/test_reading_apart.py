@@ -27,6 +27,27 @@ from data.reading_apart import answer
 answer()
 """
 _KILLED = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
+_OFFLINE = """
+import data.radiograph
+from data.reading_apart import answer
+from shared.errors import UserError
+def read_film(path, size):
+    raise UserError("the bucket does not answer")
+data.radiograph.read_film = read_film
+answer()
+"""
+_GREEDY = """
+import data.radiograph
+from data.pixels import UnreadableImage
+from data.reading_apart import answer
+def read_film(path, size):
+    try:
+        bytearray(2**33)
+    except MemoryError:
+        raise UnreadableImage("too greedy") from None
+data.radiograph.read_film = read_film
+answer()
+"""
 _SLEEPING = "import time\ntime.sleep(60)"
 
 _forked = pytest.mark.skipif(
@@ -64,6 +85,14 @@ def test_crash_hang_and_want_of_memory_are_told_apart(tree: Path, monkeypatch: p
         read_film_apart(tree / "a.png", 32)
     monkeypatch.setattr("data.reading_apart._CHILD", _KILLED)
     with pytest.raises(UserError, match="want of memory") as caught:
+        read_film_apart(tree / "a.png", 32)
+    assert not isinstance(caught.value, UnreadableImage)
+    monkeypatch.setattr("data.reading_apart.MOST_SECONDS", 60)
+    monkeypatch.setattr("data.reading_apart._CHILD", _GREEDY)
+    with pytest.raises(UnreadableImage, match="too greedy"):
+        read_film_apart(tree / "a.png", 32)
+    monkeypatch.setattr("data.reading_apart._CHILD", _OFFLINE)
+    with pytest.raises(UserError, match="does not answer") as caught:
         read_film_apart(tree / "a.png", 32)
     assert not isinstance(caught.value, UnreadableImage)
 

@@ -10,6 +10,7 @@ from PIL import Image
 from data.ingest import IngestConfig, ingest
 from data.redaction import BUILT_IN, patterns, redact
 from data.shards import ShardDataset
+from data.source_check import try_images
 from shared.config import parse_config
 from shared.errors import UserError
 from tests.data.dicom_samples import film
@@ -150,5 +151,7 @@ def test_burned_in_words_are_refused_unless_accepted(tmp_path: Path, flag: str |
     assert manifest["transform"]["burned_in"] == "refuse"
     if not kept:
         assert "burned into the picture" in next(iter(manifest["counts"]["reject_reasons"]))
+    paths = [tree / "a.dcm", tree / "b.dcm"]
+    assert len(try_images(paths, burned_in=False)[1]) == 1 - kept and not try_images(paths, burned_in=True)[1]
     manifest, _ = _ingested(tree, tmp_path / "accepted", burned_in="accept")
     assert manifest["counts"]["kept_studies"] == 2 and manifest["transform"]["burned_in"] == "accept"
