@@ -13,7 +13,7 @@ Result = TypeVar("Result")
 
 
 class WorkerDied(UserError):
-    """A process of this machine ended in the middle of a job; whatever was finished is kept."""
+    """A process ended in the middle of a job, here or (several times) on the cluster; what was finished is kept."""
 
 
 @contextmanager
@@ -49,7 +49,10 @@ def run_jobs(function: Callable[[Job], Result], jobs: Iterable[Job], executor: E
     try:
         for future in as_completed(futures):
             yield future.result()
-    except BrokenProcessPool:
+    except Exception as error:
+        # Dask's own exception is told by its name, since Dask need not be installed.
+        if not isinstance(error, BrokenProcessPool) and type(error).__name__ != "KilledWorker":
+            raise
         raise WorkerDied(
             "a worker process died, probably for want of memory: try fewer --workers; the same command continues"
         ) from None

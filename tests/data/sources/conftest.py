@@ -15,6 +15,7 @@ from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian
 from data.ingest import IngestConfig, ingest
 from data.records import SPLITS
 from data.shards import ShardDataset
+from data.source_check import check_source
 from data.sources import Archive, SourceOptions, read_source
 
 
@@ -68,14 +69,26 @@ def read() -> Callable[..., Archive]:
 
 @pytest.fixture
 def ingested(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[dict, list[dict]]]:
-    """``ingested(source, root, **options)`` -> manifest and every sample's json; images are counted in each."""
+    """``ingested(source, root, **options)`` -> manifest and every sample's json; images are counted in each.
+
+    What ``--check`` says of the tree before is held against what ingest then finds.
+    """
 
     def run(source: str, root: Path, **options: object) -> tuple[dict, list[dict]]:
         out = tmp_path_factory.mktemp("shards")
+        before = sorted(root.rglob("*"))
+        archive = read_source(source, root, SourceOptions(**options))
+        check = check_source(archive, source, str(root), images=0, workers=1, cluster="")
+        assert sorted(root.rglob("*")) == before
         config = IngestConfig(
             source=source, root=str(root), out=str(out), size=32, workers=1, options=SourceOptions(**options)
         )
         manifest = ingest(config)
+        counts = manifest["counts"]
+        assert (check.counts["studies"], check.counts["patients"]) == (counts["studies"], counts["patients"])
+        assert len(check.missing) + len(check.unreadable) == counts["rejected_images"]
+        assert check.decoded + len(check.missing) == check.counts["images"]
+        assert check.problems == counts["source_problems"]
         samples = [
             dataset[number]
             for split in SPLITS

@@ -4,6 +4,7 @@ from data.ingest import main
 from data.source_check import check_source
 from data.sources import SourceOptions, read_source
 from data.splits import assign_splits
+from shared.command import run_command
 from shared.errors import UsageError, UserError
 
 
@@ -80,3 +81,21 @@ def test_a_leak_between_official_splits_fails_it_and_can_be_split_anew(root):
 def test_neither_out_nor_check_is_a_usage_error(root):
     with pytest.raises(UsageError, match="give --out DIR"):
         main(["--source", "csv", "--root", str(root)])
+
+
+def test_the_exit_code_says_whether_ingest_could_succeed(root, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    command = ["--source", "csv", "--root", str(root), "--check", "--workers", "1"]
+    assert run_command(main, command) == 0  # some files are missing and broken: they will be left out
+    capsys.readouterr()
+    for content, said in (
+        ("file,patient_id\n0.png,p\n", "no column 'image'; it has file, patient_id"),
+        ("image,split\n0.png,dev\n", "line 2: unknown split 'dev'"),
+        ("image\nabsent.png\n", "no image can be read: 1 files are missing"),
+        ("image\n", "no radiograph found"),
+    ):
+        (root / "manifest.csv").write_text(content)
+        assert run_command(main, command) == 1
+        error = capsys.readouterr().err.splitlines()
+        assert said in error[-1] and "Traceback" not in "".join(error)
+    assert not (tmp_path / "home").exists()
