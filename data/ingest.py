@@ -22,7 +22,7 @@ from data.places import as_path, below, is_url
 from data.pseudonyms import DEFAULT_KEY_FILE, load_key, pseudonym
 from data.records import SPLITS, Problem, StudyRecord
 from data.redaction import patterns
-from data.shard_job import ShardJob, Transform, run_shard_job
+from data.shard_job import BEGUN, ShardJob, Transform, run_shard_job
 from data.shards import MANIFEST, shard_name
 from data.source_check import check_source
 from data.sources import SourceOptions, read_source
@@ -229,6 +229,8 @@ def _begin(out: Path, plan: str) -> None:
             )
         for folder in (out, out / _UNFINISHED):
             remove_partial(folder)
+        for begun in (out / _UNFINISHED).glob(f"*{BEGUN}"):
+            begun.unlink()  # whoever stopped the run from outside is no reason to read films apart, which is slow
     elif out.is_dir() and any(entry.name != _UNFINISHED for entry in out.iterdir()):
         raise UserError(f"{out} is not empty and holds no ingest: give another --out")
     else:

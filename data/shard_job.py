@@ -21,6 +21,9 @@ from data.shards import encode_info, encode_png, write_shard
 from data.view_positions import view_position
 from shared.artifacts import write_json
 
+BEGUN = ".begun"
+"""Of a file beside the shard's report, in place before the first film is read."""
+
 
 @dataclass(frozen=True)
 class Transform:
@@ -59,10 +62,10 @@ class _Tally:
 def run_shard_job(job: ShardJob) -> Path:
     """Write the shard, then its report; returns the report's path.
 
-    A shard that was begun before and not finished may hold a film that ends its reader: its films are read
-    apart. Which way they are read changes no byte of the shard.
+    A shard that this run began before and did not finish may hold a film that ends its reader: its films are
+    read apart. Which way they are read changes no byte of the shard.
     """
-    begun = job.report.with_suffix(".begun")
+    begun = job.report.with_suffix(BEGUN)
     read = read_film_apart if begun.exists() else _read_watched
     write_json(begun, {})
     tally = _Tally()

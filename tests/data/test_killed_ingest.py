@@ -72,7 +72,7 @@ def _contents(folder: Path) -> dict[str, str]:
 
 
 def test_killed_twice_and_started_again_it_writes_the_same_bytes(
-    archive: Path, undisturbed: tuple[dict[str, str], float], tmp_path: Path
+    archive: Path, undisturbed: tuple[dict[str, str], float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
     for shards, workers in ((2, 1), (9, 2)):
@@ -80,6 +80,8 @@ def test_killed_twice_and_started_again_it_writes_the_same_bytes(
         _wait_for(lambda shards=shards: len(list(out.glob("*.tar"))) >= shards)
         assert _kill(process), "it was faster than the killer"
         assert not (out / "manifest.json").exists()
+    # Ten times slower, and for films that end their readers alone.
+    monkeypatch.setattr("data.shard_job.read_film_apart", None)
     ingest(_config(archive, out))
     assert _contents(out) == undisturbed[0]
 
