@@ -23,6 +23,7 @@ from stage1_tokenizer.config import ModelConfig, QuantizerConfig, model_config
 from stage1_tokenizer.images import to_model
 from stage1_tokenizer.quantizers import largest_logit, nearest_entry
 from stage1_tokenizer.vqgan import VQGAN
+from stage1_tokenizer.winograd import use_winograd
 
 CONFIG, WEIGHTS, CODEBOOK, CARD = "config.json", "model.safetensors", "codebook.safetensors", "README.md"
 
@@ -140,6 +141,10 @@ class FrozenTokenizer(nn.Module):
     def codes(self) -> int:
         """Entries of the codebook, K."""
         return len(self.codebook)
+
+    def use_winograd(self) -> None:
+        """Encode faster on a CPU in float32; of codes that are nearly tied few come out otherwise."""
+        use_winograd(self._model.encoder)
 
     @torch.no_grad()
     def encode_indices(self, images: Tensor) -> Tensor:

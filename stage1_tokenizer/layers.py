@@ -8,15 +8,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad, silu
 
+from stage1_tokenizer.winograd import WinogradConv2d
+
 
 def group_norm(channels: int, groups: int) -> nn.GroupNorm:
     """GroupNorm with taming's epsilon."""
     return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
-def swish(x: Tensor) -> Tensor:
-    """x * sigmoid(x), in the place of ``x`` where no gradient needs it: it costs memory traffic, not arithmetic."""
-    return silu(x, inplace=not torch.is_grad_enabled())
+def swish_conv(layer: nn.Module, x: Tensor) -> Tensor:
+    """``layer`` of x * sigmoid(x). Where no gradient needs it, ``x`` may be overwritten."""
+    if isinstance(layer, WinogradConv2d):
+        return layer(x, swish=True)
+    return layer(silu(x, inplace=not torch.is_grad_enabled()))
 
 
 class ResnetBlock(nn.Module):
@@ -32,8 +36,9 @@ class ResnetBlock(nn.Module):
         self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(swish(self.norm1(x)))
-        h = self.conv2(self.dropout(swish(self.norm2(h))))
+        h = swish_conv(self.conv1, self.norm1(x))
+        h = self.norm2(h)
+        h = self.conv2(self.dropout(silu(h))) if self.training else swish_conv(self.conv2, h)
         shortcut = x if self.nin_shortcut is None else self.nin_shortcut(x)
         return h + shortcut if torch.is_grad_enabled() else h.add_(shortcut)
 
@@ -148,7 +153,7 @@ class Encoder(nn.Module):
         h = self.conv_in(x)
         for level in self.down:
             h = level(h)
-        return self.conv_out(swish(self.norm_out(self.mid(h))))
+        return swish_conv(self.conv_out, self.norm_out(self.mid(h)))
 
 
 class Decoder(nn.Module):
@@ -186,4 +191,4 @@ class Decoder(nn.Module):
         h = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             h = level(h)
-        return self.conv_out(swish(self.norm_out(h)))
+        return swish_conv(self.conv_out, self.norm_out(h))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from data.loader import batches_once
 from data.shards import ShardDataset
-from shared.distributed import rank, world_size
+from shared.distributed import is_main, rank, world_size
 from shared.loop import OptimConfig, check_finite, set_rate
 from shared.plots import labelled_rows
 from shared.run_folder import RunFolder
@@ -70,6 +70,7 @@ class TokenizerTask:
             self._discriminator = accelerator.prepare(discriminator)
             self._discriminator_optimizer: Any = accelerator.prepare(build_optimizer(discriminator, config.optim))
         accelerator.register_for_checkpointing(self.average)
+        self._best_usage = 0.0  # of the validations of this process
         self._lecam: LeCam | None = None
         if config.loss.gan_weight and config.loss.discriminator.lecam_weight:
             self._lecam = LeCam().to(accelerator.device)
@@ -196,4 +197,15 @@ class TokenizerTask:
         )
         drawn = labelled_rows([("originals", originals), ("reconstructions", reconstructions)], scale=2)
         self._run.picture("reconstructions", step, drawn)
-        return fidelity.figures()
+        figures = fidelity.figures()
+        self._warn_of_collapse(step, figures["codebook_usage"])
+        return figures
+
+    def _warn_of_collapse(self, step: int, usage: float) -> None:
+        if usage < self._best_usage / 2 and is_main():
+            print(
+                f"warning: step {step}: {usage:.0%} of the codebook is in use, {self._best_usage:.0%} was: "
+                "it collapses. docs/tokenizer.md says what helps",
+                flush=True,
+            )
+        self._best_usage = max(self._best_usage, usage)

@@ -54,13 +54,17 @@ class TokenizeConfig:
     """Images that are encoded at once."""
     bf16: bool = False
     """Run the encoder in bfloat16 (a few codes differ); the lookup stays in float32."""
-
+    winograd: bool = False
+    """Encode with Winograd's convolutions, up to twice as fast on a CPU; of codes that are nearly tied few come out
+    otherwise. Not with bf16."""
     threads: int = 0
     """CPU threads of a process; 0 shares the cores among the processes of this machine."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        if self.winograd and self.bf16:
+            raise ValueError("winograd is for float32: leave out either winograd or bf16")
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     state = PartialState()
     use_threads(config.threads)
     tokenizer = FrozenTokenizer.from_pretrained(config.tokenizer).to(state.device)
+    if config.winograd:
+        tokenizer.use_winograd()
     source = read_manifest(config.shards)
     identity = _identity(tokenizer, config)
     out = Path(config.out)
@@ -121,12 +127,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _identity(tokenizer: FrozenTokenizer, config: TokenizeConfig) -> dict[str, Any]:
+    precision = "bfloat16" if config.bf16 else "float32, Winograd" if config.winograd else "float32"
     return {
         "fingerprint": tokenizer.fingerprint,
         "grid": list(tokenizer.grid),
         "codes": tokenizer.codes,
         "image_size": tokenizer.image_size,
-        "precision": "bfloat16" if config.bf16 else "float32",
+        "precision": precision,
     }
 
 

@@ -107,8 +107,9 @@ def test_tokens_of_another_tokenizer_are_not_mixed_in(tokenizer, image_shards, t
     before = contents(tmp_path / "out")
     assert run(make_tokenizer(tmp_path / "other", seed=1), image_shards, tmp_path / "out") == 1
     assert run(tokenizer, image_shards, tmp_path / "out", "--bf16", "true") == 1
+    assert run(tokenizer, image_shards, tmp_path / "out", "--winograd", "true") == 1
     errors = capsys.readouterr().err.splitlines()
-    assert sum("give another --out" in line for line in errors) == 2
+    assert sum("give another --out" in line for line in errors) == 3
     assert contents(tmp_path / "out") == before
 
 
@@ -126,10 +127,18 @@ def test_wrong_use_is_answered_in_one_line(tokenizer, image_shards, tmp_path, ca
     assert run(small, image_shards, tmp_path / "out") == 1
     assert run(tokenizer, image_shards, image_shards) == 1
     assert run(tokenizer, image_shards, tmp_path / "out", "--batch_size", "0") == 2
+    assert run(tokenizer, image_shards, tmp_path / "out", "--bf16", "true", "--winograd", "true") == 2
     assert run(tokenizer, image_shards, tmp_path / "out", "--colour", "red") == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
-    expected = ["nowhere", "nothing", "32 x 32 pixels, the model reads 16 x 16", "holds image shards", "batch_size"]
-    assert len(lines) == 6
+    expected = [
+        "nowhere",
+        "nothing",
+        "32 x 32 pixels, the model reads 16 x 16",
+        "holds image shards",
+        "batch_size",
+        "winograd",
+    ]
+    assert len(lines) == 7
     for line, part in zip(lines, [*expected, "colour"], strict=True):
         assert part in line
     assert not list((tmp_path / "out").glob("*.tar"))

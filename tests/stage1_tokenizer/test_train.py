@@ -14,6 +14,7 @@ import yaml
 from safetensors.torch import load_file
 
 from shared.command import run_command
+from stage1_tokenizer.fidelity import Fidelity
 from stage1_tokenizer.frozen import FrozenTokenizer
 from stage1_tokenizer.train import main
 from tests.stage1_tokenizer.conftest import TINY
@@ -186,3 +187,14 @@ def test_stopped_and_continued_run_keeps_every_moving_state(kind, image_shards, 
         assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
     frozen = {name: FrozenTokenizer.from_pretrained(run / "tokenizer").fingerprint for name, run in runs.items()}
     assert frozen["whole"] == frozen["parts"]
+
+
+def test_collapse_of_the_codebook_is_told_when_it_happens(whole, image_shards, tmp_path, capsys, monkeypatch):
+    """Per-batch figures hide it (bytedance/1d-tokenizer#27): the validation set's usage is watched."""
+    usage = iter([0.9, 0.5, 0.4, 0.8])
+    honest = Fidelity.figures
+    monkeypatch.setattr(Fidelity, "figures", lambda self: honest(self) | {"codebook_usage": next(usage)})
+    config = write_config(tmp_path, image_shards, tmp_path / "run", validate_every=2)
+    assert run_command(main, ["--config", str(config)]) == 0
+    warnings = [line for line in capsys.readouterr().out.splitlines() if "collapses" in line]
+    assert len(warnings) == 1 and "step 6: 40% of the codebook" in warnings[0]

@@ -1,0 +1,175 @@
+"""Images to codes: our frozen tokenizer against the packaged fork of taming-transformers, in float32 on a CPU.
+
+First with the same weights (taming's f16 model, 1,024 codes) on the same images; then our own ``cxr_f16`` preset
+against that model. The share of peak is measured against a large matrix product in the same run. Where this CPU
+computes a convolution faster in bfloat16 than in float32, ``cxr_f16`` runs in bfloat16, and the row says so.
+Ours runs with ``--winograd true`` (see :mod:`stage1_tokenizer.winograd`), which saves arithmetic: GFLOP are counted
+as the direct convolutions have them, on both sides, so our share of peak can exceed 1.
+"""
+
+import contextlib
+import io
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from shared.bench import BenchConfig, Row, paired
+from shared.config import parse_config
+from shared.metrics.image import psnr
+from stage1_tokenizer.config import Stage1Config
+from stage1_tokenizer.frozen import FrozenTokenizer
+from stage1_tokenizer.images import to_unit
+from stage1_tokenizer.vqgan import VQGAN
+
+PRESETS = Path(__file__).resolve().parents[2] / "configs" / "stage1"
+BATCH = 4
+SAME_WEIGHTS_TARGET, PRESET_TARGET = 2.5, 15.0
+
+
+class Fork(nn.Module):
+    """The fork's encoder, quantiser and decoder, joined as in its ``VQModel`` (which needs a Lightning of 2021)."""
+
+    def __init__(self, model: VQGAN) -> None:
+        super().__init__()
+        from taming.modules.diffusionmodules.model import Decoder, Encoder
+        from taming.modules.vqvae.quantize import VectorQuantizer2
+
+        config = model.config
+        names = ("resolution", "in_channels", "out_ch", "ch", "ch_mult", "num_res_blocks", "attn_resolutions")
+        sizes: dict[str, Any] = {name: getattr(config, name) for name in (*names, "z_channels")}
+        with contextlib.redirect_stdout(io.StringIO()):
+            self.encoder = Encoder(**sizes, double_z=False)
+            self.decoder = Decoder(**sizes)
+        self.quantize = VectorQuantizer2(config.n_embed, config.embed_dim, beta=0.25, sane_index_shape=True)
+        self.quant_conv = nn.Conv2d(config.z_channels, config.embed_dim, 1)
+        self.post_quant_conv = nn.Conv2d(config.embed_dim, config.z_channels, 1)
+        self.load_state_dict(model.state_dict(), strict=True)
+        self.eval()
+
+    @torch.no_grad()
+    def encode_indices(self, images: Tensor) -> Tensor:
+        codes: Tensor = self.quantize(self.quant_conv(self.encoder(images)))[2][2]
+        return codes
+
+    @torch.no_grad()
+    def decode_indices(self, codes: Tensor) -> Tensor:
+        shape = (len(codes), *codes.shape[1:], self.quantize.e_dim)
+        images: Tensor = self.decoder(self.post_quant_conv(self.quantize.get_codebook_entry(codes.flatten(), shape)))
+        return images
+
+
+def rows(config: BenchConfig) -> list[Row]:
+    """Speed with equal weights, what that costs in codes and fidelity, share of peak, and the preset of our own."""
+    torch.manual_seed(0)
+    images = smooth_images(BATCH, 256)
+    model = VQGAN(_preset("taming_f16_1024").model).eval()
+    _spread(model, images)
+    peer, ours, own = Fork(model), FrozenTokenizer(model), FrozenTokenizer(VQGAN(_preset("cxr_f16").model))
+    direct = ours.encode_indices(images)
+    work = {
+        "taming": _gflop(lambda: peer.encode_indices(images)),
+        "cxr_f16": _gflop(lambda: own.encode_indices(images)),
+    }
+    bf16 = _bfloat16_is_faster()
+    ours.use_winograd()
+    own.use_winograd()
+
+    def preset() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            own.encode_indices(images)
+
+    speed = paired(
+        f"taming f16 encode, 256 px, same weights, float32, {work['taming'] / BATCH:.0f} GFLOP an image, images/s",
+        lambda: ours.encode_indices(images),
+        lambda: peer.encode_indices(images),
+        config,
+        SAME_WEIGHTS_TARGET,
+        units=float(BATCH),
+    )
+    preset_speed = paired(
+        f"cxr_f16 encode ({'bfloat16' if bf16 else 'float32'}, {work['cxr_f16'] / BATCH:.0f} GFLOP an image) "
+        "against taming f16 (float32), 256 px, images/s",
+        preset,
+        lambda: peer.encode_indices(images),
+        config,
+        PRESET_TARGET,
+        units=float(BATCH),
+    )
+    peak = _matmul_gflops()
+    shares = [rate * work["taming"] / BATCH / peak for rate in (speed.ours, speed.peer)]
+    preset_share = preset_speed.ours * work["cxr_f16"] / BATCH / peak
+    codes = [side.encode_indices(images) for side in (ours, peer)]
+    equal_direct = float((direct == codes[1]).double().mean())
+    how_many = f"share of {direct.numel()} codes equal to the fork's"
+    fidelity = [
+        float(psnr(to_unit(images), to_unit(side.decode_indices(code))).mean())
+        for side, code in zip((ours, peer), codes, strict=True)
+    ]
+    equal = float((codes[0] == codes[1]).double().mean())
+    basis = f"share of peak (a matrix product of 2,048: {peak:.0f} GFLOP/s)"
+    return [
+        speed,
+        Row(f"taming f16 encode, {basis}", shares[0], shares[1], shares[0] / shares[1]),
+        Row(f"{how_many}, direct convolutions", equal_direct, 1.0, equal_direct),
+        Row(f"{how_many}, Winograd's convolutions", equal, 1.0, equal),
+        Row("PSNR with the same weights, dB (to differ by at most 0.05)", *fidelity, fidelity[0] / fidelity[1]),
+        preset_speed,
+        Row(f"cxr_f16 encode, {basis}; peer: taming f16", preset_share, shares[1], preset_share / shares[1]),
+    ]  # fmt: skip
+
+
+def smooth_images(count: int, size: int) -> Tensor:
+    """(count, 1, size, size) in [-1, 1]: soft shapes of many scales, as a radiograph's."""
+    images = torch.zeros(count, 1, size, size)
+    for scale in (4, 8, 16, 32, 64):
+        noise = torch.randn(count, 1, scale, scale)
+        images += nn.functional.interpolate(noise, size=(size, size), mode="bicubic") / scale**0.5
+    return (images / images.abs().amax(dim=(2, 3), keepdim=True)).clamp(-1, 1)
+
+
+def _preset(name: str) -> Stage1Config:
+    return parse_config(
+        Stage1Config, ["--config", str(PRESETS / f"{name}.yaml"), "--data.shards", "-", "--run_dir", "-"]
+    )
+
+
+@torch.no_grad()
+def _spread(model: VQGAN, images: Tensor) -> None:
+    """Entries among the vectors: an untrained book would give one code for all."""
+    rows = model.encode(images).permute(0, 2, 3, 1).flatten(0, 2)
+    table = model.quantize.get_parameter("embedding.weight")
+    chosen = rows[torch.randint(len(rows), (len(table),))]
+    table.copy_(chosen + 0.3 * rows.std(0) * torch.randn_like(chosen))
+
+
+def _gflop(call: Callable[[], Any]) -> float:
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops() / 1e9
+
+
+def _best_seconds(call: Callable[[], Any], turns: int = 5) -> float:
+    call()
+    times = []
+    for _ in range(turns):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def _matmul_gflops(size: int = 2048) -> float:
+    a, b = torch.randn(size, size), torch.randn(size, size)
+    return 2 * size**3 / _best_seconds(lambda: a @ b) / 1e9
+
+
+def _bfloat16_is_faster() -> bool:
+    layer, x = nn.Conv2d(64, 64, 3, padding=1), torch.randn(1, 64, 32, 32)
+    coarse, y = nn.Conv2d(64, 64, 3, padding=1).bfloat16(), x.bfloat16()
+    with torch.no_grad():
+        return _best_seconds(lambda: coarse(y)) < _best_seconds(lambda: layer(x))

@@ -1,0 +1,154 @@
+"""3 x 3 convolutions on a CPU by Winograd's minimal filtering, F(4 x 4, 3 x 3) (Lavin & Gray, 2016), for inference.
+
+A tile of 4 x 4 outputs costs 36 multiplications a pair of channels in place of 144; what stands before and after are
+additions on data that lie in the cache. On two cores with AVX2, 256 channels at 64 x 64 positions take half of the
+time of the direct convolution, 128 channels at 256 x 256 three quarters.
+
+The sums are taken in another order and with factors up to 8, so an output differs from the direct one by some 1e-5 of
+its spread (direct float32 by a quarter of that from float64): of codes that are nearly tied, few come out otherwise.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+MIN_CHANNELS = 64
+"""Below this the additions cost more than the multiplications that they save."""
+
+TILE_CHANNELS = 2**16
+"""Tiles at a time, times channels: their 36 values each fill 9 MiB before and 9 MiB after the product."""
+
+_KERNEL = torch.tensor(
+    [
+        [1 / 4, 0, 0],
+        [-1 / 6, -1 / 6, -1 / 6],
+        [-1 / 6, 1 / 6, -1 / 6],
+        [1 / 24, 1 / 12, 1 / 6],
+        [1 / 24, -1 / 12, 1 / 6],
+        [0, 0, 1],
+    ],
+    dtype=torch.float64,
+)
+
+
+def transformed_kernel(weight: Tensor) -> Tensor:
+    """(O, C, 3, 3) -> (36, C, O): the kernel at the 6 x 6 points, across before down."""
+    points = torch.einsum("ia,ocab,jb->jico", _KERNEL.to(weight.device), weight.double(), _KERNEL.to(weight.device))
+    return points.flatten(0, 1).float().contiguous()
+
+
+def _transform_input(d: list[Tensor], out: Tensor, spare: Tensor) -> None:
+    """Six values along one direction to the six points; ``out[k]`` and the two ``spare`` have the shape of one."""
+    a, b = spare
+    torch.sub(d[4], d[2], alpha=4, out=a)
+    torch.sub(d[3], d[1], alpha=4, out=b)
+    torch.add(a, b, out=out[1])
+    torch.sub(a, b, out=out[2])
+    torch.sub(d[4], d[2], out=a)
+    torch.sub(d[3], d[1], out=b)
+    torch.add(a, b, alpha=2, out=out[3])
+    torch.sub(a, b, alpha=2, out=out[4])
+    torch.sub(d[4], d[2], alpha=5, out=out[0])
+    out[0].add_(d[0], alpha=4)
+    torch.sub(d[5], d[3], alpha=5, out=out[5])
+    out[5].add_(d[1], alpha=4)
+
+
+def _transform_output(m: Tensor, out: list[Tensor], spare: Tensor) -> None:
+    """Six points along one direction to four outputs."""
+    a, b, c, e = spare
+    torch.add(m[1], m[2], out=a)
+    torch.sub(m[1], m[2], out=b)
+    torch.add(m[3], m[4], out=c)
+    torch.sub(m[3], m[4], out=e)
+    torch.add(m[0], a, out=out[0]).add_(c)
+    torch.add(b, e, alpha=2, out=out[1])
+    torch.add(a, c, alpha=4, out=out[2])
+    torch.add(b, e, alpha=8, out=out[3]).add_(m[5])
+
+
+class WinogradConv2d(nn.Conv2d):
+    """A 3 x 3 convolution of stride 1 and padding 1, with the parameters (and their names) of the one it replaces.
+
+    Where it cannot be used (a gradient is wanted, autocast, another device, sides that are no multiple of 4) it is
+    that convolution.
+    """
+
+    @classmethod
+    def of(cls, layer: nn.Conv2d) -> "WinogradConv2d":
+        """The same convolution; the parameters are shared."""
+        with torch.device("meta"):
+            new = cls(layer.in_channels, layer.out_channels, 3, padding=1, bias=layer.bias is not None)
+        new.weight, new.bias = layer.weight, layer.bias
+        new._points = transformed_kernel(layer.weight.detach())
+        return new.train(layer.training)
+
+    _points: Tensor
+
+    def forward(self, x: Tensor, swish: bool = False) -> Tensor:
+        """The convolution of ``x``, or of its swish, which is then taken where the values lie in the cache anyway."""
+        plain = x.device.type == self._points.device.type == "cpu" and x.dtype == torch.float32
+        if (
+            not plain
+            or torch.is_grad_enabled()
+            or torch.is_autocast_enabled("cpu")
+            or x.shape[2] % 4
+            or x.shape[3] % 4
+        ):
+            return super().forward(silu(x) if swish else x)
+        return _convolve(x.permute(0, 2, 3, 1), self._points, self.bias, swish).permute(0, 3, 1, 2)
+
+
+def _convolve(x: Tensor, points: Tensor, bias: Tensor | None, swish: bool) -> Tensor:
+    """(B, H, W, C) -> (B, H, W, O), some rows of tiles of one image at a time, or some small images."""
+    batch, height, width, channels = x.shape
+    outputs, across = points.shape[2], width // 4
+    tiles = max(1, TILE_CHANNELS // max(channels, outputs))
+    down = max(1, min(height // 4, tiles // across))
+    images = max(1, min(batch, tiles // (across * down))) if down == height // 4 else 1
+    result = x.new_empty(batch, height, width, outputs)
+    for first in range(0, batch, images):
+        group = x[first : first + images]
+        for row in range(0, height, 4 * down):
+            rows = min(4 * down, height - row)
+            strip = x.new_zeros(len(group), rows + 2, width + 2, channels)
+            low, high = max(row - 1, 0), min(row + rows + 1, height)
+            strip[:, low - row + 1 : high - row + 1, 1:-1] = group[:, low:high]
+            if swish:
+                silu(strip, inplace=True)  # of the zeros around it too, which stay zeros
+            _convolve_strip(strip, points, bias, result[first : first + images, row : row + rows])
+    return result
+
+
+def _convolve_strip(strip: Tensor, points: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    """(g, 4 t + 2, 4 s + 2, C) with its border -> ``out`` (g, 4 t, 4 s, O)."""
+    g, height, width, channels = strip.shape
+    t, s, outputs = height // 4, width // 4, points.shape[2]
+    new = strip.new_empty
+    lines = new(6, g, t, width, channels)
+    _transform_input([strip[:, k : k + 4 * t - 3 : 4] for k in range(6)], lines, new(2, g, t, width, channels))
+    values = new(6, 6, g, t, s, channels)  # across, down, tile, channel
+    columns = [lines[:, :, :, k : k + 4 * s - 3 : 4] for k in range(6)]
+    _transform_input(columns, values, new(2, 6, g, t, s, channels))
+    products = torch.bmm(values.view(36, g * t * s, channels), points).view(6, 6, g, t, s, outputs)
+    half = new(4, 6, g, t, s, outputs)
+    _transform_output(products, list(half), new(4, 6, g, t, s, outputs))
+    tiles = out.unflatten(1, (t, 4)).unflatten(3, (s, 4))  # (g, t, 4, s, 4, O)
+    places = [tiles[:, :, k].permute(3, 0, 1, 2, 4) for k in range(4)]
+    _transform_output(half.transpose(0, 1), places, new(4, 4, g, t, s, outputs))
+    if bias is not None:
+        out.add_(bias)
+
+
+def use_winograd(module: nn.Module) -> int:
+    """Replace the convolutions below ``module`` for which it pays; returns how many."""
+    count = 0
+    for name, child in module.named_children():
+        if isinstance(child, nn.Conv2d):
+            fits = (child.kernel_size, child.stride, child.padding, child.groups) == ((3, 3), (1, 1), (1, 1), 1)
+            if fits and min(child.in_channels, child.out_channels) >= MIN_CHANNELS:
+                setattr(module, name, WinogradConv2d.of(child))
+                count += 1
+        else:
+            count += use_winograd(child)
+    return count
