@@ -3,11 +3,12 @@
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from data.executors import open_executor, run_jobs
+from data.phantom.header import Headers
 from data.phantom.state import FINDINGS
 from data.phantom.study import MOST_STUDIES, SMALLEST_SIZE, Phantom
 from data.phantom.write import StudyRow, study_files, write_missing, write_tables
@@ -39,6 +40,13 @@ class PhantomConfig:
     """Processes."""
     findings: tuple[str, ...] = FINDINGS
     """Findings that may occur: fewer make an archive that a small model learns sooner."""
+    lateral_share: float = 0.0
+    """Share of the studies with a PA film that have a lateral view too."""
+    history: bool = False
+    """Reports of a patient's later visits compare with the visit before: new, unchanged, increased, resolved."""
+    headers: Headers = "basic"
+    """Spread of the DICOM headers: basic (what changes the reading of pixels) or openi (film formats, machines,
+    windows and codings in the shares of Open-I's films)."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.studies <= MOST_STUDIES:
@@ -49,14 +57,17 @@ class PhantomConfig:
             raise ValueError(f"seed must not be negative, got {self.seed}")
         if self.workers < 1:
             raise ValueError(f"workers must be at least 1, got {self.workers}")
-        Phantom(self.size, self.seed, self.findings)
+        self.phantom()
+
+    def phantom(self) -> Phantom:
+        """The phantom that is written."""
+        return Phantom(self.size, self.seed, self.findings, lateral_share=self.lateral_share, history=self.history)
 
 
 @dataclass(frozen=True)
 class _Job:
-    size: int
-    seed: int
-    findings: tuple[str, ...]
+    phantom: Phantom
+    headers: Headers
     start: int
     stop: int
     root: Path
@@ -77,10 +88,9 @@ def write_archive(config: PhantomConfig) -> None:
         print(f"{config.out} already holds these {config.studies} studies")
         return
     starts = range(0, config.studies, _STUDIES_A_JOB)
+    phantom = config.phantom()
     jobs = [
-        _Job(
-            config.size, config.seed, config.findings, start, min(start + _STUDIES_A_JOB, config.studies), config.out
-        )
+        _Job(phantom, config.headers, start, min(start + _STUDIES_A_JOB, config.studies), config.out)
         for start in starts
     ]
     rows: list[StudyRow] = []
@@ -100,12 +110,12 @@ def write_archive(config: PhantomConfig) -> None:
 
 
 def _write_studies(job: _Job) -> list[StudyRow]:
-    phantom, rows = Phantom(job.size, job.seed, job.findings), []
+    rows = []
     # Half the time would go in waiting for the disk: the next studies are drawn meanwhile.
     with ThreadPoolExecutor(_WRITERS) as writers:
         pending: deque[Future[None]] = deque()
         for index in range(job.start, job.stop):
-            row, files = study_files(phantom, index)
+            row, files = study_files(job.phantom, index, job.headers)
             rows.append(row)
             pending.append(writers.submit(write_missing, files, job.root))
             if len(pending) > _MOST_PENDING:
@@ -117,9 +127,18 @@ def _write_studies(job: _Job) -> list[StudyRow]:
 
 def _identity(config: PhantomConfig) -> dict[str, Any]:
     """What two runs must share to be about the same files."""
-    settings = asdict(config)
-    return {"version": _VERSION, **{name: settings[name] for name in ("studies", "seed", "size")},
-            "findings": list(config.findings)}  # fmt: skip
+    identity = {
+        "version": _VERSION,
+        "studies": config.studies,
+        "seed": config.seed,
+        "size": config.size,
+        "findings": list(config.findings),
+    }
+    # An option at its default is not told: archives from before there was that option are known again.
+    for option in fields(config):
+        if option.name in ("lateral_share", "history", "headers") and getattr(config, option.name) != option.default:
+            identity[option.name] = getattr(config, option.name)
+    return identity
 
 
 def _is_done(config: PhantomConfig) -> bool:

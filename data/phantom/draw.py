@@ -10,7 +10,6 @@ from functools import lru_cache
 import numpy as np
 from numpy import ndarray
 from numpy.random import Generator
-from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from data.phantom.anatomy import (
@@ -29,6 +28,7 @@ from data.phantom.anatomy import (
     pleura,
     sides_mask,
 )
+from data.phantom.exposure import expose, over, smooth
 from data.phantom.state import Lesion, Side, State
 
 _OUTSIDE, _WALL, _LUNG, _HEART, _ABDOMEN, _FLUID = 0.03, 0.50, 0.20, 0.68, 0.70, 0.58
@@ -51,10 +51,10 @@ def draw(state: State, size: int, rng: Generator) -> ndarray:
     lung = g.soft(o.lung, 0.02)
 
     image = _body(g, f, o)
-    air = _LUNG + 0.03 * _smooth(g, rng, 5) + 0.05 * np.clip(g.y, 0, 1) + _vessels(g, state)
+    air = _LUNG + 0.03 * smooth(g, rng, 5) + 0.05 * np.clip(g.y, 0, 1) + _vessels(g, state)
     air = np.minimum(air + _edema(g, state), 0.58)  # wet lung stays darker than the heart
-    air = _over(air, _opacity(g, f, state.opacity, rng))
-    air = _over(air, _consolidation(g, f, state.consolidation, rng))
+    air = over(air, _opacity(g, f, state.opacity, rng))
+    air = over(air, _consolidation(g, f, state.consolidation, rng))
     air = _pneumothorax(g, f, o, state.pneumothorax, air)
     image = image * (1 - lung) + air * lung
 
@@ -62,29 +62,12 @@ def draw(state: State, size: int, rng: Generator) -> ndarray:
     image += ribs * (0.35 + 0.65 * lung)
     image = _mediastinum(g, state, cardiac, image)
     image = _effusions(g, f, o, state.effusions, image)
-    image = _over(image, _nodule(g, f, state.nodule, rng))
-    image = _over(image, _atelectasis(g, f, state.atelectasis, rng))
+    image = over(image, _nodule(g, f, state.nodule, rng))
+    image = over(image, _atelectasis(g, f, state.atelectasis, rng))
     image = _clavicles(g, f, state.fracture, image)
     image = _devices(g, f, state.devices, image)
 
-    gain, haze = rng.uniform(0.94, 1.06), (0.03 if state.position == "AP" else 0.0)
-    image = image * gain + haze * (image > 0.08) + 0.012 * _smooth(g, rng, 9)
-    image += 0.010 * rng.standard_normal(image.shape, dtype=np.float32)
-    return np.clip(image, 0.0, 1.0).astype(np.float32)
-
-
-def _over(image: ndarray, density: ndarray) -> ndarray:
-    """Adds a shadow: the denser what lies there already, the less it shows (0.85 is as white as it gets)."""
-    if density.size == 1:  # nothing there
-        return image
-    return image + density * np.clip((0.85 - image) / 0.60, 0.0, 1.0)
-
-
-def _smooth(g: Grid, rng: Generator, cells: int) -> ndarray:
-    """(H, W) smooth noise of about unit spread: a coarse normal field, enlarged."""
-    size = g.x.shape[1]
-    coarse = Image.fromarray(rng.standard_normal((cells, cells), dtype=np.float32))
-    return np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC))
+    return expose(g, image, 0.03 if state.position == "AP" else 0.0, rng)
 
 
 def _body(g: Grid, f: Frame, o: Outlines) -> ndarray:
@@ -159,9 +142,8 @@ def _vessels(g: Grid, state: State) -> ndarray:
 def _hila(size: int) -> ndarray:
     """(H, W) the roots of both lungs; the same for all."""
     g = grid(size)
-    return 0.11 * sum(
-        g.soft(ellipse(g, s * 0.19, -0.11 + 0.03 * (s < 0), 0.085, 0.15, 0.3 * s), 0.12) for s in (-1, 1)
-    )
+    right, left = (g.soft(ellipse(g, s * 0.19, -0.11 + 0.03 * (s < 0), 0.085, 0.15, 0.3 * s), 0.12) for s in (-1, 1))
+    return 0.11 * (right + left)
 
 
 @lru_cache(maxsize=2)  # a patient's studies follow each other
@@ -200,7 +182,7 @@ def _consolidation(g: Grid, f: Frame, lesion: Lesion | None, rng: Generator) -> 
     x, y = place(f, lesion.side, lesion.zone, rng.uniform(0.35, 0.6))
     radius = (0.17, 0.23, 0.30)[lesion.size]
     blob = ellipse(g, x, y, radius * 1.1, radius * 0.85, rng.uniform(-0.3, 0.3))
-    return 0.42 * g.soft(blob + 0.035 * _smooth(g, rng, 14), 0.07)
+    return 0.42 * g.soft(blob + 0.035 * smooth(g, rng, 14), 0.07)
 
 
 def _opacity(g: Grid, f: Frame, lesion: Lesion | None, rng: Generator) -> ndarray:
@@ -283,7 +265,7 @@ def _clavicles(g: Grid, f: Frame, fracture: Side | None, image: ndarray) -> ndar
         if side == fracture:
             line = line + np.where(u > 0.42, 0.16, 0.0)
             bone = bone * (np.abs(u - 0.42) > 0.04)
-        image = _over(image, 0.19 * bone * g.soft(0.030 - np.abs(g.y - line), 0.02))
+        image = over(image, 0.19 * bone * g.soft(0.030 - np.abs(g.y - line), 0.02))
     return image
 
 

@@ -45,13 +45,14 @@ class Film:
     time: str
 
 
-def film_file(film: Film, image: ndarray, headers: Headers, rng: Generator) -> bytes:
-    """One view as the bytes of a DICOM file.
+def film_file(film: Film, image: ndarray, headers: Headers, rng: Generator) -> tuple[bytes, tuple[int, int]]:
+    """One view as the bytes of a DICOM file, and its rows and columns.
 
     Args:
         film: ids, view and time.
         image: (H, W) in [0, 1], bones light.
-        headers: which spread.
+        headers: which spread. With `openi` the edges are cut to the format of a film, so that the file
+            holds the middle of the image.
         rng: draws from the spread.
     """
     return (_basic if headers == "basic" else _openi)(film, image, rng)
@@ -88,7 +89,7 @@ def _pixel_module(stored: ndarray, bits: int, inverse: bool) -> dict[str, Value]
     }
 
 
-def _basic(film: Film, image: ndarray, rng: Generator) -> bytes:
+def _basic(film: Film, image: ndarray, rng: Generator) -> tuple[bytes, tuple[int, int]]:
     """Nearly half MONOCHROME1, 12, 15, 10 or 14 bits, and often no rescale, window or PresentationLUTShape."""
     bits = int(rng.choice((12, 15, 10, 14), p=(0.76, 0.20, 0.02, 0.02)))
     inverse = rng.random() < 0.48
@@ -109,7 +110,7 @@ def _basic(film: Film, image: ndarray, rng: Generator) -> bytes:
         elements |= {"RescaleIntercept": "0", "RescaleSlope": "1", "RescaleType": "US"}
     if rng.random() < 0.55:
         elements |= {"WindowCenter": f"{2 ** (bits - 1)}.0", "WindowWidth": f"{2**bits}.0"}
-    return dicom_file(elements, stored, syntax)
+    return dicom_file(elements, stored, syntax), stored.shape
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,7 @@ _LATERAL_NAMES = ("LL", "LATERAL", "RL")
 _LATERAL_SHARES = (0.83, 0.14, 0.03)
 
 
-def _openi(film: Film, image: ndarray, rng: Generator) -> bytes:
+def _openi(film: Film, image: ndarray, rng: Generator) -> tuple[bytes, tuple[int, int]]:
     machine = _MACHINES[int(rng.choice(len(_MACHINES), p=_SHARES))]
     syntax = _SYNTAXES[int(rng.choice(len(_SYNTAXES), p=_SYNTAX_SHARES))]
     image = _cut(image, machine.sides[int(rng.integers(len(machine.sides)))])
@@ -218,7 +219,7 @@ def _openi(film: Film, image: ndarray, rng: Generator) -> bytes:
         elements["WindowCenterWidthExplanation"] = ("NORMAL", "HARDER", "SOFTER")
     stored = _stored(image, machine, window)
     elements |= _pixel_module(stored, machine.bits, machine.inverse)
-    return dicom_file(elements, stored, syntax)
+    return dicom_file(elements, stored, syntax), stored.shape
 
 
 def _cut(image: ndarray, side: float) -> ndarray:

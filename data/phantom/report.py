@@ -9,7 +9,9 @@ from textwrap import wrap
 
 from numpy.random import Generator
 
-from data.observations import NO_FINDING, in_order, is_no_finding, merge_mentions
+from data.observations import NEGATIVE, NO_FINDING, UNCERTAIN, in_order, is_no_finding, merge_mentions
+from data.phantom.change import Change, changes
+from data.phantom.comparison import compared, resolved
 from data.phantom.state import Lesion, State, has_tortuous_aorta
 
 _WIDTH = 79
@@ -32,16 +34,23 @@ class _Statement:
     labels: tuple[tuple[str, int], ...]
 
 
-def write_report(state: State, rng: Generator) -> Report:
+def write_report(
+    state: State, rng: Generator, *, prior: State | None = None, history: bool = False, lateral: bool = False
+) -> Report:
     """Puts a state into words.
 
     Args:
         state: the truth of the study.
         rng: chooses among wordings and among the denials that a radiologist may or may not write.
+        prior: the patient's state at the visit before; the report then tells what has changed.
+        history: COMPARISON names a prior film if and only if there is one; else it is drawn.
+        lateral: the study has a lateral view beside a PA.
     """
-    positive = _positive(state, rng)
-    findings = _findings(state, positive, rng)
-    impression = _impression(positive, rng)
+    courses = changes(prior, state) if prior else None
+    positive = _positive(state, courses, rng)
+    gone = _gone(courses, rng) if courses else []
+    findings = _findings(state, positive, gone, rng)
+    impression = _impression(positive, gone, rng, compares=courses is not None)
     mentions: dict[str, set[int]] = {}
     for statement in (*findings, impression):
         for name, value in statement.labels:
@@ -49,7 +58,14 @@ def write_report(state: State, rng: Generator) -> Report:
     labels = {name: merge_mentions(values) for name, values in mentions.items()}
     if is_no_finding(labels):
         labels[NO_FINDING] = 1
-    return Report(_layout(state, [s.finding for s in findings], impression.impression, rng), in_order(labels))
+    page = _layout(
+        "CHEST (PA AND LAT)" if lateral else _EXAMINATIONS[state.position],
+        _COMPARISONS[prior is not None] if history else None,
+        [statement.finding for statement in findings],
+        impression.impression,
+        rng,
+    )
+    return Report(page, in_order(labels))
 
 
 def _pick(rng: Generator, *choices: str) -> str:
@@ -61,15 +77,42 @@ def _place(lesion: Lesion, rng: Generator) -> str:
     return _pick(rng, f"{lesion.side} {zone} lung", f"{lesion.side} {zone} zone")
 
 
-def _positive(state: State, rng: Generator) -> list[_Statement]:
+def _positive(state: State, courses: dict[str, Change] | None, rng: Generator) -> list[_Statement]:
     """What is there, in the order in which it is told: heart, fluid, air, lungs, bones."""
+    # By the name of the state's field.
+    tellers = {
+        "heart": _heart, "edema": _edema, "effusions": _effusion, "pneumothorax": _pneumothorax,
+        "consolidation": _consolidation, "opacity": _opacity, "nodule": _nodule, "atelectasis": _atelectasis,
+        "fracture": _fracture,
+    }  # fmt: skip
+    told = []
+    for kind, tell in tellers.items():
+        for statement in tell(state, rng):
+            if courses is not None:
+                statement = _with_course(statement, courses[kind], _is_small(state, kind), rng)
+            told.append(statement)
+    return told
+
+
+def _with_course(statement: _Statement, change: Change, small: bool, rng: Generator) -> _Statement:
+    finding, impression, doubted = compared(statement.finding, statement.impression, change, small, rng)
+    labels = tuple((name, UNCERTAIN) for name, _ in statement.labels) if doubted else statement.labels
+    return _Statement(finding, impression, labels)
+
+
+def _is_small(state: State, kind: str) -> bool:
+    lesion = state.effusions[0] if kind == "effusions" and state.effusions else getattr(state, kind)
+    return isinstance(lesion, Lesion) and lesion.size == 0
+
+
+def _gone(courses: dict[str, Change], rng: Generator) -> list[_Statement]:
+    """What the prior film showed and this one does not."""
     return [
-        statement
-        for tell in (
-            _heart, _edema, _effusion, _pneumothorax, _consolidation, _opacity, _nodule, _atelectasis, _fracture
-        )
-        for statement in tell(state, rng)
-    ]  # fmt: skip
+        _Statement(finding, impression, ((name, NEGATIVE),))
+        for kind, change in courses.items()
+        if change.resolved_at
+        for name, finding, impression in resolved(kind, change, rng)
+    ]
 
 
 def _heart(state: State, rng: Generator) -> list[_Statement]:
@@ -188,9 +231,9 @@ _DEVICE_SENTENCES = {
 }
 
 
-def _findings(state: State, positive: list[_Statement], rng: Generator) -> list[_Statement]:
-    """The sentences of FINDINGS: devices, the film, what is there, and what is said not to be."""
-    stated = {name for statement in positive for name, value in statement.labels}
+def _findings(state: State, positive: list[_Statement], gone: list[_Statement], rng: Generator) -> list[_Statement]:
+    """The sentences of FINDINGS: devices, the film, what is there, what has gone, and what is said not to be."""
+    stated = {name for statement in (*positive, *gone) for name, value in statement.labels}
     told = [
         _Statement(_pick(rng, *_DEVICE_SENTENCES[device]), "", (("Support Devices", 1),)) for device in state.devices
     ]
@@ -198,7 +241,7 @@ def _findings(state: State, positive: list[_Statement], rng: Generator) -> list[
     if "Cardiomegaly" not in stated:
         words = ("Heart size is normal.", "The heart is normal in size.", "The heart is not enlarged.")
         told.append(_Statement(_pick(rng, *words), "", (("Cardiomegaly", 0),)))
-    told += positive
+    told += positive + gone
     if not stated & _LUNG_LABELS:
         told.append(_lungs_clear(rng))
     absent = [name for name in ("Pleural Effusion", "Pneumothorax") if name not in stated]
@@ -238,7 +281,7 @@ def _denial(absent: list[str], rng: Generator) -> _Statement:
     return _Statement(words.format(" or ".join(names)), "", tuple((name, 0) for name in absent))
 
 
-def _impression(positive: list[_Statement], rng: Generator) -> _Statement:
+def _impression(positive: list[_Statement], gone: list[_Statement], rng: Generator, *, compares: bool) -> _Statement:
     """The findings that matter once more, in brief; or that there are none."""
     if not positive:
         words = (
@@ -246,9 +289,13 @@ def _impression(positive: list[_Statement], rng: Generator) -> _Statement:
             "No acute cardiopulmonary abnormality.",
             "No acute intrathoracic process.",
         )
-        return _Statement("", _pick(rng, *words), ())
-    labels = tuple(label for statement in positive for label in statement.labels)
-    brief = [_capital(statement.impression) + "." for statement in positive]
+        brief = [_pick(rng, *words)] + [_capital(statement.impression) + "." for statement in gone]
+        if compares and not gone and rng.random() < 0.5:
+            brief.append("No significant interval change.")
+        return _Statement("", " ".join(brief), tuple(label for statement in gone for label in statement.labels))
+    told = positive + gone
+    labels = tuple(label for statement in told for label in statement.labels)
+    brief = [_capital(statement.impression) + "." for statement in told]
     if len(brief) > 1 and rng.random() < 0.5:
         brief = [f"{number}. {sentence}" for number, sentence in enumerate(brief, start=1)]
     return _Statement("", " ".join(brief), labels)
@@ -261,15 +308,20 @@ def _capital(sentence: str) -> str:
 _INDICATIONS = ("cough and fever", "shortness of breath", "chest pain", "preoperative evaluation", "dyspnea")
 
 
-def _layout(state: State, findings: list[str], impression: str, rng: Generator) -> str:
+_EXAMINATIONS = {"PA": "CHEST (PA)", "AP": "CHEST (PORTABLE AP)"}
+_COMPARISONS = ("None.", "Chest radiograph ___.")
+
+
+def _layout(exam: str, comparison: str | None, findings: list[str], impression: str, rng: Generator) -> str:
     """MIMIC-CXR's page: a centred title, one leading space, a space on blank lines, at most 79 columns."""
-    exam = "CHEST (PORTABLE AP)" if state.position == "AP" else "CHEST (PA)"
     indication = f"___ year old {_pick(rng, 'man', 'woman')} with {_pick(rng, *_INDICATIONS)}."
+    if comparison is None:
+        comparison = _pick(rng, *_COMPARISONS)
     body = " ".join(_capital(sentence) for sentence in findings)
     sections = (
         ("EXAMINATION", exam),
         ("INDICATION", indication),
-        ("COMPARISON", _pick(rng, "None.", "Chest radiograph ___.")),
+        ("COMPARISON", comparison),
         ("FINDINGS", body),
         ("IMPRESSION", impression),
     )

@@ -7,10 +7,11 @@ import numpy as np
 from numpy import ndarray
 
 from data.phantom.draw import draw
+from data.phantom.lateral import draw_lateral
 from data.phantom.report import write_report
 from data.phantom.state import FINDINGS, State, slot, study_state
 
-_KEY_REPORT, _KEY_PICTURE, _KEY_NUMBERS = 10, 11, 12
+_KEY_REPORT, _KEY_PICTURE, _KEY_NUMBERS, _KEY_VIEWS = 10, 11, 12, 13
 
 # MIMIC-CXR's numbers have eight digits, patients from 1, studies from 5. Multiplication by a number
 # prime to ten million shuffles them without a collision.
@@ -28,7 +29,7 @@ class PhantomStudy:
     images: list[ndarray]
     """(size, size) float32 in [0, 1], one per view."""
     views: list[str]
-    """"PA" or "AP", one per image."""
+    """"PA" or "AP" first, then perhaps "LATERAL"; one per image."""
     report: str
     """The whole report in MIMIC-CXR's form."""
     labels: dict[str, int]
@@ -43,6 +44,8 @@ class PhantomStudy:
     """train, validate or test; all studies of a patient have the same."""
     state: State
     """The findings with side, size and place."""
+    prior: State | None = None
+    """With `history`: the patient's state at the visit before, None at the first."""
 
 
 class Phantom:
@@ -52,12 +55,23 @@ class Phantom:
     `size`. Of every twenty studies in order sixteen are for training, two for validation, two for test.
     """
 
-    def __init__(self, size: int = 256, seed: int = 0, findings: tuple[str, ...] = FINDINGS) -> None:
+    def __init__(
+        self,
+        size: int = 256,
+        seed: int = 0,
+        findings: tuple[str, ...] = FINDINGS,
+        *,
+        lateral_share: float = 0.0,
+        history: bool = False,
+    ) -> None:
         """
         Args:
             size: height and width of the images in pixels, at least 32.
             seed: not negative; another seed is another archive.
             findings: those that may occur, all unless told.
+            lateral_share: share of the studies with a PA film that have a lateral view too.
+            history: reports of later visits tell what is new, unchanged, increased, decreased or resolved
+                since the visit before. The pictures are the same with and without.
 
         Raises:
             ValueError: if a number is out of range, or a finding is none of FINDINGS.
@@ -70,7 +84,10 @@ class Phantom:
             raise ValueError(f"unknown findings {', '.join(unknown)}; there are {', '.join(FINDINGS)}")
         if not set(findings) - {"devices"}:
             raise ValueError("findings must name at least one beside devices")
+        if not 0 <= lateral_share <= 1:
+            raise ValueError(f"lateral_share must lie in 0 ... 1, got {lateral_share}")
         self.size, self.seed, self.findings = size, seed, findings
+        self.lateral_share, self.history = lateral_share, history
 
     def study(self, index: int) -> PhantomStudy:
         """The study at a position of the archive.
@@ -82,20 +99,38 @@ class Phantom:
             raise IndexError(f"a phantom archive has studies 0 to {MOST_STUDIES - 1}, got {index}")
         where = slot(self.seed, index)
         state = study_state(self.seed, where.patient, where.visit, self.findings)
-        report = write_report(state, np.random.default_rng((self.seed, _KEY_REPORT, index)))
-        picture = draw(state, self.size, np.random.default_rng((self.seed, _KEY_PICTURE, index)))
+        prior = None
+        if self.history and where.visit:
+            prior = study_state(self.seed, where.patient, where.visit - 1, self.findings)
+        lateral = self._has_lateral(index, state)
+        report = write_report(
+            state,
+            np.random.default_rng((self.seed, _KEY_REPORT, index)),
+            prior=prior,
+            history=self.history,
+            lateral=lateral,
+        )
+        images = [draw(state, self.size, np.random.default_rng((self.seed, _KEY_PICTURE, index)))]
+        if lateral:
+            images.append(draw_lateral(state, self.size, np.random.default_rng((self.seed, _KEY_PICTURE, index, 1))))
         shift = int(np.random.default_rng((self.seed, _KEY_NUMBERS)).integers(_NUMBERS))
         return PhantomStudy(
-            images=[picture],
-            views=[state.position],
+            images=images,
+            views=[state.position, "LATERAL"] if lateral else [state.position],
             report=report.text,
             labels=report.labels,
             patient_id=str(10_000_000 + (where.patient * _SHUFFLE + shift) % _NUMBERS),
             study_id=str(50_000_000 + (index * _SHUFFLE + shift) % _NUMBERS),
-            dicom_ids=[_dicom_id(self.seed, index, 0)],
+            dicom_ids=[_dicom_id(self.seed, index, view) for view in range(len(images))],
             split=where.split,
             state=state,
+            prior=prior,
         )
+
+    def _has_lateral(self, index: int, state: State) -> bool:
+        """A portable film is taken in bed, where nobody takes a lateral one."""
+        drawn = np.random.default_rng((self.seed, _KEY_VIEWS, index)).random() if self.lateral_share else 1.0
+        return state.position == "PA" and drawn < self.lateral_share
 
 
 def _dicom_id(seed: int, index: int, view: int) -> str:

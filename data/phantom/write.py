@@ -9,7 +9,7 @@ import csv
 import gzip
 import io
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -29,8 +29,8 @@ METADATA_COLUMNS = (
     "StudyDate", "StudyTime", "ProcedureCodeSequence_CodeMeaning", "ViewCodeSequence_CodeMeaning",
     "PatientOrientationCodeSequence_CodeMeaning",
 )  # fmt: skip
-_VIEW_MEANING = {"PA": "postero-anterior", "AP": "antero-posterior"}
-_PROCEDURE = {"PA": "CHEST (PA)", "AP": "CHEST (PORTABLE AP)"}
+_VIEW_MEANING = {"PA": "postero-anterior", "AP": "antero-posterior", "LATERAL": "lateral"}
+_PROCEDURE = {("PA",): "CHEST (PA)", ("AP",): "CHEST (PORTABLE AP)", ("PA", "LATERAL"): "CHEST (PA AND LAT)"}
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class StudyRow:
     labels: dict[str, int]
     date: str
     time: str
-    size: int
+    shapes: tuple[tuple[int, int], ...]
+    """Rows and columns of each view."""
 
     @property
     def folder(self) -> str:
@@ -61,12 +62,14 @@ def study_files(phantom: Phantom, index: int, headers: Headers = "basic") -> tup
     study = phantom.study(index)
     row = _row(phantom, index, study)
     files: dict[str, bytes] = {}
+    shapes = []
     for number, (view, dicom_id, image) in enumerate(zip(row.views, row.dicom_ids, study.images, strict=True)):
         film = Film(view, row.patient_id, row.study_id, dicom_id, number, row.date, row.time)
         rng = np.random.default_rng((phantom.seed, _KEY_HEADER, index, number))
-        files[f"{row.folder}/{dicom_id}.dcm"] = film_file(film, image, headers, rng)
+        files[f"{row.folder}/{dicom_id}.dcm"], shape = film_file(film, image, headers, rng)
+        shapes.append(shape)
     files[f"{row.folder}.txt"] = study.report.encode()
-    return row, files
+    return replace(row, shapes=tuple(shapes)), files
 
 
 def write_missing(files: Mapping[str, bytes], root: Path) -> None:
@@ -91,7 +94,7 @@ def _row(phantom: Phantom, index: int, study: PhantomStudy) -> StudyRow:
         labels=study.labels,
         date=day.strftime("%Y%m%d"),
         time=f"{int(rng.integers(24)):02d}{int(rng.integers(60)):02d}{int(rng.integers(60)):02d}",
-        size=phantom.size,
+        shapes=(),
     )
 
 
@@ -107,23 +110,23 @@ def write_tables(rows: list[StudyRow], root: Path) -> None:
     _write_table(
         root / "mimic-cxr-2.0.0-split.csv.gz",
         ("dicom_id", "study_id", "subject_id", "split"),
-        ((dicom_id, r.study_id, r.patient_id, r.split) for r, _, dicom_id in _views(rows)),
+        ((dicom_id, r.study_id, r.patient_id, r.split) for r, _, dicom_id, _ in _views(rows)),
     )
     _write_table(
         root / "mimic-cxr-2.0.0-metadata.csv.gz",
         METADATA_COLUMNS,
         (
             (
-                dicom_id, r.patient_id, r.study_id, _PROCEDURE[view], view, r.size, r.size, r.date, r.time,
-                _PROCEDURE[view], _VIEW_MEANING[view], "Erect" if view == "PA" else "Recumbent",
+                dicom_id, r.patient_id, r.study_id, _PROCEDURE[r.views], view, *shape, r.date, r.time,
+                _PROCEDURE[r.views], _VIEW_MEANING[view], "Recumbent" if view == "AP" else "Erect",
             )
-            for r, view, dicom_id in _views(rows)
+            for r, view, dicom_id, shape in _views(rows)
         ),
     )  # fmt: skip
     _write_table(
         root / "cxr-record-list.csv.gz",
         ("subject_id", "study_id", "dicom_id", "path"),
-        ((r.patient_id, r.study_id, dicom_id, f"{r.folder}/{dicom_id}.dcm") for r, _, dicom_id in _views(rows)),
+        ((r.patient_id, r.study_id, dicom_id, f"{r.folder}/{dicom_id}.dcm") for r, _, dicom_id, _ in _views(rows)),
     )
     _write_table(
         root / "cxr-study-list.csv.gz",
@@ -132,10 +135,10 @@ def write_tables(rows: list[StudyRow], root: Path) -> None:
     )
 
 
-def _views(rows: list[StudyRow]) -> Iterator[tuple[StudyRow, str, str]]:
+def _views(rows: list[StudyRow]) -> Iterator[tuple[StudyRow, str, str, tuple[int, int]]]:
     for row in rows:
-        for view, dicom_id in zip(row.views, row.dicom_ids, strict=True):
-            yield row, view, dicom_id
+        for view, dicom_id, shape in zip(row.views, row.dicom_ids, row.shapes, strict=True):
+            yield row, view, dicom_id, shape
 
 
 def _mark(label: int | None) -> str:

@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import json
 from pathlib import Path
 
 import numpy as np
@@ -111,3 +112,38 @@ def test_bad_use(archive: Path, tmp_path: Path) -> None:
     for wrong in (["--studies", "0"], ["--studies", "2", "--size", "8"], ["--studies", "2", "--sed", "1"]):
         with pytest.raises(UsageError):
             main(["--out", str(tmp_path / "x"), *wrong])
+
+
+def test_the_full_spread_keeps_pixels_views_and_sizes(tmp_path: Path) -> None:
+    """Film formats, windows, machines and codings as Open-I's table has them: what is read is what was drawn."""
+    root, count = tmp_path / "full", 60
+    options = ["--lateral_share", "0.6", "--history", "true", "--headers", "openi", "--workers", "2"]
+    main(["--out", str(root), "--studies", str(count), "--seed", "3", "--size", "40", *options])
+    phantom, seen = Phantom(40, 3, lateral_share=0.6, history=True), []
+    metadata = {row["dicom_id"]: row for row in table(root / "mimic-cxr-2.0.0-metadata.csv.gz")}
+    for index in range(count):
+        study = phantom.study(index)
+        folder = root / f"files/p{study.patient_id[:2]}/p{study.patient_id}/s{study.study_id}"
+        for view, dicom_id, image in zip(study.views, study.dicom_ids, study.images, strict=True):
+            path = folder / f"{dicom_id}.dcm"
+            film, header, row = read_film(path), pydicom.dcmread(path), metadata[dicom_id]
+            rows, columns = film.pixels.shape
+            top, left = (40 - rows) // 2, (40 - columns) // 2
+            middle = image[top : top + rows, left : left + columns]
+            assert np.abs(film.pixels - middle).max() < 1.5 / 1000
+            assert (row["Rows"], row["Columns"], row["ViewPosition"]) == (str(rows), str(columns), view)
+            assert 300 < 40 * float(header.ImagerPixelSpacing[0]) < 520  # millimetres of a film's longer side
+            assert "Synthetic" in header.DerivationDescription
+            seen.append((header.PhotometricInterpretation, header.BitsStored, header.file_meta.TransferSyntaxUID,
+                         rows > columns, rows < columns, film.view))  # fmt: skip
+    inverse, bits, syntaxes, tall, broad, views = (set(column) for column in zip(*seen, strict=True))
+    assert len(inverse) == 2 and {12, 15} <= bits and len(syntaxes) >= 3 and len(tall) == len(broad) == 2
+    assert {"", "PA", "AP", "LL"} <= views
+
+
+def test_an_archive_of_before_the_new_options_is_known_again(archive: Path) -> None:
+    assert set(json.loads((archive / "phantom.json").read_text())) == {
+        "version", "studies", "seed", "size", "findings", "complete",
+    }  # fmt: skip
+    with pytest.raises(UserError, match="other phantoms"):
+        main(["--out", str(archive), "--studies", str(COUNT), "--seed", "3", "--size", "40", "--history", "true"])
