@@ -43,6 +43,8 @@ class FrozenTokenizer(nn.Module):
 
     codebook: Tensor
     """(K, D) float32."""
+    _entries: Tensor | None
+    _code_of_entry: Tensor | None
 
     def __init__(self, model: VQGAN, remap: tuple[Tensor, Tensor] | None = None) -> None:
         super().__init__()
@@ -55,7 +57,8 @@ class FrozenTokenizer(nn.Module):
         self.register_buffer("_code_of_entry", code, persistent=False)
         # The table has taken the quantiser's place.
         if self.config.quantizer.kind == "gumbel":
-            self._model.quantize = nn.ModuleDict({"proj": self._model.quantize.proj})  # type: ignore[assignment]
+            proj = self._model.quantize.get_submodule("proj")
+            self._model.quantize = nn.ModuleDict({"proj": proj})  # type: ignore[assignment]
         else:
             del self._model.quantize
         # Convolutions on a CPU are up to half as fast again with the channels last in memory.
@@ -157,7 +160,7 @@ class FrozenTokenizer(nn.Module):
         if self.config.quantizer.kind == "gumbel":
             proj: Any = self._model.quantize.get_submodule("proj")
             codes = largest_logit(rows, proj.weight.flatten(1), proj.bias)
-        elif self._entries is not None:
+        elif self._entries is not None and self._code_of_entry is not None:
             codes = self._code_of_entry[nearest_entry(rows, self._entries)]
         else:
             codes = nearest_entry(rows, self.codebook)
@@ -189,7 +192,7 @@ class FrozenTokenizer(nn.Module):
 
     def _weights(self) -> dict[str, Tensor]:
         weights = self.state_dict_of_model()
-        if self._entries is not None:
+        if self._entries is not None and self._code_of_entry is not None:
             weights |= {"remap.entries": self._entries, "remap.code": self._code_of_entry}
         return weights
 

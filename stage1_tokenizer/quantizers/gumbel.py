@@ -61,10 +61,10 @@ class GumbelQuantizer(Quantizer):
         return self.embed.weight.float()
 
     def nearest(self, rows: Tensor) -> Tensor:
-        return largest_logit(rows, self.proj.weight.flatten(1), self.proj.bias)
+        return largest_logit(rows, self.proj.weight.flatten(1), self.proj.get_parameter("bias"))
 
     def quantize(self, rows: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        logits = torch.addmm(self.proj.bias, rows, self.proj.weight.flatten(1).T)
+        logits = nn.functional.linear(rows, self.proj.weight.flatten(1), self.proj.bias)
         probability = logits.softmax(dim=1)
         divergence = (probability * torch.log(probability * self.codes + 1e-10)).sum(dim=1).mean()
         losses = {"divergence": self.config.kl_weight * divergence}

@@ -48,12 +48,10 @@ def test_micro_batches_equal_one_batch_for_both_networks(one_batch, image_shards
     assert_same_course(run_with(tmp_path, image_shards, batch_size=2, accumulation=4), one_batch)
 
 
-@pytest.mark.slow
-def test_two_processes_equal_one(one_batch, image_shards, tmp_path):
+def run_on_two(config):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    config = config_of(tmp_path, image_shards, batch_size=4)
     # Without its variable Accelerate takes no notice of a launcher on a machine without GPU.
     variables = environment() | {"ACCELERATE_USE_CPU": "true"}
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
@@ -61,5 +59,44 @@ def test_two_processes_equal_one(one_batch, image_shards, tmp_path):
         [*launch, str(SCRIPT), "--config", str(config)], capture_output=True, text=True, env=variables
     )
     assert result.returncode == 0, result.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(one_batch, image_shards, tmp_path):
+    run_on_two(config_of(tmp_path, image_shards, batch_size=4))
     assert_same_course(losses(tmp_path / "run"), one_batch)
+    assert FrozenTokenizer.from_pretrained(tmp_path / "run" / "tokenizer").codes == 32
+
+
+def adversarial_config(folder, shards, norm="group", **loop):
+    """The discriminator counts from the second step on, with LeCAM."""
+    path = write_config(folder, shards, folder / "run", steps=4, log_every=1, checkpoint_every=4, **loop)
+    text = path.read_text().replace("start: 4", "start: 1\n    lecam_weight: 0.1").replace("ramp: 2", "ramp: 1")
+    path.write_text(text.replace("train_from: 2", "train_from: 0").replace("norm: group", f"norm: {norm}"))
+    return path
+
+
+@pytest.mark.slow
+def test_two_processes_have_one_adaptive_weight_and_one_lecam(image_shards, tmp_path):
+    """The weight is a ratio of norms: of the mean gradient over processes, not of each process' own."""
+    (tmp_path / "one").mkdir()
+    assert (
+        run_command(train.main, ["--config", str(adversarial_config(tmp_path / "one", image_shards, batch_size=8))])
+        == 0
+    )
+    run_on_two(adversarial_config(tmp_path, image_shards, batch_size=4))
+    ours, theirs = (
+        [line for line in losses(folder / "run") if "adaptive_weight" in line]
+        for folder in (tmp_path, tmp_path / "one")
+    )
+    assert len(ours) == len(theirs) == 3
+    for mine, other in zip(ours, theirs, strict=True):
+        for name in (*COMPARED[:-1], "adaptive_weight", "adversarial", "lecam"):
+            assert mine[name] == pytest.approx(other[name], rel=5e-3, abs=1e-4), (mine["step"], name)
+
+
+@pytest.mark.slow
+def test_batch_norm_in_the_discriminator_trains_on_two_processes(image_shards, tmp_path):
+    """Two passes through it under DDP are an in-place error (MONAI/GenerativeModels#352, #451)."""
+    run_on_two(adversarial_config(tmp_path, image_shards, "batch", batch_size=4))
     assert FrozenTokenizer.from_pretrained(tmp_path / "run" / "tokenizer").codes == 32
