@@ -56,12 +56,17 @@ class BackboneConfig:
     """Inner width of the feed-forward part."""
     embedding_dim: int = 256
     """Width of the contrastive embeddings."""
+    rotary_base: float = 10_000.0
+    """Of the rotary positions: the longest wavelength is about 2 pi times this. A row of some hundred tokens and
+    narrow heads tells its places apart sooner with less."""
 
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:
             raise ValueError(f"model.heads ({self.heads}) must be a multiple of model.kv_heads ({self.kv_heads})")
         if self.head_dim % 2:
             raise ValueError(f"model.head_dim must be even for rotary positions, got {self.head_dim}")
+        if self.rotary_base <= 1:
+            raise ValueError(f"model.rotary_base must be above 1, got {self.rotary_base}")
 
     def to_transformers(self, positions: int) -> dict[str, object]:
         """The same as ``transformers`` spells it."""
@@ -74,6 +79,7 @@ class BackboneConfig:
             "head_dim": self.head_dim,
             "intermediate_size": self.mlp,
             "max_position_embeddings": positions,
+            "rope_parameters": {"rope_type": "default", "rope_theta": self.rotary_base},
         }
 
 

@@ -154,3 +154,14 @@ def test_one_optimizer_can_overfit_one_batch():
         optimizer.step()
     # Two studies share each report key here but not each text, so the contrast's floor is ln 2.
     assert losses["report"] < 0.1 and losses["image"] < 0.1
+
+
+def test_the_rotary_base_reaches_the_backbone():
+    def frequencies(base):
+        backbone = BackboneConfig(width=16, layers=1, heads=2, kv_heads=1, head_dim=8, mlp=24, rotary_base=base)
+        config = MedUnifierConfig(text_config=backbone.to_transformers(100))
+        return MedUnifierForConditionalGeneration(config).model.rotary_emb.inv_freq
+
+    assert torch.allclose(frequencies(100.0), 100.0 ** -(torch.arange(4) / 4))
+    with pytest.raises(ValueError, match="rotary_base"):
+        BackboneConfig(rotary_base=0.5)
