@@ -7,6 +7,8 @@ import torch
 from torch.nn.functional import cross_entropy, normalize, pad
 from transformers import AutoConfig, AutoModel
 
+from stage2_unified.config import BackboneConfig
+from stage2_unified.configuration import MedUnifierConfig
 from stage2_unified.model import MedUnifierForConditionalGeneration
 from stage2_unified.objectives.contrast import contrastive_loss
 from stage2_unified.objectives.matching import draw_negatives
