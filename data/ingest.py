@@ -121,8 +121,9 @@ def ingest(config: IngestConfig) -> dict[str, Any]:
     key = load_key(config.key_file)
     archive = read_source(config.source, config.root, config.options)
     records = assign_splits(archive.records, key, config.validate_share, config.test_share)
-    jobs = _plan(config, records, key, out)
-    plan = _plan_digest(config, jobs, key)
+    transform = _transform(config)
+    jobs = _plan(config, records, key, out, transform)
+    plan = _plan_digest(config, jobs, key, transform)
     if (out / MANIFEST).is_file():
         manifest = read_json(out / MANIFEST, "a shard folder")
         if manifest.get("plan") != plan:
@@ -141,7 +142,7 @@ def ingest(config: IngestConfig) -> dict[str, Any]:
             if died and len(todo) == sum(not job.report.is_file() for job in jobs):
                 raise
             died = True
-    manifest = _finish(config, jobs, records, archive.problems, plan, out)
+    manifest = _finish(config, transform, jobs, records, archive.problems, plan, out)
     print(f"{out}: {_summary(manifest)}")
     return manifest
 
@@ -174,9 +175,10 @@ def _transform(config: IngestConfig) -> Transform:
     )
 
 
-def _plan(config: IngestConfig, records: Sequence[StudyRecord], key: bytes, out: Path) -> list[ShardJob]:
+def _plan(
+    config: IngestConfig, records: Sequence[StudyRecord], key: bytes, out: Path, transform: Transform
+) -> list[ShardJob]:
     """Studies in the order of their pseudonyms (so that a shard mixes patients), cut into shards by split."""
-    transform = _transform(config)
     jobs = []
     for split in SPLITS:
         of_split = sorted(
@@ -198,10 +200,10 @@ def _plan(config: IngestConfig, records: Sequence[StudyRecord], key: bytes, out:
     return jobs
 
 
-def _plan_digest(config: IngestConfig, jobs: Sequence[ShardJob], key: bytes) -> str:
+def _plan_digest(config: IngestConfig, jobs: Sequence[ShardJob], key: bytes, transform: Transform) -> str:
     """What the shards will hold, as far as it can be told before reading pixels; keyed, so it betrays no id."""
     digest, root = hashlib.sha256(key), as_path(config.root)
-    digest.update(canonical_json([config.source, asdict(config.options), asdict(_transform(config))]))
+    digest.update(canonical_json([config.source, asdict(config.options), asdict(transform)]))
     for job in jobs:
         for record in job.records:
             digest.update(
@@ -240,6 +242,7 @@ def _begin(out: Path, plan: str) -> None:
 
 def _finish(
     config: IngestConfig,
+    transform: Transform,
     jobs: Sequence[ShardJob],
     records: Sequence[StudyRecord],
     problems: Sequence[Problem],
@@ -269,7 +272,7 @@ def _finish(
             # The user's own patterns may be names of patients: their number must do.
             "redact": {
                 "built_in": config.redact,
-                "own_patterns": len(patterns("", config.redact_file)),
+                "own_patterns": len(transform.redact) - len(patterns(config.redact, "")),
             },
         },
         "counts": {

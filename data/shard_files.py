@@ -32,12 +32,15 @@ def checked_shard(root: str, name: str, sha256: str) -> Path:
     path = Path(root) / name
     if not path.is_file():
         raise UserError(f"shard {path} is in the manifest but not on disk; copy it here or make the shards again")
-    if (found := sha256_file(path)) != sha256:
-        raise UserError(
-            f"shard {path} is damaged: its checksum is {found[:12]}…, the manifest says {sha256[:12]}…. Copy it "
-            "again from where it came, or remove the folder and make the shards again"
-        )
+    _check(path, sha256, path, "Copy it again from where it came, or remove the folder and make the shards again")
     return path
+
+
+def _check(file: Path, sha256: str, place: Path | str, remedy: str) -> None:
+    if (found := sha256_file(file)) != sha256:
+        raise UserError(
+            f"shard {place} is damaged: its checksum is {found[:12]}…, the manifest says {sha256[:12]}…. {remedy}"
+        )
 
 
 def _fetched(url: str, sha256: str) -> Path:
@@ -61,8 +64,4 @@ def _fetch(url: str, sha256: str, copy: Path) -> None:
                 system.get_file(path, str(partial))
         except FileNotFoundError:
             raise UserError(f"shard {url} is in the manifest but not there; copy it there again") from None
-        if (found := sha256_file(partial)) != sha256:
-            raise UserError(
-                f"shard {url} is damaged: its checksum is {found[:12]}…, the manifest says {sha256[:12]}…. If it "
-                "happens again, copy the shard there again"
-            )
+        _check(partial, sha256, url, "If it happens again, copy the shard there again")

@@ -1,5 +1,6 @@
 """The interface of a quantiser, and the lookup that all share."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -54,7 +55,7 @@ def nearest_entry(z: Tensor, table: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-class Quantizer(nn.Module):
+class Quantizer(nn.Module, ABC):
     """A codebook of K entries of D dimensions, under taming's names of its parameters.
 
     Args:
@@ -67,21 +68,21 @@ class Quantizer(nn.Module):
         super().__init__()
         self.codes, self.dimensions, self.config = codes, dimensions, config
 
+    @abstractmethod
     def table(self) -> Tensor:
         """(K, D) float32: the rows that codes are decoded to.
 
         Its Euclidean nearest entry is this quantiser's code, unless ``nearest`` is overridden; so the quantiser
         can be written as a taming checkpoint.
         """
-        raise NotImplementedError
 
     def nearest(self, rows: Tensor) -> Tensor:
         """(N, D) vectors -> (N,) codes, without gradient, in float32."""
         return nearest_entry(rows, self.table())
 
+    @abstractmethod
     def quantize(self, rows: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """(N, D) float32 vectors -> straight-through entries (N, D), codes (N,), weighted losses."""
-        raise NotImplementedError
 
     def forward(self, z: Tensor) -> Quantized:
         """(B, D, h, w) vectors -> entries, codes, losses; float32 outside autocast."""

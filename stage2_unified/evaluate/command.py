@@ -193,7 +193,6 @@ def _judge(
     if name == "tokenizer":
         return judge_tokenizer(tokenizer, data, config.split, config.tokenizer_limit)
     assert pipeline is not None
-    options = {
-        f.name: getattr(config, f.name) for f in fields(Judging) if hasattr(config, f.name) and f.name != "data"
-    }
+    names = {f.name for f in fields(Judging)} - {"pipeline", "data"}
+    options = {name: getattr(config, name) for name in names}
     return MODEL_TASKS[name](Judging(pipeline, data, **options))
