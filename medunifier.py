@@ -33,6 +33,7 @@ COMMANDS = {
     "convert": ("stage1_tokenizer.convert", "taming-transformers checkpoints in and out"),
     "report": ("stage2_unified.report_command", "write draft reports for radiographs"),
     "synthesize": ("stage2_unified.synthesize_command", "draw radiographs from reports"),
+    "export": ("stage2_unified.export_command", "a trained model in a stock format, for other software"),
     "bench": ("shared.bench", "compare with a peer in the same run"),
     "evaluate": ("stage2_unified.evaluate.command", "judge a model or a tokenizer: one JSON, one page"),
 }

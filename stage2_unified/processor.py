@@ -17,7 +17,7 @@ from stage2_unified.configuration import MedUnifierConfig
 from stage2_unified.model import MedUnifierForConditionalGeneration
 from stage2_unified.sequences import ReportCodec, pad_reports, sections_of
 from stage2_unified.text_tokenizer import load_text_tokenizer
-from stage2_unified.vocabulary import BOI, BOS, EMB_IMG, EMB_TXT, EOI, EOS, MATCH, PAD, SPECIALS, UNCOND, VIEWS
+from stage2_unified.vocabulary import EOS, NEVER_WRITTEN, PAD, SPECIALS, UNCOND
 
 PROCESSOR_CONFIG = "processor_config.json"
 IMAGE_TOKENIZER = "image_tokenizer"
@@ -92,17 +92,12 @@ class MedUnifierProcessor:
         output = model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
-            suppress_tokens=self._never_written(),
+            suppress_tokens=[self.vocabulary[name] for name in NEVER_WRITTEN],
             eos_token_id=self.vocabulary[EOS],
             pad_token_id=self.vocabulary[PAD],
             **{**defaults, **generate},
         )
         return [self.codec.decode(row) for row in output[:, ids.shape[1] :].tolist()]
-
-    def _never_written(self) -> list[int]:
-        """Specials that have no place inside a report."""
-        inner = (EMB_IMG, BOI, EOI, MATCH, PAD, BOS, UNCOND, EMB_TXT, *(f"<view:{v}>" for v in VIEWS))
-        return [self.vocabulary[name] for name in inner]
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write both tokenizers into a model folder."""

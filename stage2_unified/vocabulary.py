@@ -15,6 +15,9 @@ SPECIALS: tuple[str, ...] = (
     *(f"<{section}>" for section in SECTIONS),
 )
 
+# Specials that have no place inside a report.
+NEVER_WRITTEN = (EMB_IMG, BOI, EOI, MATCH, PAD, BOS, UNCOND, EMB_TXT, *(f"<view:{view}>" for view in VIEWS))
+
 # ViewPosition as MIMIC-CXR and Open-I have it, folded to what a model can learn.
 _VIEW_OF_POSITION = {"PA": "pa", "AP": "ap", "LATERAL": "lateral", "LL": "lateral", "LARGE LATERAL": "lateral"}
 
