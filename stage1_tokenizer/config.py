@@ -253,6 +253,8 @@ class Stage1Config:
     """Of the generator and of the discriminator."""
     loop: LoopConfig = field(default_factory=LoopConfig)
     """How long, and what is left on the way."""
+    recompute_activations: bool = False
+    """Gradient checkpointing: less memory a step, about a third more arithmetic, the same gradients."""
     average_decay: float = 0.999
     """Decay a step of the averaged weights, which are validated and exported (shorter in the first steps)."""
 

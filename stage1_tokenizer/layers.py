@@ -7,6 +7,7 @@ other wrappers are avoided on purpose: each attribute's name is a part of a chec
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad, silu
+from torch.utils.checkpoint import checkpoint
 
 from stage1_tokenizer.winograd import WinogradConv2d
 
@@ -84,7 +85,27 @@ class Upsample(nn.Module):
         return self.conv(interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
-class Middle(nn.Module):
+class Recomputing(nn.Module):
+    """A part of encoder or decoder that can forget what happens inside its blocks.
+
+    What a block computes inside (two norms, two convolutions) is most of a training step's memory. With
+    ``recompute`` only the blocks' inputs are kept, and the backward pass computes the rest again: the same numbers,
+    about a third more arithmetic (Chen et al., "Training deep nets with sublinear memory cost", 2016).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recompute = False
+
+    def run(self, block: nn.Module, x: Tensor) -> Tensor:
+        """``block(x)``."""
+        if self.recompute and torch.is_grad_enabled():
+            result: Tensor = checkpoint(block, x, use_reentrant=False)
+            return result
+        return block(x)
+
+
+class Middle(Recomputing):
     """Block, attention, block at the coarsest resolution."""
 
     def __init__(self, channels: int, groups: int, dropout: float) -> None:
@@ -94,10 +115,10 @@ class Middle(nn.Module):
         self.block_2 = ResnetBlock(channels, channels, groups, dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.block_2(self.attn_1(self.block_1(x)))
+        return self.run(self.block_2, self.run(self.attn_1, self.run(self.block_1, x)))
 
 
-class Level(nn.Module):
+class Level(Recomputing):
     """The blocks of one resolution, each followed by attention where the level has any."""
 
     def __init__(
@@ -114,9 +135,9 @@ class Level(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for number, block in enumerate(self.block):
-            x = block(x)
+            x = self.run(block, x)
             if self.attn:
-                x = self.attn[number](x)
+                x = self.run(self.attn[number], x)
         return getattr(self, self._change)(x) if self._change else x
 
 

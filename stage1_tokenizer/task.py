@@ -59,6 +59,8 @@ class TokenizerTask:
             self._perceptual.to(accelerator.device, memory_format=torch.channels_last)
         generator = VQGAN(config.model).to(accelerator.device, memory_format=torch.channels_last)
         self.average = WeightAverage(generator, config.average_decay)
+        if config.recompute_activations:
+            generator.recompute_activations()
         self._generator: Any = accelerator.prepare(generator)
         self._generator_optimizer: Any = accelerator.prepare(build_optimizer(generator, config.optim))
         self._discriminator: Any = None

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     set_seed(loop.seed)
     training = ShardDataset(config.data.shards, "train")
     validation = _validation(config.data.shards, training)
-    run = RunFolder(config.run_dir, config, MAY_CHANGE + ("data.shards", "data.pictures"))
+    run = RunFolder(config.run_dir, config, MAY_CHANGE + ("data.shards", "data.pictures", "recompute_activations"))
     task = TokenizerTask(config, accelerator, run, validation)
     collate = partial(draw_images, size=config.model.resolution, seed=loop.seed)
     train(task, accelerator, run, training_stream(training, collate, loop), loop)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from stage1_tokenizer.config import ModelConfig, model_config
 from stage1_tokenizer.front_end import build_front_end
-from stage1_tokenizer.layers import Decoder, Encoder
+from stage1_tokenizer.layers import Decoder, Encoder, Recomputing
 from stage1_tokenizer.quantizers import build_quantizer
 
 
@@ -56,6 +56,12 @@ class VQGAN(nn.Module):
     def last_layer(self) -> nn.Parameter:
         """The weight at which the adaptive weight compares gradients."""
         return self.decoder.conv_out.weight
+
+    def recompute_activations(self) -> None:
+        """Keep less in memory for the backward pass, which then computes the blocks again."""
+        for module in self.modules():
+            if isinstance(module, Recomputing):
+                module.recompute = True
 
     def encode(self, images: Tensor) -> Tensor:
         """(B, 1, H, W) in [-1, 1] -> vectors (B, D, h, w), not yet quantised.
