@@ -1,7 +1,8 @@
 """Drawing a radiograph: exactly N codes after a report, with guidance as paired rows in one batch.
 
 Classifier-free guidance (Ho and Salimans, 2022): each radiograph has a second row that reads ``<uncond>`` in
-place of the report, and ``logits = without + guidance x (with - without)``.
+place of the report, and ``logits = without + guidance x (with - without)``. The length is known before the first
+code, so keys and values have their place from the start, and so has the mask.
 """
 
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from stage2_unified.caches import PreallocatedCache
 from stage2_unified.vocabulary import UNCOND
 
 if TYPE_CHECKING:
@@ -50,47 +52,57 @@ def generate_images(
         report = torch.cat([report, unconditional])
         report_length = torch.cat([report_length, torch.ones_like(report_length)])
         view = view.repeat(2)
-    prompt, attention_mask, position_ids = _left_padded(
-        model.text_row_ids(report, report_length, view), report_length
-    )
-    generators = [torch.Generator(device="cpu").manual_seed(int(seed)) for seed in seeds]
-    embedded, cache, drawn = model.embed_ids(prompt), None, []
-    for _ in range(model.config.image_tokens):
+    tokens = model.config.image_tokens
+    prompt, visible, position_ids = _left_padded(model.text_row_ids(report, report_length, view), report_length)
+    width = prompt.shape[1]
+    cache = PreallocatedCache(model.config.text_config.num_hidden_layers, width + tokens)
+    # Within the prompt causal and without the padding (which sees itself: no softmax over nothing); a code sees
+    # every column but the padding's.
+    causal = torch.ones(width, width, dtype=torch.bool, device=prompt.device).tril()
+    itself = torch.eye(width, dtype=torch.bool, device=prompt.device)
+    mask = (causal & (visible[:, None] | itself))[:, None]
+    visible = torch.cat([visible, visible.new_ones(len(visible), tokens)], dim=1)[:, None, None]
+    table = model.embed_codes(torch.arange(model.config.codes, device=prompt.device))  # (K, H), each once
+    seeds = seeds.to(prompt.device)
+    embedded, drawn = model.embed_ids(prompt), []
+    for number in range(tokens):
         output = model.model(
             inputs_embeds=embedded,
-            attention_mask=attention_mask,
+            attention_mask=mask,
             position_ids=position_ids,
             past_key_values=cache,
             use_cache=True,
         )
-        cache = output.past_key_values
         logits = model.image_logits(output.last_hidden_state[:, -1]).float()
         if paired:
             conditional, unconditioned = logits.chunk(2)
             logits = unconditioned + guidance * (conditional - unconditioned)
-        codes = _draw(logits, generators, temperature, top_k, top_p)
+        codes = _draw(logits, seeds, number, temperature, top_k, top_p)
         drawn.append(codes)
-        rows = codes.repeat(2) if paired else codes
-        embedded = model.embed_codes(rows)[:, None].to(embedded.dtype)
-        attention_mask = torch.cat([attention_mask, attention_mask.new_ones(len(rows), 1)], dim=1)
+        embedded = table[codes.repeat(2) if paired else codes][:, None].to(embedded.dtype)
+        mask = visible[..., : width + number + 1]
         position_ids = position_ids[:, -1:] + 1
     return torch.stack(drawn, dim=1)
 
 
 def _left_padded(ids: Tensor, report_length: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Right-padded prompts moved to the right edge, so that all rows draw at the same column."""
+    """Right-padded prompts moved to the right edge, so that all rows draw at the same column.
+
+    Returns:
+        (B, W) ids; (B, W) bool, False on padding; (B, W) positions from each row's first id on.
+    """
     length = report_length + 4  # <bos> … <emb_txt> <view> <boi>
     width = int(length.max())
     shift = (width - length)[:, None]
     columns = torch.arange(width, device=ids.device)[None, :]
     moved = ids.gather(1, (columns - shift).clamp(min=0))
-    return moved, (columns >= shift).long(), (columns - shift).clamp(min=0)
+    return moved, columns >= shift, (columns - shift).clamp(min=0)
 
 
 def _draw(
-    logits: Tensor, generators: list[torch.Generator], temperature: float, top_k: int | None, top_p: float | None
+    logits: Tensor, seeds: Tensor, number: int, temperature: float, top_k: int | None, top_p: float | None
 ) -> Tensor:
-    """(B, K) logits -> (B,) codes, each row by its own generator."""
+    """(B, K) logits -> (B,) codes: the image's code ``number``, each row by its own seed."""
     if temperature == 0:
         return logits.argmax(dim=-1)
     logits = logits / temperature
@@ -101,7 +113,25 @@ def _draw(
         ordered, order = logits.sort(dim=-1, descending=True)
         before = ordered.softmax(dim=-1).cumsum(dim=-1) - ordered.softmax(dim=-1)
         logits = logits.scatter(1, order, ordered.masked_fill(before >= top_p, float("-inf")))
-    # Gumbel's trick with noise of each row's own generator: the draw does not depend on the batch.
-    noise = torch.stack([torch.rand(logits.shape[-1], generator=generator) for generator in generators])
-    gumbel = -(-noise.clamp(min=1e-20).log()).log()
-    return (logits + gumbel.to(logits.device)).argmax(dim=-1)
+    gumbel = -(-_uniform(seeds, number, logits.shape[-1]).log()).log()  # argmax of logits + Gumbel = a draw
+    return (logits + gumbel).argmax(dim=-1)
+
+
+def _uniform(seeds: Tensor, number: int, count: int) -> Tensor:
+    """(B,) seeds -> (B, count) numbers in (0, 1), a function of (seed, number, place) alone.
+
+    SplitMix64 (Steele et al., 2014) of a counter: no generator a row, and the same on every device.
+    """
+    place = torch.arange(count, device=seeds.device) + number * count
+    state = _mix(seeds.long()[:, None] * _GOLDEN) + place * _GOLDEN
+    return ((_mix(state) >> 40 & 0x7FFFFF).float() + 0.5) / 2**23
+
+
+_GOLDEN = -0x61C8864680B583EB  # 2^64 over the golden ratio, as a signed integer; so are the two below
+
+
+def _mix(state: Tensor) -> Tensor:
+    """SplitMix64's finaliser on int64, whose products wrap around; its shifts are logical, ours are made so."""
+    state = (state ^ (state >> 30 & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
+    state = (state ^ (state >> 27 & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
+    return state ^ (state >> 31 & 0x1FFFFFFFF)

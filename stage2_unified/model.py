@@ -15,6 +15,7 @@ from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from shared.distributed import all_gather, all_gather_with_gradient, all_reduce_max, rank, world_size
+from stage2_unified.caches import PrefixCache
 from stage2_unified.configuration import MedUnifierConfig
 from stage2_unified.image_generation import generate_images
 from stage2_unified.objectives.contrast import contrastive_loss, contrastive_similarity
@@ -31,7 +32,7 @@ class Prefix:
     """The image-first prefix after its pass: ``hidden`` (B, H) at ``<emb_img>``, and its keys and values."""
 
     hidden: Tensor
-    cache: Cache
+    cache: PrefixCache
 
 
 class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -168,14 +169,15 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def read_images(self, codes: Tensor, view: Tensor) -> Prefix:
         """Run the image-first prefix."""
         ids = self.image_prefix_ids(codes, view)
-        output = self.model(inputs_embeds=self.embed_ids(ids), use_cache=True)
-        return Prefix(hidden=output.last_hidden_state[:, -1], cache=output.past_key_values)
+        cache = PrefixCache(self.config.text_config.num_hidden_layers)
+        output = self.model(inputs_embeds=self.embed_ids(ids), past_key_values=cache, use_cache=True)
+        return Prefix(hidden=output.last_hidden_state[:, -1], cache=cache)
 
-    def continue_prefix(self, cache: Cache, report: Tensor, report_length: Tensor, repeats: int) -> Tensor:
+    def continue_prefix(self, cache: PrefixCache, report: Tensor, report_length: Tensor, repeats: int) -> Tensor:
         """Run ``repeats`` branches ``report <eos> <match>`` an image, over the prefix's keys and values.
 
         Args:
-            cache: of B prefixes; it is consumed.
+            cache: of B prefixes.
             report: (B · repeats, T) ids, the branches of an image side by side.
             report_length: (B · repeats,).
 
@@ -183,11 +185,11 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
             (B · repeats, T + 2, H) hidden states.
         """
         rows = len(report)
-        if repeats > 1:
-            cache.batch_repeat_interleave(repeats)
         tail = torch.cat([self._special(EOS, rows), self._special(MATCH, rows)], dim=1)
         ids = _append(report, report_length, tail, self._pad)
-        output = self.model(inputs_embeds=self.embed_ids(ids), past_key_values=cache, use_cache=True)
+        output = self.model(
+            inputs_embeds=self.embed_ids(ids), past_key_values=cache.branches(repeats), use_cache=True
+        )
         return output.last_hidden_state
 
     # What a user asks for -------------------------------------------------------------------------------
@@ -236,7 +238,8 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
         text_length = torch.where(batch.drop_text, 1, batch.report_length)
         text = torch.where(batch.drop_text[:, None], self._unconditional(batch.report), batch.report)
         ids = self.text_row_ids(text, text_length, batch.view, batch.codes)
-        text_first = self.model(inputs_embeds=self.embed_ids(ids), use_cache=False).last_hidden_state
+        # The last code and <eoi> behind it predict nothing.
+        text_first = self.model(inputs_embeds=self.embed_ids(ids[:, :-2]), use_cache=False).last_hidden_state
         text_embedding = self._text_embedding(_at(text_first, text_length + 1))
         # <boi> predicts c1, c1 predicts c2, …: N positions from <boi> on.
         begin = text_length + 3

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from stage2_unified.image_generation import _draw, generate_images
+from stage2_unified.image_generation import _draw, _uniform, generate_images
 from tests.stage2_unified.conftest import make_batch, make_model
 
 
@@ -61,14 +61,26 @@ def test_no_guidance_is_one_row_and_the_report_alone(model):
 
 def test_filters_keep_what_they_say():
     logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]])).repeat(2000, 1)
-    generators = [torch.Generator().manual_seed(seed) for seed in range(2000)]
-    free = _draw(logits, generators, 1.0, None, None)
+    seeds = torch.arange(2000)
+    free = _draw(logits, seeds, 0, 1.0, None, None)
     assert torch.bincount(free, minlength=4) / 2000 == pytest.approx(torch.tensor([0.5, 0.3, 0.15, 0.05]), abs=0.04)
-    assert set(_draw(logits, generators, 1.0, 2, None).tolist()) == {0, 1}
-    assert set(_draw(logits, generators, 1.0, None, 0.7).tolist()) == {0, 1}
-    assert set(_draw(logits, generators, 1.0, None, 0.4).tolist()) == {0}
-    assert set(_draw(logits, generators, 0.0, None, None).tolist()) == {0}
-    assert (_draw(logits, generators, 0.3, None, None) == 0).float().mean() > 0.7
+    assert set(_draw(logits, seeds, 0, 1.0, 2, None).tolist()) == {0, 1}
+    assert set(_draw(logits, seeds, 0, 1.0, None, 0.7).tolist()) == {0, 1}
+    assert set(_draw(logits, seeds, 0, 1.0, None, 0.4).tolist()) == {0}
+    assert set(_draw(logits, seeds, 0, 0.0, None, None).tolist()) == {0}
+    assert (_draw(logits, seeds, 0, 0.3, None, None) == 0).float().mean() > 0.7
+
+
+def test_what_is_drawn_with_is_uniform_and_unrelated_between_seeds_numbers_and_places():
+    noise = torch.stack([_uniform(torch.arange(200), number, 100) for number in range(20)])  # (20, 200, 100)
+    assert noise.min() > 0 and noise.max() < 1
+    for dim in range(3):
+        other = tuple(d for d in range(3) if d != dim)
+        assert (noise.mean(dim=other) - 0.5).abs().max() < 0.03
+        first, second = noise.narrow(dim, 0, noise.shape[dim] - 1), noise.narrow(dim, 1, noise.shape[dim] - 1)
+        assert abs(torch.corrcoef(torch.stack([first.flatten(), second.flatten()]))[0, 1]) < 0.01
+    assert (torch.histc(noise, 10, 0, 1) / noise.numel() - 0.1).abs().max() < 0.003
+    assert torch.equal(_uniform(torch.tensor([7]), 3, 100), _uniform(torch.tensor([1, 7]), 3, 100)[1:])
 
 
 @torch.no_grad()

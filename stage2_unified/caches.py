@@ -1,0 +1,114 @@
+"""Where keys and values lie: of a prefix that several branches continue, and of a row whose length is known."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache
+from transformers.cache_utils import CacheLayerMixin
+
+
+class _PrefixLayer(CacheLayerMixin):
+    """Keeps the first keys and values that it is shown, and hands back what it is given.
+
+    A layer that is computed again in the backward pass (gradient checkpointing) shows them a second time: that
+    must change nothing, so this is no list that grows.
+    """
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.keys, self.values, self.is_initialized = key_states, value_states, True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        return key_states, value_states
+
+    def get_seq_length(self) -> int:
+        return 0
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return query_length, 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+class _BranchLayer(CacheLayerMixin):
+    """Puts a prefix' keys and values before each of its branches' own. It keeps nothing."""
+
+    def __init__(self, prefix: CacheLayerMixin, branches: int) -> None:
+        super().__init__()
+        self.keys, self.values, self.is_initialized = prefix.keys, prefix.values, True
+        self.branches = branches
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        raise NotImplementedError("a branch begins with its prefix")
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        assert self.keys is not None and self.values is not None
+        return self._joined(self.keys, key_states), self._joined(self.values, value_states)
+
+    def _joined(self, prefix: Tensor, own: Tensor) -> Tensor:
+        repeated = prefix[:, None].expand(-1, self.branches, -1, -1, -1)  # no copy: cat makes the only one
+        own = own.view(len(prefix), self.branches, *own.shape[1:])
+        return torch.cat([repeated, own], dim=-2).flatten(0, 1)
+
+    def get_seq_length(self) -> int:
+        assert self.keys is not None
+        return self.keys.shape[-2]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.get_seq_length() + query_length, 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+class PrefixCache(Cache):
+    """Takes up a prefix' keys and values, for ``branches`` to continue."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__(layers=[_PrefixLayer() for _ in range(layers)])
+
+    def branches(self, count: int) -> Cache:
+        """A cache for (B · count, …) rows, the branches of a prefix side by side."""
+        return Cache(layers=[_BranchLayer(layer, count) for layer in self.layers])
+
+
+class _PreallocatedLayer(CacheLayerMixin):
+    """Writes each new column into its place and shows the columns so far, without a copy of the others."""
+
+    def __init__(self, columns: int) -> None:
+        super().__init__()
+        self.columns, self.filled = columns, 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        rows, heads, _, width = key_states.shape
+        self.keys = key_states.new_empty(rows, heads, self.columns, width)
+        self.values = value_states.new_empty(rows, heads, self.columns, value_states.shape[-1])
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None and self.values is not None
+        begin, self.filled = self.filled, self.filled + key_states.shape[-2]
+        self.keys[:, :, begin : self.filled] = key_states
+        self.values[:, :, begin : self.filled] = value_states
+        return self.keys[:, :, : self.filled], self.values[:, :, : self.filled]
+
+    def get_seq_length(self) -> int:
+        return self.filled
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.filled + query_length, 0
+
+    def get_max_length(self) -> int:
+        return self.columns
+
+
+class PreallocatedCache(Cache):
+    """Keys and values of rows that will have ``columns`` tokens."""
+
+    def __init__(self, layers: int, columns: int) -> None:
+        super().__init__(layers=[_PreallocatedLayer(columns) for _ in range(layers)])
