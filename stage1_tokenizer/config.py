@@ -156,15 +156,17 @@ def model_config(values: Mapping[str, Any]) -> ModelConfig:
 
 @dataclass(frozen=True)
 class PerceptualConfig:
-    """LPIPS, the perceptual distance (Zhang et al., 2018)."""
+    """LPIPS, the perceptual distance (Zhang et al., 2018), or a distance of radiograph features."""
 
-    net: Literal["vgg", "alex", "squeeze", "none"] = "vgg"
-    """Backbone; `none` leaves the term out."""
+    net: Literal["vgg", "alex", "squeeze", "xrv", "none"] = "vgg"
+    """LPIPS' backbone; or xrv, the DenseNet-121 of torchxrayvision, trained on radiographs; `none` leaves the term
+    out."""
     weights: str = ""
-    """Path of the backbone's torchvision state dict; empty = torch's own cache; `random` = untrained, by this
+    """Path of the net's state dict; empty = torchvision's file in torch's own cache; `random` = untrained, by this
     name alone."""
     sha256: str = ""
-    """Leading hex digits of the SHA-256 that the file must have; empty = those of torchvision's published file."""
+    """Leading hex digits of the SHA-256 that the file must have; empty = those of torchvision's published file. xrv
+    has no published file of this form, so there it must be stated."""
 
 
 @dataclass(frozen=True)
@@ -207,9 +209,9 @@ class LossConfig:
     l2_weight: float = 0.0
     """Mean squared error of the pixels in [-1, 1]: minds the few pixels of a nodule more than l1 does."""
     perceptual_weight: float = 1.0
-    """LPIPS."""
+    """The perceptual distance."""
     perceptual: PerceptualConfig = field(default_factory=PerceptualConfig)
-    """Which LPIPS."""
+    """Which perceptual distance."""
     gan_weight: float = 0.75
     """The hinge loss, times the adaptive weight; 0 leaves the discriminator out."""
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)

@@ -1,5 +1,6 @@
 """How faithful a frozen tokenizer is, over a whole split, beside what costs nothing."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +40,7 @@ def evaluate_tokenizer(
     dataset: ShardDataset,
     *,
     perceptual: PerceptualConfig | None = None,
+    features: Callable[[np.ndarray], np.ndarray] | None = None,
     batch_size: int = 32,
     limit: int | None = None,
     worst: int = 8,
@@ -48,14 +50,16 @@ def evaluate_tokenizer(
     Args:
         tokenizer: the judged one, on the device where it is to work.
         dataset: image shards; the ``train`` split of the same folder gives the baseline's mean image.
-        perceptual: which LPIPS; None leaves the figure out.
+        perceptual: which LPIPS or other perceptual distance; None leaves the figure out.
+        features: of a Fréchet distance: (N, H, W) floats in [0, 1] -> (N, D).
         batch_size: studies at a time.
         limit: at most so many studies.
         worst: so many images of lowest PSNR are returned.
 
     Returns:
-        ``psnr`` (dB), ``ssim``, ``ms_ssim`` (from 161 pixels on), ``lpips`` and ``lpips_net`` (which net and
-        weights; without the name the figure means nothing): means over all images. ``codebook_usage`` (share of
+        ``psnr`` (dB), ``ssim``, ``ms_ssim`` (from 176 pixels on), ``lpips`` and ``lpips_net`` (which net and
+        weights; without the name the figure means nothing): means over all images. ``features``: those of all
+        originals, of all reconstructions, and of the baseline's image as often. ``codebook_usage`` (share of
         the entries that occur) and ``perplexity``, over the whole set. ``psnr_baseline``: the training images'
         mean given as every reconstruction. ``codebook_usage_baseline``: 1 / K, a collapsed tokenizer that gives
         one code everywhere. ``images``, ``studies``: how many were judged. ``worst``: :class:`WorstCase` list,
@@ -66,6 +70,7 @@ def evaluate_tokenizer(
     """
     device, size = tokenizer.codebook.device, tokenizer.image_size
     net = None if perceptual is None else build_perceptual(perceptual)
+    pairs_of_features = _FeaturePairs(features)
     fidelity = Fidelity(tokenizer.codes, size, None if net is None else net.to(device), device)
     mean = _mean_image(dataset, size, batch_size, limit).to(device)
     baseline: list[float] = []
@@ -83,17 +88,53 @@ def evaluate_tokenizer(
             reconstruction = tokenizer.decode_indices(codes).mean(dim=1, keepdim=True)  # grey of three channels
             values = fidelity.add(images, reconstruction, codes)["psnr"].tolist()
             baseline += psnr(to_unit(images), to_unit(mean).expand_as(images)).tolist()
-            pairs = zip(to_unit(images).cpu().numpy(), to_unit(reconstruction).cpu().numpy(), strict=True)
-            for (study, number), value, (a, b) in zip(names, values, pairs, strict=True):
-                cases.append(WorstCase(study, number, value, a[0], b[0]))
+            sides = [to_unit(side)[:, 0].cpu().numpy() for side in (images, reconstruction)]
+            pairs_of_features.add(*sides)
+            for (study, number), value, a, b in zip(names, values, *sides, strict=True):
+                cases.append(WorstCase(study, number, value, a, b))
             cases = sorted(cases, key=lambda case: (case.psnr, case.study, case.image))[:worst]
             progress.advance(count)
     result: dict[str, Any] = fidelity.figures()
     if net is not None:
-        result["lpips_net"] = net.name
+        result[f"{net.figure}_net"] = net.name
+    if features is not None:
+        original, reconstructed = pairs_of_features.all()
+        blank = np.repeat(features(to_unit(mean)[0].cpu().numpy()), len(original), axis=0)
+        result["features"] = (original, reconstructed, blank)
     result["psnr_baseline"] = float(np.mean(baseline))
     result["codebook_usage_baseline"] = 1 / tokenizer.codes
     return result | {"images": len(baseline), "studies": studies, "worst": cases}
+
+
+class _FeaturePairs:
+    """Collects both sides' features, some hundred images at a time: the images of a split need not fit in memory."""
+
+    IMAGES = 256
+
+    def __init__(self, features: Callable[[np.ndarray], np.ndarray] | None) -> None:
+        self._features = features
+        self._images: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+        self._found: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+
+    def add(self, originals: np.ndarray, reconstructions: np.ndarray) -> None:
+        if self._features is None:
+            return
+        for kept, batch in zip(self._images, (originals, reconstructions), strict=True):
+            kept.append(batch)
+        if sum(map(len, self._images[0])) >= self.IMAGES:
+            self._flush()
+
+    def all(self) -> tuple[np.ndarray, np.ndarray]:
+        if self._images[0]:
+            self._flush()
+        original, reconstructed = (np.concatenate(parts) for parts in self._found)
+        return original, reconstructed
+
+    def _flush(self) -> None:
+        assert self._features is not None
+        for kept, found in zip(self._images, self._found, strict=True):
+            found.append(self._features(np.concatenate(kept)))
+            kept.clear()
 
 
 def _mean_image(dataset: ShardDataset, size: int, batch_size: int, limit: int | None) -> Tensor:

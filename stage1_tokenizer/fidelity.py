@@ -7,7 +7,7 @@ from shared.distributed import all_reduce_sum
 from shared.metrics.codebook import CodeCount
 from shared.metrics.image import MS_SSIM_MIN_SIZE, ms_ssim, psnr, ssim
 from stage1_tokenizer.images import to_unit
-from stage1_tokenizer.perceptual import Lpips
+from stage1_tokenizer.perceptual import FrozenDistance
 
 
 class Fidelity:
@@ -16,17 +16,19 @@ class Fidelity:
     Args:
         codes: entries of the codebook.
         size: height and width of the images; MS-SSIM is left out where they are too small for it.
-        lpips: the perceptual net, or None to leave that figure out.
+        perceptual: the perceptual net, or None to leave that figure out; it bears the net's ``figure`` as its name.
         device: where the sums are kept.
     """
 
-    def __init__(self, codes: int, size: int, lpips: Lpips | None, device: torch.device | str = "cpu") -> None:
-        self._lpips, self._codes = lpips, CodeCount(codes, device)
+    def __init__(
+        self, codes: int, size: int, perceptual: FrozenDistance | None, device: torch.device | str = "cpu"
+    ) -> None:
+        self._perceptual, self._codes = perceptual, CodeCount(codes, device)
         names = ["psnr", "ssim"]
         if size >= MS_SSIM_MIN_SIZE:
             names.append("ms_ssim")
-        if lpips is not None:
-            names.append("lpips")
+        if perceptual is not None:
+            names.append(perceptual.figure)
         # On every process the same names, also on one that has no image.
         self._sums = {name: torch.zeros((), dtype=torch.float64, device=device) for name in names}
         self._images = torch.zeros((), dtype=torch.float64, device=device)
@@ -46,8 +48,8 @@ class Fidelity:
         values = {"psnr": psnr(a, b), "ssim": ssim(a, b)}
         if "ms_ssim" in self._sums:
             values["ms_ssim"] = ms_ssim(a, b)
-        if self._lpips is not None:
-            values["lpips"] = self._lpips(a * 2 - 1, b * 2 - 1).double()
+        if self._perceptual is not None:
+            values[self._perceptual.figure] = self._perceptual(a * 2 - 1, b * 2 - 1).double()
         for name, value in values.items():
             self._sums[name] += value.sum()
         self._codes.add(codes)

@@ -5,13 +5,13 @@ infinite where all features are zero (flat black borders of a radiograph), and i
 The backbone's weights come from a file that is checked, or are random because the configuration says so.
 """
 
-import hashlib
 import warnings
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from shared.artifacts import sha256_file
 from shared.errors import UserError
 from stage1_tokenizer.config import PerceptualConfig
 
@@ -29,7 +29,28 @@ RANDOM_SEED = 20180624
 """Of `random` weights: every run and every evaluation measures with the same random net."""
 
 
-class Lpips(nn.Module):
+class FrozenDistance(nn.Module):
+    """A distance of image pairs by a net that never trains: (B, 1 or 3, H, W) twice, in [-1, 1] -> (B,).
+
+    Attributes:
+        name: of net and weights; without it a figure means nothing.
+        figure: what its mean is called in a table of figures.
+    """
+
+    name: str
+    figure: str
+
+    def freeze(self) -> None:
+        """Called when the weights are in place."""
+        self.requires_grad_(False)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> "FrozenDistance":
+        """Stays in evaluation mode: a parent's ``train()`` would switch dropout and batch statistics on."""
+        return super().train(False)
+
+
+class Lpips(FrozenDistance):
     """Perceptual distance of image pairs. Frozen; in evaluation mode whatever its parent is told.
 
     Args:
@@ -39,6 +60,8 @@ class Lpips(nn.Module):
         UserError: if the weights are absent (it says which file to put where), are not the published ones, or
             do not fit the net.
     """
+
+    figure = "lpips"
 
     def __init__(self, config: PerceptualConfig) -> None:
         super().__init__()
@@ -61,12 +84,7 @@ class Lpips(nn.Module):
         self._load_lin_layers(config.net)
         if weights is not None:
             self._load_backbone(weights)
-        self.requires_grad_(False)
-        self.train(False)
-
-    def train(self, mode: bool = True) -> "Lpips":
-        """Stays in evaluation mode: a parent's ``train()`` would switch the dropout on."""
-        return super().train(False)
+        self.freeze()
 
     def forward(self, images: Tensor, others: Tensor) -> Tensor:
         """(B, 1 or 3, H, W) twice, in [-1, 1] -> (B,) distances, 0 for equal images. Grey is repeated here."""
@@ -74,7 +92,7 @@ class Lpips(nn.Module):
         total = images.new_zeros(len(images), dtype=torch.float32)
         for number, (a, b) in enumerate(zip(*features, strict=True)):
             weight = getattr(self, f"lin{number}").model[-1].weight
-            difference = (_unit(a.float()) - _unit(b.float())).square()
+            difference = (unit_features(a.float()) - unit_features(b.float())).square()
             total = total + nn.functional.conv2d(difference, weight.float()).mean(dim=(1, 2, 3))
         return total
 
@@ -106,7 +124,8 @@ class Lpips(nn.Module):
         self.net.load_state_dict({key: state[name] for key, name in wanted.items()}, strict=True)
 
 
-def _unit(features: Tensor) -> Tensor:
+def unit_features(features: Tensor) -> Tensor:
+    """(B, C, H, W) divided by the norm over the channels at every place; finite, gradient too, where that is 0."""
     return features / (features.square().sum(dim=1, keepdim=True) + EPSILON).sqrt()
 
 
@@ -116,11 +135,11 @@ def _weights_path(config: PerceptualConfig) -> Path:
     if not path.is_file():
         raise UserError(
             f"weights of the perceptual net not found: put torchvision's {name} at {path}, or name its place with "
-            "--loss.perceptual.weights FILE (`random` = untrained weights; --loss.perceptual.net none = no such term)"
+            "--loss.perceptual.weights FILE (evaluate: --perceptual.weights). Its name `random` means untrained "
+            "weights, and --loss.perceptual.net none leaves the term out"
         )
     expected = config.sha256.lower() or name.removesuffix(".pth").rsplit("-", 1)[1]
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = sha256_file(path)
     if not found.startswith(expected):
         raise UserError(
             f"{path} has SHA-256 {found[:16]}…, expected {expected}…: it is not {name}; fetch it again, or state its "
@@ -129,6 +148,10 @@ def _weights_path(config: PerceptualConfig) -> Path:
     return path
 
 
-def build_perceptual(config: PerceptualConfig) -> Lpips | None:
+def build_perceptual(config: PerceptualConfig) -> FrozenDistance | None:
     """The perceptual net, or None for ``net: none``."""
+    if config.net == "xrv":
+        from stage1_tokenizer.radiograph_features import RadiographFeatures  # it builds on this file
+
+        return RadiographFeatures(config)
     return None if config.net == "none" else Lpips(config)
