@@ -1,5 +1,8 @@
 """``medunifier bench NAME``: ours beside a peer in one run, as ratios. A benchmark is ``scripts/benchmarks/NAME.py``.
 
+It has a function ``rows(config)``, and may have a dataclass ``Config`` of its own in place of :class:`BenchConfig`,
+with ``out`` and ``threads`` at least.
+
 Times of one machine say little about another's, and a shared machine's say little about its own an hour later.
 So ours and the peer take turns, and what is reported is the median of the paired ratios.
 """
@@ -8,6 +11,7 @@ import importlib.util
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -115,11 +119,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         name = ""
     else:
         raise UsageError(f"which benchmark? medunifier bench NAME, with NAME in {', '.join(names)}")
-    config = parse_config(BenchConfig, arguments, prog=f"medunifier bench [{'|'.join(names)}]")
-    if name not in names:
+    if name and name not in names:
         raise UsageError(f"unknown benchmark {name!r}; there are: {', '.join(names)}")
+    module = load_benchmark(name) if name else None
+    config_class: type[Any] = getattr(module, "Config", BenchConfig)
+    config = parse_config(config_class, arguments, prog=f"medunifier bench {name or '|'.join(names)}")
+    assert module is not None  # --help has left
     torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
-    rows: list[Row] = _load(name).rows(config)
+    rows: list[Row] = module.rows(config)
     for row in rows:
         target = "" if row.target is None else f"   (target {row.target:g})"
         print(f"{row.what}: ours {row.ours:.4g}, peer {row.peer:.4g}, ratio {row.ratio:.2f}{target}")
@@ -127,9 +134,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_json(config.out, {"name": name, "machine": machine(), "rows": [asdict(row) for row in rows]})
 
 
-def _load(name: str) -> ModuleType:
+def load_benchmark(name: str) -> ModuleType:
+    """The module ``scripts/benchmarks/NAME.py``."""
     spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where a dataclass looks up the names in its annotations
     spec.loader.exec_module(module)
     return module

@@ -76,36 +76,80 @@ def _task() -> TokenizerTask:
     return TokenizerTask(config, Accelerator(cpu=True), nowhere, nowhere)
 
 
-class _ForkStep:
-    """``VQModel.training_step`` for both of its optimizers, and their steps."""
+class Fork(nn.Module):
+    """The parts of taming's ``VQModel`` and its loss class, joined as there (it needs a Lightning of 2021).
 
-    def __init__(self) -> None:
-        from taming.modules.diffusionmodules.model import Decoder, Encoder
+    Args:
+        size: height and width of the images in pixels, grey.
+        width: ``ch``; 128 in the published model.
+        codes: entries of the codebook.
+        dimensions: of an entry, and ``z_channels``.
+        attention: ``attn_resolutions``.
+        groups: of the GroupNorms, 32 in the published model; fewer keep its channels a group in a narrow one.
+        loss: further arguments of ``VQLPIPSWithDiscriminator``.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        width: int,
+        codes: int,
+        dimensions: int = 256,
+        attention: tuple[int, ...] = (16,),
+        groups: int = 32,
+        **loss: Any,
+    ) -> None:
+        super().__init__()
+        from taming.modules.diffusionmodules import model
         from taming.modules.losses import vqperceptual
         from taming.modules.vqvae.quantize import VectorQuantizer2
 
         sizes: dict[str, Any] = {
-            "resolution": SIZE, "in_channels": 1, "out_ch": 1, "ch": WIDTH, "ch_mult": (1, 1, 2, 2, 4),
-            "num_res_blocks": 2, "attn_resolutions": (16,), "z_channels": 256,
+            "resolution": size, "in_channels": 1, "out_ch": 1, "ch": width, "ch_mult": (1, 1, 2, 2, 4),
+            "num_res_blocks": 2, "attn_resolutions": attention, "z_channels": dimensions,
         }  # fmt: skip
-        with contextlib.redirect_stdout(io.StringIO()), patch.object(vqperceptual, "LPIPS", _Perceptual):
-            self.encoder, self.decoder = Encoder(**sizes, double_z=False), Decoder(**sizes)
-            self.loss = vqperceptual.VQLPIPSWithDiscriminator(disc_start=0, disc_in_channels=1)
-        self.quantize = VectorQuantizer2(CODES, 256, beta=0.25)
-        self.quant_conv, self.post_quant_conv = nn.Conv2d(256, 256, 1), nn.Conv2d(256, 256, 1)
-        generator = nn.ModuleList([self.encoder, self.decoder, self.quantize, self.quant_conv, self.post_quant_conv])
-        self.optimizers = [
-            torch.optim.Adam(module.parameters(), lr=OPTIM.lr, betas=OPTIM.betas)
-            for module in (generator, self.loss.discriminator)
+        with (
+            contextlib.redirect_stdout(io.StringIO()),
+            patch.object(vqperceptual, "LPIPS", _Perceptual),
+            patch.object(model, "Normalize", lambda channels: nn.GroupNorm(groups, channels, eps=1e-6)),
+        ):
+            self.encoder, self.decoder = model.Encoder(**sizes, double_z=False), model.Decoder(**sizes)
+            self.loss = vqperceptual.VQLPIPSWithDiscriminator(disc_in_channels=1, **loss)
+        self.quantize = VectorQuantizer2(codes, dimensions, beta=0.25, sane_index_shape=True)
+        self.quant_conv = nn.Conv2d(dimensions, dimensions, 1)
+        self.post_quant_conv = nn.Conv2d(dimensions, dimensions, 1)
+
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """Of the generator and of the discriminator."""
+        generator = [self.encoder, self.decoder, self.quantize, self.quant_conv, self.post_quant_conv]
+        return [
+            torch.optim.Adam(nn.ModuleList(modules).parameters(), lr=OPTIM.lr, betas=OPTIM.betas)
+            for modules in (generator, [self.loss.discriminator])
         ]
 
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, 1, H, W) in [-1, 1] -> reconstruction, codebook loss, codes (B, h, w)."""
+        z_q, codebook_loss, (_, _, codes) = self.quantize(self.quant_conv(self.encoder(images)))
+        return self.decoder(self.post_quant_conv(z_q)), codebook_loss, codes
+
+    def losses(self, images: Tensor, output: tuple[Tensor, Tensor, Tensor], side: int, step: int) -> Tensor:
+        """Its loss of the generator (side 0) or of the discriminator (side 1)."""
+        reconstruction, codebook_loss, _ = output
+        last_layer = self.decoder.conv_out.weight
+        loss: Tensor = self.loss(codebook_loss, images, reconstruction, side, step, last_layer=last_layer)[0]
+        return loss
+
+
+class _ForkStep:
+    """``VQModel.training_step`` for both of its optimizers, and their steps."""
+
+    def __init__(self) -> None:
+        self._fork = Fork(SIZE, WIDTH, CODES, disc_start=0)
+        self._optimizers = self._fork.optimizers()
+
     def step(self, images: Tensor) -> None:
-        for number, optimizer in enumerate(self.optimizers):
-            z_q, codebook_loss, _ = self.quantize(self.quant_conv(self.encoder(images)))
-            reconstruction = self.decoder(self.post_quant_conv(z_q))
-            loss, _ = self.loss(
-                codebook_loss, images, reconstruction, number, 1, last_layer=self.decoder.conv_out.weight
-            )
+        for side, optimizer in enumerate(self._optimizers):
+            loss = self._fork.losses(images, self._fork(images), side, 1)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

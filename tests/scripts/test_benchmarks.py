@@ -7,11 +7,12 @@ import torch
 from data.loader import sample_stream
 from data.radiograph import read_radiograph
 from data.shards import ShardDataset
-from shared.bench import BenchConfig, _load
+from shared.bench import BenchConfig, load_benchmark
+from shared.errors import UserError
 
 
 def test_both_loaders_give_every_sample_of_an_epoch(tmp_path, monkeypatch):
-    bench = _load("loader")
+    bench = load_benchmark("loader")
     monkeypatch.setattr(bench, "SHARDS", 2)
     monkeypatch.setattr(bench, "STUDIES", 64)
     bench._write(tmp_path)
@@ -24,7 +25,7 @@ def test_both_loaders_give_every_sample_of_an_epoch(tmp_path, monkeypatch):
 
 
 def test_the_ingest_benchmark_runs_and_its_peer_draws_the_same_films(tmp_path, monkeypatch, capsys):
-    bench = _load("ingest")
+    bench = load_benchmark("ingest")
     for name, value in (("STUDIES", 3), ("FILM", 64), ("COPIES", 1), ("SIZE", 48), ("REAL_FILMS", tmp_path / "none")):
         monkeypatch.setattr(bench, name, value)
     (row,) = bench.rows(BenchConfig(rounds=1))
@@ -37,8 +38,51 @@ def test_the_plain_script_is_a_fair_peer(shared_data, tmp_path):
     """It shows what we show, up to the scale of its grey levels."""
     from PIL import Image
 
-    bench = _load("ingest")
+    bench = load_benchmark("ingest")
     film = shared_data("dicom/chest/nih-DX-1024-implicitLE.dcm")
     bench.plain_script([film], tmp_path / "out")
     plain = np.asarray(Image.open(tmp_path / "out" / "0.png"), np.float32)
     assert np.corrcoef(plain.ravel(), read_radiograph(film, bench.SIZE).ravel())[0, 1] > 0.99
+
+
+@pytest.mark.slow
+def test_the_fidelity_benchmark_trains_both_sides_on_the_same_images_and_continues(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("taming", reason="the fork is in the extra `dev`")
+    bench = load_benchmark("fidelity")
+    seen = {"ours": [], "fork": []}
+    for side, task in (("ours", bench.TokenizerTask), ("fork", bench.ForkTask)):
+
+        def step(self, batches, step, side=side, honest=task.step):
+            seen[side] += [(step, *batch.sum(dim=(1, 2, 3)).tolist()) for batch in batches]
+            return honest(self, batches, step)
+
+        monkeypatch.setattr(task, "step", step)
+
+    def config(**changes):
+        small = {"studies": 40, "size": 32, "width": 8, "codes": 8, "steps": 20, "batch_size": 2}
+        return bench.Config(str(tmp_path / "f.json"), str(tmp_path / "runs"), **small | changes)
+
+    assert bench.rows(config(only="phantom-fork")) == [] and not seen["ours"]
+    assert "still to be trained: phantom-ours" in capsys.readouterr().out
+    rows = bench.rows(config())
+    assert seen["ours"] == seen["fork"] and len(seen["ours"]) == 20
+    assert bench.rows(config()) == rows and len(seen["ours"]) == 20  # nothing is trained again
+    psnr, _, distance, usage, asked = rows
+    assert psnr.ratio == pytest.approx(psnr.ours / psnr.peer) and psnr.target == 1
+    assert distance.ratio == pytest.approx(distance.peer / distance.ours)
+    assert usage.target is None and asked.ratio == pytest.approx(usage.ours / 0.95)
+    page = (tmp_path / "f.md").read_text()
+    assert "Phantoms" in page and f"{psnr.ours:.4g}" in page and (tmp_path / "f.png").is_file()
+    with pytest.raises(UserError, match="another configuration"):
+        (tmp_path / "runs" / "phantom-ours" / "judged.json").unlink()
+        bench.rows(config(lr=1e-2))
+
+
+def test_the_narrow_fork_has_as_many_channels_a_group_as_the_whole_one():
+    pytest.importorskip("taming", reason="the fork is in the extra `dev`")
+    fork = load_benchmark("stage1").Fork(32, 16, 8, dimensions=32, attention=(2,), groups=4, disc_start=0)
+    norms = [module for module in fork.encoder.modules() if isinstance(module, torch.nn.GroupNorm)]
+    assert {norm.num_channels // norm.num_groups for norm in norms} == {128 // 32, 256 // 32, 512 // 32}
+    images = torch.rand(2, 1, 32, 32) * 2 - 1
+    reconstruction, _, codes = fork(images)
+    assert reconstruction.shape == images.shape and codes.shape == (2, 2, 2)

@@ -1,0 +1,387 @@
+"""Fidelity after equal training: ``cxr_f16``'s design against the fork's f16 model, on patients new to both.
+
+Both are trained by the same loop: the same images in the same order, the same number of steps, optimizer, learning
+rate and its course. The fork brings its modules and its own loss class; ours is the Haar front end, the unit-norm
+codebook with revival, our losses, and the averaged weights, which are what is exported. Both have 16 pixels a code,
+the same number of codes and the same width `ch` (ours has two levels less, which the front end stands for).
+A narrow model cannot keep taming's 32 groups; both have as many channels a group as at full width, else the fork's
+norm would take the mean of every channel away. The fork's discriminator gets the reconstructions of the step's one
+pass, as ours does: Lightning would compute them again.
+
+LPIPS is that of an untrained net which neither side was trained with: without its weights no better net is at hand.
+Whatever is finished is kept beside the result and not made again; a training that was stopped continues.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from PIL import Image
+from torch import Tensor
+
+from data.ingest import IngestConfig, ingest
+from data.loader import batches_once, training_stream
+from data.phantom.command import PhantomConfig, write_archive
+from data.shards import MANIFEST, ShardDataset, read_manifest
+from shared.artifacts import atomic_file, read_json, write_json
+from shared.bench import Row, load_benchmark, machine
+from shared.loop import MAY_CHANGE, LoopConfig, OptimConfig, check_finite, set_rate, train
+from shared.plots import labelled_rows
+from shared.run_folder import RunFolder, read_metrics
+from stage1_tokenizer.config import (
+    DataConfig,
+    DiscriminatorConfig,
+    LossConfig,
+    ModelConfig,
+    PerceptualConfig,
+    Stage1Config,
+)
+from stage1_tokenizer.fidelity import Fidelity
+from stage1_tokenizer.frozen import FrozenTokenizer
+from stage1_tokenizer.images import draw_images, stack_images, to_unit
+from stage1_tokenizer.perceptual import Lpips
+from stage1_tokenizer.task import TokenizerTask
+
+SIDES = {"ours": "cxr_f16", "fork": "taming f16"}
+JUDGE = PerceptualConfig("alex", "random")
+PICTURES = 8
+KEY = "00" * 32
+"""Of the pseudonyms: the split is drawn with it, and is the same on every machine."""
+MAY_DIFFER = (*MAY_CHANGE, "data", "threads")
+FIGURES = {"psnr": "PSNR, dB", "ssim": "SSIM", "lpips": "LPIPS", "codebook_usage": "share of the codebook in use"}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Train cxr_f16's design and the fork's f16 model alike and compare them on held-out patients."""
+
+    out: str
+    """File for the table, NAME.json; NAME.md and the phantoms' picture NAME.png lie beside it."""
+    runs: str
+    """Folder of the data and of the trainings; what is finished there is not made again. The picture of real
+    patients is written here too, so that it does not go where the table goes."""
+    radiographs: str = ""
+    """Folder of real radiographs with a manifest.csv, as `ingest --source csv` reads it; empty = phantoms alone."""
+    only: str = ""
+    """One training alone, such as phantom-ours or real-fork; empty = all that are missing."""
+    studies: int = 1000
+    """Phantom studies, a tenth of them for the test."""
+    size: int = 128
+    """Height and width of the images in pixels."""
+    width: int = 16
+    """`ch` of both models; 128 in the presets."""
+    codes: int = 256
+    """Entries of both codebooks."""
+    steps: int = 400
+    """Of each training."""
+    batch_size: int = 8
+    """Images a step."""
+    lr: float = 1e-3
+    """Peak learning rate of both sides."""
+    threads: int = 1
+    """CPU threads; 0 = all cores."""
+
+    def __post_init__(self) -> None:
+        if not self.out.endswith(".json"):
+            raise ValueError(f"out must be a file NAME.json, got {self.out}")
+        if self.only and self.only not in [f"{data}-{side}" for data in ("phantom", "real") for side in SIDES]:
+            raise ValueError(f"only must be phantom or real, a hyphen, ours or fork; got {self.only}")
+        if self.only.startswith("real") and not self.radiographs:
+            raise ValueError("radiographs must name the folder that the real trainings read")
+        if self.steps < 20:
+            raise ValueError(f"steps must be at least 20, got {self.steps}")
+        if self.width % 8 or self.size % 16:
+            raise ValueError(f"width must be a multiple of 8 and size of 16, got {self.width} and {self.size}")
+
+
+@dataclass(frozen=True)
+class ForkConfig:
+    """What a run of the fork is known by."""
+
+    size: int
+    width: int
+    codes: int
+    optim: OptimConfig
+    loop: LoopConfig
+    disc_start: int
+    run_dir: str
+    disc_ndf: int = 16
+    disc_weight: float = 0.8
+    """Of the published f16 models; their other weights are the class' own."""
+    fork: str = field(default="taming-transformers-rom1504 0.0.6")
+
+
+class ForkTask:
+    """The fork's model under our loop: one step of both of its networks, Lightning's order."""
+
+    def __init__(self, config: ForkConfig, accelerator: Accelerator, validation: ShardDataset) -> None:
+        self.config, self._validation = config, validation
+        # Attention stands at the coarsest level, as in the published model at 256 pixels.
+        self.fork = load_benchmark("stage1").Fork(
+            config.size,
+            config.width,
+            config.codes,
+            dimensions=2 * config.width,
+            attention=(config.size // 16,),
+            groups=config.width // 4,
+            disc_start=config.disc_start,
+            disc_ndf=config.disc_ndf,
+            disc_weight=config.disc_weight,
+        )
+        accelerator.prepare(self.fork)
+        self._optimizers: list[Any] = [accelerator.prepare(optimizer) for optimizer in self.fork.optimizers()]
+
+    def step(self, micro_batches: list[Tensor], step: int) -> Mapping[str, Tensor | float]:
+        """The generator's update, then the discriminator's, on one pass."""
+        rate = self.config.optim.rate(step, self.config.loop.steps)
+        (images,) = micro_batches
+        self.fork.train()
+        output = self.fork(images)
+        figures = {"l1": (output[0].detach() - images).abs().mean()}
+        for side, name in enumerate(("generator", "discriminator")):
+            loss = self.fork.losses(images, output, side, step)
+            figures[name] = loss.detach()
+            check_finite(figures, step + 1)
+            set_rate(self._optimizers[side], rate)
+            self._optimizers[side].zero_grad()
+            loss.backward()
+            parameters = [p for group in self._optimizers[side].param_groups for p in group["params"]]
+            torch.nn.utils.clip_grad_norm_(parameters, self.config.optim.clip)
+            self._optimizers[side].step()
+        return {**figures, "lr": rate}
+
+    @torch.no_grad()
+    def reconstruct(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 1, H, W) in [-1, 1] -> the same from its codes, and these."""
+        reconstruction, _, codes = self.fork.eval()(images)
+        return reconstruction, codes
+
+    def validate(self, step: int) -> Mapping[str, float]:
+        """PSNR, SSIM and usage over the validation set."""
+        return _judge(self.reconstruct, self._validation, self.config.size, self.config.codes, None)[0]
+
+
+def rows(config: Config) -> list[Row]:
+    """Four rows a data set whose two sides are trained, and the share of the codebook that was asked for."""
+    runs = Path(config.runs)
+    found: list[Row] = []
+    sections: list[str] = []
+    for data in ("phantom", "real") if config.radiographs else ("phantom",):
+        shards = runs / f"{data}-images"
+        for side in SIDES:
+            name = f"{data}-{side}"
+            if config.only in ("", name) and not (runs / name / "judged.json").is_file():
+                _make_shards(config, data, shards)
+                _train(config, name, side, shards)
+        if not all((runs / f"{data}-{side}" / "judged.json").is_file() for side in SIDES):
+            missing = [f"{data}-{side}" for side in SIDES if not (runs / f"{data}-{side}" / "judged.json").is_file()]
+            print(f"{data}: still to be trained: {', '.join(missing)}")
+            continue
+        ours, fork = (read_json(runs / f"{data}-{side}" / "judged.json", "a run of this benchmark") for side in SIDES)
+        found += _compare(data, ours, fork)
+        sections.append(_section(config, data, ours, fork, shards))
+        _picture(config, data)
+    if sections:
+        with atomic_file(Path(config.out).with_suffix(".md")) as partial_file:
+            partial_file.write_text(_page(config, sections), encoding="utf-8")
+    return found
+
+
+def _make_shards(config: Config, data: str, shards: Path) -> None:
+    if (shards / MANIFEST).is_file():
+        return
+    key = shards.parent / "pseudonym.key"
+    key.parent.mkdir(parents=True, exist_ok=True)
+    key.write_text(KEY, encoding="ascii")
+    source, root = "csv", config.radiographs
+    if data == "phantom":
+        source, root = "phantom", str(shards.parent / "phantom-archive")
+        write_archive(PhantomConfig(Path(root), config.studies, size=config.size))
+    ingest(IngestConfig(source, root, str(shards), size=config.size, workers=1, key_file=str(key)))
+
+
+def _train(config: Config, name: str, side: str, shards: Path) -> None:
+    training, validation = (ShardDataset(shards, split) for split in ("train", "validate"))
+    run_dir = Path(config.runs) / name
+    start = config.steps * 3 // 4  # from where the discriminators have a say, on both sides
+    optim = OptimConfig(config.lr, betas=(0.5, 0.9), warmup_steps=config.steps // 16, final_share=0.05)
+    loop = LoopConfig(
+        config.steps,
+        config.batch_size,
+        workers=0,
+        threads=config.threads,
+        log_every=10,
+        validate_every=start,  # just before, and the last step in any case
+        checkpoint_every=50,
+        keep_checkpoints=1,
+    )
+    accelerator = Accelerator(cpu=True)
+    set_seed(loop.seed)
+    task: TokenizerTask | ForkTask
+    if side == "ours":
+        settings = _our_config(config, optim, loop, start, str(shards), str(run_dir))
+        run = RunFolder(run_dir, settings, MAY_DIFFER)
+        task = TokenizerTask(settings, accelerator, run, validation)
+    else:
+        fork_settings = ForkConfig(config.size, config.width, config.codes, optim, loop, start, str(run_dir))
+        run = RunFolder(run_dir, fork_settings, MAY_DIFFER)
+        task = ForkTask(fork_settings, accelerator, validation)
+    collate = partial(draw_images, size=config.size, seed=loop.seed)
+    train(task, accelerator, run, training_stream(training, collate, loop), loop)
+    network: torch.nn.Module
+    if isinstance(task, TokenizerTask):
+        frozen = FrozenTokenizer(task.average.module)
+        network = task.average.module
+
+        def reconstruct(images: Tensor) -> tuple[Tensor, Tensor]:
+            codes = frozen.encode_indices(images)
+            return frozen.decode_indices(codes), codes
+    else:
+        network, reconstruct = task.fork, task.reconstruct
+    figures, pictures = _judge(reconstruct, ShardDataset(shards, "test"), config.size, config.codes, Lpips(JUDGE))
+    inference = [p for n, p in network.named_parameters() if not n.startswith("loss.")]
+    lines = read_metrics(run_dir)
+    rates = [line["samples_per_s"] for line in lines if "samples_per_s" in line]
+    before = [line["validation/psnr"] for line in lines if "validation/psnr" in line and line["step"] == start]
+    np.savez_compressed(run_dir / "pictures.npz", **pictures)
+    write_json(
+        run_dir / "judged.json",
+        {
+            "figures": figures,
+            "parameters": sum(p.numel() for p in inference),
+            "images_per_s": float(np.median(rates)),
+            "psnr_before_adversary": before[0],
+            "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        },
+    )
+
+
+def _our_config(
+    config: Config, optim: OptimConfig, loop: LoopConfig, start: int, shards: str, run_dir: str
+) -> Stage1Config:
+    """``configs/stage1/cxr_f16.yaml`` at this width and size."""
+    model = ModelConfig(
+        config.size,
+        ch=config.width,
+        ch_mult=(1, 2, 4),
+        attn_resolutions=(),
+        z_channels=2 * config.width,
+        n_embed=config.codes,
+        embed_dim=8,
+        norm_groups=config.width // 4,
+        front_end="haar",
+        front_end_levels=2,
+    )
+    adversary = DiscriminatorConfig(
+        width=16,
+        train_from=start - config.steps // 20,
+        start=start,
+        ramp=config.steps // 8,
+        lecam_weight=0.001,
+    )
+    perceptual = load_benchmark("stage1").PERCEPTUAL
+    loss = LossConfig(perceptual=perceptual, gan_weight=0.5, discriminator=adversary)
+    return Stage1Config(DataConfig(shards), run_dir, model, loss, optim, loop, average_decay=0.99)
+
+
+def _judge(
+    reconstruct: Any, dataset: ShardDataset, size: int, codes: int, lpips: Lpips | None
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Figures over every image of a split; the first pictures and their reconstructions, (N, H, W) in [0, 1]."""
+    fidelity = Fidelity(codes, size, lpips)
+    shown: dict[str, list[np.ndarray]] = {"originals": [], "reconstructions": []}
+    count = 0
+    for images in batches_once(dataset, lambda samples: stack_images(samples, size), batch_size=16):
+        reconstruction, found = reconstruct(images)
+        fidelity.add(images, reconstruction, found)
+        count += len(images)
+        for name, batch in (("originals", images), ("reconstructions", reconstruction)):
+            shown[name].append(to_unit(batch)[:, 0].numpy())
+    return fidelity.figures() | {"images": float(count)}, {
+        name: np.concatenate(parts)[:: max(1, count // PICTURES)][:PICTURES] for name, parts in shown.items()
+    }
+
+
+def _compare(data: str, ours: Mapping[str, Any], fork: Mapping[str, Any]) -> list[Row]:
+    mine, theirs = ours["figures"], fork["figures"]
+    found = []
+    for name, what in FIGURES.items():
+        ratio = mine[name] / theirs[name]
+        if name == "lpips":
+            what, ratio = f"LPIPS ({JUDGE.net}, random weights; less is better)", 1 / ratio
+        # The usage of the peer's book is no bar: what is asked of ours is a share.
+        target = None if name == "codebook_usage" else 1.0
+        found.append(Row(f"{data}: {what}", mine[name], theirs[name], ratio, target))
+    usage = mine["codebook_usage"]
+    found.append(Row(f"{data}: share of the codebook in use, beside the 0.95 asked", usage, 0.95, usage / 0.95, 1.0))
+    return found
+
+
+def _section(config: Config, data: str, ours: Mapping[str, Any], fork: Mapping[str, Any], shards: Path) -> str:
+    splits = read_manifest(shards)["splits"]
+    counts = {split: sum(row["samples"] for row in splits[split].values()) for split in splits}
+    label = "phantoms" if data == "phantom" else "real radiographs"
+    lines = [
+        f"## {label.capitalize()}",
+        "",
+        f"Studies, split by patient: {', '.join(f'{split} {count}' for split, count in counts.items())}; judged on "
+        f"the {ours['figures']['images']:.0f} test images.",
+        "",
+        f"| {label} | {SIDES['ours']} | {SIDES['fork']} |",
+        "|---|---|---|",
+    ]
+    for name, what in (FIGURES | {"perplexity": "perplexity of the codes"}).items():
+        what = f"LPIPS ({JUDGE.net}, random weights)" if name == "lpips" else what
+        lines.append(f"| {what} | {ours['figures'][name]:.4g} | {fork['figures'][name]:.4g} |")
+    values = [side.get("psnr_before_adversary") for side in (ours, fork)]
+    shown = ["–" if value is None else f"{value:.4g}" for value in values]
+    lines.append(f"| validation PSNR just before the discriminators have a say, dB | {shown[0]} | {shown[1]} |")
+    lines.append(f"| parameters | {ours['parameters']:,} | {fork['parameters']:,} |")
+    lines.append(f"| images/s in training | {ours['images_per_s']:.3g} | {fork['images_per_s']:.3g} |")
+    lines += ["", f"Trained on {ours['date']} and {fork['date']}."]
+    if data == "phantom":
+        lines += ["", f"![originals, {SIDES['ours']}, {SIDES['fork']}]({_picture_path(config, data).name})"]
+    return "\n".join(lines)
+
+
+def _page(config: Config, sections: list[str]) -> str:
+    about = machine()
+    settings = ", ".join(
+        f"{name} {value}"
+        for name, value in asdict(config).items()
+        if name not in ("out", "runs", "radiographs", "only", "threads")
+    )
+    return "\n".join(
+        [
+            "# Fidelity after equal training",
+            "",
+            "`cxr_f16`'s design and the f16 model of taming-transformers (the packaged fork's modules and its own "
+            "loss class), both narrowed alike, trained for the same steps on the same images in the same order; "
+            "`medunifier bench fidelity --help` names the settings. Figures of small models after short training: "
+            "they compare designs, and are not what the presets reach.",
+            "",
+            f"Settings: {settings}. Machine: {about['cpu']}, {config.threads} thread(s), torch {about['torch']}.",
+            "",
+            *sections,
+            "",
+        ]
+    )
+
+
+def _picture_path(config: Config, data: str) -> Path:
+    return Path(config.out).with_suffix(".png") if data == "phantom" else Path(config.runs) / "real.png"
+
+
+def _picture(config: Config, data: str) -> None:
+    files = {side: np.load(Path(config.runs) / f"{data}-{side}" / "pictures.npz") for side in SIDES}
+    shown = [("originals", files["ours"]["originals"])]
+    shown += [(SIDES[side], files[side]["reconstructions"]) for side in SIDES]
+    with atomic_file(_picture_path(config, data)) as partial_file:
+        Image.fromarray(labelled_rows(shown)).save(partial_file, format="PNG")
