@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from accelerate import Accelerator
 
 from shared.command import run_command
 from stage1_tokenizer import train
@@ -48,6 +49,32 @@ def test_micro_batches_equal_one_batch_for_both_networks(one_batch, image_shards
     assert_same_course(run_with(tmp_path, image_shards, batch_size=2, accumulation=4), one_batch)
 
 
+def shown(run, name):
+    """Steps whose line of figures has this one."""
+    return [line["step"] for line in losses(run) if name in line]
+
+
+def test_one_step_counter_for_both_networks_however_many_micro_batches(image_shards, tmp_path):
+    """Lightning counts a step for every optimizer (pytorch-lightning#17958): `start` would come too early."""
+    config = write_config(tmp_path, image_shards, tmp_path / "run", steps=7, batch_size=1, accumulation=3)
+    assert run_command(train.main, ["--config", str(config)]) == 0
+    assert (LOSS["discriminator"]["train_from"], LOSS["discriminator"]["start"]) == (2, 4)  # counted from 0
+    assert shown(tmp_path / "run", "discriminator") == [3, 4, 5, 6, 7]
+    assert shown(tmp_path / "run", "adversarial") == [5, 6, 7]
+
+
+def test_gradients_of_both_networks_wait_for_the_last_micro_batch(image_shards, tmp_path, monkeypatch):
+    """`accumulate([g, d])` with a list is not understood: every micro-batch would be reduced over processes."""
+    waited = []
+    honest = Accelerator.no_sync
+    monkeypatch.setattr(
+        Accelerator, "no_sync", lambda self, model: waited.append(type(model).__name__) or honest(self, model)
+    )
+    config = write_config(tmp_path, image_shards, tmp_path / "run", steps=2, batch_size=1, accumulation=3)
+    assert run_command(train.main, ["--config", str(config)]) == 0
+    assert sorted(waited) == ["PatchDiscriminator"] * 4 + ["VQGAN"] * 4  # two of three, in two steps
+
+
 def run_on_two(config):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -65,14 +92,17 @@ def run_on_two(config):
 def test_two_processes_equal_one(one_batch, image_shards, tmp_path):
     run_on_two(config_of(tmp_path, image_shards, batch_size=4))
     assert_same_course(losses(tmp_path / "run"), one_batch)
+    # Over the images of all processes; a near tie may fall otherwise on another number of them.
+    for name in ("validation/codebook_usage", "validation/perplexity"):
+        assert losses(tmp_path / "run")[-1][name] == pytest.approx(one_batch[-1][name], rel=0.1), name
     assert FrozenTokenizer.from_pretrained(tmp_path / "run" / "tokenizer").codes == 32
 
 
-def adversarial_config(folder, shards, norm="group", **loop):
+def adversarial_config(folder, shards, **loop):
     """The discriminator counts from the second step on, with LeCAM."""
     path = write_config(folder, shards, folder / "run", steps=4, log_every=1, checkpoint_every=4, **loop)
     text = path.read_text().replace("start: 4", "start: 1\n    lecam_weight: 0.1").replace("ramp: 2", "ramp: 1")
-    path.write_text(text.replace("train_from: 2", "train_from: 0").replace("norm: group", f"norm: {norm}"))
+    path.write_text(text.replace("train_from: 2", "train_from: 0"))
     return path
 
 
@@ -98,5 +128,8 @@ def test_two_processes_have_one_adaptive_weight_and_one_lecam(image_shards, tmp_
 @pytest.mark.slow
 def test_batch_norm_in_the_discriminator_trains_on_two_processes(image_shards, tmp_path):
     """Two passes through it under DDP are an in-place error (MONAI/GenerativeModels#352, #451)."""
-    run_on_two(adversarial_config(tmp_path, image_shards, "batch", batch_size=4))
+    config = write_config(tmp_path, image_shards, tmp_path / "run", batch_size=4)
+    config.write_text(config.read_text().replace("norm: group", "norm: batch"))
+    run_on_two(config)
+    assert shown(tmp_path / "run", "discriminator")[0] == 3 and shown(tmp_path / "run", "adversarial")[0] == 5
     assert FrozenTokenizer.from_pretrained(tmp_path / "run" / "tokenizer").codes == 32
