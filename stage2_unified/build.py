@@ -11,6 +11,7 @@ from shared.artifacts import atomic_folder
 from shared.distributed import barrier, is_main
 from shared.run_folder import RunFolder, read_metrics
 from stage1_tokenizer.frozen import FrozenTokenizer
+from stage2_unified.backbone import add_adapters, merge_adapters, pretrained_config, take_over
 from stage2_unified.config import DecoderOptimConfig, Stage2Config
 from stage2_unified.configuration import MedUnifierConfig
 from stage2_unified.corpus import StudiesWithText
@@ -25,8 +26,9 @@ _ROW_SPECIALS = 8  # <bos> <view> <boi> <eoi> <emb_img> <emb_txt> <eos> <match>,
 
 def text_tokenizer(config: Stage2Config, run: RunFolder, training: StudiesWithText) -> PreTrainedTokenizerBase:
     """The run's report tokenizer: trained when the run begins, then read from its folder."""
-    if config.text.tokenizer:
-        return load_text_tokenizer(config.text.tokenizer)
+    given = config.text.tokenizer or config.model.pretrained
+    if given:
+        return load_text_tokenizer(given)
     folder = run.path / "text_tokenizer"
     if is_main() and not folder.is_dir():
         texts = (text for report in training.reports() for text in report.values())
@@ -43,8 +45,12 @@ def model_config(
     codes, code_dim = tokenizer.codebook.shape
     height, width = tokenizer.grid
     weights = config.weights
+    longest = height * width + config.data.max_report_tokens + _ROW_SPECIALS
+    backbone = config.model
     return MedUnifierConfig(
-        text_config=config.model.to_transformers(height * width + config.data.max_report_tokens + _ROW_SPECIALS),
+        text_config=pretrained_config(backbone.pretrained, longest)
+        if backbone.pretrained
+        else backbone.to_transformers(longest),
         text_size=len(words),
         codes=codes,
         code_dim=code_dim,
@@ -58,6 +64,21 @@ def model_config(
     )
 
 
+def build_model(
+    config: Stage2Config, words: PreTrainedTokenizerBase, tokenizer: FrozenTokenizer, text_choice: str
+) -> MedUnifierForConditionalGeneration:
+    """The model as its training begins."""
+    model = MedUnifierForConditionalGeneration(model_config(config, words, tokenizer, text_choice))
+    model.set_codebook(tokenizer.codebook)
+    if config.model.pretrained:
+        take_over(model, config.model.pretrained)
+    if config.lora.rank:
+        add_adapters(model, config.lora.rank, config.lora.alpha)
+    if config.recompute_activations:
+        model.gradient_checkpointing_enable()
+    return model
+
+
 def make_optimizers(
     model: MedUnifierForConditionalGeneration, config: DecoderOptimConfig
 ) -> list[torch.optim.Optimizer]:
@@ -66,6 +87,8 @@ def make_optimizers(
     Weight decay is on matrices alone, not on norms, biases, embeddings and the temperature.
     """
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    if not all(parameter.requires_grad for parameter in model.parameters()):
+        embeddings.add(id(model.lm_head.weight))  # beside adapters the words' rows of both tables stay as they are
     in_layers = {id(p) for p in model.model.layers.parameters() if p.dim() == 2} if config.kind == "muon" else set()
     hidden, decayed, kept = [], [], []
     for parameter in model.parameters():
@@ -77,7 +100,12 @@ def make_optimizers(
             decayed.append(parameter)
         else:
             kept.append(parameter)
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    # The temperature by itself: under FSDP it alone is no shard, and one update runs over parameters of one kind.
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": [p for p in kept if p.dim()], "weight_decay": 0.0},
+        {"params": [p for p in kept if not p.dim()], "weight_decay": 0.0},
+    ]
     optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)]
     if hidden:
         optimizers.append(Muon(hidden, lr=config.lr, weight_decay=config.weight_decay))
@@ -91,8 +119,12 @@ def export_model(
     config: Stage2Config,
     source: str,
 ) -> None:
-    """Write the Hugging Face folder, complete or not at all: weights, both tokenizers, a card."""
+    """Write the Hugging Face folder, complete or not at all: weights, both tokenizers, a card.
+
+    Adapters are merged into ``model``.
+    """
     logging.disable_progress_bar()
+    merge_adapters(model)
     with atomic_folder(folder) as partial:
         model.save_pretrained(partial)
         processor.save_pretrained(partial)
@@ -104,6 +136,8 @@ def _card(model: MedUnifierForConditionalGeneration, config: Stage2Config, sourc
     figures = "\n".join(
         f"| {name} | {last[-1][f'validation/{name}']:.3f} |" for name in (*OBJECTIVES, "matching_accuracy") if last
     )
+    text, size = model.config.text_config, model.num_parameters() / 1e6
+    begun = f", begun from `{Path(config.model.pretrained).name}`" if config.model.pretrained else ""
     phantom = "\nThe data were **phantoms** (procedural radiographs), not patients.\n" if source == "phantom" else ""
     return f"""---
 library_name: transformers
@@ -116,7 +150,7 @@ shows no patient. It must not be used for the care of a person.
 
 `import medunifier` registers it with `transformers`; `MedUnifierForConditionalGeneration.from_pretrained(folder)`.
 
-- decoder: {config.model.layers} layers of {config.model.width}, {model.num_parameters() / 1e6:.1f} M parameters
+- decoder: {text.model_type}, {text.num_hidden_layers} layers of {text.hidden_size}, {size:.1f} M parameters{begun}
 - image codes: {model.config.grid[0]} x {model.config.grid[1]} of {model.config.codes}, tokenizer fingerprint
   `{model.config.tokenizer_fingerprint}`
 - text: {model.config.text_choice}, at most {model.config.max_report_tokens} ids

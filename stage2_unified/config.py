@@ -14,12 +14,15 @@ class DataConfig:
     """Folder or URL of token shards (`medunifier tokenize`)."""
     text_dropout: float = 0.1
     """Share of the studies whose image is learned without its report, for guidance."""
+    section_dropout: float = 0.0
+    """Share of the reports of several sections that show one of them alone, so that each can be asked for."""
     max_report_tokens: int = 192
     """Longer reports are cut; how many are is printed at the start."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.text_dropout < 1:
-            raise ValueError(f"data.text_dropout must lie in [0, 1), got {self.text_dropout}")
+        for name in ("text_dropout", "section_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"data.{name} must lie in [0, 1), got {getattr(self, name)}")
         if self.max_report_tokens < 1:
             raise ValueError(f"data.max_report_tokens must be at least 1, got {self.max_report_tokens}")
 
@@ -40,7 +43,11 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """The decoder, a Qwen3 by its configuration: pre-norm, QK-norm, RoPE, grouped queries, SwiGLU."""
+    """The decoder: a checkpoint, or a new Qwen3 (pre-norm, QK-norm, RoPE, grouped queries, SwiGLU)."""
+
+    pretrained: str = ""
+    """A local Hugging Face checkpoint of a causal language model to begin with, and with its tokenizer; all but
+    embedding_dim below is then its own."""
 
     width: int = 768
     """Hidden size."""
@@ -93,6 +100,20 @@ class DecoderOptimConfig(OptimConfig):
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters in place of training the decoder's layers (needs peft)."""
+
+    rank: int = 0
+    """Of the adapters; 0 = none, everything is trained."""
+    alpha: float = 16.0
+    """Adapters count alpha / rank."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 0 or self.alpha <= 0:
+            raise ValueError(f"lora.rank must be at least 0 and lora.alpha positive, got {self.rank}, {self.alpha}")
+
+
+@dataclass(frozen=True)
 class LossWeights:
     """Weight of each objective in the sum that is trained; 0 leaves its gradient out."""
 
@@ -127,6 +148,8 @@ class Stage2Config:
     """Report tokenizer."""
     model: BackboneConfig = field(default_factory=BackboneConfig)
     """Decoder."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """Adapters."""
     weights: LossWeights = field(default_factory=LossWeights)
     """Objectives."""
     negative_hardness: float = 1.0
@@ -136,7 +159,14 @@ class Stage2Config:
     """Optimizer."""
     loop: LoopConfig = field(default_factory=LoopConfig)
     """Length and intervals."""
+    recompute_activations: bool = False
+    """Gradient checkpointing, a decoder layer at a time: less memory, about a third more arithmetic, the same
+    gradients."""
 
     def __post_init__(self) -> None:
         if self.negative_hardness < 0:
             raise ValueError(f"negative_hardness must be at least 0, got {self.negative_hardness}")
+        if self.lora.rank and not self.model.pretrained:
+            raise ValueError("lora.rank adapts a decoder that knows something: give model.pretrained")
+        if self.lora.rank and self.optim.kind != "adamw":
+            raise ValueError("lora.rank needs optim.kind adamw: an adapter's two factors are not to be orthogonal")

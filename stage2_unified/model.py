@@ -5,22 +5,25 @@ its keys and values are what the report and two hard negatives continue from; th
 text embedding at its ``<emb_txt>`` and the image loss after it. See ``stage2_unified.sequences`` for the rows.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from shared.distributed import all_gather, all_gather_with_gradient, all_reduce_max, rank, world_size
 from stage2_unified.caches import PrefixCache
 from stage2_unified.configuration import MedUnifierConfig
+from stage2_unified.global_batch import Embeddings, GlobalBatch, gather_step
 from stage2_unified.image_generation import generate_images
 from stage2_unified.objectives.contrast import contrastive_loss, contrastive_similarity
 from stage2_unified.objectives.generation import token_loss
-from stage2_unified.objectives.matching import NEGATIVES, MatchHead, draw_negatives, matching_accuracy, matching_loss
+from stage2_unified.objectives.matching import NEGATIVES, MatchHead, matching_accuracy, matching_loss
 from stage2_unified.sequences import StudyBatch
 from stage2_unified.vocabulary import BOI, BOS, EMB_IMG, EMB_TXT, EOI, EOS, MATCH, PAD, UNCOND
 
@@ -84,6 +87,15 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if codebook.shape != self.codebook.shape:
             raise ValueError(f"codebook {tuple(codebook.shape)}, the model expects {tuple(self.codebook.shape)}")
         self.codebook.copy_(codebook)
+
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Callable[..., Any] = checkpoint, **_: Any
+    ) -> None:
+        # transformers' own layers drop the cache when they are checkpointed, and with it the branches' prefix.
+        for layer in self.model.layers:
+            vars(layer).pop("forward", None)
+            if enable:
+                layer.forward = partial(gradient_checkpointing_func, layer.forward)
 
     # Embeddings -----------------------------------------------------------------------------------------
 
@@ -160,7 +172,7 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
         tail = [self._special(EMB_TXT, rows), view[:, None], self._special(BOI, rows)]
         if codes is not None:
             tail += [codes + self.vocabulary.offset, self._special(EOI, rows)]
-        return torch.cat([self._special(BOS, rows), _append(report, report_length, torch.cat(tail, 1), self._pad)], 1)
+        return torch.cat([self._special(BOS, rows), append(report, report_length, torch.cat(tail, 1), self._pad)], 1)
 
     @property
     def _pad(self) -> int:
@@ -186,7 +198,7 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         rows = len(report)
         tail = torch.cat([self._special(EOS, rows), self._special(MATCH, rows)], dim=1)
-        ids = _append(report, report_length, tail, self._pad)
+        ids = append(report, report_length, tail, self._pad)
         output = self.model(
             inputs_embeds=self.embed_ids(ids), past_key_values=cache.branches(repeats), use_cache=True
         )
@@ -202,7 +214,7 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """(B, T) report ids padded on the right, (B,) lengths -> (B, E) unit-norm embeddings."""
         rows = len(report)
         ids = torch.cat(
-            [self._special(BOS, rows), _append(report, report_length, self._special(EMB_TXT, rows), self._pad)], dim=1
+            [self._special(BOS, rows), append(report, report_length, self._special(EMB_TXT, rows), self._pad)], dim=1
         )
         hidden = self.model(inputs_embeds=self.embed_ids(ids), use_cache=False).last_hidden_state
         return self._text_embedding(_at(hidden, report_length + 1))
@@ -221,11 +233,22 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     # Training -------------------------------------------------------------------------------------------
 
-    def losses(self, batch: StudyBatch) -> dict[str, Tensor]:
+    def embeddings(self, batch: StudyBatch) -> Embeddings:
+        """What the first pass of a step with several micro-batches leaves: the contrast's two sides."""
+        text, length = self._seen_text(batch)
+        return Embeddings(
+            self.get_image_features(batch.codes, batch.view), self.get_text_features(text, length), self.scale
+        )
+
+    def losses(self, batch: StudyBatch, step: GlobalBatch | None = None) -> dict[str, Tensor]:
         """All four losses, their weighted sum ``loss``, and what is worth watching.
 
-        Means are over the global batch: the contrast gathers embeddings from all processes; the others are
-        sums over this process' tokens, divided so that the mean over processes (DDP's) is the global mean.
+        Means are over the whole step: each part's sums are divided so that the mean over micro-batches and
+        processes (DDP's) is the global mean.
+
+        Args:
+            batch: a micro-batch.
+            step: all studies of the optimizer step; None if this micro-batch (of every process) is all of it.
 
         Returns:
             ``loss`` to differentiate; ``contrast, matching, report, image, z`` in nats, unweighted;
@@ -235,8 +258,7 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
         prefix = self.read_images(batch.codes, batch.view)
         image_embedding = self._image_embedding(prefix.hidden)
 
-        text_length = torch.where(batch.drop_text, 1, batch.report_length)
-        text = torch.where(batch.drop_text[:, None], self._unconditional(batch.report), batch.report)
+        text, text_length = self._seen_text(batch)
         ids = self.text_row_ids(text, text_length, batch.view, batch.codes)
         # The last code and <eoi> behind it predict nothing.
         text_first = self.model(inputs_embeds=self.embed_ids(ids[:, :-2]), use_cache=False).last_hidden_state
@@ -248,26 +270,29 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
             self.image_logits(_at(text_first, places)).flatten(0, 1), batch.codes.flatten()
         )
 
-        everyone = _gather(batch, image_embedding, text_embedding, self._pad)
-        similarity = contrastive_similarity(everyone["image"], everyone["text"], self.scale)
-        contrast = contrastive_loss(similarity, everyone["report_key"], everyone["patient_key"], everyone["has_text"])
+        if step is None:
+            own = Embeddings(image_embedding, text_embedding, self.scale)
+            step = gather_step([batch], [own], self.config.negative_hardness, self._pad)
+        similarity = contrastive_similarity(
+            step.with_own(step.image, image_embedding), step.with_own(step.text, text_embedding), self.scale
+        )
+        contrast = contrastive_loss(similarity, step.report_key, step.patient_key, step.has_text)
 
-        reports, lengths, usable = self._branches(batch, similarity, everyone)
+        reports, lengths = self._branches(step)
         hidden = self.continue_prefix(prefix.cache, reports, lengths, repeats=1 + NEGATIVES)
         at_match = _at(hidden, lengths + 1).view(rows, 1 + NEGATIVES, -1)
         match_logits = self.match_head(at_match, prefix.hidden[:, None].expand_as(at_match))
-        match_sum, match_count = matching_loss(match_logits, usable)
+        usable = step.usable[step.own]
 
-        own = hidden.view(rows, 1 + NEGATIVES, *hidden.shape[1:])[:, 0]
-        report_sum, report_z, report_count = self._report_loss(prefix.hidden, own, batch)
+        own_branch = hidden.view(rows, 1 + NEGATIVES, *hidden.shape[1:])[:, 0]
+        report_sum, report_z = self._report_loss(prefix.hidden, own_branch, batch)
 
-        report_count = batch.report_tokens or report_count
         losses = {
             "contrast": contrast,
-            "matching": match_sum / match_count.clamp(min=1),
-            "report": report_sum / report_count,
+            "matching": matching_loss(match_logits, usable) / step.matching_pairs,
+            "report": report_sum / step.report_tokens,
             "image": image_sum / batch.codes.numel(),
-            "z": report_z / report_count + image_z / batch.codes.numel(),
+            "z": report_z / step.report_tokens + image_z / batch.codes.numel(),
         }
         loss = sum(self.config.loss_weights[name] * value for name, value in losses.items())
         watched = {
@@ -276,35 +301,27 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
         }
         return {"loss": loss, **losses, **watched}
 
-    def _unconditional(self, report: Tensor) -> Tensor:
-        """(B, T) reports that read ``<uncond>`` alone."""
-        ids = torch.full_like(report, self._pad)
-        ids[:, 0] = self.vocabulary[UNCOND]
-        return ids
+    def _seen_text(self, batch: StudyBatch) -> tuple[Tensor, Tensor]:
+        """(B, T) reports, ``<uncond>`` alone where the text is dropped; (B,) lengths."""
+        dropped = torch.full_like(batch.report, self._pad)
+        dropped[:, 0] = self.vocabulary[UNCOND]
+        text = torch.where(batch.drop_text[:, None], dropped, batch.report)
+        return text, torch.where(batch.drop_text, 1, batch.report_length)
 
-    def _branches(
-        self, batch: StudyBatch, similarity: Tensor, everyone: dict[str, Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """(3B, T) reports of this process' images, own first then the negatives; (3B,) lengths; (B,) usable."""
-        keys, patients = everyone["report_key"], everyone["patient_key"]
-        another = (keys[:, None] != keys[None, :]) & (patients[:, None] != patients[None, :])
-        allowed = another & everyone["has_text"][None, :]
-        columns, usable = draw_negatives(similarity * self.config.negative_hardness, allowed, batch.draw_seed)
-        mine = slice(rank() * len(batch), (rank() + 1) * len(batch))
-        device = batch.codes.device
-        columns, usable = columns[mine].to(device), usable[mine].to(device)
-        own = torch.arange(mine.start, mine.stop, device=device)
-        chosen = torch.cat([own[:, None], columns], dim=1).flatten()
-        lengths = everyone["report_length"][chosen]
-        return everyone["report"][chosen][:, : int(lengths.max())], lengths, usable
+    def _branches(self, step: GlobalBatch) -> tuple[Tensor, Tensor]:
+        """(3B, T) reports of this part's images, own first then the negatives; (3B,) lengths."""
+        own = torch.arange(step.own.start, step.own.stop, device=step.negatives.device)
+        chosen = torch.cat([own[:, None], step.negatives[step.own]], dim=1).flatten()
+        lengths = step.report_length[chosen]
+        return step.report[chosen][:, : int(lengths.max())], lengths
 
-    def _report_loss(self, prefix: Tensor, branch: Tensor, batch: StudyBatch) -> tuple[Tensor, Tensor, int]:
+    def _report_loss(self, prefix: Tensor, branch: Tensor, batch: StudyBatch) -> tuple[Tensor, Tensor]:
         """Sums over the report and its ``<eos>``: ``<emb_img>`` predicts the first id, the last id ``<eos>``."""
         width = int(batch.report_length.max())
         hidden = torch.cat([prefix[:, None], branch[:, :width]], dim=1)  # (B, T + 1, H)
-        target = _append(batch.report[:, :width], batch.report_length, self._special(EOS, len(batch)), self._pad)
+        target = append(batch.report[:, :width], batch.report_length, self._special(EOS, len(batch)), self._pad)
         real = torch.arange(width + 1, device=target.device) <= batch.report_length[:, None]
-        return *token_loss(self.text_logits(hidden[real]), target[real]), int(real.sum())
+        return token_loss(self.text_logits(hidden[real]), target[real])
 
     # The two uses of forward ----------------------------------------------------------------------------
 
@@ -318,14 +335,16 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         batch: StudyBatch | None = None,
+        step: GlobalBatch | None = None,
+        embed_only: bool = False,
         **kwargs: Any,
-    ) -> dict[str, Tensor] | CausalLMOutputWithPast:
-        """Losses of a training batch, or text logits (B, L, offset) of a row of ids.
+    ) -> dict[str, Tensor] | Embeddings | CausalLMOutputWithPast:
+        """Losses (or embeddings) of a training batch, or text logits (B, L, offset) of a row of ids.
 
         Everything of a training step happens in this one call, so that DDP and FSDP see one forward.
         """
         if batch is not None:
-            return self.losses(batch)
+            return self.embeddings(batch) if embed_only else self.losses(batch, step)
         if inputs_embeds is None:
             if input_ids is None:
                 raise ValueError("give a batch to train on, or input_ids to continue")
@@ -366,29 +385,12 @@ def _at(hidden: Tensor, places: Tensor) -> Tensor:
     return hidden[rows, places] if places.dim() == 1 else hidden[rows[:, None], places]
 
 
-def _append(left: Tensor, length: Tensor, tail: Tensor, pad: int) -> Tensor:
+def append(left: Tensor, length: Tensor, tail: Tensor, pad: int) -> Tensor:
     """Put ``tail`` (B, S) right behind the ``length`` real ids of ``left`` (B, T): (B, T + S), padded right."""
     joined = torch.cat([left, torch.full_like(tail, pad)], dim=1)
     places = length[:, None] + torch.arange(tail.shape[1], device=tail.device)
     real = torch.arange(joined.shape[1], device=joined.device) < length[:, None]
     return joined.where(real, torch.full_like(joined, pad)).scatter(1, places, tail)
-
-
-def _gather(batch: StudyBatch, image: Tensor, text: Tensor, pad: int) -> dict[str, Tensor]:
-    """What the objectives across studies need, from all processes in the order of ranks."""
-    report = batch.report
-    if world_size() > 1:
-        width = int(all_reduce_max(torch.tensor(report.shape[1], device=report.device)))
-        report = nn.functional.pad(report, (0, width - report.shape[1]), value=pad)
-    return {
-        "image": all_gather_with_gradient(image),
-        "text": all_gather_with_gradient(text),
-        "report": all_gather(report),
-        "report_length": all_gather(batch.report_length),
-        "report_key": all_gather(batch.report_key),
-        "patient_key": all_gather(batch.patient_key),
-        "has_text": all_gather(~batch.drop_text),
-    }
 
 
 AutoModel.register(MedUnifierConfig, MedUnifierForConditionalGeneration)

@@ -17,7 +17,7 @@ from stage2_unified.configuration import MedUnifierConfig
 from stage2_unified.model import MedUnifierForConditionalGeneration
 from stage2_unified.sequences import ReportCodec, pad_reports, sections_of
 from stage2_unified.text_tokenizer import load_text_tokenizer
-from stage2_unified.vocabulary import EOS, NEVER_WRITTEN, PAD, SPECIALS, UNCOND
+from stage2_unified.vocabulary import EOS, NEVER_WRITTEN, PAD, SECTIONS, SPECIALS, UNCOND
 
 PROCESSOR_CONFIG = "processor_config.json"
 IMAGE_TOKENIZER = "image_tokenizer"
@@ -84,20 +84,42 @@ class MedUnifierProcessor:
 
     @torch.no_grad()
     def write_reports(
-        self, model: MedUnifierForConditionalGeneration, codes: Tensor, view: Tensor, **generate: Any
+        self,
+        model: MedUnifierForConditionalGeneration,
+        codes: Tensor,
+        view: Tensor,
+        section: str | None = None,
+        **generate: Any,
     ) -> list[dict[str, str]]:
-        """Reports for (B, N) codes, by ``generate()`` with its usual arguments (greedy unless told)."""
+        """Reports for (B, N) codes, by ``generate()`` with its usual arguments (greedy unless told).
+
+        Args:
+            model: in eval mode.
+            codes: (B, N).
+            view: (B,) view ids.
+            section: write this one alone ("findings", "impression"); a model learned to if it was trained with
+                ``data.section_dropout``.
+
+        Raises:
+            UserError: for a section that the model was not trained on.
+        """
         ids = model.image_prefix_ids(codes, view)
+        begin, ends = ids.shape[1], [EOS]
+        if section is not None:
+            if section not in self.codec.sections:
+                raise UserError(f"the model writes {' and '.join(self.codec.sections)}, not {section!r}")
+            ids = torch.cat([ids, torch.full_like(ids[:, :1], self.vocabulary.section(section))], dim=1)
+            ends += [f"<{name}>" for name in SECTIONS]  # another section's beginning is this one's end
         defaults = {"max_new_tokens": self.config.max_report_tokens + 1, "do_sample": False}
         output = model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
             suppress_tokens=[self.vocabulary[name] for name in NEVER_WRITTEN],
-            eos_token_id=self.vocabulary[EOS],
+            eos_token_id=[self.vocabulary[name] for name in ends],
             pad_token_id=self.vocabulary[PAD],
             **{**defaults, **generate},
         )
-        return [self.codec.decode(row) for row in output[:, ids.shape[1] :].tolist()]
+        return [self.codec.decode(row) for row in output[:, begin:].tolist()]
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write both tokenizers into a model folder."""

@@ -38,8 +38,6 @@ class StudyBatch:
         report_key, patient_key: (B,) integers, equal for equal normalised reports, and for one patient.
         drop_text: (B,) bool, the image is learned without its text (classifier-free guidance).
         draw_seed: seed of the drawn negatives, the same on all processes.
-        report_tokens: mean number of report tokens (with their <eos>) a micro-batch and process, over the
-            whole step: what the report loss is divided by. 0 = this batch's own number.
     """
 
     codes: Tensor
@@ -50,7 +48,6 @@ class StudyBatch:
     patient_key: Tensor
     drop_text: Tensor
     draw_seed: int = 0
-    report_tokens: float = 0.0
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -148,10 +145,19 @@ class StudyCollator:
         text_dropout: share of the studies whose image is learned without text.
         seed: what is drawn for a sample depends on it and the sample's position alone.
         training: draw views and dropouts; otherwise the first frontal view and all texts.
+        section_dropout: share of the reports of several sections that show one of them alone.
     """
 
-    def __init__(self, codec: ReportCodec, text_dropout: float = 0.0, seed: int = 0, training: bool = False) -> None:
+    def __init__(
+        self,
+        codec: ReportCodec,
+        text_dropout: float = 0.0,
+        seed: int = 0,
+        training: bool = False,
+        section_dropout: float = 0.0,
+    ) -> None:
         self.codec, self.text_dropout, self.seed, self.training = codec, text_dropout, seed, training
+        self.section_dropout = section_dropout
 
     def __call__(self, samples: Sequence[tuple[int, Sample]]) -> StudyBatch:
         rows: list[dict[str, Any]] = [self._row(position, sample) for position, sample in samples]
@@ -173,11 +179,16 @@ class StudyCollator:
         number = choose_view(sample.info["views"], draw)
         report = sample.info["report"]
         text = " ".join(report.get(section, "") for section in self.codec.sections)
+        drop_text = draw is not None and bool(draw.random() < self.text_dropout)
+        if draw is not None and draw.random() < self.section_dropout:
+            there = [section for section in self.codec.sections if report.get(section, "").strip()]
+            report = {section: report[section] for section in there[int(draw.integers(len(there))) :][:1]}
         return {
             "codes": sample.codes[number].reshape(-1).astype(np.int64),
             "view": self.codec.vocabulary.view(sample.info["views"][number]),
             "report": self.codec.encode(report),
+            # Of the whole report: two studies that say the same are the same, whatever is shown of them.
             "report_key": key64(normalise_report(text)),
             "patient_key": key64(sample.info["patient_id"]),
-            "drop_text": draw is not None and bool(draw.random() < self.text_dropout),
+            "drop_text": drop_text,
         }

@@ -16,10 +16,12 @@ from shared.run_folder import RunFolder
 from stage1_tokenizer.frozen import FrozenTokenizer
 from stage2_unified.config import Stage2Config
 from stage2_unified.corpus import StudiesWithText
+from stage2_unified.global_batch import GlobalBatch, gather_step
 from stage2_unified.model import MedUnifierForConditionalGeneration
 from stage2_unified.objectives.chance import chance_levels
 from stage2_unified.processor import MedUnifierProcessor
 from stage2_unified.sequences import StudyBatch, StudyCollator
+from stage2_unified.vocabulary import PAD
 
 OBJECTIVES = ("contrast", "matching", "report", "image")
 VALIDATION_BATCHES = 16
@@ -29,7 +31,10 @@ _AT_CHANCE = 0.98  # a loss above this share of its chance level has learned not
 
 @dataclass
 class UnifiedTask:
-    """Holds what a step needs; ``model`` and ``optimizers`` are the Accelerator's prepared ones."""
+    """Holds what a step needs; ``model`` and ``optimizers`` are prepared for this process.
+
+    A ``sharded`` model draws and writes on all processes at once, since each holds a part of it.
+    """
 
     model: Any
     optimizers: list[Any]
@@ -39,11 +44,7 @@ class UnifiedTask:
     validation: StudiesWithText | None
     processor: MedUnifierProcessor
     tokenizer: FrozenTokenizer
-
-    def __post_init__(self) -> None:
-        plain = self._plain()
-        offset, codes = plain.vocabulary.offset, plain.vocabulary.codes
-        self._chance = chance_levels(self.config.loop.batch_size * world_size(), offset, codes)
+    sharded: bool = False
 
     def step(self, micro_batches: list[StudyBatch], step: int) -> dict[str, Tensor | float]:
         """One optimizer step; every mean is over the tokens of all micro-batches and processes."""
@@ -52,17 +53,15 @@ class UnifiedTask:
         for optimizer in self.optimizers:
             set_rate(optimizer, rate)
         self.model.train()
-        tokens = torch.tensor(
-            [float(sum(int(batch.report_length.sum()) + len(batch) for batch in micro_batches))],
-            device=self.accelerator.device,
-        )
-        mean_tokens = float(all_reduce_sum(tokens)) / (len(micro_batches) * world_size())
+        device = self.accelerator.device
+        batches = [replace(batch.to(device), draw_seed=step) for batch in micro_batches]
+        everything = self._everything(batches)
         sums: dict[str, Tensor] = {}
-        for number, batch in enumerate(micro_batches):
-            draw_seed = step * len(micro_batches) + number
-            batch = replace(batch.to(self.accelerator.device), draw_seed=draw_seed, report_tokens=mean_tokens)
+        for number, batch in enumerate(batches):
+            whole = replace(everything, part=number) if everything else None
             with self.accelerator.accumulate(self.model):
-                losses = self.model(batch=batch)
+                with self.accelerator.autocast():  # a prepared model has its own; a sharded one has not
+                    losses = self.model(batch=batch, step=whole)
                 check_finite(losses, step + 1)
                 self.accelerator.backward(losses["loss"])
                 if self.accelerator.sync_gradients:
@@ -73,9 +72,21 @@ class UnifiedTask:
                     optimizer.step()
                     optimizer.zero_grad()
             for name, value in losses.items():
-                sums[name] = sums.get(name, 0.0) + value.detach() / len(micro_batches)
-        chance = {f"{name}.chance": level for name, level in self._chance.items()}
+                sums[name] = sums.get(name, 0.0) + value.detach() / len(batches)
+        chance = {f"{name}.chance": level for name, level in self._chance(config.loop.global_batch()).items()}
         return {**sums, "gradient_norm": norm, "lr": rate, **chance}
+
+    @torch.no_grad()
+    def _everything(self, batches: list[StudyBatch]) -> GlobalBatch | None:
+        """All studies of the step, from a pass for their embeddings; None where one pass does both."""
+        if len(batches) == 1:
+            return None
+        embeddings = [self.model(batch=batch, embed_only=True) for batch in batches]
+        return gather_step(batches, embeddings, self.config.negative_hardness, self.processor.vocabulary[PAD])
+
+    def _chance(self, contrasted: int) -> dict[str, float]:
+        vocabulary = self.processor.vocabulary
+        return chance_levels(contrasted, vocabulary.offset, vocabulary.codes)
 
     @torch.no_grad()
     def validate(self, step: int) -> dict[str, float]:
@@ -93,14 +104,14 @@ class UnifiedTask:
         means = all_reduce_sum(torch.stack([figures[name].float() for name in names])) / (batches * world_size())
         result = dict(zip(names, means.tolist(), strict=True))
         self._warn_at_chance(result, step)
-        if is_main():
+        if is_main() or self.sharded:
             self._samples(step)
         return result
 
     def _validation_batches(self) -> Iterator[StudyBatch]:
         """Batches of equal size on every process, since the contrast gathers from all."""
         assert self.validation is not None
-        size = min(self.config.loop.batch_size, len(self.validation) // world_size())
+        size = self._validation_size()
         count = min(VALIDATION_BATCHES, len(self.validation) // (size * world_size()))
         stream = sample_stream(
             self.validation,
@@ -112,12 +123,16 @@ class UnifiedTask:
         )
         return (next(stream) for _ in range(count))
 
+    def _validation_size(self) -> int:
+        assert self.validation is not None
+        return min(self.config.loop.batch_size, len(self.validation) // world_size())
+
     def _warn_at_chance(self, losses: dict[str, float], step: int) -> None:
         if not is_main() or step < 2 * self.config.optim.warmup_steps:
             return
-        weights = self.config.weights
+        weights, chance = self.config.weights, self._chance(self._validation_size() * world_size())
         for name in OBJECTIVES:
-            if getattr(weights, name) > 0 and losses[name] > _AT_CHANCE * self._chance[name]:
+            if getattr(weights, name) > 0 and losses[name] > _AT_CHANCE * chance[name]:
                 print(f"warning: at step {step} {name} is at chance ({losses[name]:.3f} nats): it learns nothing yet")
 
     def _samples(self, step: int) -> None:

@@ -11,6 +11,7 @@ if __name__ == "__main__":
 from collections.abc import Sequence
 
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import set_seed
 
 from data.loader import training_stream
@@ -22,12 +23,12 @@ from shared.errors import UsageError, UserError
 from shared.loop import MAY_CHANGE, train, use_threads
 from shared.run_folder import RunFolder
 from stage1_tokenizer.frozen import FrozenTokenizer
-from stage2_unified.build import export_model, make_optimizers, model_config, text_tokenizer
+from stage2_unified.build import build_model, export_model, make_optimizers, text_tokenizer
 from stage2_unified.config import Stage2Config
 from stage2_unified.corpus import StudiesWithText, check_fingerprint
-from stage2_unified.model import MedUnifierForConditionalGeneration
 from stage2_unified.processor import MedUnifierProcessor
 from stage2_unified.sequences import StudyCollator, sections_of
+from stage2_unified.sharding import checkpoint_whole, shard, take_over_fsdp, whole_model
 from stage2_unified.task import UnifiedTask
 
 MODEL = "model"
@@ -41,6 +42,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     config = parse_config(Stage2Config, argv, prog="stage2_unified/train.py")
     loop = config.loop
+    sharded = take_over_fsdp()
+    if sharded and config.lora.rank:
+        raise UsageError("lora.rank: adapters are not sharded; use configs/accelerate/ddp.yaml")
     accelerator = Accelerator(mixed_precision=loop.mixed_precision, gradient_accumulation_steps=loop.accumulation)
     if loop.batch_size * world_size() < 2:
         raise UsageError("loop.batch_size: the contrast needs at least 2 studies in the global batch, got 1")
@@ -52,11 +56,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     text_choice = shards.manifest["transform"]["text"]
     training = StudiesWithText(shards, sections_of(text_choice))
     validation = _validation(config, sections_of(text_choice))
-    run = RunFolder(config.run_dir, config, (*MAY_CHANGE, "data.shards", "tokenizer"))
+    run = RunFolder(config.run_dir, config, (*MAY_CHANGE, "data.shards", "tokenizer", "recompute_activations"))
 
     words = text_tokenizer(config, run, training)
-    model = MedUnifierForConditionalGeneration(model_config(config, words, tokenizer, text_choice))
-    model.set_codebook(tokenizer.codebook)
+    model = build_model(config, words, tokenizer, text_choice)
     processor = MedUnifierProcessor(words, tokenizer.to(accelerator.device), model.config)
     if is_main():
         most = config.data.max_report_tokens
@@ -66,16 +69,24 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"are cut there), {model.num_parameters() / 1e6:.1f} M parameters",
             flush=True,
         )
-    model, *optimizers = accelerator.prepare(model, *make_optimizers(model, config.optim))
-    task = UnifiedTask(model, optimizers, accelerator, config, run, validation, processor, tokenizer)
-    collate = StudyCollator(processor.codec, config.data.text_dropout, loop.seed, training=True)
+    if sharded:
+        shard(model.to(accelerator.device), bf16=loop.mixed_precision == "bf16")
+        plain_optimizers = make_optimizers(model, config.optim)
+        checkpoint_whole(accelerator, model, plain_optimizers)
+        optimizers = [AcceleratedOptimizer(optimizer) for optimizer in plain_optimizers]
+    else:
+        model, *optimizers = accelerator.prepare(model, *make_optimizers(model, config.optim))
+    task = UnifiedTask(model, optimizers, accelerator, config, run, validation, processor, tokenizer, sharded)
+    data = config.data
+    collate = StudyCollator(processor.codec, data.text_dropout, loop.seed, True, data.section_dropout)
     steps_done = train(task, accelerator, run, training_stream(training, collate, loop), loop)
     folder = run.path / MODEL
+    trained = whole_model(model) if sharded else accelerator.unwrap_model(model)
     if is_main():
         if folder.is_dir() and not steps_done:
             print(f"{folder} is done already", flush=True)
         else:
-            export_model(accelerator.unwrap_model(model), processor, folder, config, shards.manifest["source"])
+            export_model(trained, processor, folder, config, shards.manifest["source"])
             print(f"{folder} written", flush=True)
     barrier()
     accelerator.end_training()

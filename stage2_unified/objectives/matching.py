@@ -58,22 +58,22 @@ def draw_negatives(similarity: Tensor, allowed: Tensor, seed: int) -> tuple[Tens
     return torch.cat(columns, dim=1), usable
 
 
-def matching_loss(logits: Tensor, usable: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy over the matched report and the negatives of each image.
+def matching_loss(logits: Tensor, usable: Tensor) -> Tensor:
+    """Sum of the cross-entropies over the matched report and the negatives of each image.
 
     Args:
         logits: (B, 1 + NEGATIVES, 2), the matched report first; class 1 = belongs together.
         usable: (B,) bool, False where the negatives mean nothing.
 
     Returns:
-        The sum over the counted pairs in nats, and their number.
+        Scalar in nats, over the B + NEGATIVES x usable pairs that count.
     """
     target = torch.zeros(logits.shape[:2], dtype=torch.long, device=logits.device)
     target[:, 0] = 1
     counted = torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device)
     counted[:, 1:] = usable[:, None]
     losses = cross_entropy(logits.float().flatten(0, 1), target.flatten(), reduction="none").view_as(target)
-    return torch.where(counted, losses, 0.0).sum(), counted.sum()
+    return torch.where(counted, losses, 0.0).sum()
 
 
 def matching_accuracy(logits: Tensor, usable: Tensor) -> Tensor:

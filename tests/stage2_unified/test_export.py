@@ -113,6 +113,18 @@ def test_stock_generate_writes_the_same_reports_and_draws_codes_alone(folder, ou
     assert torch.equal(drawn[:, prompt.shape[1] :] - model.vocabulary.offset, greedy)
 
 
+def test_a_section_that_is_asked_for_is_written_alone(ours):
+    model, processor = ours
+    given = inputs(processor)
+    for section, other in (("findings", "impression"), ("impression", "findings")):
+        for report in processor.write_reports(
+            model, given["codes"], given["view"], section=section, max_new_tokens=9
+        ):
+            assert report[section] and not report[other]
+    with pytest.raises(UserError, match="findings and impression, not 'history'"):
+        processor.write_reports(model, given["codes"], given["view"], section="history")
+
+
 def test_a_second_export_finds_it_done_and_another_folder_is_left_alone(folder, tmp_path, capsys):
     assert run_command(main, ["--model", str(folder)]) == 0
     assert "done already" in capsys.readouterr().out

@@ -121,13 +121,10 @@ def test_features_and_matching_agree_with_training(model, batch):
     assert torch.allclose(torch.cat(alone), together, rtol=1e-4)
 
 
-def test_weights_and_global_means_scale_the_losses(batch):
+def test_weights_scale_the_losses(batch):
     half = make_model(loss_weights={"contrast": 0.0, "matching": 0.0, "report": 0.5, "image": 0.0, "z": 0.0})
     losses = half(batch=batch)
     assert losses["loss"].item() == pytest.approx(0.5 * losses["report"].item())
-    tokens = int((batch.report_length + 1).sum())
-    other = half(batch=replace(batch, report_tokens=2.0 * tokens))
-    assert other["report"].item() == pytest.approx(losses["report"].item() / 2)
 
 
 def test_the_codebook_is_frozen_and_must_fit(model):
@@ -146,16 +143,17 @@ def test_saved_and_loaded_it_gives_the_same_losses_and_auto_classes_know_it(mode
             assert torch.equal(loaded(batch=batch)[name], value), name
 
 
-def test_one_optimizer_can_overfit_one_batch():
-    model, batch = make_model(), make_batch()
+@pytest.mark.parametrize("objective", ["contrast", "matching", "report", "image"])
+def test_each_objective_alone_overfits_one_batch(objective):
+    weights = dict.fromkeys(["contrast", "matching", "report", "image", "z"], 0.0) | {objective: 1.0}
+    model, batch = make_model(loss_weights=weights), make_batch(rows=4)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for _ in range(150):
+    for _ in range(100):
         optimizer.zero_grad()
         losses = model(batch=batch)
         losses["loss"].backward()
         optimizer.step()
-    # Two studies share each report key here but not each text, so the contrast's floor is ln 2.
-    assert losses["report"] < 0.1 and losses["image"] < 0.1
+    assert losses[objective] < 0.05
 
 
 def test_the_rotary_base_reaches_the_backbone():

@@ -99,8 +99,7 @@ def test_second_negative_follows_what_texts_take_for_theirs():
 
 def test_matching_counts_only_what_means_something():
     logits = torch.randn(3, 3, 2, generator=torch.Generator().manual_seed(0))
-    total, count = matching_loss(logits, torch.tensor([True, True, False]))
-    assert count == 7
+    total = matching_loss(logits, torch.tensor([True, True, False]))
     target = torch.tensor([[1, 0, 0]] * 3)
     expected = cross_entropy(logits[:2].flatten(0, 1), target[:2].flatten(), reduction="sum") + cross_entropy(
         logits[2, :1], target[2, :1], reduction="sum"

@@ -83,6 +83,20 @@ def test_what_is_drawn_depends_on_the_position_alone():
     assert set((whole.codes[:, 0] % 10).tolist()) == {0, 1}  # both views of a study are shown
 
 
+def test_a_share_of_the_reports_shows_one_section_alone_and_keeps_its_key():
+    samples = [(n, study(n, findings="The lungs are clear.", impression="No effusion.")) for n in range(200)]
+    samples += [(200, study(200, impression="No effusion."))]
+    whole = StudyCollator(CODEC, seed=1, training=True)(samples)
+    some = StudyCollator(CODEC, seed=1, training=True, section_dropout=0.5)(samples)
+    shown = [tuple(name for name, text in CODEC.decode(row).items() if text) for row in some.report.tolist()]
+    counts = {kind: shown[:200].count(kind) / 200 for kind in set(shown)}
+    assert counts == pytest.approx(
+        {("findings", "impression"): 0.5, ("findings",): 0.25, ("impression",): 0.25}, abs=0.08
+    )
+    assert shown[200] == ("impression",)
+    assert torch.equal(some.report_key, whole.report_key) and torch.equal(some.codes, whole.codes)
+
+
 def test_image_shards_are_refused_in_words():
     with pytest.raises(UserError, match="medunifier tokenize"):
         StudyCollator(CODEC)([(0, Sample(key="a", info={"views": ["PA"], "patient_id": "p", "report": {}}))])

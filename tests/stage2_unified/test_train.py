@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
 
 from data.ingest import IngestConfig, ingest
 from data.phantom.command import PhantomConfig, write_archive
@@ -23,7 +24,9 @@ from stage1_tokenizer.frozen import export
 from stage1_tokenizer.tokenize import main as tokenize
 from stage1_tokenizer.vqgan import VQGAN
 from stage2_unified.inference import MedUnifierPipeline
+from stage2_unified.model import MedUnifierForConditionalGeneration
 from stage2_unified.train import main as train
+from tests.shared.test_distributed import free_port
 
 SIZE = 32
 TINY_TOKENIZER = {
@@ -174,3 +177,36 @@ def test_data_without_text_is_refused(fails, made, tmp_path):
         manifest["splits"][split] = {name: write_shard(silent / name, rows)}
     (silent / MANIFEST).write_text(json.dumps(manifest))
     fails(arguments(made, tmp_path / "run", data__shards=silent), 1, "no text in the data")
+
+
+@pytest.mark.slow
+def test_two_sharded_processes_equal_one_and_their_checkpoints_need_no_sharding(root, made, tmp_path):
+    usual = {"optim__kind": "adamw", "optim__schedule": "constant", "loop__accumulation": 1}
+    train(arguments(made, tmp_path / "one", **usual, loop__batch_size=8, loop__steps=8))
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--num_processes=2",
+        f"--main_process_port={free_port()}",
+    ]
+    launch += [
+        f"--config_file={root / 'configs' / 'accelerate' / 'fsdp2.yaml'}",
+        root / "stage2_unified" / "train.py",
+    ]
+    for steps in (4, 8):  # the second continues from the first one's checkpoint
+        options = arguments(made, tmp_path / "two", **usual, loop__batch_size=4, loop__steps=steps)
+        subprocess.run([*map(str, launch), *options], check=True, capture_output=True, timeout=300)
+    one, two = ({line["step"]: line for line in lines(tmp_path / run) if "loss" in line} for run in ("one", "two"))
+    assert one.keys() == two.keys() == {2, 4, 6, 8}
+    for step, figures in one.items():
+        for name in ("contrast", "matching", "report", "image", "gradient_norm"):
+            assert two[step][name] == pytest.approx(figures[name], rel=1e-3), (step, name)
+    exported = MedUnifierForConditionalGeneration.from_pretrained(tmp_path / "two" / "model").state_dict()
+    plain = MedUnifierForConditionalGeneration.from_pretrained(tmp_path / "one" / "model").state_dict()
+    saved = load_file(tmp_path / "two" / "checkpoints" / "step-8" / "model.safetensors")
+    for name, weight in plain.items():
+        assert torch.equal(saved[name], exported[name]), name
+        assert torch.allclose(exported[name], weight, atol=1e-4), name
+    for name in ("drawn-0000008.png", "reports-0000008.txt"):
+        assert (tmp_path / "two" / "pictures" / name).is_file()
