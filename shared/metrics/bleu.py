@@ -26,17 +26,35 @@ def bleu(written: Sequence[str], references: Sequence[str]) -> dict[str, float]:
     Raises:
         ValueError: if the two differ in length.
     """
+    return bleu_of(*bleu_counts(written, references))
+
+
+def bleu_counts(written: Sequence[str], references: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What BLEU is summed from, a row a report.
+
+    Returns:
+        (N, 4) clipped n-gram hits, (N, 4) n-grams written, (N, 2) words written and in the reference.
+
+    Raises:
+        ValueError: if the two differ in length.
+    """
     if len(written) != len(references):
         raise ValueError(f"{len(written)} texts for {len(references)} references")
-    hits, totals = np.zeros(ORDERS), np.zeros(ORDERS)
-    lengths = np.zeros(2)
-    for text, reference in zip(written, references, strict=True):
+    hits, totals = np.zeros((len(written), ORDERS)), np.zeros((len(written), ORDERS))
+    lengths = np.zeros((len(written), 2))
+    for row, (text, reference) in enumerate(zip(written, references, strict=True)):
         words, truth = clean(text).split(), clean(reference).split()
-        lengths += len(words), len(truth)
+        lengths[row] = len(words), len(truth)
         for n in range(1, ORDERS + 1):
             said, wanted = _ngrams(words, n), _ngrams(truth, n)
-            hits[n - 1] += (said & wanted).total()
-            totals[n - 1] += said.total()
+            hits[row, n - 1] = (said & wanted).total()
+            totals[row, n - 1] = said.total()
+    return hits, totals, lengths
+
+
+def bleu_of(hits: np.ndarray, totals: np.ndarray, lengths: np.ndarray) -> dict[str, float]:
+    """BLEU of the corpus whose rows of counts these are."""
+    hits, totals, lengths = hits.sum(axis=0), totals.sum(axis=0), lengths.sum(axis=0)
     penalty = float(np.exp(min(0.0, 1 - lengths[1] / lengths[0]))) if lengths[0] else 0.0
     precisions = np.divide(hits, totals, out=np.zeros(ORDERS), where=totals > 0)
     with np.errstate(divide="ignore"):

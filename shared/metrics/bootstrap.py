@@ -1,8 +1,47 @@
 """Bootstrap intervals that resample patients, since the studies of one patient are no independent draws."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+
+
+def resamples(patients: Sequence[str], draws: int, seed: int = 0) -> Iterator[np.ndarray]:
+    """Row numbers of ``draws`` samples of the patients with replacement; a patient brings all of its rows.
+
+    The same patients in the same order, draws and seed give the same rows: what two systems' scores on
+    the same studies are compared on.
+
+    Args:
+        patients: (N,) the patient of each row.
+        draws: how many.
+        seed: of the draws.
+
+    Raises:
+        ValueError: without rows.
+    """
+    if not len(patients):
+        raise ValueError("a bootstrap needs at least one row")
+    _, owner = np.unique(np.asarray(patients), return_inverse=True)
+    order = np.argsort(owner, kind="stable")
+    sizes = np.bincount(owner)
+    begins = np.cumsum(sizes) - sizes
+    rng = np.random.default_rng(seed)
+    for _ in range(draws):
+        drawn = rng.integers(len(sizes), size=len(sizes))
+        # Begin of each drawn patient, repeated for its rows, plus 0, 1, … within the patient.
+        ends = np.cumsum(sizes[drawn])
+        within = np.arange(ends[-1]) - np.repeat(ends - sizes[drawn], sizes[drawn])
+        yield order[np.repeat(begins[drawn], sizes[drawn]) + within]
+
+
+def percentile_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
+    """(low, high) that hold ``confidence`` of the resamples' values; NaN if over half of these are no numbers."""
+    defined = values[np.isfinite(values)]
+    if 2 * len(defined) < len(values):
+        return float("nan"), float("nan")
+    tail = 100 * (1 - confidence) / 2
+    low, high = np.percentile(defined, [tail, 100 - tail])
+    return float(low), float(high)
 
 
 def bootstrap_interval(
@@ -27,18 +66,5 @@ def bootstrap_interval(
     Raises:
         ValueError: without rows.
     """
-    if not len(patients):
-        raise ValueError("a bootstrap needs at least one row")
-    _, owner = np.unique(np.asarray(patients), return_inverse=True)
-    order = np.argsort(owner, kind="stable")
-    rows = np.split(order, np.cumsum(np.bincount(owner))[:-1])
-    rng = np.random.default_rng(seed)
-    values = np.array(
-        [statistic(np.concatenate([rows[i] for i in rng.integers(len(rows), size=len(rows))])) for _ in range(draws)]
-    )
-    defined = values[np.isfinite(values)]
-    if 2 * len(defined) < draws:
-        return float("nan"), float("nan")
-    tail = 100 * (1 - confidence) / 2
-    low, high = np.percentile(defined, [tail, 100 - tail])
-    return float(low), float(high)
+    values = np.array([statistic(rows) for rows in resamples(patients, draws, seed)])
+    return percentile_interval(values, confidence)

@@ -12,7 +12,12 @@ SIGMA = 6.0
 
 
 def cider(written: Sequence[str], references: Sequence[str]) -> float:
-    """CIDEr-D over a corpus with one reference a report (Vedantam et al., 2015).
+    """Mean of :func:`cider_each`, from 0 to 10."""
+    return float(cider_each(written, references).mean())
+
+
+def cider_each(written: Sequence[str], references: Sequence[str]) -> np.ndarray:
+    """CIDEr-D of each report of a corpus with one reference a report (Vedantam et al., 2015).
 
     The inverse document frequency comes from the references themselves, as in pycocoevalcap, so a figure
     belongs to its test set: two sets cannot be compared. With one report no n-gram is rarer than another
@@ -22,7 +27,7 @@ def cider(written: Sequence[str], references: Sequence[str]) -> float:
         written, references: N texts each, in the same order.
 
     Returns:
-        Mean over reports, from 0 to 10.
+        (N,) from 0 to 10.
 
     Raises:
         ValueError: if the two differ in length, or are empty.
@@ -35,8 +40,7 @@ def cider(written: Sequence[str], references: Sequence[str]) -> float:
         for order in counts:
             documents.update(order.keys())
     said = [_counts(text) for text in written]
-    scores = [_similarity(a, b, documents, len(references)) for a, b in zip(said, truth, strict=True)]
-    return float(np.mean(scores))
+    return np.array([_similarity(a, b, documents, len(references)) for a, b in zip(said, truth, strict=True)])
 
 
 def _counts(text: str) -> list[Counter[tuple[str, ...]]]:

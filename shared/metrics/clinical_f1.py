@@ -26,17 +26,41 @@ def stated(labels: Sequence[Labels], findings: Sequence[str], uncertain: Uncerta
     return np.array(rows, dtype=bool).reshape(len(labels), len(findings))
 
 
-def _f1(hits: float, predicted: float, true: float) -> float:
-    return 2 * hits / (predicted + true) if predicted + true else float("nan")
+def f1_counts(
+    predicted: Sequence[Labels], truth: Sequence[Labels], findings: Sequence[str], uncertain: Uncertain = "positive"
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What F1 is summed from: (N, F) booleans each of stated by both, by the prediction, by the truth.
+
+    Raises:
+        ValueError: if the two differ in length.
+    """
+    if len(predicted) != len(truth):
+        raise ValueError(f"{len(predicted)} predictions for {len(truth)} references")
+    p, t = stated(predicted, findings, uncertain), stated(truth, findings, uncertain)
+    return p & t, p, t
+
+
+def f1_of(hits: np.ndarray, predicted: np.ndarray, true: np.ndarray) -> tuple[float, float]:
+    """(micro, macro) F1 of the rows whose counts these are; NaN where nobody states anything.
+
+    A finding that neither side ever states has no F1 and stays out of the macro mean; one that is only
+    ever stated wrongly counts 0.
+    """
+    sums = np.stack([hits.sum(axis=0), predicted.sum(axis=0), true.sum(axis=0)]).astype(float)
+    each = _f1(*sums)
+    defined = each[np.isfinite(each)]
+    return float(_f1(*sums.sum(axis=1))), float(defined.mean()) if len(defined) else float("nan")
+
+
+def _f1(hits: np.ndarray, predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
+    total = np.asarray(predicted + true, dtype=float)
+    return np.divide(2 * hits, total, out=np.full_like(total, np.nan), where=total > 0)
 
 
 def clinical_f1(
     predicted: Sequence[Labels], truth: Sequence[Labels], findings: Sequence[str], uncertain: Uncertain = "positive"
 ) -> dict[str, Any]:
     """Micro and macro F1 over ``findings``, and precision, recall, F1 and support of each.
-
-    A finding that neither side ever states has no F1 and stays out of the macro mean; one that is only
-    ever stated wrongly counts 0.
 
     Args:
         predicted, truth: N label dicts each, in the same order.
@@ -51,11 +75,10 @@ def clinical_f1(
     Raises:
         ValueError: if the two differ in length.
     """
-    if len(predicted) != len(truth):
-        raise ValueError(f"{len(predicted)} predictions for {len(truth)} references")
-    p, t = stated(predicted, findings, uncertain), stated(truth, findings, uncertain)
-    hits, said, true = (p & t).sum(axis=0), p.sum(axis=0), t.sum(axis=0)
-    each = np.array([_f1(*counts) for counts in zip(hits, said, true, strict=True)])
+    rows = f1_counts(predicted, truth, findings, uncertain)
+    micro, macro = f1_of(*rows)
+    hits, said, true = (row.sum(axis=0) for row in rows)
+    each = _f1(hits, said, true)
     defined = np.isfinite(each)
     per_finding = {
         name: {
@@ -66,12 +89,7 @@ def clinical_f1(
         }
         for i, name in enumerate(findings)
     }
-    return {
-        "micro": float(_f1(hits.sum(), said.sum(), true.sum())),
-        "macro": float(each[defined].mean()) if defined.any() else float("nan"),
-        "findings_scored": int(defined.sum()),
-        "per_finding": per_finding,
-    }
+    return {"micro": micro, "macro": macro, "findings_scored": int(defined.sum()), "per_finding": per_finding}
 
 
 def best_constant(train: Sequence[Labels], findings: Sequence[str], uncertain: Uncertain = "positive") -> Labels:

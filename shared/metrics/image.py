@@ -7,7 +7,7 @@ from torchmetrics.functional.image import (
     structural_similarity_index_measure,
 )
 
-MS_SSIM_MIN_SIZE = 161
+MS_SSIM_MIN_SIZE = 176
 """Five scales, each half of the one before, under a window of 11: smaller images have no fifth scale."""
 
 

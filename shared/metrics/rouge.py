@@ -2,13 +2,19 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 from rouge_score.rouge_scorer import RougeScorer
 
 from shared.metrics.report_text import clean
 
 
 def rouge_l(written: Sequence[str], references: Sequence[str]) -> float:
-    """Mean F1 of ROUGE-L over the reports, by the `rouge-score` library, without stemming.
+    """Mean of :func:`rouge_l_each`."""
+    return float(rouge_l_each(written, references).mean())
+
+
+def rouge_l_each(written: Sequence[str], references: Sequence[str]) -> np.ndarray:
+    """(N,) F1 of ROUGE-L of each report, by the `rouge-score` library, without stemming.
 
     The library's measure weighs precision and recall equally; pycocoevalcap, and so R2Gen, has β = 1.2,
     which lies nearer to recall. Both texts are cleaned first; the library drops the full stops.
@@ -23,5 +29,4 @@ def rouge_l(written: Sequence[str], references: Sequence[str]) -> float:
         raise ValueError(f"{len(written)} texts for {len(references)} references; at least one pair is needed")
     scorer = RougeScorer(["rougeL"], use_stemmer=False)
     pairs = zip(written, references, strict=True)
-    scores = [scorer.score(clean(reference), clean(text))["rougeL"].fmeasure for text, reference in pairs]
-    return float(sum(scores) / len(scores))
+    return np.array([scorer.score(clean(reference), clean(text))["rougeL"].fmeasure for text, reference in pairs])

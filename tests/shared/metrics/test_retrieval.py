@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from shared.metrics.retrieval import chance_recall, first_relevant_rank, recall_at_k
+from shared.metrics.retrieval import chance_recall, first_relevant_rank, precision_at_k, recall_at_k, rerank
 
 
 def by_hand(similarity, image_text, text, k):
@@ -72,3 +72,55 @@ def test_a_query_without_an_answer_and_a_score_that_is_no_number_are_refused():
 
 def test_chance_with_k_beyond_the_candidates_is_one():
     assert chance_recall(np.eye(4, dtype=bool), 10) == 1
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_precision_equals_the_definition_with_ties(seed):
+    rng = np.random.default_rng(seed)
+    queries, candidates = rng.integers(0, 3, size=rng.integers(1, 8)), rng.integers(0, 3, size=rng.integers(2, 12))
+    scores = rng.integers(0, 4, size=(len(queries), len(candidates))) / 3
+    k = int(rng.integers(1, len(candidates) + 1))
+    got = precision_at_k(scores, queries, candidates, k)
+    for i, mine in enumerate(queries):
+        rows = sorted((-scores[i, j], candidates[j] == mine) for j in range(len(candidates)))
+        assert got[i] == pytest.approx(sum(right for _, right in rows[:k]) / k)
+
+
+def test_precision_of_an_oracle_of_chance_and_of_an_absent_class():
+    classes = np.repeat(np.arange(5), 200)
+    oracle = (classes[:, None] == classes[None, :]).astype(float)
+    assert precision_at_k(oracle, classes, classes, 100).min() == 1
+    random = np.random.default_rng(0).random((1000, 1000))
+    assert precision_at_k(random, classes, classes, 100).mean() == pytest.approx(0.2, abs=0.01)
+    assert precision_at_k(oracle[:1, 200:], classes[:1], classes[200:], 10)[0] == 0
+    with pytest.raises(ValueError, match="P@9 of scores"):
+        precision_at_k(np.zeros((1, 3)), classes[:1], classes[:3], 9)
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_reranking_equals_sorting_by_hand(seed):
+    rng = np.random.default_rng(seed)
+    queries, candidates, top = int(rng.integers(1, 6)), int(rng.integers(1, 9)), int(rng.integers(1, 11))
+    scores, second = rng.random((queries, candidates)), rng.integers(0, 3, size=(queries, candidates)) / 2
+    asked = []
+
+    def match(q, c):
+        asked.append(len(q))
+        return second[q, c]
+
+    got = np.argsort(-rerank(scores, top, match), axis=1, kind="stable")
+    for i in range(queries):
+        order = sorted(range(candidates), key=lambda j, i=i: -scores[i, j])
+        head = sorted(order[:top], key=lambda j, i=i: -second[i, j])  # stable: ties keep the first order
+        assert got[i].tolist() == head + order[top:]
+    assert asked == [queries * min(top, candidates)]
+
+
+def test_reranking_by_an_oracle_finds_what_is_among_the_first():
+    rng = np.random.default_rng(0)
+    truth = np.eye(40)
+    scores = truth + rng.normal(size=truth.shape)
+    ids = list(range(40))
+    before = recall_at_k(scores, ids, ids)
+    after = recall_at_k(rerank(scores, 10, lambda q, c: truth[q, c]), ids, ids)
+    assert after["image_to_text_r1"] == before["image_to_text_r10"] > before["image_to_text_r1"]

@@ -1,0 +1,83 @@
+"""Precision, recall, density and coverage: fidelity and diversity of drawn images, told apart.
+
+A Fréchet distance is one number for both. CheXGenBench found precision .782 beside recall .041 in one model:
+sharp radiographs, all of a kind.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.spatial.distance import cdist
+
+NEIGHBOURS = 5
+
+
+@dataclass(frozen=True)
+class Manifold:
+    """One value an image; the means are the figures.
+
+    Attributes:
+        precision: (M,) 1 where a drawn image lies within some real image's sphere.
+        density: (M,) spheres of real images around a drawn image, over k: more than 1 is possible.
+        recall: (N,) 1 where a real image lies within some drawn image's sphere.
+        coverage: (N,) 1 where a real image's sphere holds a drawn image.
+    """
+
+    precision: np.ndarray
+    density: np.ndarray
+    recall: np.ndarray
+    coverage: np.ndarray
+
+
+def manifold(real: np.ndarray, drawn: np.ndarray, neighbours: int = NEIGHBOURS) -> Manifold:
+    """Compare two sets by spheres that reach to each image's k-th nearest of its own set.
+
+    Precision and recall after Kynkäänniemi et al. (2019), density and coverage after Naeem et al. (2020),
+    who show that the first two are swayed by single outliers. A point on a sphere's surface is outside, as
+    in Naeem's code.
+
+    Args:
+        real, drawn: (N, D) and (M, D) features.
+        neighbours: k; 5 is usual.
+
+    Raises:
+        ValueError: if a side has no more than k images.
+    """
+    if min(len(real), len(drawn)) <= neighbours:
+        raise ValueError(
+            f"{neighbours} neighbours need more than {neighbours} images a side, got {len(real)} and {len(drawn)}"
+        )
+    real, drawn = np.asarray(real, dtype=np.float64), np.asarray(drawn, dtype=np.float64)
+    apart = cdist(real, drawn)  # (N, M)
+    real_radius, drawn_radius = _radius(real, neighbours), _radius(drawn, neighbours)
+    inside = apart < real_radius[:, None]
+    return Manifold(
+        precision=inside.any(axis=0).astype(float),
+        density=inside.sum(axis=0) / neighbours,
+        recall=(apart < drawn_radius[None, :]).any(axis=1).astype(float),
+        coverage=(apart.min(axis=1) < real_radius).astype(float),
+    )
+
+
+def _radius(points: np.ndarray, neighbours: int) -> np.ndarray:
+    """(N,) distance to the k-th nearest other point of the set."""
+    distances = cdist(points, points)
+    np.fill_diagonal(distances, np.inf)
+    return np.partition(distances, neighbours - 1, axis=1)[:, neighbours - 1]
+
+
+def nearest(queries: np.ndarray, pool: np.ndarray, block: int = 1024) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest of a pool for each query: (Q,) distances and (Q,) numbers in the pool.
+
+    A memorising model draws images that lie nearer to its training images than unseen real ones do.
+
+    Args:
+        queries, pool: (Q, D) and (P, D) features; the pool not empty.
+        block: queries at a time, to bound the memory.
+    """
+    distances, numbers = [], []
+    for begin in range(0, len(queries), block):
+        table = cdist(queries[begin : begin + block], pool)
+        numbers.append(table.argmin(axis=1))
+        distances.append(table.min(axis=1))
+    return np.concatenate(distances), np.concatenate(numbers)
