@@ -39,7 +39,9 @@ class MedUnifierPipeline:
         self.processor.image_tokenizer.to(self.device)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, device: str | None = None) -> "MedUnifierPipeline":
+    def from_pretrained(
+        cls, folder: str | Path, device: str | None = None, batch_size: int = 64
+    ) -> "MedUnifierPipeline":
         """Load a model folder.
 
         Raises:
@@ -47,7 +49,7 @@ class MedUnifierPipeline:
         """
         processor = MedUnifierProcessor.from_pretrained(folder)  # first: its errors speak to a user
         logging.disable_progress_bar()  # a bar for two dozen tensors is noise between our lines
-        return cls(MedUnifierForConditionalGeneration.from_pretrained(folder), processor, device)
+        return cls(MedUnifierForConditionalGeneration.from_pretrained(folder), processor, device, batch_size)
 
     @property
     def tokenizer(self) -> FrozenTokenizer:
@@ -58,6 +60,11 @@ class MedUnifierPipeline:
     def fingerprint(self) -> str:
         """SHA-256 over the model's configuration and weights."""
         return fingerprint({"model_type": self.model.config.model_type}, self.model.state_dict())
+
+    @property
+    def sections(self) -> str:
+        """Which sections of reports the model was trained on: ``findings+impression``, …"""
+        return str(self.model.config.text_choice)
 
     def encode(self, images: np.ndarray) -> np.ndarray:
         """(N, H, W) in [0, 1] -> (N, h, w) codes."""

@@ -1,108 +1,122 @@
-"""``medunifier report``: draft reports for radiographs, a JSON line each."""
+"""``medunifier report``: draft reports for radiographs, a row each; a run that was stopped continues."""
 
-import json
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TextIO
-
-import numpy as np
+from typing import Any
 
 from data.labels import label_report
-from data.radiograph import UnreadableImage, read_film
-from shared.artifacts import atomic_file
+from data.observations import OBSERVATIONS
 from shared.config import parse_config
 from shared.errors import UserError
 from shared.progress import Progress
+from shared.row_file import Row, RowFile
+from stage2_unified.films import Film, Films, codes_of, keys_digest, open_films, read_batches
 from stage2_unified.inference import MedUnifierPipeline
 
 NOTICE = "Draft of research software, not a medical device; it may overlook findings and invent others."
-_SUFFIXES = {".dcm", ".dicom", ".png", ".jpg", ".jpeg", ".gz"}
 
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """Write draft reports for radiographs (DICOM, PNG, JPEG): one JSON line each."""
+    """Write draft reports for radiographs: a file, a folder (DICOM, PNG, JPEG) or shards."""
 
     model: str
     """Model folder (run_dir/model)."""
     input: str
-    """A radiograph, or a folder that is searched for radiographs."""
+    """A radiograph, a folder that is searched for radiographs, or a folder or URL of shards (one image a study)."""
     out: str = ""
-    """File for the JSON lines; empty = standard output."""
+    """NAME.csv for a table, another name for JSON lines; empty = JSON lines on standard output. An interrupted run
+    is continued by the same command."""
+    split: str = ""
+    """Of shards: which splits, with commas; empty = all."""
     view: str = ""
     """View position (PA, AP, LATERAL) where the file does not name it."""
     batch_size: int = 16
-    """Radiographs a pass."""
+    """Radiographs a pass; memory grows with it, not with the number of radiographs."""
     beams: int = 1
     """Beams of the search; 1 = greedy."""
+    device: str | None = None
+    """Where the model runs; an accelerator if there is one."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.beams < 1:
+            raise ValueError("batch_size and beams must be at least 1")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read radiographs, write a line each; what cannot be read gets a line with its ``error``.
+    """Read radiographs, write a row each; what cannot be read gets a row with its ``error``.
 
     Raises:
         UserError: for no model, no input, or no readable radiograph at all.
     """
     config = parse_config(ReportConfig, argv, prog="medunifier report")
-    paths = _radiographs(Path(config.input))
-    pipeline = MedUnifierPipeline.from_pretrained(config.model)
-    if config.out:
-        with atomic_file(config.out) as partial, open(partial, "w", encoding="utf-8") as file:
-            _write(pipeline, paths, config, file)
-    else:
-        _write(pipeline, paths, config, sys.stdout)
+    pipeline = MedUnifierPipeline.from_pretrained(config.model, config.device, config.batch_size)
+    films = open_films(config.input, config.split, pipeline.tokenizer)
 
+    def rows_of(readable: list[Film]) -> list[Row]:
+        views = [film.view or config.view for film in readable]
+        reports = pipeline.write_reports(codes_of(pipeline, readable), views, num_beams=config.beams)
+        return [
+            {"view": view, **report, "labels": label_report(" ".join(report.values())), "notice": NOTICE}
+            for view, report in zip(views, reports, strict=True)
+        ]
 
-def _radiographs(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise UserError(f"{path} not found: give a radiograph or a folder of radiographs")
-    found = sorted(
-        entry
-        for entry in path.rglob("*")
-        if entry.is_file() and not entry.name.startswith(".") and entry.suffix.lower() in _SUFFIXES
+    write_rows(
+        films,
+        config.out,
+        {"command": "report", "model": pipeline.fingerprint, "view": config.view, "beams": config.beams},
+        [films.key_name, "view", "findings", "impression", *OBSERVATIONS, "notice", "error"],
+        lambda row: [row | row.get("labels", {})],
+        rows_of,
+        config.batch_size,
+        "reports",
     )
-    if not found:
-        raise UserError(f"no radiograph under {path}: looked for {', '.join(sorted(_SUFFIXES))}")
-    return found
 
 
-def _write(pipeline: MedUnifierPipeline, paths: list[Path], config: ReportConfig, file: TextIO) -> None:
-    readable = 0
-    with Progress(len(paths), "reports", "images") as progress:
-        for begin in range(0, len(paths), config.batch_size):
-            some = paths[begin : begin + config.batch_size]
-            for line in _lines(pipeline, some, config):
-                readable += "error" not in line
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
-            progress.advance(len(some))
-    if not readable:
-        raise UserError(f"none of the {len(paths)} files could be read as a radiograph (first: {paths[0]})")
+def write_rows(
+    films: Films,
+    out: str,
+    run: dict[str, Any],
+    columns: Sequence[str],
+    flat: Callable[[Row], list[Row]],
+    rows_of: Callable[[list[Film]], list[Row]],
+    batch_size: int,
+    what: str,
+) -> None:
+    """A row a film into ``out``, continued where an earlier run stopped.
 
+    Args:
+        films: what is read.
+        out, columns, flat: as :class:`shared.row_file.RowFile` has them.
+        run: what tells this run from another; the films' keys are added.
+        rows_of: readable films -> a row each, without key.
+        batch_size: films at a time.
+        what: for the progress bar.
 
-def _lines(pipeline: MedUnifierPipeline, paths: list[Path], config: ReportConfig) -> Iterator[dict[str, Any]]:
-    films: dict[Path, np.ndarray] = {}
-    views, errors = [], {}
-    for path in paths:
-        try:
-            film = read_film(path, pipeline.tokenizer.image_size)
-        except UnreadableImage as error:
-            errors[path] = error.reason
-            continue
-        films[path] = film.pixels
-        views.append(film.view or config.view)
-    reports = iter(
-        pipeline.write_reports(pipeline.encode(np.stack(list(films.values()))), views, num_beams=config.beams)
-        if films
-        else []
-    )
-    for path in paths:
-        if path in errors:
-            yield {"path": str(path), "error": errors[path]}
-            continue
-        report = next(reports)
-        labels = label_report(" ".join(report.values()))
-        yield {"path": str(path), **report, "labels": labels, "notice": NOTICE}
+    Raises:
+        UserError: if no film at all is readable; nothing is left behind then.
+    """
+    run = run | {"films": len(films.keys), "keys_sha256": keys_digest(films)}
+    with RowFile(out, run, columns, flat) as file:
+        if file.done:
+            print(f"{out} is done already")
+            return
+        first_error = ""
+        with Progress(len(films.keys), what, "images", done=file.count) as progress:
+            for batch in read_batches(films, file.count, batch_size):
+                readable = [film for film in batch if not film.error]
+                first_error = first_error or next((film.error for film in batch if film.error), "")
+                made = iter(rows_of(readable) if readable else [])
+                rows = [{"error": film.error} if film.error else next(made) for film in batch]
+                file.add([{films.key_name: film.key} | row for film, row in zip(batch, rows, strict=True)])
+                progress.advance(len(batch))
+        if file.failed == len(films.keys):
+            file.discard()
+            raise UserError(
+                f"none of the {file.failed} files could be read as a radiograph "
+                f"(first: {films.keys[0]}, {first_error})"
+            )
+        file.finish()
+        if out:
+            unreadable = f", {file.failed} of them unreadable" if file.failed else ""
+            print(f"{out}: {file.count} rows{unreadable}")

@@ -3,26 +3,35 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from data.phantom import Phantom
+from stage1_tokenizer.config import model_config
+from stage1_tokenizer.frozen import export
+from stage1_tokenizer.vqgan import VQGAN
 from stage2_unified.configuration import MedUnifierConfig
 from stage2_unified.model import MedUnifierForConditionalGeneration
+from stage2_unified.processor import MedUnifierProcessor
 from stage2_unified.sequences import StudyBatch
+from stage2_unified.text_tokenizer import train_text_tokenizer
 
 GRID = (2, 3)
 CODES = 16
 
 
+BACKBONE = {
+    "model_type": "qwen3",
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "intermediate_size": 48,
+    "max_position_embeddings": 128,
+}
+
+
 def make_config(**changes):
-    backbone = {
-        "model_type": "qwen3",
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "intermediate_size": 48,
-        "max_position_embeddings": 128,
-    }
     values = {
         "text_size": 40,
         "codes": CODES,
@@ -31,7 +40,7 @@ def make_config(**changes):
         "embedding_dim": 16,
         "max_report_tokens": 12,
     }
-    return MedUnifierConfig(text_config=backbone, **values | changes)
+    return MedUnifierConfig(**{"text_config": BACKBONE} | values | changes)
 
 
 def make_model(**changes):
@@ -75,3 +84,54 @@ def model():
 @pytest.fixture
 def batch():
     return make_batch()
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory):
+    """A model folder as a training leaves it, untrained."""
+    return make_model_folder(tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture(scope="session")
+def other_model_folder(tmp_path_factory):
+    """Another model, with another tokenizer."""
+    return make_model_folder(tmp_path_factory.mktemp("other"), seed=1)
+
+
+def make_model_folder(root, seed=0):
+    """Write an untrained model of 32 x 32 pixels into root/model."""
+    from tests.stage2_unified.test_train import TINY_TOKENIZER  # here: it imports both trainings
+
+    torch.manual_seed(seed)
+    frozen = export(VQGAN(model_config(TINY_TOKENIZER)), root / "tokenizer")
+    words = train_text_tokenizer(["The lungs are clear.", "No effusion.", "The heart is enlarged."] * 3, 300)
+    codes, dim = frozen.codebook.shape
+    config = make_config(
+        text_config=BACKBONE | {"max_position_embeddings": 512},
+        text_size=len(words), codes=codes, code_dim=dim, grid=frozen.grid, tokenizer_fingerprint=frozen.fingerprint,
+    )  # fmt: skip
+    model = MedUnifierForConditionalGeneration(config)
+    model.set_codebook(frozen.codebook)
+    model.save_pretrained(root / "model")
+    MedUnifierProcessor(words, frozen, config).save_pretrained(root / "model")
+    return root / "model"
+
+
+@pytest.fixture(scope="session")
+def phantom_shards(tmp_path_factory):
+    """Image shards of 40 phantoms of 32 x 32 pixels."""
+    from tests.stage2_unified.evaluate.phantom_oracle import phantom_studies, write_shards
+
+    return write_shards(tmp_path_factory.mktemp("phantoms"), phantom_studies(40))
+
+
+@pytest.fixture(scope="session")
+def films_folder(tmp_path_factory):
+    """Five radiographs, as PNG, and a file that is none, in two folders."""
+    root = tmp_path_factory.mktemp("films")
+    (root / "deeper").mkdir()
+    for number in range(5):
+        pixels = (Phantom(48, 7).study(number).images[0] * 255).astype(np.uint8)
+        Image.fromarray(pixels).save(root / ("deeper" if number > 2 else ".") / f"film{number}.png")
+    (root / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"nothing" * 20)
+    return root
