@@ -1,39 +1,45 @@
-"""``medunifier synthesize``: draw radiographs from reports, as PNG or DICOM marked synthetic."""
+"""``medunifier synthesize``: draw radiographs from reports or findings, as PNG or DICOM marked synthetic."""
 
-import csv
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from data.sections import split_sections
 from data.synthetic import save_synthetic_dicom, save_synthetic_png
 from shared.artifacts import write_json
 from shared.config import parse_config
-from shared.errors import UsageError, UserError
+from shared.errors import UserError
 from shared.progress import Progress
+from stage2_unified.drawing_prompts import DrawingPrompt, read_prompts
 from stage2_unified.inference import MedUnifierPipeline
+from stage2_unified.report_text import LABEL_TEMPLATE, report_of, text_of_labels
 
 PROMPTS = "prompts.json"
 
 
 @dataclass(frozen=True)
 class SynthesizeConfig:
-    """Draw chest radiographs from reports; every file is marked as synthetic."""
+    """Draw chest radiographs from reports or findings; every file is marked as synthetic."""
 
     model: str
     """Model folder (run_dir/model)."""
     out: str
     """Folder for the images and prompts.json, which says what was drawn from what."""
     text: str = ""
-    """One report, taken as findings unless it has section headers; "" with no file draws without a report."""
+    """One report, taken as findings unless it has section headers; with no labels and no file either, radiographs
+    are drawn without a report."""
+    labels: str = ""
+    """In place of a text: findings with commas, "no NAME" for a denial ("Edema, no Pneumothorax")."""
+    label_template: str = LABEL_TEMPLATE
+    """The sentence that a finding of labels becomes, its name in small letters; a denial is "There is no edema."."""
     file: str = ""
-    """Many reports: a .txt with one a line, a .jsonl or a .csv with findings and impression."""
+    """Many prompts: a .txt with a report a line; a .jsonl or a .csv with findings and impression, or labels (with |),
+    and perhaps count and view."""
     count: int = 1
-    """Radiographs a report."""
+    """Radiographs a prompt, where the file does not say."""
     view: str = "PA"
-    """View position: PA, AP, LATERAL."""
+    """View position (PA, AP, LATERAL), where the file does not say."""
     seed: int = 0
     """Radiograph i is drawn with seed + i."""
     guidance: float = 2.0
@@ -48,10 +54,14 @@ class SynthesizeConfig:
     """Kind of file."""
     batch_size: int = 32
     """Radiographs a pass."""
+    device: str | None = None
+    """Where the model runs; an accelerator if there is one."""
 
     def __post_init__(self) -> None:
-        if self.text and self.file:
-            raise ValueError("give text or file, not both")
+        if sum(map(bool, (self.text, self.labels, self.file))) > 1:
+            raise ValueError("give one of text, labels and file")
+        if "{finding}" not in self.label_template:
+            raise ValueError(f"label_template must hold {{finding}}, got {self.label_template!r}")
         if self.count < 1 or self.batch_size < 1:
             raise ValueError("count and batch_size must be at least 1")
         if self.temperature < 0:
@@ -65,13 +75,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         UserError: for no model, an unreadable file of reports, a folder that holds other drawings.
     """
     config = parse_config(SynthesizeConfig, argv, prog="medunifier synthesize")
-    reports = [report for report in _reports(config) for _ in range(config.count)]
-    pipeline = MedUnifierPipeline.from_pretrained(config.model)
+    prompts = [prompt for prompt in _prompts(config) for _ in range(prompt.count)]
+    if not prompts:
+        raise UserError(f"{config.file} asks for no radiograph: every count is 0")
+    pipeline = MedUnifierPipeline.from_pretrained(config.model, config.device, config.batch_size)
     out = Path(config.out)
     suffix = "png" if config.format == "png" else "dcm"
     plan = [
-        {"file": f"{number:06d}.{suffix}", "seed": config.seed + number, "view": config.view, **report}
-        for number, report in enumerate(reports)
+        {"file": f"{number:06d}.{suffix}", "seed": config.seed + number, "view": prompt.view, **prompt.report}
+        for number, prompt in enumerate(prompts)
     ]
     drawing = {"guidance": config.guidance, "temperature": config.temperature, "top_k": config.top_k,
                "top_p": config.top_p}  # fmt: skip
@@ -80,8 +92,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with Progress(len(plan), "drawing", "images", done=len(plan) - len(todo)) as progress:
         for run in _consecutive(todo, config.batch_size):
             codes = pipeline.draw(
-                [reports[number] for number in run],
-                [config.view] * len(run),
+                [prompts[number].report for number in run],
+                [prompts[number].view for number in run],
                 seed=config.seed + run[0],
                 guidance=config.guidance,
                 temperature=config.temperature,
@@ -93,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 if config.format == "png":
                     save_synthetic_png(path, pixels, description)
                 else:
-                    save_synthetic_dicom(path, pixels, description, config.view)
+                    save_synthetic_dicom(path, pixels, description, prompts[number].view)
             progress.advance(len(run))
     print(f"{out}: {len(plan)} synthetic radiographs")
 
@@ -121,32 +133,10 @@ def _consecutive(numbers: list[int], most: int) -> list[list[int]]:
     return runs
 
 
-def _sections(text: str) -> dict[str, str]:
-    sections = split_sections(text)
-    if sections.keys() & {"findings", "impression"}:
-        return {name: sections.get(name, "") for name in ("findings", "impression")}
-    return {"findings": text.strip(), "impression": ""}
-
-
-def _reports(config: SynthesizeConfig) -> list[dict[str, str]]:
-    if not config.file:
-        return [_sections(config.text)]
-    path = Path(config.file)
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-        if path.suffix == ".csv":
-            rows = list(csv.DictReader(content.splitlines()))
-        elif path.suffix == ".jsonl":
-            rows = [json.loads(line) for line in content.splitlines() if line.strip()]
-        elif path.suffix == ".txt":
-            return [_sections(line) for line in content.splitlines() if line.strip()]
-        else:
-            raise UsageError(f"file must be .txt, .jsonl or .csv, got {path.name}")
-    except FileNotFoundError:
-        raise UserError(f"{path} not found") from None
-    except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-    reports = [{name: str(row.get(name) or "") for name in ("findings", "impression")} for row in rows]
-    if not any(any(report.values()) for report in reports):
-        raise UserError(f"{path} has no row with findings or impression")
-    return reports
+def _prompts(config: SynthesizeConfig) -> list[DrawingPrompt]:
+    if config.file:
+        return read_prompts(Path(config.file), config.count, config.view, config.label_template)
+    report = report_of(config.text)
+    if config.labels:
+        report = report_of(text_of_labels(config.labels.split(","), config.label_template))
+    return [DrawingPrompt(report, config.count, config.view)]
