@@ -32,7 +32,8 @@ COMMANDS = {
     "tokenize": ("stage1_tokenizer.tokenize", "image shards in, token shards out"),
     "convert": ("stage1_tokenizer.convert", "taming-transformers checkpoints in and out"),
     "report": ("stage2_unified.report_command", "write draft reports for radiographs"),
-    "synthesize": ("stage2_unified.synthesize_command", "draw radiographs from reports"),
+    "synthesize": ("stage2_unified.synthesize_command", "draw radiographs from reports or findings"),
+    "retrieve": ("stage2_unified.retrieve_command", "the most similar studies, to a radiograph or a text"),
     "export": ("stage2_unified.export_command", "a trained model in a stock format, for other software"),
     "bench": ("shared.bench", "compare with a peer in the same run"),
     "evaluate": ("stage2_unified.evaluate.command", "judge a model or a tokenizer: one JSON, one page"),
@@ -79,6 +80,12 @@ def main() -> int:
         return 2
     from shared.command import run_command
 
+    if arguments[0] == "completion":
+        from shared.completion import main as completion
+
+        return run_command(
+            lambda shell: completion({verb: m for verb, (m, _) in COMMANDS.items()}, shell), arguments[1:]
+        )
     return run_command(import_module(COMMANDS[arguments[0]][0]).main, arguments[1:])
 
 
