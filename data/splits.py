@@ -43,19 +43,24 @@ def official_splits(records: Sequence[StudyRecord]) -> dict[str, str]:
     """Patient -> official split, for the patients that have one.
 
     Raises:
-        UserError: if a split is unknown, or puts one patient on two sides.
+        UserError: if a split is unknown, or puts one patient on two sides. It counts studies in the source's order
+            and names none, since what a command prints may be kept where no identifier belongs.
     """
     official: dict[str, str] = {}
-    for record in records:
+    first: dict[str, int] = {}
+    for number, record in enumerate(records, 1):
         if record.split is None:
             continue
         if record.split not in (*SPLITS, TRAIN_AND_VALIDATE):
-            raise UserError(f"study {record.study_id}: unknown split {record.split!r}")
-        if official.setdefault(record.patient_id, record.split) != record.split:
+            raise UserError(f"study {number} of {len(records)}: its split is none of {', '.join(SPLITS)}")
+        before = official.setdefault(record.patient_id, record.split)
+        if before != record.split:
             raise UserError(
-                f"the source's own splits leak: patient {record.patient_id} is in {official[record.patient_id]} "
-                f"and in {record.split}; --options.official_splits false splits all patients anew, whole"
+                f"the source's own splits leak: studies {first[record.patient_id]} and {number} of {len(records)}, "
+                f"counted in the source's order, are of one patient, in {before} and in {record.split}; "
+                "--options.official_splits false splits all patients anew, whole"
             )
+        first.setdefault(record.patient_id, number)
     return official
 
 

@@ -164,9 +164,16 @@ def test_small_archives_have_all_three_splits():
 
 
 def test_an_official_split_that_leaks_a_patient_is_refused():
-    records = [StudyRecord("a", "p", (), split="train"), StudyRecord("b", "p", (), split="test")]
-    with pytest.raises(UserError, match="leak"):
+    records = [
+        StudyRecord("study-0", "other", (), split="train"),
+        StudyRecord("study-a", "Miller", (), split="train"),
+        StudyRecord("study-b", "Miller", (), split="test"),
+    ]
+    with pytest.raises(UserError, match="leak: studies 2 and 3 of 3, .* in train and in test") as caught:
         assign_splits(records, bytes(32), 0.1, 0.1)
+    assert not [name for name in ("Miller", "study-") if name in str(caught.value)]
+    with pytest.raises(UserError, match="^study 1 of 1: its split is none of train, validate, test$"):
+        assign_splits([StudyRecord("study-a", "p", (), split="Miller")], bytes(32), 0.1, 0.1)
 
 
 def test_pseudonyms_need_the_key(tmp_path):
