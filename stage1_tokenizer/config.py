@@ -255,6 +255,8 @@ class Stage1Config:
     """Of the generator and of the discriminator."""
     loop: LoopConfig = field(default_factory=LoopConfig)
     """How long, and what is left on the way."""
+    compile: bool = False
+    """torch.compile for the blocks of encoder and decoder. It needs a compiler, and minutes at the start."""
     recompute_activations: bool = False
     """Gradient checkpointing: less memory a step, about a third more arithmetic, the same gradients."""
     average_decay: float = 0.999

@@ -61,6 +61,8 @@ class TokenizerTask:
         self.average = WeightAverage(generator, config.average_decay)
         if config.recompute_activations:
             generator.recompute_activations()
+        if config.compile:  # after the average was copied, which is not trained
+            generator.compile_blocks()
         self._generator: Any = accelerator.prepare(generator)
         self._generator_optimizer: Any = accelerator.prepare(build_optimizer(generator, config.optim))
         self._discriminator: Any = None

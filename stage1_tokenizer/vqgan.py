@@ -63,6 +63,16 @@ class VQGAN(nn.Module):
             if isinstance(module, Recomputing):
                 module.recompute = True
 
+    def compile_blocks(self) -> None:
+        """torch.compile for what costs time: the levels and the middle of encoder and decoder.
+
+        The last layer stays outside. The adaptive weight differentiates there and keeps the graph for the update,
+        and a compiled region whose graph is kept raises an error about donated buffers (bytetriper/RAE#74).
+        """
+        for module in self.modules():
+            if isinstance(module, Recomputing):
+                module.compile()
+
     def encode(self, images: Tensor) -> Tensor:
         """(B, 1, H, W) in [-1, 1] -> vectors (B, D, h, w), not yet quantised.
 
