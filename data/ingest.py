@@ -16,13 +16,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from data.duplicates import DUPLICATES, Duplicates, Picture, find_duplicates, write_duplicates
 from data.executors import WorkerDied, open_executor, run_jobs
 from data.find_study import find_study
 from data.places import as_path, below, is_url
 from data.pseudonyms import DEFAULT_KEY_FILE, load_key, pseudonym
 from data.records import SPLITS, Problem, StudyRecord
 from data.redaction import patterns
-from data.shard_job import BEGUN, ShardJob, Transform, run_shard_job
+from data.removal import RemovalJob, removal_jobs, replace_shards, run_removal_job
+from data.shard_job import BEGUN, ShardJob, Transform, job_fingerprints, run_shard_job
 from data.shards import MANIFEST, shard_name
 from data.source_check import check_source
 from data.sources import SourceOptions, read_source
@@ -33,6 +35,7 @@ from shared.errors import UserError
 from shared.progress import Progress
 
 _UNFINISHED = ".ingest"  # reports of finished shards, until the manifest takes their place
+_WITHOUT = "without"  # in it: shards that lost duplicates, until all of them are there
 REJECTS = "rejects.csv"
 _SHOWN_REASONS = 5
 
@@ -70,6 +73,9 @@ class IngestConfig:
     """Share of the patients for the test, likewise."""
     burned_in: Literal["refuse", "accept"] = "refuse"
     """DICOM files whose header says that words are burned into the picture."""
+    duplicates: Literal["report", "remove", "ignore"] = "report"
+    """Images that come twice, exactly or nearly: list them in duplicates.csv; also leave out of train what stands in
+    validate, and out of both what stands in test; or do not look."""
     redact: str = ""
     """Patterns whose matches in reports become "___", by name and with commas between: dates, times, phones, names,
     numbers, or all; without any the free text is taken as it is."""
@@ -142,7 +148,9 @@ def ingest(config: IngestConfig) -> dict[str, Any]:
             if died and len(todo) == sum(not job.report.is_file() for job in jobs):
                 raise
             died = True
-    manifest = _finish(config, transform, jobs, records, archive.problems, plan, out)
+    duplicates = None if config.duplicates == "ignore" else _duplicates(jobs, key)
+    removals = _remove(config, duplicates, out) if duplicates and config.duplicates == "remove" else []
+    manifest = _finish(config, transform, jobs, records, archive.problems, plan, out, duplicates, removals)
     print(f"{out}: {_summary(manifest)}")
     return manifest
 
@@ -159,6 +167,35 @@ def _run(config: IngestConfig, jobs: Sequence[ShardJob], todo: Sequence[ShardJob
         for report in run_jobs(run_shard_job, todo, pool):
             rejected += len(read_json(report, "a shard's report")["rejects"])
             progress.advance(sizes[report], rejected=rejected)
+
+
+def _duplicates(jobs: Sequence[ShardJob], key: bytes) -> Duplicates:
+    strict_first = sorted(jobs, key=lambda job: -SPLITS.index(_split(job)))
+    pictures, digests = [], []
+    for job in strict_first:
+        names = [(pseudonym(key, "patient", r.patient_id), pseudonym(key, "study", r.study_id)) for r in job.records]
+        for row in job_fingerprints(job):
+            view, image = int(row["view"]), int(row["image"])
+            pictures.append(Picture(*names[row["record"]], view, image, _split(job), job.shard.name))
+            digests.append(row["digest"].tobytes())
+    return find_duplicates(pictures, digests, (job_fingerprints(job)["thumbnail"] for job in strict_first))
+
+
+def _split(job: ShardJob) -> str:
+    return job.shard.name.rpartition("-")[0]
+
+
+def _remove(config: IngestConfig, duplicates: Duplicates, out: Path) -> list[RemovalJob]:
+    jobs = removal_jobs(list(duplicates.giving_way), out, out / _UNFINISHED / _WITHOUT)
+    if todo := [job for job in jobs if not job.report.is_file()]:
+        with (
+            Progress(len(jobs), "remove", "shards", done=len(jobs) - len(todo)) as progress,
+            open_executor(_workers(config), config.cluster) as pool,
+        ):
+            for _ in run_jobs(run_removal_job, todo, pool):
+                progress.advance()
+    replace_shards(jobs)
+    return jobs
 
 
 def _workers(config: IngestConfig) -> int:
@@ -195,6 +232,7 @@ def _plan(
                     records=tuple(of_split[begin : begin + config.shard_studies]),
                     transform=transform,
                     key=key,
+                    fingerprints=config.duplicates != "ignore",
                 )
             )
     return jobs
@@ -203,7 +241,7 @@ def _plan(
 def _plan_digest(config: IngestConfig, jobs: Sequence[ShardJob], key: bytes, transform: Transform) -> str:
     """What the shards will hold, as far as it can be told before reading pixels; keyed, so it betrays no id."""
     digest, root = hashlib.sha256(key), as_path(config.root)
-    digest.update(canonical_json([config.source, asdict(config.options), asdict(transform)]))
+    digest.update(canonical_json([config.source, asdict(config.options), asdict(transform), config.duplicates]))
     for job in jobs:
         for record in job.records:
             digest.update(
@@ -229,7 +267,7 @@ def _begin(out: Path, plan: str) -> None:
             raise UserError(
                 f"{out} holds an unfinished ingest of other data or options: remove it or give another --out"
             )
-        for folder in (out, out / _UNFINISHED):
+        for folder in (out, out / _UNFINISHED, out / _UNFINISHED / _WITHOUT):
             remove_partial(folder)
         for begun in (out / _UNFINISHED).glob(f"*{BEGUN}"):
             begun.unlink()  # whoever stopped the run from outside is no reason to read films apart, which is slow
@@ -248,13 +286,22 @@ def _finish(
     problems: Sequence[Problem],
     plan: str,
     out: Path,
+    duplicates: Duplicates | None,
+    removals: Sequence[RemovalJob],
 ) -> dict[str, Any]:
     reports = [(job, read_json(job.report, "a shard's report")) for job in jobs]
     rejects = [reject for _, report in reports for reject in report["rejects"]]
+    rows = {job.shard.name: report["row"] for job, report in reports}
+    if duplicates and config.duplicates == "remove":
+        rows |= {job.shard.name: read_json(job.report, "a shard's report")["row"] for job in removals}
+        rejects += [
+            {"study_id": picture.study, "view": picture.view, "reason": f"duplicate of an image in {split}"}
+            for picture, split in duplicates.giving_way.items()
+        ]
     splits: dict[str, dict[str, Any]] = {split: {} for split in SPLITS}
-    for job, report in reports:
-        splits[job.shard.name.rpartition("-")[0]][job.shard.name] = report["row"]
-    kept = sum(report["row"]["samples"] for _, report in reports)
+    for name, row in rows.items():
+        splits[name.rpartition("-")[0]][name] = row
+    kept = sum(row["samples"] for row in rows.values())
     if not kept:
         shutil.rmtree(out)
         reasons = "; ".join(f"{reason} ({count})" for reason, count in _reasons(rejects).most_common(3))
@@ -284,11 +331,14 @@ def _finish(
             "redacted_places": sum(report["redacted"] for _, report in reports),
             "source_problems": dict(sorted(Counter(problem.reason for problem in problems).items())),
         },
+        "duplicates": {"option": config.duplicates, **(duplicates.counts() if duplicates else {})},
         "splits": splits,
     }
     # Rows that never became a study have no pseudonym either.
     rejects += [{"study_id": "", "view": "", "reason": p.reason} for p in problems]
     _write_rejects(out / REJECTS, rejects)
+    if duplicates:
+        write_duplicates(out / DUPLICATES, duplicates)
     # The manifest comes last: where it is, all else is.
     write_json(out / MANIFEST, manifest)
     shutil.rmtree(out / _UNFINISHED)
@@ -296,7 +346,22 @@ def _finish(
         print(f"left out: {reason} ({count})", file=sys.stderr)
     if rejects:
         print(f"all are in {out / REJECTS}; --find STUDY tells the files of a study in it", file=sys.stderr)
+    if duplicates and duplicates.rows:
+        _tell_duplicates(duplicates, config.duplicates == "remove", out)
     return manifest
+
+
+def _tell_duplicates(duplicates: Duplicates, removed: bool, out: Path) -> None:
+    counts = duplicates.counts()
+    print(
+        f"duplicates: {counts['exact']} exact, {counts['near']} near ones; {counts['of_another_patient']} repeat an "
+        f"image of another patient, {counts['in_another_split']} stand in two splits; see {out / DUPLICATES}",
+        file=sys.stderr,
+    )
+    if counts["in_another_split"] and not removed:
+        print(
+            "what stands in two splits leaks; --duplicates remove, with another --out, leaves it out", file=sys.stderr
+        )
 
 
 def _reasons(rejects: Sequence[dict[str, Any]]) -> Counter[str]:

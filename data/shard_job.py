@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from data.dicom import Radiograph
+from data.fingerprints import FINGERPRINT, fingerprint
 from data.labels import label_report
 from data.pseudonyms import pseudonym
 from data.radiograph import UnreadableImage, check_burned_in, read_film
@@ -19,7 +20,7 @@ from data.redaction import redact
 from data.sections import FULL_REPORT, LAST_PARAGRAPH, one_line, split_sections, training_text
 from data.shards import encode_info, encode_png, write_shard
 from data.view_positions import view_position
-from shared.artifacts import write_json
+from shared.artifacts import atomic_file, write_json
 
 BEGUN = ".begun"
 """Of a file beside the shard's report, in place before the first film is read."""
@@ -49,11 +50,15 @@ class ShardJob:
     records: tuple[StudyRecord, ...]
     transform: Transform
     key: bytes
+    fingerprints: bool = True
+    """Keep those of the pictures beside the report, to look for duplicates."""
 
 
 @dataclass
 class _Tally:
     """What a shard's report tells beside the manifest's row. It lies among the shards for a while: no path in it."""
+
+    fingerprints: list[np.ndarray] = field(default_factory=list)
 
     rejects: list[dict[str, Any]] = field(default_factory=list)
     redacted: int = 0
@@ -70,8 +75,20 @@ def run_shard_job(job: ShardJob) -> Path:
     write_json(begun, {})
     tally = _Tally()
     row = write_shard(job.shard, _samples(job, tally, read))
+    if job.fingerprints:
+        with atomic_file(_fingerprints_path(job)) as partial, open(partial, "wb") as file:
+            np.save(file, np.array(tally.fingerprints, FINGERPRINT), allow_pickle=False)
     write_json(job.report, {"row": row, "rejects": tally.rejects, "redacted": tally.redacted})
     return job.report
+
+
+def job_fingerprints(job: ShardJob) -> np.ndarray:
+    """Those of a finished job's pictures, in the shard's order: (N,) of :data:`data.fingerprints.FINGERPRINT`."""
+    return np.load(_fingerprints_path(job), allow_pickle=False)
+
+
+def _fingerprints_path(job: ShardJob) -> Path:
+    return job.report.with_suffix(".npy")
 
 
 def _read_watched(path: Path, size: int) -> Radiograph:
@@ -87,7 +104,7 @@ def _read_watched(path: Path, size: int) -> Radiograph:
 def _samples(
     job: ShardJob, tally: _Tally, read: Callable[[Path, int], Radiograph]
 ) -> Iterator[tuple[str, dict[str, bytes]]]:
-    for record in job.records:
+    for place, record in enumerate(job.records):
         study = pseudonym(job.key, "study", record.study_id)
         members: dict[str, bytes] = {}
         views: list[str] = []
@@ -98,7 +115,10 @@ def _samples(
             except UnreadableImage as error:
                 tally.rejects.append({"study_id": study, "view": number, "reason": error.reason})
                 continue
-            members[f"{len(views)}.png"] = encode_png(_quantize(film.pixels, job.transform.bits))
+            pixels = _quantize(film.pixels, job.transform.bits)
+            members[f"{len(views)}.png"] = encode_png(pixels)
+            if job.fingerprints:
+                tally.fingerprints.append(fingerprint(pixels, place, number, len(views)))
             views.append(view_position(view.position) or view_position(film.view))
         if views:
             members["json"] = encode_info(_info(job, record, study, views, tally))

@@ -1,0 +1,78 @@
+"""Pictures taken out of finished shards: what is left is what would be there had they been refused on reading.
+
+A shard that loses a picture is written again under `.ingest`, and takes its old place only when all of them are
+there. So a kill at any moment leaves shards that the same command can finish: each step looks at what is done.
+"""
+
+import json
+import os
+import tarfile
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.duplicates import Picture
+from data.shards import encode_info, index_path, write_shard
+from shared.artifacts import write_json
+
+
+@dataclass(frozen=True)
+class RemovalJob:
+    """One shard, and the pictures that it is to lose, as (study's pseudonym, number of the picture)."""
+
+    shard: Path
+    without: Path
+    """Where the new shard waits."""
+    report: Path
+    """Written last, with the manifest's row."""
+    removed: frozenset[tuple[str, int]]
+
+
+def removal_jobs(pictures: Sequence[Picture], out: Path, folder: Path) -> list[RemovalJob]:
+    """A job for each shard of ``out`` that loses a picture; what they write waits in ``folder``."""
+    removed = defaultdict(set)
+    for picture in pictures:
+        removed[picture.shard].add((picture.study, picture.image))
+    return [
+        RemovalJob(out / name, folder / name, folder / f"{name}.json", frozenset(removed[name]))
+        for name in sorted(removed)
+    ]
+
+
+def run_removal_job(job: RemovalJob) -> Path:
+    """Write the shard without its pictures, then the report; returns the report's path."""
+    write_json(job.report, {"row": write_shard(job.without, _samples(job))})
+    return job.report
+
+
+def replace_shards(jobs: Sequence[RemovalJob]) -> None:
+    """The new shards, all of them written, take the places of the old. Some may have done so before a kill."""
+    for job in jobs:
+        for new, old in ((job.without, job.shard), (index_path(job.without), index_path(job.shard))):
+            if new.exists():
+                os.replace(new, old)
+
+
+def _samples(job: RemovalJob) -> Iterator[tuple[str, dict[str, bytes]]]:
+    for study, members in _members(job.shard):
+        info, pictures = json.loads(members["json"]), [members[f"{n}.png"] for n in range(len(members) - 1)]
+        left = [number for number in range(len(pictures)) if (study, number) not in job.removed]
+        if left:
+            info["views"] = [info["views"][number] for number in left]
+            kept = {f"{place}.png": pictures[number] for place, number in enumerate(left)}
+            yield study, {**kept, "json": encode_info(info)}
+
+
+def _members(shard: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Key and members of each sample; the json comes last in each."""
+    members: dict[str, bytes] = {}
+    with tarfile.open(shard, "r:") as tar:
+        for entry in tar:
+            key, _, extension = entry.name.partition(".")
+            file = tar.extractfile(entry)
+            assert file is not None, "a shard holds plain files alone"
+            members[extension] = file.read()
+            if extension == "json":
+                yield key, members
+                members = {}
