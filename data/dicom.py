@@ -13,6 +13,7 @@ import re
 import warnings
 import zlib
 from dataclasses import dataclass
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,17 @@ import pydicom
 from numpy import ndarray
 from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames
+from pydicom.pixels import get_decoder
 from pydicom.pixels.processing import apply_modality_lut, apply_voi
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+    RLELossless,
+)
 
 from data.codestream import stream_frame
 from data.pixels import UnreadableImage, check_not_constant, check_size
@@ -224,10 +234,7 @@ def _stored_values(dataset: Dataset) -> ndarray:
     options: dict[str, Any] = {}
     if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
         _check_codestream(dataset, rows, columns)
-        # One codec for all machines: JPEG decoders differ by a grey level, and GDCM, which pydicom would try
-        # first, ends the whole process on some damaged files.
-        run_length = dataset.file_meta.TransferSyntaxUID == RLELossless
-        options["decoding_plugin"] = "pydicom" if run_length else "pylibjpeg"
+        options["decoding_plugin"] = _decoding_plugin(dataset.file_meta.TransferSyntaxUID)
     # pydicom would mask unsigned values beyond the bits stored, which turns white to black without a word.
     # Bits above are in order where an old overlay is kept in them, and (as sign) in signed values.
     overlaid = any(element.tag.group & 0xFF00 == 0x6000 for element in dataset)
@@ -247,6 +254,20 @@ def _stored_values(dataset: Dataset) -> ndarray:
     if stored.min() < low or stored.max() > high:
         raise UnreadableImage(f"pixel values beyond the {int(dataset.BitsStored)} bits stored")
     return stored
+
+
+@cache
+def _decoding_plugin(syntax: UID) -> str:
+    """One codec for all machines, since JPEG decoders differ by a grey level. It is never GDCM, which pydicom would
+    try first: that ends the whole process on some damaged files.
+
+    JPEG-LS leaves a decoder no choice, near-lossless or not. So there the fastest may be taken where it is installed:
+    CharLS needs a fifth of libjpeg's time.
+    """
+    if syntax == RLELossless:
+        return "pydicom"
+    jpeg_ls = syntax in (JPEGLSLossless, JPEGLSNearLossless)
+    return "pyjpegls" if jpeg_ls and "pyjpegls" in get_decoder(syntax).available_plugins else "pylibjpeg"
 
 
 def _check_codestream(dataset: Dataset, rows: int, columns: int) -> None:
