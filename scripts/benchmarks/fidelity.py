@@ -14,7 +14,7 @@ Whatever is finished is kept beside the result and not made again; a training th
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ JUDGE = PerceptualConfig("alex", "random")
 PICTURES = 8
 KEY = "00" * 32
 """Of the pseudonyms: the split is drawn with it, and is the same on every machine."""
-MAY_DIFFER = (*MAY_CHANGE, "data", "threads")
+MAY_DIFFER = (*MAY_CHANGE, "data.shards")
 FIGURES = {"psnr": "PSNR, dB", "ssim": "SSIM", "lpips": "LPIPS", "codebook_usage": "share of the codebook in use"}
 
 
@@ -247,9 +247,7 @@ def _train(config: Config, name: str, side: str, shards: Path) -> None:
         network, reconstruct = task.fork, task.reconstruct
     figures, pictures = _judge(reconstruct, ShardDataset(shards, "test"), config.size, config.codes, Lpips(JUDGE))
     inference = [p for n, p in network.named_parameters() if not n.startswith("loss.")]
-    lines = read_metrics(run_dir)
-    rates = [line["samples_per_s"] for line in lines if "samples_per_s" in line]
-    before = [line["validation/psnr"] for line in lines if "validation/psnr" in line and line["step"] == start]
+    rates = [line["samples_per_s"] for line in read_metrics(run_dir) if "samples_per_s" in line]
     np.savez_compressed(run_dir / "pictures.npz", **pictures)
     write_json(
         run_dir / "judged.json",
@@ -257,7 +255,6 @@ def _train(config: Config, name: str, side: str, shards: Path) -> None:
             "figures": figures,
             "parameters": sum(p.numel() for p in inference),
             "images_per_s": float(np.median(rates)),
-            "psnr_before_adversary": before[0],
             "date": time.strftime("%Y-%m-%d", time.gmtime()),
         },
     )
@@ -340,15 +337,22 @@ def _section(config: Config, data: str, ours: Mapping[str, Any], fork: Mapping[s
     for name, what in (FIGURES | {"perplexity": "perplexity of the codes"}).items():
         what = f"LPIPS ({JUDGE.net}, random weights)" if name == "lpips" else what
         lines.append(f"| {what} | {ours['figures'][name]:.4g} | {fork['figures'][name]:.4g} |")
-    values = [side.get("psnr_before_adversary") for side in (ours, fork)]
-    shown = ["–" if value is None else f"{value:.4g}" for value in values]
-    lines.append(f"| validation PSNR just before the discriminators have a say, dB | {shown[0]} | {shown[1]} |")
+    before = [_before_adversary(Path(config.runs) / f"{data}-{side}") for side in SIDES]
+    for name in ("psnr", "ssim"):
+        shown = " | ".join("–" if line is None else f"{line[f'validation/{name}']:.4g}" for line in before)
+        lines.append(f"| {FIGURES[name]}, validation set, just before the discriminators have a say | {shown} |")
     lines.append(f"| parameters | {ours['parameters']:,} | {fork['parameters']:,} |")
     lines.append(f"| images/s in training | {ours['images_per_s']:.3g} | {fork['images_per_s']:.3g} |")
-    lines += ["", f"Trained on {ours['date']} and {fork['date']}."]
+    lines += ["", f"Trained on {' and '.join(sorted({ours['date'], fork['date']}))}."]
     if data == "phantom":
         lines += ["", f"![originals, {SIDES['ours']}, {SIDES['fork']}]({_picture_path(config, data).name})"]
     return "\n".join(lines)
+
+
+def _before_adversary(run: Path) -> Mapping[str, float] | None:
+    """Of a run's validations the first, if it was not the last."""
+    lines = [line for line in read_metrics(run) if "validation/psnr" in line]
+    return lines[0] if len(lines) > 1 else None
 
 
 def _page(config: Config, sections: list[str]) -> str:
@@ -367,12 +371,20 @@ def _page(config: Config, sections: list[str]) -> str:
             "`medunifier bench fidelity --help` names the settings. Figures of small models after short training: "
             "they compare designs, and are not what the presets reach.",
             "",
-            f"Settings: {settings}. Machine: {about['cpu']}, {config.threads} thread(s), torch {about['torch']}.",
+            f"Command: `medunifier bench fidelity{_changed(config)}`. Settings: {settings}. Machine: {about['cpu']}, "
+            f"{config.threads} thread(s), torch {about['torch']}.",
             "",
-            *sections,
+            "\n\n".join(sections),
             "",
         ]
     )
+
+
+def _changed(config: Config) -> str:
+    """The options that are not at their defaults, folders by their names alone."""
+    given = {f.name: getattr(config, f.name) for f in fields(config) if getattr(config, f.name) != f.default}
+    folders = {"out": "FILE.json", "runs": "DIR", "radiographs": "DIR"}
+    return "".join(f" --{name} {folders.get(name, value)}" for name, value in given.items())
 
 
 def _picture_path(config: Config, data: str) -> Path:
