@@ -69,27 +69,3 @@ def all_gather(value: Tensor) -> Tensor:
     parts = [torch.empty_like(value) for _ in range(world_size())]
     dist.all_gather(parts, value.detach().contiguous())
     return torch.cat(parts)
-
-
-class _AllGatherWithGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:  # type: ignore[override]
-        ctx.rows = len(value)
-        return all_gather(value)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
-        # Every process holds a copy of the gathered rows and a gradient for each; the true one is their sum.
-        gradient = gradient.contiguous().clone()
-        dist.all_reduce(gradient)
-        start = rank() * ctx.rows
-        return gradient[start : start + ctx.rows]
-
-
-def all_gather_with_gradient(value: Tensor) -> Tensor:
-    """As :func:`all_gather`, and the gradient of every process' copy flows back to the row's owner, summed.
-
-    DDP then divides by the number of processes; a loss that every process computes in whole over the
-    gathered batch therefore comes out as on a single process with the whole batch.
-    """
-    return value if world_size() == 1 else _AllGatherWithGradient.apply(value)  # type: ignore[no-any-return]

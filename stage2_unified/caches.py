@@ -34,12 +34,12 @@ class _PrefixLayer(CacheLayerMixin):
 
 
 class _BranchLayer(CacheLayerMixin):
-    """Puts a prefix' keys and values before each of its branches' own. It keeps nothing."""
+    """Puts its prefix' keys and values before each branch's own. It keeps nothing."""
 
-    def __init__(self, prefix: CacheLayerMixin, branches: int) -> None:
+    def __init__(self, prefix: CacheLayerMixin, prefixes: Tensor) -> None:
         super().__init__()
         self.keys, self.values, self.is_initialized = prefix.keys, prefix.values, True
-        self.branches = branches
+        self.prefixes = prefixes
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         raise NotImplementedError("a branch begins with its prefix")
@@ -49,9 +49,8 @@ class _BranchLayer(CacheLayerMixin):
         return self._joined(self.keys, key_states), self._joined(self.values, value_states)
 
     def _joined(self, prefix: Tensor, own: Tensor) -> Tensor:
-        repeated = prefix[:, None].expand(-1, self.branches, -1, -1, -1)  # no copy: cat makes the only one
-        own = own.view(len(prefix), self.branches, *own.shape[1:])
-        return torch.cat([repeated, own], dim=-2).flatten(0, 1)
+        # Not prefix[…]: on several threads its gradient adds up in any order, and a resumed run would differ.
+        return torch.cat([prefix.index_select(0, self.prefixes), own], dim=-2)
 
     def get_seq_length(self) -> int:
         assert self.keys is not None
@@ -65,14 +64,14 @@ class _BranchLayer(CacheLayerMixin):
 
 
 class PrefixCache(Cache):
-    """Takes up a prefix' keys and values, for ``branches`` to continue."""
+    """Takes up the keys and values of some prefixes, for branches to continue."""
 
     def __init__(self, layers: int) -> None:
         super().__init__(layers=[_PrefixLayer() for _ in range(layers)])
 
-    def branches(self, count: int) -> Cache:
-        """A cache for (B · count, …) rows, the branches of a prefix side by side."""
-        return Cache(layers=[_BranchLayer(layer, count) for layer in self.layers])
+    def branches(self, prefixes: Tensor) -> Cache:
+        """A cache for branches of which each continues the prefix of that number, (branches,)."""
+        return Cache(layers=[_BranchLayer(layer, prefixes) for layer in self.layers])
 
 
 class _PreallocatedLayer(CacheLayerMixin):

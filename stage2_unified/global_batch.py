@@ -19,6 +19,8 @@ from stage2_unified.objectives.contrast import contrastive_similarity
 from stage2_unified.objectives.matching import draw_negatives
 from stage2_unified.sequences import StudyBatch
 
+_UNEVEN = 1.25  # longest over mean report, above which two passes cost less than the padding of one
+
 
 @dataclass
 class Embeddings:
@@ -66,6 +68,19 @@ class GlobalBatch:
         """``everyone`` (G, E) with this part's rows alive: a gradient flows to them, as large as the mean needs."""
         scaled = own.detach() + self.parts * (own - own.detach())  # the value is `own`, to the last bit
         return torch.cat([everyone[: self.own.start], scaled, everyone[self.own.stop :]])
+
+    def groups(self, lengths: Tensor) -> list[Tensor]:
+        """Branches of (b,) ``lengths`` -> their numbers, in one group or the shorter and the longer ones apart.
+
+        Reports differ in length, and each row is padded to the longest beside it. Two passes pay where that is
+        much; the lengths of the whole step decide, so that all processes (and FSDP's collectives) do alike.
+        """
+        order = lengths.argsort(stable=True)
+        if self.report_length.max() <= _UNEVEN * self.report_length.float().mean() or len(order) < 2:
+            return [order]
+        width, count = lengths[order], torch.arange(1, len(order), device=order.device)
+        padded = count * width[:-1] + (len(order) - count) * width[-1]
+        return list(order.tensor_split([int(padded.argmin()) + 1]))
 
     @property
     def matching_pairs(self) -> Tensor:

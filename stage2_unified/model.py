@@ -185,24 +185,24 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
         output = self.model(inputs_embeds=self.embed_ids(ids), past_key_values=cache, use_cache=True)
         return Prefix(hidden=output.last_hidden_state[:, -1], cache=cache)
 
-    def continue_prefix(self, cache: PrefixCache, report: Tensor, report_length: Tensor, repeats: int) -> Tensor:
-        """Run ``repeats`` branches ``report <eos> <match>`` an image, over the prefix's keys and values.
+    def continue_prefix(self, cache: PrefixCache, report: Tensor, report_length: Tensor, prefixes: Tensor) -> Tensor:
+        """Run branches ``report <eos> <match>`` over their prefixes' keys and values.
 
         Args:
-            cache: of B prefixes.
-            report: (B · repeats, T) ids, the branches of an image side by side.
-            report_length: (B · repeats,).
+            cache: of the prefixes.
+            report: (b, T) ids.
+            report_length: (b,).
+            prefixes: (b,) number of the prefix that each branch continues.
 
         Returns:
-            (B · repeats, T + 2, H) hidden states.
+            (b, T + 2, H) hidden states.
         """
-        rows = len(report)
-        tail = torch.cat([self._special(EOS, rows), self._special(MATCH, rows)], dim=1)
+        tail = torch.cat([self._special(EOS, len(report)), self._special(MATCH, len(report))], dim=1)
         ids = append(report, report_length, tail, self._pad)
-        output = self.model(
-            inputs_embeds=self.embed_ids(ids), past_key_values=cache.branches(repeats), use_cache=True
-        )
-        return output.last_hidden_state
+        branches = cache.branches(prefixes)
+        return self.model(
+            inputs_embeds=self.embed_ids(ids), past_key_values=branches, use_cache=True
+        ).last_hidden_state
 
     # What a user asks for -------------------------------------------------------------------------------
 
@@ -222,7 +222,9 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def match(self, codes: Tensor, view: Tensor, report: Tensor, report_length: Tensor) -> Tensor:
         """(B,) probability that each image and report belong together."""
         prefix = self.read_images(codes, view)
-        hidden = self.continue_prefix(prefix.cache, report, report_length, repeats=1)
+        hidden = self.continue_prefix(
+            prefix.cache, report, report_length, torch.arange(len(codes), device=codes.device)
+        )
         return self.match_head(_at(hidden, report_length + 1), prefix.hidden).float().softmax(dim=-1)[:, 1]
 
     def _image_embedding(self, hidden: Tensor) -> Tensor:
@@ -252,7 +254,7 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
         Returns:
             ``loss`` to differentiate; ``contrast, matching, report, image, z`` in nats, unweighted;
-            ``matching_accuracy`` (balanced) and ``scale``.
+            ``matching_accuracy`` (balanced), ``scale``, and ``padding_share`` of the tokens that were computed.
         """
         rows, tokens = len(batch), batch.codes.shape[1]
         prefix = self.read_images(batch.codes, batch.view)
@@ -279,13 +281,18 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
         contrast = contrastive_loss(similarity, step.report_key, step.patient_key, step.has_text)
 
         reports, lengths = self._branches(step)
-        hidden = self.continue_prefix(prefix.cache, reports, lengths, repeats=1 + NEGATIVES)
-        at_match = _at(hidden, lengths + 1).view(rows, 1 + NEGATIVES, -1)
+        groups = step.groups(lengths)
+        hidden = [
+            self.continue_prefix(
+                prefix.cache, reports[some][:, : int(lengths[some].max())], lengths[some], some // (1 + NEGATIVES)
+            )
+            for some in groups
+        ]
+        at_match = torch.cat([_at(part, lengths[some] + 1) for part, some in zip(hidden, groups, strict=True)])
+        at_match = at_match[torch.cat(groups).argsort()].view(rows, 1 + NEGATIVES, -1)
         match_logits = self.match_head(at_match, prefix.hidden[:, None].expand_as(at_match))
         usable = step.usable[step.own]
-
-        own_branch = hidden.view(rows, 1 + NEGATIVES, *hidden.shape[1:])[:, 0]
-        report_sum, report_z = self._report_loss(prefix.hidden, own_branch, batch)
+        report_sum, report_z = self._report_loss(prefix.hidden, hidden, groups, batch)
 
         losses = {
             "contrast": contrast,
@@ -295,9 +302,13 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
             "z": report_z / step.report_tokens + image_z / batch.codes.numel(),
         }
         loss = sum(self.config.loss_weights[name] * value for name, value in losses.items())
+        prefix_tokens = rows * (tokens + 5)
+        computed = prefix_tokens + sum(part[..., 0].numel() for part in (text_first, *hidden))
+        needed = prefix_tokens + (begin + tokens).sum() + (lengths + 2).sum()
         watched = {
             "matching_accuracy": matching_accuracy(match_logits.detach(), usable),
             "scale": self.scale.detach(),
+            "padding_share": 1 - needed / computed,
         }
         return {"loss": loss, **losses, **watched}
 
@@ -312,16 +323,22 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """(3B, T) reports of this part's images, own first then the negatives; (3B,) lengths."""
         own = torch.arange(step.own.start, step.own.stop, device=step.negatives.device)
         chosen = torch.cat([own[:, None], step.negatives[step.own]], dim=1).flatten()
-        lengths = step.report_length[chosen]
-        return step.report[chosen][:, : int(lengths.max())], lengths
+        return step.report[chosen], step.report_length[chosen]
 
-    def _report_loss(self, prefix: Tensor, branch: Tensor, batch: StudyBatch) -> tuple[Tensor, Tensor]:
+    def _report_loss(
+        self, prefix: Tensor, hidden: list[Tensor], groups: list[Tensor], batch: StudyBatch
+    ) -> tuple[Tensor, Tensor]:
         """Sums over the report and its ``<eos>``: ``<emb_img>`` predicts the first id, the last id ``<eos>``."""
-        width = int(batch.report_length.max())
-        hidden = torch.cat([prefix[:, None], branch[:, :width]], dim=1)  # (B, T + 1, H)
-        target = append(batch.report[:, :width], batch.report_length, self._special(EOS, len(batch)), self._pad)
-        real = torch.arange(width + 1, device=target.device) <= batch.report_length[:, None]
-        return token_loss(self.text_logits(hidden[real]), target[real])
+        target = append(batch.report, batch.report_length, self._special(EOS, len(batch)), self._pad)
+        states, targets = [prefix], [target[:, 0]]
+        for part, some in zip(hidden, groups, strict=True):
+            own = some % (1 + NEGATIVES) == 0
+            study = some[own] // (1 + NEGATIVES)
+            width = min(part.shape[1] - 2, batch.report.shape[1])  # negatives of other processes may be longer
+            real = torch.arange(width, device=some.device) < batch.report_length[study][:, None]
+            states.append(part[own, :width][real])
+            targets.append(target[study, 1 : width + 1][real])
+        return token_loss(self.text_logits(torch.cat(states)), torch.cat(targets))
 
     # The two uses of forward ----------------------------------------------------------------------------
 

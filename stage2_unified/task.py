@@ -81,7 +81,8 @@ class UnifiedTask:
         """All studies of the step, from a pass for their embeddings; None where one pass does both."""
         if len(batches) == 1:
             return None
-        embeddings = [self.model(batch=batch, embed_only=True) for batch in batches]
+        with self.accelerator.autocast():
+            embeddings = [self.model(batch=batch, embed_only=True) for batch in batches]
         return gather_step(batches, embeddings, self.config.negative_hardness, self.processor.vocabulary[PAD])
 
     def _chance(self, contrasted: int) -> dict[str, float]:
@@ -97,7 +98,9 @@ class UnifiedTask:
         figures: dict[str, Tensor] = {}
         batches = 0
         for batch in self._validation_batches():
-            for name, value in self.model(batch=batch.to(self.accelerator.device)).items():
+            with self.accelerator.autocast():
+                losses = self.model(batch=batch.to(self.accelerator.device))
+            for name, value in losses.items():
                 figures[name] = figures.get(name, 0.0) + value
             batches += 1
         names = sorted(figures)
@@ -105,7 +108,8 @@ class UnifiedTask:
         result = dict(zip(names, means.tolist(), strict=True))
         self._warn_at_chance(result, step)
         if is_main() or self.sharded:
-            self._samples(step)
+            with self.accelerator.autocast():
+                self._samples(step)
         return result
 
     def _validation_batches(self) -> Iterator[StudyBatch]:

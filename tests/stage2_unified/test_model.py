@@ -12,7 +12,7 @@ from stage2_unified.configuration import MedUnifierConfig
 from stage2_unified.model import MedUnifierForConditionalGeneration
 from stage2_unified.objectives.contrast import contrastive_loss
 from stage2_unified.objectives.matching import draw_negatives
-from tests.stage2_unified.conftest import make_batch, make_model
+from tests.stage2_unified.conftest import GRID, make_batch, make_model
 
 
 def hidden_of(model, ids):
@@ -68,9 +68,11 @@ def one_pass_an_objective(model, batch):
     }
 
 
-@pytest.mark.parametrize("dropped", [(), (1, 4)])
-def test_every_loss_equals_a_separate_pass_and_so_do_the_gradients(model, dropped):
+@pytest.mark.parametrize(("dropped", "even"), [((), False), ((1, 4), False), ((), True)])
+def test_every_loss_equals_a_separate_pass_and_so_do_the_gradients(model, dropped, even):
     batch = make_batch(dropped=dropped)
+    if even:
+        batch = replace(batch, report=batch.report[:, :1], report_length=torch.ones_like(batch.report_length))
     ours, separate = model(batch=batch), one_pass_an_objective(model, batch)
     for name, value in separate.items():
         assert ours[name].item() == pytest.approx(value.item(), rel=1e-5), name
@@ -87,8 +89,26 @@ def test_every_loss_equals_a_separate_pass_and_so_do_the_gradients(model, droppe
 
 def test_padding_changes_nothing(model, batch):
     wider = replace(batch, report=pad(batch.report, (0, 5), value=model.vocabulary["<pad>"]))
-    for name, value in model(batch=batch).items():
-        assert model(batch=wider)[name].item() == pytest.approx(value.item(), rel=1e-5), name
+    plain, padded = model(batch=batch), model(batch=wider)
+    assert 0 < plain.pop("padding_share") < padded.pop("padding_share")
+    for name, value in plain.items():
+        assert padded[name].item() == pytest.approx(value.item(), rel=1e-5), name
+
+
+def test_uneven_branches_run_in_two_groups_and_the_padding_share_is_what_was_computed_for_nothing(model, batch):
+    shapes = []
+    model.model.layers[0].register_forward_pre_hook(lambda _, given: shapes.append(given[0].shape[:2]))
+    alike = replace(batch, report_length=torch.full_like(batch.report_length, batch.report.shape[1]))
+    assert model(batch=alike)["padding_share"] == 0 and len(shapes) == 3
+    shapes.clear()
+    share = model(batch=batch)["padding_share"].item()
+    (rows, prefix), (_, text_first), (short, narrow), (long, wide) = shapes
+    assert short + long == 3 * rows and narrow < wide
+    branches = short * narrow + long * wide
+    needed = rows * prefix + int((batch.report_length + 3 + GRID[0] * GRID[1]).sum())
+    # Of the branches at least one a study is padded up to no more than its group's width.
+    computed = rows * (prefix + text_first) + branches
+    assert 1 - (needed + branches) / computed <= share <= 1 - (needed + 3 * rows * 3) / computed
 
 
 def test_what_lies_in_the_padding_changes_nothing(model, batch):
@@ -97,6 +117,21 @@ def test_what_lies_in_the_padding_changes_nothing(model, batch):
     noisy[~real] = 3
     for name, value in model(batch=batch).items():
         assert model(batch=replace(batch, report=noisy))[name].item() == pytest.approx(value.item(), rel=1e-6), name
+
+
+@torch.no_grad()
+def test_a_negatives_text_changes_its_own_branch_alone(model, batch):
+    prefix = model.read_images(batch.codes, batch.view)
+    reports = batch.report.repeat_interleave(3, 0)
+    lengths = batch.report_length.repeat_interleave(3)
+    prefixes = torch.arange(len(batch)).repeat_interleave(3)
+    before = model.continue_prefix(prefix.cache, reports, lengths, prefixes)
+    changed = reports.clone()
+    changed[1::3, 0] = (changed[1::3, 0] + 1) % 40  # the first negative of every image
+    after = model.continue_prefix(prefix.cache, changed, lengths, prefixes)
+    assert torch.equal(after[0::3], before[0::3]) and torch.equal(after[2::3], before[2::3])
+    for row in range(1, len(reports), 3):
+        assert not torch.equal(after[row, : lengths[row]], before[row, : lengths[row]])
 
 
 def test_a_study_with_the_same_report_everywhere_has_no_negative(model):
@@ -154,6 +189,29 @@ def test_each_objective_alone_overfits_one_batch(objective):
         losses["loss"].backward()
         optimizer.step()
     assert losses[objective] < 0.05
+
+
+def test_layers_computed_again_in_the_backward_pass_give_the_same_gradients(model, batch):
+    def gradients():
+        model.zero_grad()
+        model(batch=batch)["loss"].backward()
+        return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+    plain, passes = gradients(), []
+    for layer in model.model.layers:
+        layer.mlp.register_forward_pre_hook(lambda *_: passes.append(1))
+    gradients()
+    once = len(passes)
+    passes.clear()
+    model.gradient_checkpointing_enable()
+    again = gradients()
+    assert len(passes) == 2 * once > 0
+    for name, gradient in plain.items():
+        assert torch.equal(again[name], gradient), name
+    model.gradient_checkpointing_disable()
+    passes.clear()
+    gradients()
+    assert len(passes) == once
 
 
 def test_the_rotary_base_reaches_the_backbone():
