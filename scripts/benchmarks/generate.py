@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
-from shared.bench import BenchConfig, Row, paired
+from shared.bench import BenchConfig, Row, load_benchmark, paired
 from stage2_unified.causal_lm import generation_configs, to_causal_lm
 from stage2_unified.configuration import MedUnifierConfig
 from stage2_unified.model import MedUnifierForConditionalGeneration
@@ -40,15 +40,7 @@ def rows(config: BenchConfig) -> list[Row]:
 
 
 def _model() -> MedUnifierForConditionalGeneration:
-    backbone = {
-        "model_type": "qwen3",
-        "hidden_size": 256,
-        "num_hidden_layers": 6,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "head_dim": 32,
-        "intermediate_size": 768,
-    }
+    backbone = load_benchmark("stage2").BACKBONE
     return MedUnifierForConditionalGeneration(
         MedUnifierConfig(text_config=backbone, text_size=TEXT, codes=CODES, grid=GRID)
     )

@@ -86,3 +86,25 @@ def test_the_narrow_fork_has_as_many_channels_a_group_as_the_whole_one():
     images = torch.rand(2, 1, 32, 32) * 2 - 1
     reconstruction, _, codes = fork(images)
     assert reconstruction.shape == images.shape and codes.shape == (2, 2, 2)
+
+
+def test_the_stage2_benchmarks_peer_computes_the_same_losses():
+    bench = load_benchmark("stage2")
+    shape = bench.Shape("few", studies=4, grid=(2, 2), shortest=3, longest=9)
+    model = bench._model(shape)
+    model.config.loss_weights["matching"] = 0.0  # its negatives are other ones
+    batch = bench._batch(model, shape)
+    ours, peer = model(batch=batch)["loss"], bench.one_pass_an_objective(model, batch)
+    assert peer.item() == pytest.approx(ours.item(), rel=1e-5)
+    tokens = bench._as_many_tokens(model, batch)
+    assert 0.6 < tokens.numel() / (4 * (9 + 3 * 11 + 9 + 7)) <= 1
+
+
+def test_both_sides_of_the_generate_benchmark_draw_the_same_codes(monkeypatch):
+    bench = load_benchmark("generate")
+    monkeypatch.setattr(bench, "GRID", (2, 3))
+    model = bench._model().eval()
+    prompt = bench._prompts(model, 2)
+    stock = bench.to_causal_lm(model)
+    drawn = bench.ours(model, prompt, temperature=0.0)
+    assert drawn.shape == (2, 6) and torch.equal(drawn, bench.peer(model, stock, prompt, temperature=0.0))
