@@ -34,6 +34,7 @@ COMMANDS = {
     "report": ("stage2_unified.report_command", "write draft reports for radiographs"),
     "synthesize": ("stage2_unified.synthesize_command", "draw radiographs from reports or findings"),
     "retrieve": ("stage2_unified.retrieve_command", "the most similar studies, to a radiograph or a text"),
+    "classify": ("stage2_unified.classify_command", "findings by sentences, for any labels"),
     "export": ("stage2_unified.export_command", "a trained model in a stock format, for other software"),
     "bench": ("shared.bench", "compare with a peer in the same run"),
     "evaluate": ("stage2_unified.evaluate.command", "judge a model or a tokenizer: one JSON, one page"),
@@ -60,6 +61,7 @@ def _usage() -> str:
             "",
             *lines,
             "",
+            "medunifier completion bash|zsh prints a script for the shell's completion.",
             "Trainings: accelerate launch stage1_tokenizer/train.py, accelerate launch stage2_unified/train.py",
             "Research software: not a medical device.",
         ]
@@ -75,7 +77,7 @@ def main() -> int:
     if arguments[0] in ("-V", "--version"):
         print(f"medunifier {__version__}")
         return 0
-    if arguments[0] not in COMMANDS:
+    if arguments[0] not in (*COMMANDS, "completion"):
         print(f"error: unknown command {arguments[0]!r}; there are: {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     from shared.command import run_command
