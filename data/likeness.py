@@ -13,7 +13,7 @@ from data.fingerprints import CELLS
 
 NEAR = 0.90
 """Least likeness of near-duplicates."""
-CANDIDATE = 0.87
+CANDIDATE = 0.90
 """Least cosine of two coarse vectors whose thumbnails are compared at all."""
 COARSE_NORM = 2048
 """Length of a coarse vector. Its entries are whole numbers, and 2048 squared is below 2 to the 24: the product of
@@ -24,7 +24,7 @@ _BLUR_CELLS = 1.5
 _LEAST_DETAIL = 2.0  # grey levels: below, a thumbnail shows its own rounding
 _PRIOR = 8  # pictures: the mean of a few says little of what all share
 _CUT_STEP, _CUT_STEPS = 0.005, 8
-_HOPELESS = 0.75  # half a per cent more or less does not make a copy of it
+_HOPELESS = 0.65  # after a first step: what lies further off is no copy
 _CHUNK = 4096
 
 
@@ -65,14 +65,14 @@ class Likeness:
         """Climbs from the uncut picture, one axis after the other, by 1 % and then by half a per cent."""
         target, rows, columns, best = self._own(part), 0, 0, -1.0
         for near in (_NEAR_BY_TWO, _NEAR_BY_ONE):
-            if -1 < best < _HOPELESS:
-                break
             before = -2.0
             while best > before:
                 before = best
                 rows, _ = self._best(_CUTS[near[rows]] @ (whole @ _CUTS_ACROSS[columns]), target, near[rows])
                 across = near[columns]
                 columns, best = self._best((_CUTS[rows] @ whole) @ _CUTS_ACROSS[across], target, across)
+                if best < _HOPELESS:
+                    return best
         return best
 
     def _best(self, tried: ndarray, target: ndarray, cuts: list[int]) -> tuple[int, float]:
