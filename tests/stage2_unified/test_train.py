@@ -210,3 +210,6 @@ def test_two_sharded_processes_equal_one_and_their_checkpoints_need_no_sharding(
         assert torch.allclose(exported[name], weight, atol=1e-4), name
     for name in ("drawn-0000008.png", "reports-0000008.txt"):
         assert (tmp_path / "two" / "pictures" / name).is_file()
+    shortly = arguments(made, tmp_path / "bf16", **usual, loop__steps=2, loop__mixed_precision="bf16")
+    subprocess.run([*map(str, launch), *shortly], check=True, capture_output=True, timeout=300)
+    assert MedUnifierForConditionalGeneration.from_pretrained(tmp_path / "bf16" / "model").dtype == torch.float32
