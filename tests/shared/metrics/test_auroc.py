@@ -6,6 +6,7 @@ from sklearn.metrics import roc_auc_score
 
 from shared.metrics.auroc import auroc, auroc_per_finding, macro_auroc, macro_auroc_interval, truth_matrix
 from shared.metrics.bootstrap import bootstrap_interval
+from shared.metrics.roc import POINTS, roc_per_finding, roc_points
 
 
 @pytest.mark.parametrize("seed", range(200))
@@ -60,3 +61,25 @@ def test_an_undefined_statistic_gives_no_interval():
     assert np.isnan(macro_auroc_interval(truth, scores, list("abcd"))).all()
     with pytest.raises(ValueError, match="at least one row"):
         bootstrap_interval(lambda rows: 0.0, [])
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_the_area_under_the_drawn_curve_is_the_auroc(seed):
+    rng = np.random.default_rng(seed)
+    truth = rng.choice([0.0, 1.0, np.nan], size=40, p=[0.5, 0.4, 0.1])
+    scores = rng.integers(0, 12, size=40) / 11
+    false, true = np.array(roc_points(truth, scores)).T
+    assert (false[0], true[0], false[-1], true[-1]) == (0, 0, 1, 1)
+    area = ((false[1:] - false[:-1]) * (true[1:] + true[:-1]) / 2).sum()
+    assert area == pytest.approx(auroc(truth, scores), abs=1e-4)
+
+
+def test_a_long_curve_is_thinned_and_an_absent_class_has_none():
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 2, size=(3000, 2)).astype(float)
+    truth[:, 1] = 0
+    scores = rng.normal(size=(3000, 2)) + truth
+    curves = roc_per_finding(truth, scores, ("Edema", "Fracture"))
+    assert list(curves) == ["Edema"] and len(curves["Edema"]) <= POINTS
+    false, true = np.array(curves["Edema"]).T
+    assert (np.diff(false) >= 0).all() and (np.diff(true) >= 0).all()

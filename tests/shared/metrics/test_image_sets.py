@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from scipy.ndimage import gaussian_filter
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
@@ -12,6 +11,7 @@ from shared.metrics.image import MS_SSIM_MIN_SIZE, ms_ssim
 from shared.metrics.kernel_distance import kernel_distance
 from shared.metrics.manifold import manifold, nearest
 from shared.metrics.variety import scales_of, similarity_within
+from tests.shared.metrics.test_image import ssim_by_formula
 
 
 class SmallNet(torch.nn.Module):
@@ -145,19 +145,6 @@ def test_a_copied_training_image_is_at_distance_zero():
     assert distances[0] == 0 and numbers[0] == 7 and distances[1] > 0
 
 
-def one_scale(a, b):
-    """SSIM by its formula: a Gaussian window of deviation 1.5 and 11 pixels, the image mirrored at its border."""
-
-    def blurred(x):
-        return gaussian_filter(x, 1.5, truncate=3.5, mode="mirror")
-
-    mean_a, mean_b = blurred(a), blurred(b)
-    var_a, var_b = blurred(a * a) - mean_a**2, blurred(b * b) - mean_b**2
-    covariance = blurred(a * b) - mean_a * mean_b
-    level = (2 * mean_a * mean_b + 0.01**2) / (mean_a**2 + mean_b**2 + 0.01**2)
-    return (level * (2 * covariance + 0.03**2) / (var_a + var_b + 0.03**2)).mean()
-
-
 @pytest.mark.parametrize("seed", range(200))
 def test_variety_is_the_mean_over_pairs(seed):
     # Below 22 pixels one scale is left, and that is plain SSIM.
@@ -165,7 +152,7 @@ def test_variety_is_the_mean_over_pairs(seed):
     images = rng.random((rng.integers(2, 5), 21, 21))
     images = 0.4 * images + 0.6 * images[:1]
     assert scales_of(21) == 1
-    pairs = [one_scale(a, b) for i, a in enumerate(images) for b in images[i + 1 :]]
+    pairs = [ssim_by_formula(a, b) for i, a in enumerate(images) for b in images[i + 1 :]]
     assert similarity_within(images) == pytest.approx(np.mean(pairs), abs=1e-4)
 
 
