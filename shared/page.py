@@ -149,7 +149,7 @@ class Page:
         )
 
     def curves(self, panels: Curves) -> None:
-        """Small drawings of figures over steps: ``{panel: {"training" | "validation" | "chance": [(x, y)]}}``."""
+        """Small drawings: ``{panel: {"training" | "validation" | "curve" | "chance": [(x, y)]}}``."""
         self._parts.append('<div class="grid" style="--tile: 17rem">')
         self._parts += [_curve_panel(name, curves) for name, curves in sorted(panels.items())]
         self._parts.append("</div>")

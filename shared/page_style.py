@@ -45,8 +45,9 @@ del { text-decoration: underline dotted; background: var(--good-bg); color: var(
 .chip.hit { color: var(--good); } .chip.missed, .chip.invented { color: var(--bad); }
 svg text { fill: var(--soft); font: 10px system-ui, sans-serif; } svg .frame { fill: none; stroke: var(--line); }
 svg .training { stroke: var(--accent); } svg .validation { stroke: var(--second); }
-svg .chance { stroke: var(--soft); }
-svg .training, svg .validation, svg .chance { fill: none; stroke-width: 1.4; } svg .chance { stroke-dasharray: 4 3; }
+svg .chance { stroke: var(--soft); } svg .curve { stroke: var(--accent); }
+svg .training, svg .validation, svg .curve, svg .chance { fill: none; stroke-width: 1.4; }
+svg .chance { stroke-dasharray: 4 3; }
 .bar { position: relative; width: 9rem; height: .55rem; margin-top: .45rem;
   background: var(--line); border-radius: 3px; }
 .bar i { position: absolute; inset: 0 auto 0 0; background: var(--accent); border-radius: 3px; }

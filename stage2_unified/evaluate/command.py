@@ -4,29 +4,25 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from shared.artifacts import write_json
+from shared.artifacts import read_json
 from shared.config import parse_config
 from shared.errors import UsageError, UserError
+from stage1_tokenizer.config import PerceptualConfig
 from stage1_tokenizer.frozen import CODEBOOK, FrozenTokenizer
 from stage2_unified.evaluate.finetune import judge_finetune
-from stage2_unified.evaluate.pages import write_page
-from stage2_unified.evaluate.pictures import pictures_folder, save_pictures
+from stage2_unified.evaluate.report_scores import LocalScorers
 from stage2_unified.evaluate.reports import judge_reports
-from stage2_unified.evaluate.result import (
-    Judging,
-    Pipeline,
-    TaskResult,
-    defined,
-    versions,
-)
+from stage2_unified.evaluate.result import Judging, Pipeline, TaskResult
 from stage2_unified.evaluate.retrieval import judge_retrieval
 from stage2_unified.evaluate.studies import JudgedData
 from stage2_unified.evaluate.synthesis import judge_synthesis
-from stage2_unified.evaluate.tokenizer import judge_tokenizer
+from stage2_unified.evaluate.tokenizer import TokenizerJudging, judge_tokenizer
+from stage2_unified.evaluate.written_result import print_figures, write_result
 from stage2_unified.evaluate.zero_shot import judge_zero_shot
 
 # Tasks of the whole model; `tokenizer` is judged without it.
@@ -38,6 +34,25 @@ MODEL_TASKS: dict[str, Callable[[Judging], TaskResult]] = {
     "finetune": judge_finetune,
 }
 TASKS = ("tokenizer", *MODEL_TASKS)
+WITH_REPORTS = ("retrieval", "reports", "synthesis", "all")
+"""Tasks whose figures depend on which sections make a report."""
+
+# Other forms of the command: (first argument or "", option that tells) -> module with a main of its own.
+OTHER_FORMS = {
+    ("", "--compare"): "stage2_unified.evaluate.compare",
+    ("", "--draw"): "stage2_unified.evaluate.draws",
+    ("reports", "--predictions"): "stage2_unified.evaluate.other_reports",
+    ("synthesis", "--generated"): "stage2_unified.evaluate.other_images",
+    ("retrieval", "--embeddings"): "stage2_unified.evaluate.other_embeddings",
+}
+
+DESCRIPTION = (
+    "Judge a model; TASK is tokenizer, retrieval, zero-shot, reports, synthesis, finetune, or all of them. "
+    "Other systems' outputs, no model needed: `evaluate reports --predictions FILE.csv --references FILE.csv`, "
+    "`evaluate synthesis --generated DIR --real DIR`, `evaluate retrieval --embeddings FILE.npz`. "
+    "Two results: `evaluate --compare A.json B.json`. Published draws: `evaluate --draw 5x200 | 8x200 | pool | "
+    "prompts`. Each of these has a --help of its own."
+)
 
 
 @dataclass(frozen=True)
@@ -54,14 +69,29 @@ class EvaluateConfig:
     """Which studies are judged."""
     limit: int = 200
     """Studies that are drawn for a task; 0 = all. The size of retrieval's pool."""
+    ids: str | None = None
+    """File with the ids of the studies to judge: what --draw wrote, or one id a line; --limit is set aside."""
+    sections: str | None = None
+    """Sections that make a report; the data's. A model trained on others is refused unless this says so."""
+    rerank: int = 0
+    """Candidates of every retrieval query that the matching head puts in its order; 0 = none."""
     tokenizer_limit: int = 0
     """Studies for the task tokenizer; 0 = all, since codebook usage grows with the number."""
+    perceptual: PerceptualConfig = field(default_factory=lambda: PerceptualConfig("none"))
+    """Net of the tokenizer's LPIPS or distance of radiograph features; none unless one is named."""
+    feature_net: str = ""
+    """Net of rFID, FID, KID and neighbours: random, inception_v3, densenet121, transformers. Unnamed: random for
+    synthesis, and no rFID."""
+    feature_weights: str | None = None
+    """Its file or folder; nothing is downloaded."""
     train_limit: int = 2000
-    """Training studies for synthesis' classifier and the linear probe; 0 = all."""
+    """Training studies for the judge of findings (tokenizer, synthesis) and the linear probe; 0 = all."""
     seed: int = 0
     """Of every draw: studies, wrong pairs, generated images, the classifier."""
-    prompts: Literal["sentence", "chexzero"] = "sentence"
-    """Of zero-shot classification: "There is edema." / "There is no edema.", or "Edema." / "No edema."."""
+    prompts: str = "sentence"
+    """Of zero-shot classification: sentence ("There is edema."), chexzero ("Edema."), biovil, severity, FILE.json."""
+    label_set: str = "all"
+    """Findings of zero-shot and of P@K: all, chexpert5, chexpert8, medunifier5, rsna, or names with commas."""
     guidance: float = 2.0
     """Classifier-free guidance of the drawn images; 1 = none."""
     temperature: float = 1.0
@@ -71,7 +101,13 @@ class EvaluateConfig:
     top_p: float | None = None
     """Draw image codes from the most probable that make up this share."""
     classifier_steps: int = 500
-    """Training steps of synthesis' classifier."""
+    """Training steps of the judge of findings (synthesis, and the tokenizer when it is judged alone)."""
+    variety_prompts: int = 8
+    """Prompts of which several images are drawn, to see how much they vary; 0 = none."""
+    variety_images: int = 4
+    """Images of each."""
+    scorers: LocalScorers = field(default_factory=LocalScorers)
+    """Report scorers whose files are yours."""
     bootstrap: int = 200
     """Resamples of the patients for an interval."""
     device: str | None = None
@@ -81,7 +117,8 @@ class EvaluateConfig:
         if not self.out.endswith(".json"):
             raise ValueError(f"out must be a file NAME.json, got {self.out}")
         for name, least in {
-            "limit": 0, "tokenizer_limit": 0, "train_limit": 0, "classifier_steps": 1, "bootstrap": 2
+            "limit": 0, "tokenizer_limit": 0, "train_limit": 0, "classifier_steps": 1, "bootstrap": 2,
+            "rerank": 0, "variety_prompts": 0, "variety_images": 2,
         }.items():  # fmt: skip
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
@@ -90,28 +127,33 @@ class EvaluateConfig:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """``medunifier evaluate TASK …``.
+    """``medunifier evaluate TASK …``, and its other forms.
 
     Raises:
         UsageError: for an unknown task or option.
         UserError: for data or a model that the task cannot be judged on.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    wants_help = bool({"-h", "--help"} & set(arguments))
+    for (first, option), module in OTHER_FORMS.items():
+        given = any(argument == option or argument.startswith(f"{option}=") for argument in arguments)
+        if given and (arguments[0] == first or (not first and arguments[0].startswith("--"))):
+            import_module(module).main(["--help"] if wants_help else arguments[1:] if first else arguments)
+            return
     task = next((name for name in (*TASKS, "all") if arguments[:1] == [name]), None)
-    if task is None and not {"-h", "--help"} & set(arguments):
-        given = f"got {arguments[0]}" if arguments else "none was given"
-        raise UsageError(f"the first argument is the task: {', '.join(TASKS)} or all; {given}")
+    if task is None and not wants_help:
+        given_first = f"got {arguments[0]}" if arguments else "none was given"
+        raise UsageError(f"the first argument is the task: {', '.join(TASKS)} or all; {given_first}")
     config = parse_config(
-        EvaluateConfig, arguments[1:] if task else arguments, prog=f"medunifier evaluate {task or 'TASK'}"
+        EvaluateConfig,
+        arguments[1:] if task else arguments,
+        prog=f"medunifier evaluate {task or 'TASK'}",
+        description=DESCRIPTION,
     )
     assert task is not None  # --help has left
     tokenizer, pipeline = load_model(config.model, task, config.device)
     result = evaluate(task, config, tokenizer, pipeline, shlex.join(["medunifier", "evaluate", *arguments]))
-    for name, value in result["metrics"].items():
-        if not name.endswith(".baseline"):
-            baseline = result["metrics"].get(f"{name}.baseline")
-            print(f"{name:44} {value:8.4f}" + ("" if baseline is None else f"   baseline {baseline:.4f}"))
-    print(f"{config.out} and {Path(config.out).with_suffix('.html').name} written")
+    print_figures(result, config.out)
 
 
 def load_model(folder: str, task: str, device: str | None) -> tuple[FrozenTokenizer, Pipeline | None]:
@@ -144,17 +186,21 @@ def evaluate(
     Raises:
         UserError: if a named task cannot be judged on the data; with ``all``, if none can.
     """
-    data = JudgedData(config.data, tokenizer, config.seed)
+    ids = None
+    if config.ids is not None:
+        ids, config = read_ids(config.ids), replace(config, limit=0)
+    data = JudgedData(config.data, tokenizer, config.seed, config.sections, ids)
     if not data.has_split(config.split):
         present = ", ".join(name for name in data.manifest["splits"] if data.has_split(name)) or "none"
         raise UserError(f"{config.data} has no samples of split {config.split!r}; it has: {present}")
+    notes = _check_sections(task, config, data, pipeline) if pipeline else []
     results: dict[str, TaskResult] = {}
     skipped: dict[str, str] = {}
     seconds: dict[str, float] = {}
     for name in TASKS if task == "all" else (task,):
         start = time.perf_counter()
         try:
-            results[name] = _judge(name, config, data, tokenizer, pipeline)
+            results[name] = _judge(name, config, data, tokenizer, pipeline, alone=task != "all")
         except UserError as error:
             if task != "all":
                 raise
@@ -163,35 +209,77 @@ def evaluate(
         seconds[name] = time.perf_counter() - start
     if not results:
         raise UserError(f"none of the tasks can be judged on {config.data}: {next(iter(skipped.values()))}")
-    metrics, undefined = defined({key: value for result in results.values() for key, value in result.metrics.items()})
-    content = {
-        "task": task,
-        "metrics": metrics,
-        "undefined": undefined,
-        "skipped": skipped,
-        "data": data.describe(
-            config.split, {name: result.studies for name, result in results.items() if result.studies is not None}
-        ),
-        "model": {"tokenizer": tokenizer.fingerprint} | ({"model": pipeline.fingerprint} if pipeline else {}),
-        "versions": versions(),
-        "command": command,
-        "seed": config.seed,
-        "seconds": seconds,
-        "details": {name: result.details for name, result in results.items()},
-    }
-    out = Path(config.out)
-    pictures = {name: image for result in results.values() for name, image in result.pictures.items()}
-    save_pictures(pictures_folder(out), pictures)
-    write_page(content, out)
-    write_json(out, content)  # last: where it is, all else is
-    return content
+    judged = {name: result.studies for name, result in results.items() if result.studies is not None}
+    return write_result(
+        config.out,
+        task=task,
+        results=results,
+        data=data.describe(config.split, judged),
+        model={"tokenizer": tokenizer.fingerprint}
+        | ({"model": pipeline.fingerprint, "sections": pipeline.sections} if pipeline else {}),
+        command=command,
+        seed=config.seed,
+        bootstrap=config.bootstrap,
+        skipped=skipped,
+        seconds=seconds,
+        notes=notes,
+    )
+
+
+def read_ids(path: str) -> set[str]:
+    """Ids from what ``--draw`` wrote, or one a line.
+
+    Raises:
+        UserError: if the file is absent or holds none.
+    """
+    if path.endswith(".json"):
+        content = read_json(path, "a published draw")
+        found = content.get("ids") if isinstance(content, dict) else None
+        if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+            raise UserError(f'{path} has no "ids": give a file that `medunifier evaluate --draw` wrote')
+    else:
+        try:
+            found = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+        except (OSError, ValueError) as error:
+            raise UserError(f"the file of ids {path} cannot be read: {error}") from None
+    if not found:
+        raise UserError(f"{path} holds no ids")
+    return set(found)
+
+
+def _check_sections(task: str, config: EvaluateConfig, data: JudgedData, pipeline: Pipeline) -> list[str]:
+    """Refuse references of sections that the model was not trained on, unless they were asked for.
+
+    A model of findings judged on findings and impression would be blamed in every word figure for what it
+    never learned to write, and its text embeddings would not read what tells two reports apart. The figures
+    would look like a poor model's. So it is an error with the remedy in it, and a note in result and page
+    for whoever insists.
+    """
+    if data.sections == pipeline.sections or task not in WITH_REPORTS:
+        return []
+    if config.sections is None:
+        raise UserError(
+            f"the model was trained on {pipeline.sections}, the reports of {config.data} are {data.sections}: give "
+            f"--sections {pipeline.sections} to judge it on what it learned to write, or --sections {data.sections} "
+            "to judge it on these all the same"
+        )
+    return [
+        f"The model was trained on {pipeline.sections} and is judged on {data.sections}, as --sections asked for."
+    ]
 
 
 def _judge(
-    name: str, config: EvaluateConfig, data: JudgedData, tokenizer: FrozenTokenizer, pipeline: Pipeline | None
+    name: str,
+    config: EvaluateConfig,
+    data: JudgedData,
+    tokenizer: FrozenTokenizer,
+    pipeline: Pipeline | None,
+    alone: bool,
 ) -> TaskResult:
     if name == "tokenizer":
-        return judge_tokenizer(tokenizer, data, config.split, config.tokenizer_limit)
+        judging = TokenizerJudging(**{f.name: getattr(config, f.name) for f in fields(TokenizerJudging)})
+        # Beside synthesis it need not train the judge of findings: that task has the decoded originals, too.
+        return judge_tokenizer(tokenizer, data, judging if alone else replace(judging, classifier_steps=0))
     assert pipeline is not None
     names = {f.name for f in fields(Judging)} - {"pipeline", "data"}
     options = {name: getattr(config, name) for name in names}

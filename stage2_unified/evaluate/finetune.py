@@ -7,9 +7,11 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from data.observations import OBSERVATIONS
-from shared.metrics.auroc import auroc_per_finding, macro_auroc, macro_auroc_interval, truth_matrix
+from shared.metrics.auroc import auroc_per_finding, truth_matrix
+from shared.metrics.roc import roc_per_finding
+from shared.metrics.samples import Samples, Statistic
 from stage2_unified.evaluate.reports import TRAIN
-from stage2_unified.evaluate.result import Judging, TaskResult, interval
+from stage2_unified.evaluate.result import Judging, TaskResult
 from stage2_unified.evaluate.studies import with_both_classes
 
 SHARES = (1, 10, 100)
@@ -36,18 +38,21 @@ def judge_finetune(judging: Judging) -> TaskResult:
     x_train, x_test = (x_train - centre) / spread, (x_test - centre) / spread
 
     order = np.random.default_rng(judging.seed).permutation(len(train))
-    metrics: dict[str, float] = {}
-    details: dict[str, dict] = {"per_finding": {}, "intervals": {}, "train_studies": {}}
+    table, statistics, metrics = {"truth": truth}, {}, {}
+    details: dict[str, dict] = {"per_finding": {}, "train_studies": {}}
     for share in SHARES:
         rows = order[: max(1, round(len(order) * share / 100))]
         scores = np.stack([_probe(x_train[rows], train_truth[rows, f], x_test) for f in range(len(findings))], axis=1)
         name = f"finetune.linear_auroc_{share}"
-        metrics |= {name: macro_auroc(truth, scores), f"{name}.baseline": 0.5}
-        bounds = macro_auroc_interval(truth, scores, studies.patients, judging.bootstrap, judging.seed)
-        details["intervals"][name] = interval(bounds)
+        table[f"score_{share}"] = scores
+        statistics[name] = Statistic("macro_auroc", ("truth", f"score_{share}"))
+        metrics[f"{name}.baseline"] = 0.5
         details["per_finding"][f"{share} %"] = auroc_per_finding(truth, scores, findings)
         details["train_studies"][f"{share} %"] = len(rows)
-    return TaskResult(metrics, details, studies=studies)
+    details["roc"] = roc_per_finding(truth, table[f"score_{SHARES[-1]}"], findings)
+    samples = Samples("study", studies.ids, studies.patients, table, statistics)
+    protocol = {"findings": findings, "labels": studies.labels_digest, "train_studies": details["train_studies"]}
+    return TaskResult(samples.values() | metrics, details, {}, studies, {"finetune": samples}, protocol)
 
 
 def _probe(x: np.ndarray, truth: np.ndarray, x_test: np.ndarray) -> np.ndarray:

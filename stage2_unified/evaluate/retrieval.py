@@ -1,65 +1,68 @@
 """Retrieval between radiographs and reports, and the matching head on right and wrong pairs."""
 
+from typing import Any
+
 import numpy as np
 
 from shared.errors import UserError
-from shared.metrics.auroc import auroc
-from shared.metrics.bootstrap import bootstrap_interval
-from shared.metrics.retrieval import first_relevant_rank, recall_at_k
-from stage2_unified.evaluate.result import Judging, TaskResult, interval
+from shared.metrics.samples import Samples, Statistic, mean_of
+from stage2_unified.evaluate.prompts import findings_of
+from stage2_unified.evaluate.result import Judging, TaskResult
+from stage2_unified.evaluate.retrieval_scores import Pool, exclusive_class, score_retrieval
+from stage2_unified.evaluate.studies import Studies
 
 EXAMPLES = 6
+FAILURES = 4
 
 
 def judge_retrieval(judging: Judging) -> TaskResult:
     """R@1/5/10 both ways among the drawn studies, one frontal image each, identical reports as one candidate.
 
-    Matching: each image with its own report and with one drawn report of another text; AUROC of the head's
-    probability over both kinds of pair.
+    P@5/10/100 among the studies that state exactly one finding of the label set (``all`` stands for the
+    five of CheXpert 5x200). With ``rerank`` K the matching head puts the first K candidates of every query
+    in its order. Matching: each image with its own report and with one drawn report of another text; AUROC
+    of the head's probability over both kinds of pair.
 
     Raises:
         UserError: if the draw has a single distinct report, so that nothing can be told apart.
     """
-    data, split = judging.data, judging.split
+    data, split, pipeline = judging.data, judging.split, judging.pipeline
     studies = data.studies(split, judging.limit)
     ids = studies.text_ids
     if len(set(ids.tolist())) < 2:
         raise UserError(f"all {len(studies)} studies judged share one report: retrieval needs at least two texts")
     codes = data.codes(split, studies)
-    similarity = judging.pipeline.embed_images(codes, studies.views) @ judging.pipeline.embed_texts(studies.reports).T
-    metrics = {f"retrieval.{name}": value for name, value in recall_at_k(similarity, ids, ids).items()}
+    similarity = pipeline.embed_images(codes, studies.views) @ pipeline.embed_texts(studies.reports).T
+    findings = findings_of("chexpert5" if judging.label_set == "all" else judging.label_set)
+    pool = Pool(studies.ids, studies.patients, ids, ids, exclusive_class(studies.labels, findings))
 
+    def match(images: np.ndarray, texts: np.ndarray) -> np.ndarray:
+        return pipeline.match(codes[images], [studies.views[i] for i in images], [studies.reports[j] for j in texts])
+
+    scores = score_retrieval(similarity, pool, judging.rerank, match)
     unlike = draw_unlike(ids, judging.seed)
-    right = judging.pipeline.match(codes, studies.views, studies.reports)
-    wrong = judging.pipeline.match(codes, studies.views, [studies.reports[j] for j in unlike])
-    truth, scores = np.repeat([1.0, 0.0], len(studies)), np.concatenate([right, wrong])
-    metrics |= {"matching.auroc": auroc(truth, scores), "matching.auroc.baseline": 0.5}
-    metrics |= {
-        "matching.accuracy": float(((scores > 0.5) == (truth == 1)).mean()),
-        "matching.accuracy.baseline": 0.5,
+    each = np.arange(len(studies))
+    right, wrong = match(each, each), match(each, unlike)
+    matching = Samples(
+        "study with its own and with another's report",
+        studies.ids,
+        studies.patients,
+        {"right": right, "wrong": wrong, "decided": np.mean([right > 0.5, wrong <= 0.5], axis=0)},
+        {"matching.auroc": Statistic("paired_auroc", ("right", "wrong")), "matching.accuracy": mean_of("decided")},
+    )
+    metrics = scores.metrics | matching.values()
+    metrics |= {"matching.auroc.baseline": 0.5, "matching.accuracy.baseline": 0.5}
+    worst = [int(i) for i in np.argsort(-scores.ranks, kind="stable")[:FAILURES] if scores.ranks[i] > 1]
+    shown = [*range(min(EXAMPLES, len(studies))), *worst]
+    details = scores.details | {
+        "matching_pairs": 2 * len(studies),
+        "examples": _examples(studies, similarity, scores.ranks, shown[:EXAMPLES]),
+        "failures": _examples(studies, similarity, scores.ranks, worst),
     }
-
-    relevant = ids[:, None] == ids[None, :]
-    hit = first_relevant_rank(*_distinct(similarity, relevant, ids)) <= 10
-
-    def matching(rows: np.ndarray) -> float:
-        pairs = np.concatenate([rows, rows + len(studies)])
-        return auroc(truth[pairs], scores[pairs])
-
-    draws = judging.bootstrap
-    details = {
-        "distinct_reports": len(set(ids.tolist())),
-        "pool": len(studies),
-        "intervals": {
-            "retrieval.image_to_text_r10": interval(
-                bootstrap_interval(lambda rows: hit[rows].mean(), studies.patients, draws, seed=judging.seed)
-            ),
-            "matching.auroc": interval(bootstrap_interval(matching, studies.patients, draws, seed=judging.seed)),
-        },
-        "matching_pairs": len(scores),
-        "examples": [],
-    }
-    return TaskResult(metrics, details, _examples(judging, similarity, details), studies)
+    decoded = pipeline.decode(codes[shown])
+    pictures = {f"retrieval-reconstruction-{i}": image for i, image in zip(shown, decoded, strict=True)}
+    samples = scores.samples | {"matching": matching}
+    return TaskResult(metrics, details, pictures, studies, samples, pool.protocol())
 
 
 def draw_unlike(ids: np.ndarray, seed: int) -> np.ndarray:
@@ -68,28 +71,22 @@ def draw_unlike(ids: np.ndarray, seed: int) -> np.ndarray:
     return np.array([rng.choice(np.flatnonzero(ids != own)) for own in ids])
 
 
-def _distinct(similarity: np.ndarray, relevant: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Columns of the first study with each text."""
-    columns = np.unique(ids, return_index=True)[1]
-    return similarity[:, columns], relevant[:, columns]
-
-
-def _examples(judging: Judging, similarity: np.ndarray, details: dict) -> dict[str, np.ndarray]:
-    """The nearest three reports of the first few images, for the page."""
-    data, split = judging.data, judging.split
-    studies = data.studies(split, judging.limit)
+def _examples(
+    studies: Studies, similarity: np.ndarray, ranks: np.ndarray, numbers: list[int]
+) -> list[dict[str, Any]]:
+    """The nearest three reports of some images, for the page."""
     columns = np.unique(studies.text_ids, return_index=True)[1]
-    pictures = {}
-    shown = judging.pipeline.decode(data.codes(split, studies)[:EXAMPLES])
-    for i in range(min(EXAMPLES, len(studies))):
+    rows = []
+    for i in numbers:
         nearest = columns[np.argsort(-similarity[i, columns], kind="stable")[:3]]
-        pictures[f"retrieval-reconstruction-{i}"] = shown[i]
-        details["examples"].append(
+        rows.append(
             {
                 "picture": f"retrieval-reconstruction-{i}",
+                "study": studies.ids[i],
+                "rank": int(ranks[i]),
                 "truth": studies.texts[i],
                 "nearest": [studies.texts[j] for j in nearest],
                 "right": [bool(studies.text_ids[j] == studies.text_ids[i]) for j in nearest],
             }
         )
-    return pictures
+    return rows

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -12,7 +12,7 @@ import numpy as np
 from data.shards import ShardDataset, read_manifest
 from shared.artifacts import canonical_json
 from shared.errors import UserError
-from stage2_unified.sequences import choose_view, normalise_report, view_name
+from stage2_unified.sequences import choose_view, normalise_report, sections_of, view_name
 
 
 class ImageTokenizer(Protocol):
@@ -62,6 +62,12 @@ class Studies:
         """(N,) integers, equal where the normalised reports are equal: the model's own rule in training."""
         return np.unique([normalise_report(text) for text in self.texts], return_inverse=True)[1]
 
+    @cached_property
+    def labels_digest(self) -> str:
+        """SHA-256 over ids and labels: two results with the same one judged the same truth."""
+        rows = [[name, dict(sorted(labels.items()))] for name, labels in zip(self.ids, self.labels, strict=True)]
+        return hashlib.sha256(canonical_json(rows)).hexdigest()
+
 
 def report_line(report: dict[str, str]) -> str:
     """Findings, then impression, on one line."""
@@ -73,31 +79,39 @@ class JudgedData:
 
     Args:
         path: shard folder with a manifest.
-        tokenizer: of the model under judgement; its codes are computed where the shards hold images.
+        tokenizer: of the model under judgement; its codes are computed where the shards hold images. None
+            where neither images nor codes are read.
         seed: of every draw of studies.
+        sections: which sections make the reports; those of the manifest if not given.
+        ids: judge these studies alone, in every split but ``train``; all of them must be there.
 
     Raises:
         UserError: if the folder is no shard folder, or holds codes of another tokenizer.
     """
 
-    def __init__(self, path: str, tokenizer: ImageTokenizer, seed: int = 0) -> None:
+    def __init__(
+        self,
+        path: str,
+        tokenizer: ImageTokenizer | None,
+        seed: int = 0,
+        sections: str | None = None,
+        ids: Collection[str] | None = None,
+    ) -> None:
         self.path, self._tokenizer, self._seed = str(path), tokenizer, seed
         self.manifest = read_manifest(path)
+        own = str(self.manifest.get("transform", {}).get("text", "findings+impression"))
+        self.sections = own if sections is None else "+".join(sections_of(sections))
+        self._ids = None if ids is None else set(ids)
         self.has_images = "tokenizer" not in self.manifest
         self._datasets: dict[str, ShardDataset] = {}
         self._drawn: dict[tuple[str, int, bool], Studies] = {}
         self._codes: dict[int, tuple[Studies, np.ndarray]] = {}
         found = self.manifest.get("tokenizer", {}).get("fingerprint")
-        if not self.has_images and found != tokenizer.fingerprint:
+        if not self.has_images and tokenizer is not None and found != tokenizer.fingerprint:
             raise UserError(
                 f"the codes in {path} were made by tokenizer {str(found)[:12]}, the model reads those of "
                 f"{tokenizer.fingerprint[:12]}: run `medunifier tokenize` with the latter, or give image shards"
             )
-
-    @property
-    def sections(self) -> str:
-        """Which sections make the reports, as the manifest says."""
-        return str(self.manifest.get("transform", {}).get("text", "findings+impression"))
 
     def has_split(self, split: str) -> bool:
         """Whether the split has samples."""
@@ -126,9 +140,14 @@ class JudgedData:
     def _draw(self, split: str, limit: int, with_text: bool) -> Studies:
         dataset = self.dataset(split)
         order = np.random.default_rng(self._seed).permutation(len(dataset))
+        only = None if split == "train" else self._ids
+        if only is not None:
+            self._all_there(only, split)
         chosen: list[tuple[int, dict[str, Any], int]] = []
         for number in order:
             info = dataset.info(int(number))
+            if only is not None and info["study_id"] not in only:
+                continue
             view = choose_view(info["views"], None)
             if view_name(info["views"][view]) != "lateral" and (not with_text or self._report(info)):
                 chosen.append((int(number), info, view))
@@ -151,6 +170,14 @@ class JudgedData:
             numbers=[number for number, _, _ in chosen],
             image_numbers=[view for _, _, view in chosen],
         )
+
+    def _all_there(self, ids: set[str], split: str) -> None:
+        absent = ids - {info["study_id"] for info in self.dataset(split).infos()}
+        if absent:
+            raise UserError(
+                f"{len(absent)} of the {len(ids)} ids are not in split {split!r} of {self.path}, such as "
+                f"{min(absent)}: they were drawn from other data, or with another pseudonym key"
+            )
 
     def _report(self, info: dict[str, Any]) -> dict[str, str]:
         """The sections in use that are not empty."""
@@ -181,6 +208,7 @@ class JudgedData:
         """
         if not self.has_images:
             raise UserError(f"{self.path} holds codes, not images: give the image shards that they were made from")
+        assert self._tokenizer is not None
         dataset, size = self.dataset(split), self._tokenizer.image_size
         stack = []
         for number, image in zip(studies.numbers, studies.image_numbers, strict=True):
@@ -207,6 +235,7 @@ class JudgedData:
 
     def _read_codes(self, split: str, studies: Studies) -> np.ndarray:
         if self.has_images:
+            assert self._tokenizer is not None
             return self._tokenizer.encode_images(list(self.pixels(split, studies)))
         dataset = self.dataset(split)
         rows = []
@@ -222,6 +251,7 @@ class JudgedData:
             "path": self.path,
             "manifest_sha256": hashlib.sha256(canonical_json(self.manifest)).hexdigest(),
             "kind": "images" if self.has_images else "codes",
+            "transform": self.manifest.get("transform", {}),
             "source": str(self.manifest.get("source", "unknown")),
             "sections": self.sections,
             "split": split,

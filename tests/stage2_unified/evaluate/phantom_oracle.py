@@ -1,6 +1,7 @@
 """Shards of phantoms, and a model that knows the truth: whoever judges it must find it perfect."""
 
 import hashlib
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -31,7 +32,7 @@ def write_shards(root, studies, codes=None, source="phantom"):
     manifest = {
         "format_version": FORMAT_VERSION,
         "source": source,
-        "transform": {"text": "findings+impression"},
+        "transform": {"size": SIZE, "bits": 8, "text": "findings+impression"},
         "splits": splits,
     }
     if codes is not None:
@@ -90,6 +91,7 @@ class Oracle:
     shuffled: bool = False
     tokenizer: FakeTokenizer = field(default_factory=FakeTokenizer)
     fingerprint: str = "e" * 64
+    sections: str = "findings+impression"
 
     def __post_init__(self):
         count = len(self.studies)
@@ -97,7 +99,10 @@ class Oracle:
         self._answer = [(i + count // 7) % count if self.shuffled else i for i in range(count)]
         self._by_code = {code_of(pixels).tobytes(): i for i, (pixels, _) in enumerate(self.studies)}
         self._lines = [_line(info["report"]) for _, info in self.studies]
-        self._by_line = {line: i for i, line in enumerate(self._lines)}
+        # Of studies with one report, those of the test split come first: whoever asks for all of these gets each.
+        self._by_line = defaultdict(list)
+        for i in sorted(range(count), key=lambda i: self.studies[i][1]["split"] != "test"):
+            self._by_line[self._lines[i]].append(i)
 
     def _number(self, codes):
         return self._answer[self._by_code[np.ascontiguousarray(codes).tobytes()]]
@@ -118,7 +123,9 @@ class Oracle:
         rows = []
         for report in reports:
             prompt = report["findings"].rstrip(".").lower().removeprefix("there is ")
-            finding = np.array([float(prompt == name.lower()) for name in OBSERVATIONS])
+            # A denial points away from the finding, so that 0 lies between.
+            sign = -1.0 if prompt.startswith("no ") else 1.0
+            finding = np.array([sign * (prompt.removeprefix("no ") == name.lower()) for name in OBSERVATIONS])
             rows.append(np.concatenate([self._text_part(_line(report)) * (not finding.any()), finding]))
         return np.array(rows)
 
@@ -130,7 +137,13 @@ class Oracle:
         return [dict(self.studies[self._number(code)][1]["report"]) for code in codes]
 
     def draw(self, reports, views, seed=0, guidance=2.0, temperature=1.0, top_k=None, top_p=None):
-        return np.stack([code_of(self.studies[self._answer[self._by_line[_line(r)]]][0]) for r in reports])
+        asked = Counter()
+        rows = []
+        for line in map(_line, reports):
+            numbers = self._by_line[line]
+            rows.append(code_of(self.studies[self._answer[numbers[asked[line] % len(numbers)]]][0]))
+            asked[line] += 1
+        return np.stack(rows)
 
     def decode(self, codes):
         rows = [self.studies[self._by_code[np.ascontiguousarray(code).tobytes()]][0] for code in codes]

@@ -1,6 +1,8 @@
 """The command: what it writes, what it says of its circumstances, and how it refuses."""
 
+import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,11 +11,12 @@ from PIL import Image
 from shared.artifacts import write_json
 from shared.command import run_command
 from shared.errors import UsageError, UserError
+from shared.metrics.samples import load_samples
 from shared.page import PHANTOM
 from stage1_tokenizer.config import model_config
 from stage1_tokenizer.frozen import FrozenTokenizer
 from stage1_tokenizer.vqgan import VQGAN
-from stage2_unified.evaluate import command, synthesis
+from stage2_unified.evaluate import command, synthesis, written_result
 from stage2_unified.evaluate.command import EvaluateConfig, evaluate, main
 from stage2_unified.evaluate.pictures import save_pictures
 from stage2_unified.evaluate.result import TaskResult, defined
@@ -48,7 +51,7 @@ def test_all_tasks_in_one_file_and_one_page(studies, image_shards, tmp_path, mon
         lambda images, truth, *_: lambda drawn: drawn.mean((1, 2))[:, None] * np.ones(truth.shape[1]),
     )
     out = tmp_path / "sub" / "all.json"
-    config = EvaluateConfig(model="m", data=str(image_shards), out=str(out), limit=30, bootstrap=5)
+    config = EvaluateConfig(model="m", data=str(image_shards), out=str(out), limit=30, bootstrap=40)
     evaluate("all", config, FakeTokenizer(), Oracle(studies), "medunifier evaluate all")
     result = json.loads(out.read_text())
     for name in REQUIRED:
@@ -56,9 +59,26 @@ def test_all_tasks_in_one_file_and_one_page(studies, image_shards, tmp_path, mon
     assert result["skipped"] == {} and list(result["details"]) == list(command.TASKS)
     assert result["data"]["source"] == "phantom" and len(result["data"]["manifest_sha256"]) == 64
     assert result["data"]["judged"]["retrieval"]["studies"] == len(result["data"]["judged"]["retrieval"]["ids"]) == 30
-    assert result["model"] == {"tokenizer": "f" * 64, "model": "e" * 64}
+    assert result["model"] == {"tokenizer": "f" * 64, "model": "e" * 64, "sections": "findings+impression"}
+    intervals = {name: bounds for row in result["details"].values() for name, bounds in row["intervals"].items()}
+    for name in REQUIRED:
+        low, high = intervals[name]
+        assert low <= result["metrics"][name] <= high
+    assert result["details"]["synthesis"]["feature_net"]["sha256"] and result["bootstrap"]["by"] == "patient"
+    assert result["data"]["transform"] == {"text": "findings+impression", "size": SIZE, "bits": 8}
+    assert {"torch", "scipy", "nltk", "medunifier"} <= result["versions"].keys()
+    samples = load_samples(out.parent, result["samples"])
+    assert samples["reports"].value("reports.bleu4") == result["metrics"]["reports.bleu4"]
+    with open(out.parent / result["reports"], newline="") as file:
+        assert [row["study_id"] for row in csv.DictReader(file)] == result["data"]["judged"]["reports"]["ids"]
     page = out.with_suffix(".html").read_text()
     assert PHANTOM in page and all(name in page for name in REQUIRED)
+    assert (
+        "AUROC by finding" in page
+        and 'class="curve"' in page
+        and "METEOR" not in page
+        and "--scorers.wordnet" in page
+    )
     generated = Image.open(tmp_path / "sub" / "all-pictures" / "synthesis-generated-0.png")
     assert generated.info["Source"] == "synthetic"
     assert "Source" not in Image.open(tmp_path / "sub" / "all-pictures" / "synthesis-real-0.png").info
@@ -73,7 +93,10 @@ def test_token_shards_leave_out_what_needs_images(studies, token_shards, tmp_pat
 
 def test_a_frozen_tokenizer_is_judged_alone(image_shards, tokenizer_folder, tmp_path, capsys):
     out = tmp_path / "tokenizer.json"
-    main(["tokenizer", "--model", str(tokenizer_folder), "--data", str(image_shards), "--out", str(out)])
+    main(
+        ["tokenizer", "--model", str(tokenizer_folder), "--data", str(image_shards), "--out", str(out),
+         "--classifier_steps", "20", "--bootstrap", "5"]
+    )  # fmt: skip
     metrics = json.loads(out.read_text())["metrics"]
     assert {"tokenizer.psnr", "tokenizer.codebook_usage"} <= {
         n.removesuffix(".baseline") for n in metrics if "baseline" in n
@@ -140,11 +163,44 @@ def test_a_result_is_written_last(tmp_path, studies, image_shards, monkeypatch):
     def full_disk(path, value):
         raise UserError("cannot write")
 
-    monkeypatch.setattr(command, "write_json", full_disk)
+    monkeypatch.setattr(written_result, "write_json", full_disk)
     config = EvaluateConfig(model="m", data=str(image_shards), out=str(tmp_path / "o.json"), limit=20, bootstrap=2)
     with pytest.raises(UserError, match="cannot write"):
         evaluate("zero-shot", config, FakeTokenizer(), Oracle(studies), "")
     assert not (tmp_path / "o.json").exists()
-    monkeypatch.setattr(command, "write_json", write_json)
+    monkeypatch.setattr(written_result, "write_json", write_json)
     evaluate("zero-shot", config, FakeTokenizer(), Oracle(studies), "")
     assert (tmp_path / "o.json").exists()
+
+
+def run(studies, shards, out, trained_on, task="reports", sections=None):
+    config = EvaluateConfig("m", str(shards), str(out), limit=20, bootstrap=2, sections=sections)
+    return evaluate(task, config, FakeTokenizer(), Oracle(studies, sections=trained_on), "")
+
+
+def test_a_model_of_other_sections_is_refused_unless_it_is_asked_for(studies, image_shards, tmp_path):
+    out = tmp_path / "o.json"
+    with pytest.raises(UserError, match=r"trained on findings, the reports of .* give --sections findings to judge"):
+        run(studies, image_shards, out, "findings")
+    assert not out.exists()
+    own = run(studies, image_shards, out, "findings", sections="findings")
+    assert own["notes"] == [] and own["data"]["sections"] == "findings"
+    other = run(studies, image_shards, out, "findings", sections="findings+impression")
+    assert "trained on findings and is judged on findings+impression" in other["notes"][0]
+    assert other["notes"][0] in out.with_suffix(".html").read_text()
+    assert run(studies, image_shards, out, "findings", task="zero-shot")["notes"] == []  # no report is read
+
+
+def test_published_ids_are_judged_and_no_others(studies, image_shards, tmp_path):
+    ids = [info["study_id"] for _, info in studies if info["split"] == "test"][:25]
+    (tmp_path / "ids.txt").write_text("\n".join(ids))
+    config = EvaluateConfig("m", str(image_shards), str(tmp_path / "o.json"), limit=5, bootstrap=2)
+    config = replace(config, ids=str(tmp_path / "ids.txt"))
+    result = evaluate("reports", config, FakeTokenizer(), Oracle(studies), "")
+    assert sorted(result["data"]["judged"]["reports"]["ids"]) == sorted(ids)
+    (tmp_path / "ids.txt").write_text("nobody")
+    with pytest.raises(UserError, match="1 of the 1 ids are not in split 'test'"):
+        evaluate("reports", config, FakeTokenizer(), Oracle(studies), "")
+    (tmp_path / "ids.json").write_text('{"names": []}')
+    with pytest.raises(UserError, match='has no "ids"'):
+        command.read_ids(str(tmp_path / "ids.json"))

@@ -1,0 +1,170 @@
+"""``medunifier evaluate --compare A.json B.json``: is one system better, on the same studies, beyond chance?"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shared.artifacts import read_json, write_json
+from shared.config import parse_config
+from shared.errors import UsageError, UserError
+from shared.metrics.samples import load_samples, paired_difference
+
+DESCRIPTION = (
+    "Compare two results of `medunifier evaluate` on the same data: every figure that is made of scores by sample is "
+    "tested by a paired bootstrap over patients. Results of other data, split, sections, rows, labels or feature net "
+    "are refused. p is not corrected for the number of figures."
+)
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Compare two results."""
+
+    compare: tuple[str, str]
+    """A.json B.json; their NAME-samples.npz must lie beside them."""
+    out: str | None = None
+    """JSON of the comparison, if it is to be kept."""
+    draws: int = 2000
+    """Resamples of the patients."""
+    seed: int = 0
+    """Of the draws."""
+
+    def __post_init__(self) -> None:
+        if self.draws < 2:
+            raise ValueError(f"draws must be at least 2, got {self.draws}")
+        if self.out is not None and not self.out.endswith(".json"):
+            raise ValueError(f"out must be a file NAME.json, got {self.out}")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Compare, print a table, write it if asked for.
+
+    Raises:
+        UsageError: for anything but two files.
+        UserError: for results that are not comparable, in words.
+    """
+    config = parse_config(
+        CompareConfig, _as_list(argv), prog="medunifier evaluate --compare", description=DESCRIPTION
+    )
+    content = compare(*config.compare, config.draws, config.seed)
+    print(f"{'':44} {'A':>8} {'B':>8} {'A - B':>9}   95 % interval        p")
+    for name, row in content["figures"].items():
+        low, high = row["interval"]
+        print(
+            f"{name:44} {row['a']:8.4f} {row['b']:8.4f} {row['difference']:+9.4f}   "
+            f"[{low:+.4f}, {high:+.4f}]  {row['p']:.4f}"
+        )
+    for name, why in content["not_tested"].items():
+        print(f"{name}: {why}")
+    if config.out is not None:
+        write_json(config.out, content)
+        print(f"{config.out} written")
+
+
+def _as_list(argv: Sequence[str]) -> list[str]:
+    """``--compare A B`` as the parser wants a pair: ``--compare [A, B]``."""
+    arguments = list(argv)
+    if arguments == ["--help"]:
+        return arguments
+    if "--compare" not in arguments:
+        raise UsageError("name the two results apart: --compare A.json B.json")
+    place = arguments.index("--compare")
+    names = []
+    while place + 1 + len(names) < len(arguments) and not arguments[place + 1 + len(names)].startswith("--"):
+        names.append(arguments[place + 1 + len(names)])
+    if len(names) != 2:
+        raise UsageError(f"--compare needs two results, A.json B.json; got {len(names)}")
+    quoted = ", ".join("'" + name.replace("'", "''") + "'" for name in names)
+    return [*arguments[:place], "--compare", f"[{quoted}]", *arguments[place + 3 :]]
+
+
+def compare(a: str, b: str, draws: int = 2000, seed: int = 0) -> dict[str, Any]:
+    """The comparison of two result files.
+
+    Returns:
+        ``{"a", "b", "figures": {name: {"a", "b", "difference", "interval", "p"}}, "not_tested": {name: why},
+        "draws", "seed"}``.
+
+    Raises:
+        UserError: if one is no result, has no scores by sample, or they are not comparable.
+    """
+    results = [_read(path) for path in (a, b)]
+    _check_comparable((a, b), results)
+    groups = [
+        load_samples(Path(path).parent, result["samples"]) for path, result in zip((a, b), results, strict=True)
+    ]
+    figures: dict[str, Any] = {}
+    not_tested: dict[str, str] = {}
+    for name in sorted(groups[0].keys() & groups[1].keys()):
+        sides = groups[0][name], groups[1][name]
+        if list(sides[0].ids) != list(sides[1].ids) or list(sides[0].patients) != list(sides[1].patients):
+            # Drawn images of another system have names of their own: their means stand on no common rows.
+            for figure in sides[0].statistics.keys() & sides[1].statistics.keys():
+                not_tested[figure] = f"the two have other rows ({sides[0].unit})"
+            continue
+        for figure in sides[0].statistics:
+            if figure not in sides[1].statistics:
+                not_tested[figure] = "only one of the two has it"
+            elif sides[0].statistics[figure] != sides[1].statistics[figure]:
+                not_tested[figure] = "the two define it otherwise"
+            else:
+                row = paired_difference(*sides, figure, draws, seed)
+                if all(map(math.isfinite, (row["a"], row["b"], *row["interval"]))):
+                    figures[figure] = row
+                else:
+                    not_tested[figure] = "it is undefined on one of the two"
+    common = results[0]["metrics"].keys() & results[1]["metrics"].keys()
+    for figure in sorted(common - figures.keys() - not_tested.keys()):
+        if not figure.endswith(".baseline"):
+            not_tested[figure] = "it is not made of scores by sample"
+    if not figures:
+        raise UserError(f"{a} and {b} have no figure in common that can be tested")
+    return {"a": a, "b": b, "figures": figures, "not_tested": not_tested, "draws": draws, "seed": seed}
+
+
+def _read(path: str) -> dict[str, Any]:
+    result = read_json(path, "a result of medunifier evaluate")
+    if not isinstance(result, dict) or not {"metrics", "data", "protocol"} <= result.keys():
+        raise UserError(f"{path} is no result of `medunifier evaluate` (or one of before results could be compared)")
+    if "samples" not in result:
+        raise UserError(f"{path} has no scores by sample: its tasks ({result['task']}) cannot be compared this way")
+    return result
+
+
+def _check_comparable(paths: Sequence[str], results: Sequence[Mapping[str, Any]]) -> None:
+    """Say the first thing in which two results differ that makes their figures those of different questions."""
+    a, b = (result["data"] for result in results)
+    common = [task for task in results[0]["protocol"] if task in results[1]["protocol"]]
+    if not common:
+        tasks = [", ".join(result["protocol"]) for result in results]
+        raise UserError(f"not comparable: {paths[0]} judges {tasks[0]}, {paths[1]} judges {tasks[1]}")
+    for key, what in {
+        "manifest_sha256": "other data",
+        "split": "another split",
+        "sections": "other sections of the reports",
+    }.items():
+        if a[key] != b[key]:
+            values = [str(value)[:60] for value in (a[key], b[key])]
+            raise UserError(f"not comparable: {what} ({key}: {values[0]} in {paths[0]}, {values[1]} in {paths[1]})")
+    for task in common:
+        judged = [data["judged"].get(task, {}).get("ids") for data in (a, b)]
+        if judged[0] != judged[1]:
+            counts = [0 if ids is None else len(ids) for ids in judged]
+            raise UserError(
+                f"not comparable: {task} was judged on another draw of studies ({counts[0]} in {paths[0]}, "
+                f"{counts[1]} in {paths[1]}): use the same --limit and --seed, or --ids"
+            )
+        for key in sorted({*results[0]["protocol"][task], *results[1]["protocol"][task]}):
+            values = [result["protocol"][task].get(key) for result in results]
+            if values[0] != values[1]:
+                raise UserError(
+                    f"not comparable: {task} was judged by another {key.replace('_', ' ')}: {_short(values[0])} in "
+                    f"{paths[0]}, {_short(values[1])} in {paths[1]}"
+                )
+
+
+def _short(value: Any) -> str:
+    text = str(value.get("name", value)) if isinstance(value, dict) else str(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,120 @@
+"""Comparison: the same studies, a paired bootstrap, and a refusal of anything else in words."""
+
+import json
+
+import numpy as np
+import pytest
+
+from shared.command import run_command
+from shared.errors import UserError
+from stage2_unified.evaluate.command import EvaluateConfig, evaluate, main
+from stage2_unified.evaluate.compare import compare
+from tests.stage2_unified.evaluate.phantom_oracle import FakeTokenizer, Oracle, write_shards
+
+
+@pytest.fixture(scope="module")
+def results(studies, image_shards, tmp_path_factory):
+    """An oracle and one that answers for others, judged on the same 40 studies; and oracles judged otherwise."""
+    folder = tmp_path_factory.mktemp("results")
+    other_shards = write_shards(tmp_path_factory.mktemp("other"), studies[:400])
+
+    def judge(name, task, shards=image_shards, shuffled=False, **options):
+        config = EvaluateConfig(
+            "m", str(shards), str(folder / f"{name}.json"), bootstrap=2, **{"limit": 40} | options
+        )
+        evaluate(task, config, FakeTokenizer(), Oracle(studies, shuffled=shuffled), "")
+
+    judge("best", "reports")
+    judge("worst", "reports", shuffled=True)
+    judge("data", "reports", shards=other_shards)
+    judge("split", "reports", split="validate")
+    judge("sections", "reports", sections="findings")
+    judge("draw", "reports", seed=1)
+    judge("size", "reports", limit=30)
+    judge("retrieval", "retrieval")
+    judge("shuffled-retrieval", "retrieval", shuffled=True)
+    judge("labels", "zero-shot", label_set="chexpert5")
+    judge("all-labels", "zero-shot")
+    return folder
+
+
+def test_the_better_one_is_found_and_the_figures_are_those_of_the_results(results, capsys):
+    out = results / "comparison.json"
+    main(["--compare", str(results / "best.json"), str(results / "worst.json"), "--out", str(out), "--draws", "200"])
+    content = json.loads(out.read_text())
+    for name in ("reports.clinical_f1_micro", "reports.bleu4", "reports.rouge_l", "reports.cider"):
+        row = content["figures"][name]
+        for side, key in (("best", "a"), ("worst", "b")):
+            assert row[key] == pytest.approx(json.loads((results / f"{side}.json").read_text())["metrics"][name])
+        assert row["difference"] > 0 and row["interval"][0] > 0 and row["p"] == pytest.approx(2 / 201)
+    shown = capsys.readouterr().out
+    assert "reports.clinical_f1_micro" in shown and "95 % interval" in shown
+    assert not content["not_tested"]
+
+
+def test_a_result_is_no_better_than_itself(results):
+    found = compare(str(results / "best.json"), str(results / "best.json"), draws=50)
+    assert all(row["difference"] == 0 and row["p"] == 1 for row in found["figures"].values())
+
+
+def test_retrieval_is_compared_on_images_texts_and_pairs(results):
+    found = compare(str(results / "retrieval.json"), str(results / "shuffled-retrieval.json"), draws=100)
+    for name in ("retrieval.image_to_text_r1", "retrieval.text_to_image_r1", "matching.auroc"):
+        assert found["figures"][name]["difference"] > 0.2 and found["figures"][name]["p"] < 0.05
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "text"),
+    [
+        ("best", "data", "not comparable: other data"),
+        ("best", "split", "not comparable: another split"),
+        ("best", "sections", "not comparable: other sections of the reports"),
+        ("best", "draw", "another draw of studies (40 in"),
+        ("best", "size", "another draw of studies (40 in"),
+        ("best", "retrieval", "judges reports, "),
+        ("labels", "all-labels", "judged by another findings"),
+    ],
+)
+def test_what_is_not_comparable_is_refused_in_words(results, a, b, text):
+    with pytest.raises(UserError) as refusal:
+        compare(str(results / f"{a}.json"), str(results / f"{b}.json"))
+    assert text in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_another_feature_net_is_refused(results, tmp_path):
+    for name, net in (("a", "1" * 64), ("b", "2" * 64)):
+        content = json.loads((results / "best.json").read_text())
+        content["protocol"] = {"reports": {"feature_net": {"name": f"net {name}", "sha256": net}}}
+        (results / f"net-{name}.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="judged by another feature net: net a in .*, net b in"):
+        compare(str(results / "net-a.json"), str(results / "net-b.json"))
+
+
+def test_wrong_calls_and_files_are_answered_in_one_line(results, tmp_path, capsys):
+    best = str(results / "best.json")
+    (tmp_path / "odd.json").write_text("{}")
+    alone = json.loads((results / "best.json").read_text())
+    (tmp_path / "alone.json").write_text(json.dumps(alone))
+    alone.pop("samples")
+    (tmp_path / "bare.json").write_text(json.dumps(alone))
+    for argv, code, text in [
+        (["--compare", best], 2, "needs two results, A.json B.json; got 1"),
+        (["--compare", best, best, best], 2, "got 3"),
+        (["--compare", best, str(tmp_path / "none.json")], 1, "not found"),
+        (["--compare", best, str(tmp_path / "odd.json")], 1, "is no result of `medunifier evaluate`"),
+        (["--compare", best, str(tmp_path / "bare.json")], 1, "no scores by sample"),
+        (["--compare", best, str(tmp_path / "alone.json")], 1, "must lie beside its result"),
+        (["--compare", best, best, "--draws", "1"], 2, "draws must be at least 2"),
+    ]:
+        assert run_command(main, argv) == code
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert len(lines) == 1 and text in lines[0], lines
+
+
+def test_undefined_figures_are_named_not_tested(results, monkeypatch):
+    from shared.metrics import samples
+
+    monkeypatch.setitem(samples.KINDS, "bleu4", lambda *counts: float("nan"))
+    found = compare(str(results / "best.json"), str(results / "worst.json"), draws=10)
+    assert found["not_tested"] == {"reports.bleu4": "it is undefined on one of the two"}
+    assert np.isfinite([row["p"] for row in found["figures"].values()]).all()
