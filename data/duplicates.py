@@ -103,7 +103,7 @@ def find_duplicates(
         rows.append(Duplicate(pictures[number], pictures[first], False, distance))
     giving_way = {
         picture: pictures[group].split
-        for picture, group in zip(pictures, groups, strict=True)
+        for picture, group in zip(pictures, groups.tolist(), strict=True)
         if picture.split != pictures[group].split
     }
     return Duplicates(rows, giving_way)

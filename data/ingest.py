@@ -175,8 +175,9 @@ def _duplicates(jobs: Sequence[ShardJob], key: bytes) -> Duplicates:
     for job in strict_first:
         names = [(pseudonym(key, "patient", r.patient_id), pseudonym(key, "study", r.study_id)) for r in job.records]
         for row in job_fingerprints(job):
+            patient, study = names[row["record"]]
             view, image = int(row["view"]), int(row["image"])
-            pictures.append(Picture(*names[row["record"]], view, image, _split(job), job.shard.name))
+            pictures.append(Picture(patient, study, view, image, _split(job), job.shard.name))
             digests.append(row["digest"].tobytes())
     return find_duplicates(pictures, digests, (job_fingerprints(job)["thumbnail"] for job in strict_first))
 

@@ -45,15 +45,15 @@ class Likeness:
             side = CELLS // _COARSE
             cells = some.reshape(-1, _COARSE, side, _COARSE, side).mean(axis=(2, 4))
             details = _details(cells, _COARSE_BLUR)
-            seen = details.std(axis=(1, 2)) >= _LEAST_DETAIL
-            coarse[chunk] = _standard(details) * seen[:, None, None]
+            seen = details.std(axis=(1, 2), keepdims=True) >= _LEAST_DETAIL
+            coarse[chunk] = _standard(details) * seen
         weight = 1 / (len(thumbnails) + _PRIOR)
         self._common = (common * weight).astype(np.float32)
         shared = (coarse.sum(axis=0, dtype=np.float64) * weight).astype(np.float32)
         self.vectors: ndarray = np.zeros((len(thumbnails), _COARSE**2), np.int16)
         """(N, 256) whole numbers, length 2048; zeros for a picture without details, which is like no other."""
         for chunk in chunks:
-            own = _standard(coarse[chunk] - shared) * coarse[chunk].any(axis=(1, 2))[:, None, None]
+            own = _standard(coarse[chunk] - shared) * coarse[chunk].any(axis=(1, 2), keepdims=True)
             self.vectors[chunk] = np.round(own * COARSE_NORM).reshape(-1, _COARSE**2)
 
     def of(self, first: int, second: int) -> float:
