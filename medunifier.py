@@ -35,6 +35,7 @@ COMMANDS = {
     "synthesize": ("stage2_unified.synthesize_command", "draw radiographs from reports or findings"),
     "retrieve": ("stage2_unified.retrieve_command", "the most similar studies, to a radiograph or a text"),
     "classify": ("stage2_unified.classify_command", "findings by sentences, for any labels"),
+    "serve": ("stage2_unified.app.command", "a page that reads and draws, in the browser"),
     "export": ("stage2_unified.export_command", "a trained model in a stock format, for other software"),
     "bench": ("shared.bench", "compare with a peer in the same run"),
     "evaluate": ("stage2_unified.evaluate.command", "judge a model or a tokenizer: one JSON, one page"),

@@ -1,0 +1,1 @@
+"""The page: drop a radiograph and read, type a report and draw, look at the codes in between."""

@@ -1,0 +1,195 @@
+"""What the page answers: plain values in and out, every bound kept here, every mistake a `UserError`."""
+
+import hashlib
+import json
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data.synthetic import save_synthetic_png
+from shared.errors import UserError
+from stage2_unified.app.code_grid import Region, edited
+from stage2_unified.app.reader import FilmReader
+from stage2_unified.classify_command import chosen_prompts
+from stage2_unified.evaluate.prompts import FINDINGS
+from stage2_unified.inference import MedUnifierPipeline
+from stage2_unified.prompt_scores import PromptScorer, Scores
+from stage2_unified.report_text import report_of, text_of_labels
+from stage2_unified.streaming import stream_report
+from stage2_unified.study_index import StudyIndex
+
+MOST_CHARACTERS = 5000
+MOST_DRAWN = 8
+MOST_LABELS = 50
+MOST_FOUND = 50
+VIEWS = ("as the file says", "PA", "AP", "LATERAL")
+_REMEMBERED = 64  # films whose codes are kept, so that five questions about one film encode it once
+
+
+@dataclass(frozen=True)
+class ReadFilm:
+    """A film as the model sees it: (S, S) pixels in [0, 1], (h, w) codes, ViewPosition."""
+
+    pixels: np.ndarray
+    codes: np.ndarray
+    view: str
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A drawn radiograph: its file, seed, and the match head's probability that it goes with the text, if any."""
+
+    path: Path
+    seed: int
+    match: float | None
+
+
+class Answers:
+    """The model at work for a page.
+
+    Args:
+        pipeline: the model.
+        folder: where drawn radiographs are written; the server's own temporary folder.
+        index: of studies that may be shown as similar.
+        most_bytes: of an uploaded file.
+    """
+
+    def __init__(
+        self, pipeline: MedUnifierPipeline, folder: Path, index: StudyIndex | None = None, most_bytes: int = 2**26
+    ) -> None:
+        self.pipeline, self.index = pipeline, index
+        self._folder, self._most_bytes = folder, most_bytes
+        self._reader = FilmReader()
+        self._films: OrderedDict[str, ReadFilm] = OrderedDict()
+        self._scorers: OrderedDict[tuple[str, ...], PromptScorer] = OrderedDict()
+
+    def read(self, path: str | None, view: str = "") -> ReadFilm:
+        """An uploaded file -> pixels and codes; decoded in a process of its own, which may die alone.
+
+        Raises:
+            UserError: for no file, one too large, or one that is no radiograph.
+        """
+        if not path:
+            raise UserError("give a radiograph first: a DICOM, PNG or JPEG file")
+        file = Path(path)
+        try:
+            size = file.stat().st_size
+            if size > self._most_bytes:
+                raise UserError(
+                    f"the file has {size / 2**20:.0f} MiB, at most {self._most_bytes / 2**20:.0f} are read"
+                )
+            with open(file, "rb") as content:
+                digest = hashlib.file_digest(content, "sha256").hexdigest()
+        except OSError:
+            raise UserError("the file is not there any more: give it again") from None
+        if digest not in self._films:
+            film = self._reader.read(file, self.pipeline.tokenizer.image_size)
+            codes = self.pipeline.encode(film.pixels[None])[0]
+            self._films[digest] = ReadFilm(film.pixels, codes, film.view)
+            if len(self._films) > _REMEMBERED:
+                self._films.popitem(last=False)
+        self._films.move_to_end(digest)
+        film = self._films[digest]
+        return ReadFilm(film.pixels, film.codes, _view(view) or film.view)
+
+    def report(self, film: ReadFilm) -> Iterator[str]:
+        """The draft report as it grows."""
+        for sections in stream_report(self.pipeline, film.codes, film.view):
+            yield "\n\n".join(f"{name.upper()}: {text}" for name, text in sections.items() if text)
+
+    def findings(self, film: ReadFilm, labels: str = "") -> tuple[list[str], Scores]:
+        """Names and (1, F) scores, of the 13 findings or of any names with commas."""
+        names = tuple(name.strip() for name in labels.split(",") if name.strip()) or FINDINGS
+        if len(names) > MOST_LABELS or len(labels) > MOST_CHARACTERS:
+            raise UserError(f"at most {MOST_LABELS} labels are scored at once")
+        if names not in self._scorers:
+            self._scorers[names] = PromptScorer(self.pipeline, chosen_prompts("sentence", ",".join(names)))
+            if len(self._scorers) > _REMEMBERED:
+                self._scorers.popitem(last=False)
+        scorer = self._scorers[names]
+        return scorer.findings, scorer(self.pipeline.embed_images(film.codes[None], [film.view]))
+
+    def similar(self, film: ReadFilm, top: int) -> list[dict[str, object]]:
+        """The most similar studies of the index, best first.
+
+        Raises:
+            UserError: if the server has no index.
+        """
+        if self.index is None:
+            raise UserError("this server has no index of studies: start it with --index DIR")
+        embedded = self.pipeline.embed_images(film.codes[None], [film.view])
+        similarity, numbers = self.index.nearest(embedded, _between("top", top, 1, MOST_FOUND))
+        return [
+            {"rank": rank, "similarity": round(float(value), 4), **self.index.studies[int(number)]}
+            for rank, (value, number) in enumerate(zip(similarity[0], numbers[0], strict=True), 1)
+        ]
+
+    def match(self, film: ReadFilm, text: str) -> tuple[float, float]:
+        """The match head's probability that film and text belong together, and their cosine similarity."""
+        report = report_of(_text(text))
+        if not any(report.values()):
+            raise UserError("type a text first")
+        probability = self.pipeline.match(film.codes[None], [film.view], [report])[0]
+        image = self.pipeline.embed_images(film.codes[None], [film.view])[0]
+        return float(probability), float(image @ self.pipeline.embed_texts([report])[0])
+
+    def draw(
+        self, text: str, findings: list[str], count: int, seed: int, guidance: float, view: str
+    ) -> tuple[str, list[Drawn]]:
+        """Radiographs from a text or, where it is empty, from findings by name; matched back with it.
+
+        Returns:
+            The text that was drawn from, and the radiographs.
+        """
+        text = _text(text).strip() or text_of_labels(findings)
+        count = _between("count", count, 1, MOST_DRAWN)
+        seed = _between("seed", seed, 0, 2**31)
+        if not 0 <= guidance <= 20:
+            raise UserError(f"guidance must be from 0 to 20, got {guidance}")
+        view = _view(view) or "PA"
+        reports, views = [report_of(text)] * count, [view] * count
+        codes = self.pipeline.draw(reports, views, seed=seed, guidance=guidance)
+        matches = self.pipeline.match(codes, views, reports).tolist() if text else [None] * count
+        self._folder.mkdir(parents=True, exist_ok=True)
+        drawn = []
+        for number, pixels in enumerate(self.pipeline.decode(codes)):
+            about = {"text": text, "view": view, "seed": seed + number, "guidance": guidance}
+            name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
+            path = self._folder / f"{name}.png"
+            save_synthetic_png(path, pixels, json.dumps(about, ensure_ascii=False))
+            drawn.append(Drawn(path, seed + number, matches[number]))
+        return text, drawn
+
+    def edit(self, codes: np.ndarray, region: Region, way: str, code: int) -> np.ndarray:
+        """(h, w) codes with a region filled anew."""
+        return edited(codes, region, way, code, self.pipeline.tokenizer.codes)
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        """(h, w) codes -> (S, S) uint8."""
+        return as_uint8(self.pipeline.decode(codes[None])[0])
+
+
+def as_uint8(pixels: np.ndarray) -> np.ndarray:
+    """(H, W) in [0, 1] -> uint8."""
+    return (np.clip(pixels, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def _view(view: str) -> str:
+    if view and view not in VIEWS:
+        raise UserError(f"unknown view: choose {', '.join(VIEWS)}")
+    return "" if view == VIEWS[0] else view
+
+
+def _text(text: str) -> str:
+    if len(text or "") > MOST_CHARACTERS:
+        raise UserError(f"the text has {len(text)} characters, at most {MOST_CHARACTERS} are read")
+    return text or ""
+
+
+def _between(name: str, value: float, least: int, most: int) -> int:
+    if value != value or not least <= value <= most:
+        raise UserError(f"{name} must be from {least} to {most}, got {value}")
+    return int(value)

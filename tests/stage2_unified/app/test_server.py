@@ -1,0 +1,277 @@
+"""The page through its HTTP API: each endpoint answers, hostile uploads are refused in words, the server lives."""
+
+import io
+import json
+import os
+import re
+import struct
+import urllib.error
+import urllib.request
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import numpy as np
+import pydicom
+import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from gradio_client.utils import QueueError
+from PIL import Image
+
+from data.phantom import Phantom
+from data.radiograph import read_radiograph
+from data.synthetic import save_synthetic_dicom
+from shared.command import run_command
+from stage2_unified.app.command import main
+from stage2_unified.app.server import remove_older
+from stage2_unified.evaluate.prompts import FINDINGS
+from tests.stage2_unified.app.conftest import LOGIN
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    return Client(server.url, auth=LOGIN, verbose=False)
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory):
+    path = tmp_path_factory.mktemp("given") / "film.dcm"
+    save_synthetic_dicom(path, Phantom(64, 3).study(4).images[0], "a phantom", "AP")
+    return path
+
+
+def health(server):
+    with urllib.request.urlopen(f"{server.url}/health", timeout=10) as answer:
+        return json.load(answer)
+
+
+def test_health_says_what_is_served(server):
+    said = health(server)
+    assert said["status"] == "ok" and len(said["model"]) == 64 and said["studies"] == 40
+
+
+def test_a_film_is_reported_scored_compared_and_matched(client, film):
+    given = handle_file(film)
+    job = client.submit(given, "as the file says", api_name="/report")
+    written = job.result(timeout=60)
+    assert isinstance(written, str) and len(job.outputs()) > 1, "it is streamed"
+    scores = client.predict(given, "AP", "", api_name="/findings")
+    assert {row[0] for row in scores["data"]} == set(FINDINGS)
+    assert all(0 < row[1] < 1 and -1 <= row[2] <= 1 for row in scores["data"])
+    own = client.predict(given, "AP", "pacemaker, rib fracture", api_name="/findings")
+    assert {row[0] for row in own["data"]} == {"pacemaker", "rib fracture"}
+    found = client.predict(given, "AP", 3, api_name="/similar")
+    assert [row[0] for row in found["data"]] == [1, 2, 3] and found["headers"][2] == "study"
+    probability, similarity = client.predict(given, "AP", "No effusion.", api_name="/match")
+    assert 0 <= probability <= 1 and -1 <= similarity <= 1
+
+
+def test_texts_and_findings_are_drawn_and_say_that_they_are_synthetic(client):
+    text, gallery, scores = client.predict("No effusion.", [], 2, 7, 1.5, "PA", api_name="/draw")
+    assert text == "No effusion." and [row[0] for row in scores["data"]] == [7, 8]
+    for item in gallery:
+        with Image.open(item["image"]) as image:
+            assert image.text["Source"] == "synthetic" and "no patient" in image.text["Comment"]
+    again = client.predict("No effusion.", [], 2, 7, 1.5, "PA", api_name="/draw")[1]
+    pixels = [[np.asarray(Image.open(item["image"])) for item in some] for some in (gallery, again)]
+    assert np.array_equal(*pixels) and not np.array_equal(*pixels[0])
+    assert client.predict("", ["Edema"], 1, 0, 1, "AP", api_name="/draw")[0] == "There is edema."
+    text, gallery, scores = client.predict("", [], 1, 0, 1, "AP", api_name="/draw")
+    assert text == "" and len(gallery) == 1 and not scores["data"], "without a text there is nothing to match"
+
+
+def test_a_region_of_codes_is_edited_and_decoded(client, film):
+    grid, before = client.predict(handle_file(film), "AP", api_name="/tokens")
+    _, after = client.predict(2, 2, 3, 3, "one code", 3, api_name="/edit")
+    _, same = client.predict(0, 0, 1, 1, "the codes of the other side", 0, api_name="/edit")
+    images = [np.asarray(Image.open(path)).astype(int) for path in (before, after)]
+    changed = np.abs(images[0] - images[1]).reshape(32, 32, -1).sum(axis=2) > 0
+    assert changed[8:20, 8:20].any() and np.asarray(Image.open(grid)).shape[0] >= 64 and same
+    with pytest.raises(AppError, match="does not lie within"):
+        client.predict(15, 15, 3, 3, "one code", 0, api_name="/edit")
+    with pytest.raises(AppError, match="from 0 to 31"):
+        client.predict(0, 0, 1, 1, "one code", 32, api_name="/edit")
+
+
+def test_codes_are_asked_for_before_they_are_edited(new_client):
+    with pytest.raises(AppError, match="first"):
+        new_client().predict(0, 0, 1, 1, "one code", 0, api_name="/edit")
+
+
+def png(width, height, depth=8, colour=0, body=b""):
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+def bomb():
+    """600 MiB of nothing, gzipped."""
+    pack = zlib.compressobj(6, wbits=31)
+    return b"".join(pack.compress(bytes(2**20)) for _ in range(600)) + pack.flush()
+
+
+def hostile_files(film):
+    whole = film.read_bytes()
+    good = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)).save(good, "PNG")
+    coloured = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(coloured, "PNG")
+    moving = io.BytesIO()
+    Image.new("L", (64, 64)).save(moving, "GIF")
+    script = pydicom.dcmread(film)
+    script.PatientName, script.Rows = "<script>alert(1)</script>", 1
+    scripted = io.BytesIO()
+    script.save_as(scripted)
+    return {
+        "empty.dcm": b"",
+        "text.png": b"a letter, not a picture",
+        "page.html": b"<html><script>alert(1)</script></html>",
+        "picture.svg": b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>',
+        "film.gif": moving.getvalue(),
+        "program.exe": b"MZ" + bytes(500),
+        "archive.zip": b"PK\x03\x04" + bytes(500),
+        "model.pt": b"\x80\x02cos\nsystem\n(S'touch pwned'\ntR.",
+        "bomb.png": png(16_000, 16_000, body=zlib.compress(bytes(1_000_000))),
+        "wide.png": png(2**31 - 1, 1),
+        "deep.png": png(16_384, 16_384, 16, 0, zlib.compress(bytes(10))),
+        "tiny.png": png(1, 1, body=zlib.compress(b"\0\0")),
+        "short.png": good.getvalue()[:-200],
+        "black.png": png(64, 64, body=zlib.compress(bytes(65 * 64))),
+        "coloured.png": coloured.getvalue(),
+        "bomb.dcm.gz": bomb(),
+        "short.dcm": whole[: len(whole) // 2],
+        "head.dcm": whole[:140],
+        "scripted.dcm": scripted.getvalue(),
+        "noise.dcm": bytes(128) + b"DICM" + os.urandom(4000),
+        "<img src=x onerror=alert(1)>.dcm": b"no film",
+        "..%2f..%2fetc%2fpasswd": b"no film",
+        "-rf.png": b"\x89PNG\r\n\x1a\n",
+        "film.jpg": b"\xff\xd8\xff" + os.urandom(3000),
+    }
+
+
+def test_hostile_uploads_are_refused_in_words_and_the_server_lives(server, client, film, tmp_path):
+    answers = {}
+    for name, content in hostile_files(film).items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(AppError) as refused:
+            client.predict(handle_file(tmp_path / name), "PA", api_name="/show")
+        answers[name] = str(refused.value)
+    assert len(answers) >= 20
+    for name, words in answers.items():
+        assert 5 < len(words) < 200 and "Traceback" not in words and "defect" not in words, (name, words)
+        assert "script" not in words and "/" not in words.replace("1 / ", ""), (name, words)
+    assert "Bomb" in answers["bomb.png"] and "too large" in answers["bomb.dcm.gz"]
+    assert health(server)["status"] == "ok" and server.process.poll() is None
+    assert client.predict(handle_file(film), "PA", api_name="/show")
+    assert "Traceback" not in server.log.read_text()
+
+
+@pytest.fixture
+def web(client, server):
+    """Plain HTTP with the login's cookies."""
+    with httpx.Client(base_url=server.url, cookies=client.cookies, timeout=20) as session:
+        yield session
+
+
+@pytest.mark.parametrize("path", [
+    "/etc/passwd", "../../etc/passwd", "http://127.0.0.1:9/film.dcm", "https://example.org/a.dcm", "file:///etc/passwd",
+])  # fmt: skip
+def test_a_path_or_an_address_in_a_files_place_is_refused(web, path):
+    given = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    started = web.post("/gradio_api/call/show", json={"data": [given, "PA"]})
+    if started.status_code == 200:
+        said = web.get(f"/gradio_api/call/show/{started.json()['event_id']}").text
+        assert "event: error" in said and "complete" not in said and "root:" not in said
+    assert web.get("/health").json()["status"] == "ok"
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "/proc/self/environ", "..%2f..%2f..%2fetc%2fpasswd"])
+def test_no_other_file_of_the_machine_is_handed_out(web, path):
+    assert web.get(f"/gradio_api/file={path}").status_code in (403, 404)
+
+
+def test_too_much_is_refused_before_it_is_parsed(client, server, tmp_path):
+    (tmp_path / "large.png").write_bytes(b"\x89PNG\r\n\x1a\n" + os.urandom(3 * 2**20))
+    with pytest.raises(Exception):  # noqa: B017, a status, or a connection that was closed while it sent
+        client.predict(handle_file(tmp_path / "large.png"), "PA", api_name="/show")
+    request = urllib.request.Request(f"{server.url}/gradio_api/queue/join", data=b"x" * 2**21, method="POST")
+    with pytest.raises((urllib.error.HTTPError, ConnectionError, urllib.error.URLError)) as refused:
+        urllib.request.urlopen(request, timeout=20)
+    assert getattr(refused.value, "code", 413) == 413
+    with pytest.raises(AppError, match="at most 5000"):
+        client.predict("x" * 6000, [], 1, 0, 1, "PA", api_name="/draw")
+    for count, seed, guidance in ((9, 0, 1), (1, -1, 1), (1, 0, 99)):
+        with pytest.raises(AppError):
+            client.predict("No effusion.", [], count, seed, guidance, "PA", api_name="/draw")
+    assert health(server)["status"] == "ok"
+
+
+def test_another_name_for_this_machine_is_refused(server):
+    request = urllib.request.Request(f"{server.url}/health", headers={"Host": "evil.example"})
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request, timeout=10)
+    assert refused.value.code == 400
+
+
+def test_a_full_queue_says_so_and_everything_else_is_answered(server, new_client):
+    def ask(number):
+        try:
+            return new_client().predict("No effusion.", [], 2, number, 1, "PA", api_name="/draw")[0]
+        except (AppError, QueueError) as error:
+            return str(error)
+
+    with ThreadPoolExecutor(24) as pool:
+        said = list(pool.map(ask, range(24)))
+    assert set(said) <= {"No effusion."} | {text for text in said if "ueue is full" in text}
+    assert "No effusion." in said and health(server)["status"] == "ok"
+
+
+def test_the_page_asks_nothing_of_other_machines(server):
+    with urllib.request.urlopen(server.url, timeout=10) as answer:
+        page = answer.read().decode()
+    named = set(re.findall(r"""(?:src|href|action)=["'](https?:)?//([^/"']+)""", page))
+    named |= set(re.findall(r"""@import\s+(?:url\()?["']?(https?:)?//([^/"')]+)""", page))
+    assert not named
+
+
+def test_nobody_is_answered_without_the_password(server):
+    for path in ("/config", "/gradio_api/info"):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(f"{server.url}{path}", timeout=10)
+        assert refused.value.code == 401
+    with pytest.raises(Exception, match="Could not login"):
+        Client(server.url, auth=(LOGIN[0], "wrong"), verbose=False)
+
+
+def test_it_starts_with_a_reason_or_not_at_all(model_folder, server, tmp_path, capsys):
+    port = server.url.rsplit(":", 1)[1]
+    for options, words in [
+        (["--model", tmp_path], "not a medunifier model folder"),
+        (["--model", model_folder, "--port", port], "cannot listen"),
+        (["--model", model_folder, "--password_file", tmp_path / "none"], "cannot be read"),
+        (["--model", model_folder, "--index", tmp_path], "not an index"),
+    ]:
+        assert run_command(main, ["--port=0", *map(str, options)]) == 1
+        assert words in capsys.readouterr().err
+    assert run_command(main, ["--model=x", "--port=70000"]) == 2
+
+
+def test_what_is_old_is_deleted_and_examples_stay(tmp_path):
+    for name in ("hash/film.dcm", "drawn/a.png", "examples/phantom.png", "new/film.dcm"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+        if not name.startswith("new"):
+            os.utime(tmp_path / name, (0, 0))
+    remove_older(tmp_path, 60)
+    assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()) == [
+        "examples/phantom.png", "new/film.dcm",
+    ]  # fmt: skip
+
+
+def test_what_the_model_sees_is_the_film(client, film):
+    shown = np.asarray(Image.open(client.predict(handle_file(film), "PA", api_name="/show")).convert("L")) / 255
+    assert np.abs(shown - read_radiograph(film, 32)).max() < 0.01

@@ -1,0 +1,43 @@
+"""A streamed report ends as the whole one; a reader who leaves stops the writing."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from stage2_unified.inference import MedUnifierPipeline
+from stage2_unified.streaming import stream_report
+
+
+@pytest.fixture(scope="module")
+def pipeline(model_folder):
+    return MedUnifierPipeline.from_pretrained(model_folder, "cpu")
+
+
+@pytest.fixture
+def codes(pipeline):
+    return np.random.default_rng(0).integers(0, pipeline.tokenizer.codes, pipeline.tokenizer.grid)
+
+
+def test_it_grows_to_the_whole_report(pipeline, codes):
+    steps = list(stream_report(pipeline, codes, "PA"))
+    assert steps[-1] == pipeline.write_reports(codes[None], ["PA"])[0]
+    assert len(steps) > 3 and len(str(steps[0])) <= len(str(steps[-1]))
+
+
+def test_a_reader_who_leaves_stops_the_writing(pipeline, codes):
+    before, start = threading.active_count(), time.monotonic()
+    stream = stream_report(pipeline, codes, "PA", max_new_tokens=400, min_new_tokens=400)
+    next(stream)
+    stream.close()
+    assert threading.active_count() == before
+    stopped = time.monotonic() - start
+    start = time.monotonic()
+    list(stream_report(pipeline, codes, "PA", max_new_tokens=100, min_new_tokens=100))
+    assert stopped < time.monotonic() - start
+
+
+def test_an_error_of_the_writer_reaches_the_reader(pipeline, codes):
+    with pytest.raises(ValueError):
+        list(stream_report(pipeline, codes, "PA", num_beams=4))
