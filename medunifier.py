@@ -39,6 +39,7 @@ COMMANDS = {
     "export": ("stage2_unified.export_command", "a trained model in a stock format, for other software"),
     "bench": ("shared.bench", "compare with a peer in the same run"),
     "evaluate": ("stage2_unified.evaluate.command", "judge a model or a tokenizer: one JSON, one page"),
+    "doctor": ("stage2_unified.doctor.command", "what this machine can do, what is missing, which sizes fit"),
 }
 
 

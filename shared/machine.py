@@ -1,0 +1,107 @@
+"""What this machine has: cores, memory, accelerator, disk, and what bounds a container puts on them."""
+
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+_CGROUP = Path("/sys/fs/cgroup")
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """One accelerator: ``cuda:0``, its name, bytes of memory, and whether it computes in bfloat16."""
+
+    device: str
+    name: str
+    memory: int
+    bf16: bool
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a process started here may use.
+
+    Attributes:
+        system: operating system and processor.
+        cores: CPU cores that it may run on; ``cpu_share`` is what a container grants of them, in cores.
+        threads: what torch takes if it is not told.
+        memory, memory_free: bytes, within a container's bound.
+        bf16: whether the CPU has instructions for it; without, bfloat16 on a CPU is slower than float32.
+        accelerators: empty for none.
+        disk_free: bytes at ``disk``.
+    """
+
+    system: str
+    cores: int
+    cpu_share: float
+    threads: int
+    memory: int
+    memory_free: int
+    bf16: bool
+    accelerators: tuple[Accelerator, ...]
+    disk: str
+    disk_free: int
+
+
+def this_machine(place: str | Path = ".") -> Machine:
+    """Look at this machine, and at the disk that ``place`` lies on."""
+    import torch
+
+    cores = len(os.sched_getaffinity(0))
+    info = dict(line.split(":", 1) for line in _lines(Path("/proc/cpuinfo")) if ":" in line)
+    names = {key.strip(): value.strip() for key, value in info.items()}
+    memory, free = memory_and_free()
+    folder = Path(place).resolve()
+    while not folder.exists():
+        folder = folder.parent
+    flags = names.get("flags", names.get("Features", "")).split()
+    return Machine(
+        system=f"{platform.system()} {platform.machine()}, {names.get('model name', platform.processor())}",
+        cores=cores,
+        cpu_share=min(float(cores), cpu_share(_CGROUP)),
+        threads=torch.get_num_threads(),
+        memory=memory,
+        memory_free=free,
+        bf16=bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags)),
+        accelerators=tuple(_accelerators()),
+        disk=str(folder),
+        disk_free=shutil.disk_usage(folder).free,
+    )
+
+
+def cpu_share(cgroup: Path) -> float:
+    """Cores' worth of time that a container grants; infinity without a bound (cgroup 2, cpu.max)."""
+    words = " ".join(_lines(cgroup / "cpu.max")).split()
+    return int(words[0]) / int(words[1]) if len(words) == 2 and words[0].isdigit() else float("inf")
+
+
+def memory_and_free(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = _CGROUP) -> tuple[int, int]:
+    """Bytes of memory, and of memory that is free, within a container's bound (cgroup 2, memory.max)."""
+    rows = dict(line.split(":", 1) for line in _lines(meminfo) if ":" in line)
+    total, free = (int(rows.get(name, "0 kB").split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
+    bound, used = (" ".join(_lines(cgroup / name)) for name in ("memory.max", "memory.current"))
+    if bound.isdigit() and int(bound) < total:
+        total = int(bound)
+        free = min(free, total - int(used)) if used.isdigit() else min(free, total)
+    return total, max(free, 0)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+
+
+def _accelerators() -> list[Accelerator]:
+    import torch
+
+    found = []
+    for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        properties = torch.cuda.get_device_properties(number)
+        bf16 = torch.version.hip is not None or properties.major >= 8
+        found.append(Accelerator(f"cuda:{number}", properties.name, properties.total_memory, bf16))
+    return found

@@ -1,0 +1,1 @@
+"""``medunifier doctor``: what this machine can do, what is missing, which sizes fit."""
