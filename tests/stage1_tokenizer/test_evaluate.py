@@ -5,6 +5,8 @@ import pytest
 import torch
 
 from data.shards import ShardDataset
+from shared.metrics import codebook
+from shared.metrics.codebook import CodeCount
 from stage1_tokenizer.config import PerceptualConfig
 from stage1_tokenizer.evaluate import evaluate_tokenizer
 from stage1_tokenizer.fidelity import Fidelity
@@ -62,3 +64,11 @@ def test_equal_pictures_are_perfect_and_large_ones_have_ms_ssim():
     assert figures["psnr"] == 100 and figures["ssim"] == pytest.approx(1) and figures["ms_ssim"] == pytest.approx(1)
     assert figures["codebook_usage"] == 0.25 and figures["perplexity"] == 1
     assert "ms_ssim" not in Fidelity(4, SIZE, None).figures()
+
+
+def test_usage_and_perplexity_are_those_of_all_processes(monkeypatch):
+    own, other = CodeCount(8), CodeCount(8)
+    own.add(torch.tensor([[0, 1], [1, 0]]))
+    other.add(torch.tensor([4, 4, 5, 5]))
+    monkeypatch.setattr(codebook, "all_reduce_sum", lambda counts: counts + other.counts)
+    assert own.figures() == {"codebook_usage": 0.5, "perplexity": pytest.approx(4)}

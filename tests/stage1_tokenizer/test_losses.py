@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from stage1_tokenizer import losses
 from stage1_tokenizer.config import DiscriminatorConfig
 from stage1_tokenizer.losses import (
     LeCam,
@@ -59,3 +60,12 @@ def test_lecam_pulls_logits_back_only_beyond_the_other_sides_average():
     assert lecam(torch.full((4,), 0.5), torch.full((4,), 3.0)) == 4
     lecam.eval()
     assert lecam.state_dict().keys() == {"real", "generated"}
+
+
+def test_lecam_follows_the_means_of_all_processes(monkeypatch):
+    lecam = LeCam(decay=0.5)
+    lecam(torch.full((4,), 2.0), torch.full((4,), -1.0))
+    other = torch.tensor([4.0, -3.0, 1.0])  # means and micro-batches of another process
+    monkeypatch.setattr(losses, "all_reduce_sum", lambda sums: sums + other)
+    lecam.end_step()
+    assert (lecam.real, lecam.generated) == (1.5, -1.0)  # half the way to 3 and -2

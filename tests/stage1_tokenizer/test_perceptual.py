@@ -9,7 +9,7 @@ import torch
 
 from shared.errors import UserError
 from stage1_tokenizer.config import PerceptualConfig
-from stage1_tokenizer.perceptual import Lpips
+from stage1_tokenizer.perceptual import Lpips, unit_features
 
 RANDOM = PerceptualConfig("squeeze", "random")
 
@@ -48,8 +48,20 @@ def test_gradient_is_finite_where_all_features_are_zero():
         for parameter in net.net.parameters():
             parameter.zero_()  # every feature of every picture is 0
     image = torch.full((1, 1, 64, 64), -1.0, requires_grad=True)
-    (net(image, torch.full((1, 1, 64, 64), -1.0)).sum() + image.sum()).backward()
-    assert torch.isfinite(image.grad).all()
+    distance = net(image, torch.full((1, 1, 64, 64), -1.0))
+    (distance.sum() + image.sum()).backward()
+    assert distance.item() == 0 and torch.isfinite(image.grad).all()
+
+
+def test_features_that_are_zero_have_a_unit_of_zero_and_a_finite_slope():
+    """Behind a ReLU a slope of NaN is masked away; the distance itself, or features of another layer, are not."""
+    features = torch.zeros(1, 8, 2, 2)
+    features[0, :, 0, 0] = torch.arange(1.0, 9.0)
+    features.requires_grad_()
+    unit = unit_features(features)
+    (unit * torch.randn_like(unit)).sum().backward()
+    assert torch.equal(unit[0, :, 1], torch.zeros(8, 2)) and torch.isfinite(features.grad).all()
+    torch.testing.assert_close(unit[0, :, 0, 0].norm(), torch.tensor(1.0))
 
 
 def test_black_image_has_a_finite_gradient():

@@ -34,6 +34,22 @@ def test_lookup_is_exact_against_float64_under_autocast_and_in_chunks(monkeypatc
     assert torch.equal(nearest_entry(z, table), exact)
 
 
+@pytest.mark.parametrize("kind", [*KINDS, "gumbel"])
+def test_codes_entries_and_losses_are_float32_under_autocast(kind):
+    quantizer = (KINDS | {"gumbel": GumbelQuantizer})[kind](512, 8, QuantizerConfig(kind)).eval()
+    with torch.no_grad():
+        for parameter in quantizer.parameters():
+            parameter.normal_()
+    z = torch.randn(4, 8, 8, 8).bfloat16()  # as an encoder under autocast gives it
+    expected = quantizer(z.float())
+    with torch.autocast("cpu", torch.bfloat16):
+        result, looked_up = quantizer(z), quantizer.lookup(z)
+    assert torch.equal(result.codes, expected.codes) and torch.equal(looked_up, expected.codes)
+    assert result.z_q.dtype == torch.float32 and torch.equal(result.z_q, expected.z_q)
+    for name, loss in result.losses.items():
+        assert loss.dtype == torch.float32 and torch.equal(loss, expected.losses[name])
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_codes_and_entries_are_those_of_the_folded_table(kind):
     torch.manual_seed(1)
@@ -101,16 +117,23 @@ def test_dead_entries_are_revived_and_only_they(quantizer):
 @pytest.mark.parametrize("quantizer", REVIVING)
 def test_revival_continues_to_the_last_bit_from_a_saved_state(quantizer):
     torch.manual_seed(3)
-    whole = quantizer(64, 8, QuantizerConfig(revive_every=3))
-    part = copy.deepcopy(whole)
+    config = QuantizerConfig(revive_every=4, revive_below=0.9)
+    whole = quantizer(64, 8, config)
+    part, never = copy.deepcopy(whole), copy.deepcopy(whole)
+    never.config = QuantizerConfig(revive_every=0)
     for seed in range(6):
         collapsed_steps(whole, 2, seed)
+        collapsed_steps(never, 2, seed)
     for seed in range(3):
         collapsed_steps(part, 2, seed)
-    resumed = quantizer(64, 8, QuantizerConfig(revive_every=3))
+    resumed = quantizer(64, 8, config)
     resumed.load_state_dict(part.state_dict())
+    before = resumed.embedding.weight.detach().clone()
     for seed in range(3, 6):
         collapsed_steps(resumed, 2, seed)
+    # The second revival, of step 8, comes after the stop and moves many entries.
+    assert (resumed.embedding.weight != before).any(1).sum() > 16
+    assert not torch.equal(whole.embedding.weight, never.embedding.weight)
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
 

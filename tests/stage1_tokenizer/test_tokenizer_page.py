@@ -4,10 +4,12 @@ import re
 import shlex
 
 from data.ingest import IngestConfig
+from shared.bench import load_benchmark
 from shared.config import parse_config
 from stage1_tokenizer.config import Stage1Config
 from stage1_tokenizer.convert import parse_arguments
 from stage1_tokenizer.tokenize import TokenizeConfig
+from stage2_unified.evaluate.command import EvaluateConfig
 
 
 def lines_of(root):
@@ -24,9 +26,13 @@ def test_its_commands_are_understood(root, monkeypatch):
             read.append(parse_config(Stage1Config, words[3:]))
         elif words[1] == "convert":
             read.append(parse_arguments(words[2:]))
-        elif words[1] != "evaluate":
+        elif words[1] == "bench":
+            read.append(parse_config(load_benchmark(words[2]).Config, words[3:]))
+        elif words[1] == "evaluate":
+            read.append(parse_config(EvaluateConfig, words[3:]))
+        else:
             read.append(parse_config({"ingest": IngestConfig, "tokenize": TokenizeConfig}[words[1]], words[2:]))
-    assert len(read) == 5
+    assert len(read) == 8
 
 
 def test_it_names_every_preset_and_its_links_lead_somewhere(root):
@@ -41,5 +47,6 @@ def test_the_settings_that_it_advises_exist(root):
     page, _ = lines_of(root)
     text = " ".join(path.read_text() for path in (root / "stage1_tokenizer").rglob("*.py"))
     text += (root / "shared" / "loop.py").read_text()
+    text += (root / "stage2_unified" / "evaluate" / "tokenizer.py").read_text()
     for name in re.findall(r"`(?:\w+\.)?([a-z]+_[a-z_]+)`", page):
         assert name in text, name
