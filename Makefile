@@ -36,6 +36,7 @@ bench: $(VENV)/.installed-dev  ## ours beside a peer, in the same run
 	$(BIN)/medunifier bench loader
 	$(BIN)/medunifier bench ingest
 	$(BIN)/medunifier bench stage2
+	$(BIN)/medunifier bench generate
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -66,11 +66,11 @@ def packages() -> list[Need]:
 
 def optional_packages() -> list[Need]:
     """Optional ones, each with the extra that brings it, as the installed project names them."""
+    found = filter(None, map(_EXTRA.match, importlib.metadata.requires("medunifier") or []))
     rows: dict[str, Need] = {}
-    for requirement in importlib.metadata.requires("medunifier") or []:
-        if found := _EXTRA.match(requirement):
-            name, extra = found.groups()
-            rows.setdefault(name, Need(name, f"extra {extra}", _version(name), f"pip install 'medunifier[{extra}]'"))
+    # Developers need what users need and more: a package is got by the extra of its purpose.
+    for name, extra in sorted((match.groups() for match in found), key=lambda pair: pair[1] == "dev"):
+        rows.setdefault(name, Need(name, f"extra {extra}", _version(name), f"pip install 'medunifier[{extra}]'"))
     own = [Need(name, purpose, _version(name), f"pip install {name}") for name, purpose in _OWN_CHOICE]
     return [*rows.values(), *own]
 

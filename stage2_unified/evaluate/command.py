@@ -117,7 +117,7 @@ class EvaluateConfig:
         if not self.out.endswith(".json"):
             raise ValueError(f"out must be a file NAME.json, got {self.out}")
         for name, least in {
-            "limit": 0, "tokenizer_limit": 0, "train_limit": 0, "classifier_steps": 1, "bootstrap": 2,
+            "limit": 0, "tokenizer_limit": 0, "train_limit": 0, "classifier_steps": 10, "bootstrap": 2,
             "rerank": 0, "variety_prompts": 0, "variety_images": 2,
         }.items():  # fmt: skip
             if getattr(self, name) < least:
