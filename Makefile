@@ -23,10 +23,10 @@ demo: $(STAMP)  ## fresh clone to a trained phantom model and its page, in a qua
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python scripts/demo.py --run_dir $(RUN)
 
 test: $(VENV)/.installed-dev  ## the quick tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical
 
 test-slow: $(VENV)/.installed-dev  ## all tests: minutes more
-	$(BIN)/python -m pytest -m ''
+	$(BIN)/python -m pytest -n logical -m ''
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -6,6 +6,10 @@ import torch
 from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+# What transformers calls a decoder's cache, as argument and in its output: renamed between 5.17 and 5.24.
+CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
 
 
 class _PrefixLayer(CacheLayerMixin):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from stage2_unified.caches import PreallocatedCache
+from stage2_unified.caches import CACHE, PreallocatedCache
 from stage2_unified.vocabulary import UNCOND
 
 if TYPE_CHECKING:
@@ -70,8 +70,8 @@ def generate_images(
             inputs_embeds=embedded,
             attention_mask=mask,
             position_ids=position_ids,
-            past_key_values=cache,
             use_cache=True,
+            **{CACHE: cache},
         )
         logits = model.image_logits(output.last_hidden_state[:, -1]).float()
         if paired:

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from stage2_unified.caches import PrefixCache
+from stage2_unified.caches import CACHE, PrefixCache
 from stage2_unified.configuration import MedUnifierConfig
 from stage2_unified.global_batch import Embeddings, GlobalBatch, gather_step
 from stage2_unified.image_generation import generate_images
@@ -182,7 +182,7 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Run the image-first prefix."""
         ids = self.image_prefix_ids(codes, view)
         cache = PrefixCache(self.config.text_config.num_hidden_layers)
-        output = self.model(inputs_embeds=self.embed_ids(ids), past_key_values=cache, use_cache=True)
+        output = self.model(inputs_embeds=self.embed_ids(ids), use_cache=True, **{CACHE: cache})
         return Prefix(hidden=output.last_hidden_state[:, -1], cache=cache)
 
     def continue_prefix(self, cache: PrefixCache, report: Tensor, report_length: Tensor, prefixes: Tensor) -> Tensor:
@@ -200,9 +200,7 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
         tail = torch.cat([self._special(EOS, len(report)), self._special(MATCH, len(report))], dim=1)
         ids = append(report, report_length, tail, self._pad)
         branches = cache.branches(prefixes)
-        return self.model(
-            inputs_embeds=self.embed_ids(ids), past_key_values=branches, use_cache=True
-        ).last_hidden_state
+        return self.model(inputs_embeds=self.embed_ids(ids), use_cache=True, **{CACHE: branches}).last_hidden_state
 
     # What a user asks for -------------------------------------------------------------------------------
 
@@ -347,18 +345,20 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         batch: StudyBatch | None = None,
         step: GlobalBatch | None = None,
         embed_only: bool = False,
+        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> dict[str, Tensor] | Embeddings | CausalLMOutputWithPast:
         """Losses (or embeddings) of a training batch, or text logits (B, L, offset) of a row of ids.
 
-        Everything of a training step happens in this one call, so that DDP and FSDP see one forward.
+        Everything of a training step happens in this one call, so that DDP and FSDP see one forward. The cache
+        comes as ``cache`` or, from older versions of transformers, as ``past_key_values``.
         """
         if batch is not None:
             return self.embeddings(batch) if embed_only else self.losses(batch, step)
@@ -370,12 +370,12 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             use_cache=use_cache,
+            **{CACHE: past_key_values if cache is None else cache},
         )
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         return CausalLMOutputWithPast(
-            logits=self.text_logits(output.last_hidden_state[:, keep]), past_key_values=output.past_key_values
+            logits=self.text_logits(output.last_hidden_state[:, keep]), **{CACHE: output.get(CACHE)}
         )
 
     def generate(self, *args: Any, generation_mode: str = "text", **kwargs: Any) -> Tensor:

@@ -8,15 +8,17 @@ UNCOND = "<uncond>"
 EMB_IMG, EMB_TXT, MATCH = "<emb_img>", "<emb_txt>", "<match>"
 VIEWS = ("pa", "ap", "lateral", "other")
 SECTIONS = ("findings", "impression")
+PRIOR = "<prior>"  # before the view token of an image that was taken at an earlier visit
 
 SPECIALS: tuple[str, ...] = (
     *(BOS, EOS, PAD, BOI, EOI, UNCOND, EMB_IMG, EMB_TXT, MATCH),
     *(f"<view:{view}>" for view in VIEWS),
     *(f"<{section}>" for section in SECTIONS),
+    PRIOR,
 )
 
 # Specials that have no place inside a report.
-NEVER_WRITTEN = (EMB_IMG, BOI, EOI, MATCH, PAD, BOS, UNCOND, EMB_TXT, *(f"<view:{view}>" for view in VIEWS))
+NEVER_WRITTEN = (EMB_IMG, BOI, EOI, MATCH, PAD, BOS, UNCOND, EMB_TXT, PRIOR, *(f"<view:{view}>" for view in VIEWS))
 
 # ViewPosition as MIMIC-CXR and Open-I have it, folded to what a model can learn.
 _VIEW_OF_POSITION = {"PA": "pa", "AP": "ap", "LATERAL": "lateral", "LL": "lateral", "LARGE LATERAL": "lateral"}
