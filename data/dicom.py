@@ -70,6 +70,8 @@ class Radiograph:
     """Grey levels of the source, as a power of two."""
     burned_in: bool = False
     """The header says that words, perhaps a name, are part of the picture (BurnedInAnnotation is YES)."""
+    stored: tuple[int, int] = (0, 0)
+    """Rows and columns of the file, where ``pixels`` were fitted into a square."""
 
 
 def read_dicom(path: str | Path) -> Radiograph:

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from data.duplicates import DUPLICATES, Duplicates, Picture, find_duplicates, write_duplicates
 from data.executors import WorkerDied, open_executor, run_jobs
 from data.find_study import find_study
+from data.masks import with_masks
 from data.places import as_path, below, is_url
 from data.pseudonyms import DEFAULT_KEY_FILE, load_key, pseudonym
 from data.records import SPLITS, Problem, StudyRecord
@@ -83,6 +84,9 @@ class IngestConfig:
     """File with further patterns, one regular expression a line."""
     find: str = ""
     """A study's or patient's pseudonym: print which files of the archive it stands for, and write nothing."""
+    masks: str = ""
+    """Folder of masks, IMAGE.FINDING.png ("1234.pleural-effusion.png" for the file 1234.dcm), the finding white, of
+    the image's own size: they go into the shards. SIIM's are in its table."""
     key_file: str = DEFAULT_KEY_FILE
     """Key of the pseudonyms; made when absent. Keep it to link later studies, delete it to make them final."""
     options: SourceOptions = field(default_factory=SourceOptions)
@@ -127,6 +131,8 @@ def ingest(config: IngestConfig) -> dict[str, Any]:
     key = load_key(config.key_file)
     archive = read_source(config.source, config.root, config.options)
     records = assign_splits(archive.records, key, config.validate_share, config.test_share)
+    if config.masks:
+        records = with_masks(records, config.masks)
     transform = _transform(config)
     jobs = _plan(config, records, key, out, transform)
     plan = _plan_digest(config, jobs, key, transform)
@@ -254,6 +260,12 @@ def _plan_digest(config: IngestConfig, jobs: Sequence[ShardJob], key: bytes, tra
                         [[below(view.path, root), view.position] for view in record.views],
                         [record.report, record.findings, record.impression],
                         dict(record.labels) if record.labels is not None else None,
+                        # Not told where there are none: the shards of earlier versions are known again.
+                        *[
+                            [number, finding, getattr(mask, "name", mask)]
+                            for number, view in enumerate(record.views)
+                            for finding, mask in view.masks
+                        ],
                     ]
                 )
             )

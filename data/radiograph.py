@@ -50,7 +50,7 @@ def read_film(path: str | Path, size: int | None = None) -> Radiograph:
     film = decode_dicom(data) if kind is None or is_dicom(data[:132]) else _read_picture(data, kind)
     if size is None:
         return film
-    return replace(film, pixels=fit_square(film.pixels, size))
+    return replace(film, pixels=fit_square(film.pixels, size), stored=film.pixels.shape)
 
 
 def check_burned_in(film: Radiograph, accepted: bool) -> None:

@@ -11,6 +11,10 @@ TRAIN_AND_VALIDATE = "train+validate"
 ingest draws the validation patients from it."""
 
 
+Mask = Path | str
+"""A grey PNG of its film's own size in which the finding is white, or run lengths as SIIM-ACR writes them."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """What a source left out, or did without: a row without a patient, a label that is no number."""
@@ -27,6 +31,8 @@ class View:
 
     path: Path
     position: str = ""
+    masks: tuple[tuple[str, Mask], ...] = ()
+    """(finding, where it lies), several of one finding where the source has several."""
 
 
 @dataclass(frozen=True)

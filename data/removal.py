@@ -56,11 +56,16 @@ def replace_shards(jobs: Sequence[RemovalJob]) -> None:
 
 def _samples(job: RemovalJob) -> Iterator[tuple[str, dict[str, bytes]]]:
     for study, members in _members(job.shard):
-        info, pictures = json.loads(members["json"]), [members[f"{n}.png"] for n in range(len(members) - 1)]
-        left = [number for number in range(len(pictures)) if (study, number) not in job.removed]
+        info = json.loads(members["json"])
+        left = [number for number in range(len(info["views"])) if (study, number) not in job.removed]
         if left:
             info["views"] = [info["views"][number] for number in left]
-            kept = {f"{place}.png": pictures[number] for place, number in enumerate(left)}
+            kept = {
+                f"{place}.{name.partition('.')[2]}": content  # the picture, then its masks
+                for place, number in enumerate(left)
+                for name, content in members.items()
+                if name.partition(".")[0] == str(number)
+            }
             yield study, {**kept, "json": encode_info(info)}
 
 

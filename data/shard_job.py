@@ -12,6 +12,7 @@ import numpy as np
 from data.dicom import Radiograph
 from data.fingerprints import FINGERPRINT, fingerprint
 from data.labels import label_report
+from data.masks import member_name, read_masks
 from data.pseudonyms import pseudonym
 from data.radiograph import UnreadableImage, check_burned_in, read_film
 from data.reading_apart import MOST_SECONDS, read_film_apart
@@ -112,11 +113,14 @@ def _samples(
             try:
                 film = read(view.path, job.transform.size)
                 check_burned_in(film, job.transform.burned_in)
+                masks = read_masks(view.masks, film.stored, job.transform.size)
             except UnreadableImage as error:
                 tally.rejects.append({"study_id": study, "view": number, "reason": error.reason})
                 continue
             pixels = _quantize(film.pixels, job.transform.bits)
             members[f"{len(views)}.png"] = encode_png(pixels)
+            for finding, mask in masks.items():
+                members[member_name(len(views), finding)] = encode_png(mask.astype(np.uint8) * np.uint8(255))
             if job.fingerprints:
                 tally.fingerprints.append(fingerprint(pixels, place, number, len(views)))
             views.append(view_position(view.position) or view_position(film.view))

@@ -22,6 +22,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from data.masks import masks_of_image
 from data.places import RemotePath, as_path
 from data.shard_files import checked_shard
 from shared.artifacts import FORMAT_VERSION, atomic_file, read_json, sha256_file, write_json
@@ -238,6 +239,10 @@ class ShardDataset:
             images=tuple(images),
             codes=None if codes is None else decode_npy(codes),
         )
+
+    def masks(self, number: int, image: int) -> dict[str, np.ndarray]:
+        """{finding: (H, W) booleans} of one image of sample ``number``, as far as its source has masks."""
+        return masks_of_image(self._members(number)[1], image)
 
     def info(self, number: int) -> dict[str, Any]:
         """The ``json`` of sample ``number`` alone, without decoding an image."""

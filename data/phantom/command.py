@@ -19,6 +19,7 @@ from shared.progress import Progress
 
 MANIFEST = "phantom.json"
 _VERSION = 1
+_LATER_OPTIONS = ("lateral_share", "history", "headers", "masks")
 _STUDIES_A_JOB = 25
 _WRITERS = 4
 _MOST_PENDING = 8  # studies in memory, which are large at full size
@@ -47,6 +48,8 @@ class PhantomConfig:
     headers: Headers = "basic"
     """Spread of the DICOM headers: basic (what changes the reading of pixels) or openi (film formats, machines,
     windows and codings in the shares of Open-I's films)."""
+    masks: bool = False
+    """Also write where the findings of a frontal film lie, into masks/, which `medunifier ingest --masks` reads."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.studies <= MOST_STUDIES:
@@ -55,6 +58,10 @@ class PhantomConfig:
             raise ValueError(f"size must be at least {SMALLEST_SIZE}, got {self.size}")
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}")
+        if self.masks and self.headers != "basic":
+            raise ValueError(
+                "masks are of the whole picture, and headers openi cut it to a film's format: choose one"
+            )
         if self.workers < 1:
             raise ValueError(f"workers must be at least 1, got {self.workers}")
         self.phantom()
@@ -68,6 +75,7 @@ class PhantomConfig:
 class _Job:
     phantom: Phantom
     headers: Headers
+    masks: bool
     start: int
     stop: int
     root: Path
@@ -90,7 +98,7 @@ def write_archive(config: PhantomConfig) -> None:
     starts = range(0, config.studies, _STUDIES_A_JOB)
     phantom = config.phantom()
     jobs = [
-        _Job(phantom, config.headers, start, min(start + _STUDIES_A_JOB, config.studies), config.out)
+        _Job(phantom, config.headers, config.masks, start, min(start + _STUDIES_A_JOB, config.studies), config.out)
         for start in starts
     ]
     rows: list[StudyRow] = []
@@ -115,7 +123,7 @@ def _write_studies(job: _Job) -> list[StudyRow]:
     with ThreadPoolExecutor(_WRITERS) as writers:
         pending: deque[Future[None]] = deque()
         for index in range(job.start, job.stop):
-            row, files = study_files(job.phantom, index, job.headers)
+            row, files = study_files(job.phantom, index, job.headers, job.masks)
             rows.append(row)
             pending.append(writers.submit(write_missing, files, job.root))
             if len(pending) > _MOST_PENDING:
@@ -136,7 +144,7 @@ def _identity(config: PhantomConfig) -> dict[str, Any]:
     }
     # An option at its default is not told: archives from before there was that option are known again.
     for option in fields(config):
-        if option.name in ("lateral_share", "history", "headers") and getattr(config, option.name) != option.default:
+        if option.name in _LATER_OPTIONS and getattr(config, option.name) != option.default:
             identity[option.name] = getattr(config, option.name)
     return identity
 

@@ -32,12 +32,14 @@ from data.phantom.exposure import expose, over, smooth
 from data.phantom.state import Lesion, Side, State
 
 _OUTSIDE, _WALL, _LUNG, _HEART, _ABDOMEN, _FLUID = 0.03, 0.50, 0.20, 0.68, 0.70, 0.58
+_OPACITY, _CONSOLIDATION, _NODULE, _ATELECTASIS = 0.38, 0.42, 0.48, 0.30
 
 
 def draw(state: State, size: int, rng: Generator) -> ndarray:
     """A radiograph of a state.
 
     Args:
+        state: what is true.
         size: height and width in pixels, at least 32.
         rng: for what the state leaves open: exposure, noise, the shapes of opacities. The same state
             and generator give the same picture.
@@ -45,6 +47,26 @@ def draw(state: State, size: int, rng: Generator) -> ndarray:
     Returns:
         (size, size) float32 in [0, 1], bones light (MONOCHROME2).
     """
+    image, _ = _paint(state, size, rng)
+    return expose(grid(size), image, 0.03 if state.position == "AP" else 0.0, rng)
+
+
+def places(state: State, size: int, rng: Generator) -> dict[str, ndarray]:
+    """{observation: (size, size) booleans}: where the picture that :func:`draw` makes of the same shows a finding.
+
+    Of those that have a place of their own; true where the finding's layer is at half its strength or more. A
+    finding whose place is empty has no entry.
+    """
+    layers = _paint(state, size, rng)[1]
+    return {
+        name: np.broadcast_to(layer >= 0.5 * strength, (size, size))
+        for name, (layer, strength) in layers.items()
+        if layer.max() >= 0.5 * strength
+    }
+
+
+def _paint(state: State, size: int, rng: Generator) -> tuple[ndarray, dict[str, tuple[ndarray, float]]]:
+    """The body before exposure, and the layers of its findings with their full strengths."""
     g, f = grid(size), frame(state)
     o = outlines(g, f)
     cardiac = heart(g, f)
@@ -53,21 +75,32 @@ def draw(state: State, size: int, rng: Generator) -> ndarray:
     image = _body(g, f, o)
     air = _LUNG + 0.03 * smooth(g, rng, 5) + 0.05 * np.clip(g.y, 0, 1) + _vessels(g, state)
     air = np.minimum(air + _edema(g, state), 0.58)  # wet lung stays darker than the heart
-    air = over(air, _opacity(g, f, state.opacity, rng))
-    air = over(air, _consolidation(g, f, state.consolidation, rng))
-    air = _pneumothorax(g, f, o, state.pneumothorax, air)
+    opacity = _opacity(g, f, state.opacity, rng)
+    air = over(air, opacity)
+    consolidation = _consolidation(g, f, state.consolidation, rng)
+    air = over(air, consolidation)
+    air, gas = _pneumothorax(g, f, o, state.pneumothorax, air)
     image = image * (1 - lung) + air * lung
 
     ribs = _ribs(g, f, state)
     image += ribs * (0.35 + 0.65 * lung)
     image = _mediastinum(g, state, cardiac, image)
-    image = _effusions(g, f, o, state.effusions, image)
-    image = over(image, _nodule(g, f, state.nodule, rng))
-    image = over(image, _atelectasis(g, f, state.atelectasis, rng))
+    image, fluid = _effusions(g, f, o, state.effusions, image)
+    nodule = _nodule(g, f, state.nodule, rng)
+    image = over(image, nodule)
+    plates = _atelectasis(g, f, state.atelectasis, rng)
+    image = over(image, plates)
     image = _clavicles(g, f, state.fracture, image)
     image = _devices(g, f, state.devices, image)
-
-    return expose(g, image, 0.03 if state.position == "AP" else 0.0, rng)
+    # What lies in the air of the lung ends where the lung does.
+    return image, {
+        "Lung Opacity": (np.minimum(opacity, lung), _OPACITY),
+        "Consolidation": (np.minimum(consolidation, lung), _CONSOLIDATION),
+        "Pneumothorax": (np.minimum(gas, lung), 1.0),
+        "Pleural Effusion": (fluid, 1.0),
+        "Lung Lesion": (nodule, _NODULE),
+        "Atelectasis": (plates, _ATELECTASIS),
+    }
 
 
 def _body(g: Grid, f: Frame, o: Outlines) -> ndarray:
@@ -182,7 +215,7 @@ def _consolidation(g: Grid, f: Frame, lesion: Lesion | None, rng: Generator) -> 
     x, y = place(f, lesion.side, lesion.zone, rng.uniform(0.35, 0.6))
     radius = (0.17, 0.23, 0.30)[lesion.size]
     blob = ellipse(g, x, y, radius * 1.1, radius * 0.85, rng.uniform(-0.3, 0.3))
-    return 0.42 * g.soft(blob + 0.035 * smooth(g, rng, 14), 0.07)
+    return _CONSOLIDATION * g.soft(blob + 0.035 * smooth(g, rng, 14), 0.07)
 
 
 def _opacity(g: Grid, f: Frame, lesion: Lesion | None, rng: Generator) -> ndarray:
@@ -200,7 +233,7 @@ def _opacity(g: Grid, f: Frame, lesion: Lesion | None, rng: Generator) -> ndarra
         r, tilt, weight = rng.uniform(0.042, 0.075), rng.uniform(-0.6, 0.6), rng.uniform(0.75, 1.0)
         patch = np.exp(-((g.x - px + tilt * (g.y - py)) ** 2) / r**2 - ((g.y - py) ** 2) / r**2)
         patches = np.maximum(patches, weight * patch)
-    return 0.38 * patches
+    return _OPACITY * patches
 
 
 def _nodule(g: Grid, f: Frame, lesion: Lesion | None, rng: Generator) -> ndarray:
@@ -209,7 +242,7 @@ def _nodule(g: Grid, f: Frame, lesion: Lesion | None, rng: Generator) -> ndarray
         return np.zeros((1, 1), np.float32)
     x, y = place(f, lesion.side, lesion.zone, rng.uniform(0.35, 0.65))
     radius = (0.080, 0.110, 0.170)[lesion.size]
-    return 0.48 * g.soft(ellipse(g, x, y, radius, radius * rng.uniform(0.92, 1.08)), 0.025)
+    return _NODULE * g.soft(ellipse(g, x, y, radius, radius * rng.uniform(0.92, 1.08)), 0.025)
 
 
 def _atelectasis(g: Grid, f: Frame, sides: tuple[Side, ...], rng: Generator) -> ndarray:
@@ -222,13 +255,16 @@ def _atelectasis(g: Grid, f: Frame, sides: tuple[Side, ...], rng: Generator) -> 
             across = np.abs(g.y - (y - 0.02 + 0.13 * number) - slope * (g.x - x))
             along = 0.19 - np.abs(g.x - x)
             plates = np.maximum(plates, g.soft(np.minimum(0.022 - across, along), 0.025))
-    return 0.30 * plates
+    return _ATELECTASIS * plates
 
 
-def _pneumothorax(g: Grid, f: Frame, o: Outlines, lesion: Lesion | None, air: ndarray) -> ndarray:
-    """Air between lung and ribs, widest at the apex: black, without vessels, bounded by a fine white line."""
+def _pneumothorax(g: Grid, f: Frame, o: Outlines, lesion: Lesion | None, air: ndarray) -> tuple[ndarray, ndarray]:
+    """Air between lung and ribs, widest at the apex: black, without vessels, bounded by a fine white line.
+
+    Returns the lungs with it, and where it is, in [0, 1].
+    """
     if lesion is None:
-        return air
+        return air, np.zeros((1, 1), np.float32)
     gap = (0.10, 0.18, 0.28)[lesion.size]
     top = LUNG_TOP + 1.7 * gap
     outer, inner = pleura(g.y, top, f.chest - gap)
@@ -239,11 +275,17 @@ def _pneumothorax(g: Grid, f: Frame, o: Outlines, lesion: Lesion | None, air: nd
     line = g.soft(0.014 - np.abs(collapsed), 0.016) * side
     squeezed = air + 0.05 * side * (1 + lesion.size)
     air = air + (squeezed - air) * (1 - gas)
-    return air + (0.035 - air) * gas + 0.20 * line
+    return air + (0.035 - air) * gas + 0.20 * line, gas
 
 
-def _effusions(g: Grid, f: Frame, o: Outlines, lesions: tuple[Lesion, ...], image: ndarray) -> ndarray:
-    """Fluid that hides the diaphragm and climbs along the ribs (the meniscus)."""
+def _effusions(
+    g: Grid, f: Frame, o: Outlines, lesions: tuple[Lesion, ...], image: ndarray
+) -> tuple[ndarray, ndarray]:
+    """Fluid that hides the diaphragm and climbs along the ribs (the meniscus).
+
+    Returns the picture with it, and where it is, in [0, 1].
+    """
+    everywhere = np.zeros((1, 1), np.float32)
     for lesion in lesions:
         level = f.dome[lesion.side] + (0.14, -0.06, -0.42)[lesion.size]
         climb = (0.42, 0.38, 0.34)[lesion.size]
@@ -253,7 +295,8 @@ def _effusions(g: Grid, f: Frame, o: Outlines, lesions: tuple[Lesion, ...], imag
         fluid = g.soft(np.minimum(g.y - surface, room), 0.045) * sides_mask(g, lesion.side)
         fluid = fluid * g.soft(o.floor + 0.05 - g.y, 0.1)
         image = np.maximum(image, image + (_FLUID - image) * fluid)
-    return image
+        everywhere = np.maximum(everywhere, fluid)
+    return image, everywhere
 
 
 def _clavicles(g: Grid, f: Frame, fracture: Side | None, image: ndarray) -> ndarray:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy import ndarray
 
-from data.phantom.draw import draw
+from data.phantom.draw import draw, places
 from data.phantom.lateral import draw_lateral
 from data.phantom.report import write_report
 from data.phantom.state import FINDINGS, State, slot, study_state
@@ -126,6 +126,21 @@ class Phantom:
             state=state,
             prior=prior,
         )
+
+    def masks(self, index: int) -> dict[str, ndarray]:
+        """{observation: (size, size) booleans} of a study's frontal film: where its findings lie.
+
+        Of those that have a place of their own (opacity, consolidation, pneumothorax, effusion, nodule, plates). A
+        finding is in the picture whatever the report says of it.
+
+        Raises:
+            IndexError: as of :meth:`study`.
+        """
+        if not 0 <= index < MOST_STUDIES:
+            raise IndexError(f"a phantom archive has studies 0 to {MOST_STUDIES - 1}, got {index}")
+        where = slot(self.seed, index)
+        state = study_state(self.seed, where.patient, where.visit, self.findings)
+        return places(state, self.size, np.random.default_rng((self.seed, _KEY_PICTURE, index)))
 
     def _has_lateral(self, index: int, state: State) -> bool:
         """A portable film is taken in bed, where nobody takes a lateral one."""

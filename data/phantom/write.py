@@ -15,11 +15,16 @@ from pathlib import Path
 
 import numpy as np
 
+from data.masks import mask_name
 from data.observations import OBSERVATIONS
 from data.phantom.header import Film, Headers, film_file
 from data.phantom.state import ROUND
 from data.phantom.study import Phantom, PhantomStudy
+from data.shards import encode_png
 from shared.artifacts import atomic_file
+
+MASKS = "masks"
+"""Folder of the archive that `medunifier ingest --masks` reads."""
 
 _KEY_HEADER = 20
 _FIRST_DAY = date(2150, 1, 1)
@@ -54,8 +59,10 @@ class StudyRow:
         return f"files/p{self.patient_id[:2]}/p{self.patient_id}/s{self.study_id}"
 
 
-def study_files(phantom: Phantom, index: int, headers: Headers = "basic") -> tuple[StudyRow, dict[str, bytes]]:
-    """A study's row of the tables, and {path below the archive's root: content} of its films and its report.
+def study_files(
+    phantom: Phantom, index: int, headers: Headers = "basic", masks: bool = False
+) -> tuple[StudyRow, dict[str, bytes]]:
+    """A study's row of the tables, and {path below the archive's root: content} of its films, report and masks.
 
     A pure function: a file that lies there already is the one that would be written.
     """
@@ -69,6 +76,10 @@ def study_files(phantom: Phantom, index: int, headers: Headers = "basic") -> tup
         files[f"{row.folder}/{dicom_id}.dcm"], shape = film_file(film, image, headers, rng)
         shapes.append(shape)
     files[f"{row.folder}.txt"] = study.report.encode()
+    if masks:
+        for finding, mask in phantom.masks(index).items():
+            name = mask_name(f"{row.dicom_ids[0]}.dcm", finding)
+            files[f"{MASKS}/{name}"] = encode_png(mask.astype(np.uint8) * np.uint8(255))
     return replace(row, shapes=tuple(shapes)), files
 
 

@@ -1,4 +1,4 @@
-"""SIIM-ACR Pneumothorax: DICOM files, and run-length masks of which the presence alone is read; no reports.
+"""SIIM-ACR Pneumothorax: DICOM files, and run-length masks which become masks of Pneumothorax; no reports.
 
 Layout (Kaggle): ``train-rle.csv`` (ImageId, EncodedPixels with a space before; "-1" = none; several rows where an
 image has several masks), images ``dicom-images-train/<study>/<series>/<ImageId>.dcm``, wherever they were unpacked
@@ -26,10 +26,10 @@ def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iter
     rows = read_table(table, ("ImageId", "EncodedPixels"), problems, needed=("ImageId", "EncodedPixels"))
     films = files_by_stem(root, ".dcm")
     for image, masks in grouped(rows, lambda row: row["ImageId"]).items():
-        present = any(row["EncodedPixels"] != "-1" for row in masks)
+        runs = tuple(("Pneumothorax", row["EncodedPixels"]) for row in masks if row["EncodedPixels"] != "-1")
         yield StudyRecord(
             study_id=image,
             patient_id=image,
-            views=(View(films.get(image, root / "dicom-images-train" / f"{image}.dcm")),),
-            labels=closed_labels(["Pneumothorax"] if present else [], ["Pneumothorax"]),
+            views=(View(films.get(image, root / "dicom-images-train" / f"{image}.dcm"), masks=runs),),
+            labels=closed_labels(["Pneumothorax"] if runs else [], ["Pneumothorax"]),
         )

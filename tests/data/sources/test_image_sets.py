@@ -2,6 +2,7 @@
 
 import pytest
 
+from data.masks import read_masks
 from data.sources import nih, vindr
 from shared.errors import UserError
 
@@ -102,13 +103,18 @@ def test_rsna(tmp_path, film, table, read, ingested):
 
 
 def test_siim(tmp_path, film, table, read, ingested):
-    rows = [("1.2.1", " -1"), ("1.2.2", " 387620 23 996 33"), ("1.2.2", " 12 3"), ("1.2.3", "-1"), ("1.2.4", "")]
+    rows = [("1.2.1", " -1"), ("1.2.2", " 0 40 40 5"), ("1.2.2", " 1240 40"), ("1.2.3", "-1"), ("1.2.4", "")]
     table(tmp_path / "train-rle.csv", "ImageId, EncodedPixels", rows)
     for number in (1, 2, 3):
         film(tmp_path / f"siim/dicom-images-train/9.{number}/8.{number}/1.2.{number}.dcm")
     archive = read("siim", tmp_path)
     assert [record.labels["Pneumothorax"] for record in archive.records] == [0, 1, 0]
     assert [problem.reason for problem in archive.problems] == ["row without EncodedPixels"]
+    # Films of 40 x 32: the first column, five pixels of the third, and in a row of its own the last column.
+    masks = archive.records[1].views[0].masks
+    mask = read_masks(masks, (40, 32), 40)["Pneumothorax"]
+    assert len(masks) == 2 and mask.sum() == 85 and mask[:, [4, 35]].all() and mask[:5, 6].all()
+    assert archive.records[0].views[0].masks == ()
     manifest, _ = ingested("siim", tmp_path)
     assert manifest["counts"]["kept_studies"] == 3 and manifest["counts"]["rejected_images"] == 0
 
