@@ -20,6 +20,7 @@ from torch import Tensor
 from shared.checkpoints import Checkpoints
 from shared.distributed import all_reduce_sum, is_main, world_size
 from shared.errors import UserError
+from shared.peak import peak_flops
 from shared.plots import save_curves
 from shared.progress import Progress
 from shared.run_folder import CHECKPOINTS, RunFolder
@@ -74,6 +75,9 @@ class LoopConfig:
         return self.batch_size * self.accumulation * world_size()
 
 
+# Figures of a step that become rates: tokens that this process computed, and the arithmetic it did for them.
+TOKENS, FLOP = "tokens", "flop"
+
 # A run may be continued with another value of these; anything else would make it another run.
 MAY_CHANGE = (
     "run_dir",
@@ -123,7 +127,10 @@ class Task(Protocol):
     """What a stage gives to the loop. Its models and optimizers are prepared by the same Accelerator."""
 
     def step(self, micro_batches: list[Any], step: int) -> Mapping[str, Tensor | float]:
-        """One optimizer step over this process' micro-batches; scalars by name, without gradient."""
+        """One optimizer step over this process' micro-batches; scalars by name, without gradient.
+
+        ``tokens`` and ``flop`` among them are this process' amounts in the step, and logged as rates.
+        """
 
     def validate(self, step: int) -> Mapping[str, float]:
         """Figures over the validation set, equal on all processes; pictures go to the run folder."""
@@ -235,6 +242,10 @@ class _Meter:
         timed = self._timed_steps
         figures = dict(zip(names, means.tolist(), strict=True))
         figures["samples_per_s"] = timed * self._config.global_batch() / seconds
+        if (tokens := figures.pop(TOKENS, None)) is not None:
+            figures["tokens_per_s"] = timed * tokens * world_size() / seconds
+        if (flop := figures.pop(FLOP, None)) is not None:
+            figures["share_of_peak"] = timed * flop / seconds / peak_flops(self._config.mixed_precision)
         figures["data_wait_share"] = self._waited / seconds
         figures["memory_gib"] = _peak_memory_gib()
         self._sums, self._steps = {}, 0

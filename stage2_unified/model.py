@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from shared.loop import TOKENS
 from stage2_unified.caches import CACHE, PrefixCache
 from stage2_unified.configuration import MedUnifierConfig
 from stage2_unified.global_batch import Embeddings, GlobalBatch, gather_step
@@ -252,7 +253,7 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
         Returns:
             ``loss`` to differentiate; ``contrast, matching, report, image, z`` in nats, unweighted;
-            ``matching_accuracy`` (balanced), ``scale``, and ``padding_share`` of the tokens that were computed.
+            ``matching_accuracy`` (balanced), ``scale``, and ``padding_share`` of the ``tokens`` that were computed.
         """
         rows, tokens = len(batch), batch.codes.shape[1]
         prefix = self.read_images(batch.codes, batch.view)
@@ -307,6 +308,7 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
             "matching_accuracy": matching_accuracy(match_logits.detach(), usable),
             "scale": self.scale.detach(),
             "padding_share": 1 - needed / computed,
+            TOKENS: torch.tensor(float(computed)),
         }
         return {"loss": loss, **losses, **watched}
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from data.loader import sample_stream
 from shared.distributed import all_reduce_sum, is_main, rank, world_size
-from shared.loop import check_finite, set_rate
+from shared.loop import FLOP, TOKENS, check_finite, set_rate
 from shared.plots import labelled_rows
 from shared.run_folder import RunFolder
 from stage1_tokenizer.frozen import FrozenTokenizer
@@ -74,7 +75,19 @@ class UnifiedTask:
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + value.detach() / len(batches)
         chance = {f"{name}.chance": level for name, level in self._chance(config.loop.global_batch()).items()}
-        return {**sums, "gradient_norm": norm, "lr": rate, **chance}
+        tokens = sums.pop(TOKENS) * len(batches)
+        work = {TOKENS: tokens, FLOP: tokens * self._flop_a_token}
+        return {**sums, "gradient_norm": norm, "lr": rate, **chance, **work}
+
+    @cached_property
+    def _flop_a_token(self) -> int:
+        """Of a step, forward and backward: the products of the decoder's layers alone.
+
+        Six a weight, four where it is frozen. Attention over the row and the heads come to a few per cent more, and
+        what is computed again (recomputed layers, the first pass of several micro-batches) is no progress.
+        """
+        layers = self.accelerator.unwrap_model(self.model).model.layers
+        return sum(p.numel() * (6 if p.requires_grad else 4) for p in layers.parameters() if p.dim() == 2)
 
     @torch.no_grad()
     def _everything(self, batches: list[StudyBatch]) -> GlobalBatch | None:
@@ -103,6 +116,7 @@ class UnifiedTask:
             for name, value in losses.items():
                 figures[name] = figures.get(name, 0.0) + value
             batches += 1
+        figures.pop(TOKENS, None)
         names = sorted(figures)
         means = all_reduce_sum(torch.stack([figures[name].float() for name in names])) / (batches * world_size())
         result = dict(zip(names, means.tolist(), strict=True))

@@ -91,6 +91,7 @@ def test_padding_changes_nothing(model, batch):
     wider = replace(batch, report=pad(batch.report, (0, 5), value=model.vocabulary["<pad>"]))
     plain, padded = model(batch=batch), model(batch=wider)
     assert 0 < plain.pop("padding_share") < padded.pop("padding_share")
+    assert padded.pop("tokens") > plain.pop("tokens")
     for name, value in plain.items():
         assert padded[name].item() == pytest.approx(value.item(), rel=1e-5), name
 
@@ -108,6 +109,7 @@ def test_uneven_branches_run_in_two_groups_and_the_padding_share_is_what_was_com
     needed = rows * prefix + int((batch.report_length + 3 + GRID[0] * GRID[1]).sum())
     # Of the branches at least one a study is padded up to no more than its group's width.
     computed = rows * (prefix + text_first) + branches
+    assert model(batch=batch)["tokens"] == computed
     assert 1 - (needed + branches) / computed <= share <= 1 - (needed + 3 * rows * 3) / computed
 
 

@@ -93,7 +93,7 @@ def _fresh_accelerator():
 
 def lines(run):
     """The logged figures that depend on no clock."""
-    timed = {"samples_per_s", "data_wait_share", "memory_gib"}
+    timed = {"samples_per_s", "tokens_per_s", "share_of_peak", "data_wait_share", "memory_gib"}
     content = (run / "metrics.jsonl").read_text().splitlines()
     return [{name: v for name, v in json.loads(line).items() if name not in timed} for line in content]
 

@@ -1,0 +1,43 @@
+"""How fast this machine multiplies matrices: what a share of peak is a share of."""
+
+import time
+from functools import cache
+
+import torch
+
+# Dense bfloat16 with tensor cores, in TFLOP/s, from the makers' data sheets; the longer name comes first.
+_BF16_TFLOPS = {"H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "A10": 125}
+_MEASURED_SIZE = {"cuda": 8192, "cpu": 1024}
+
+
+@cache
+def peak_flops(precision: str) -> float:
+    """Floating-point operations a second at most, of one device of this machine.
+
+    Args:
+        precision: "bf16", or "no" for float32.
+
+    Returns:
+        The data sheet's figure for bfloat16 on a GPU that the table knows; else what a large matrix product reaches
+        here and now, with the threads that torch has. A multiplication and an addition count as two.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and precision == "bf16":
+        name = torch.cuda.get_device_name()
+        for part, tflops in _BF16_TFLOPS.items():
+            if part in name:
+                return tflops * 1e12
+    return _measured(device, torch.bfloat16 if precision == "bf16" else torch.float32)
+
+
+def _measured(device: str, dtype: torch.dtype, rounds: int = 3) -> float:
+    size = _MEASURED_SIZE[device]
+    matrix = torch.ones(size, size, device=device, dtype=dtype)
+    best = 0.0
+    for _ in range(rounds + 1):  # the first warms up
+        start = time.perf_counter()
+        torch.mm(matrix, matrix)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        best = max(best, 2 * size**3 / (time.perf_counter() - start))
+    return best
