@@ -155,21 +155,32 @@ class FrozenTokenizer(nn.Module):
 
         A model of three channels takes (B, 3, H, W) as it is, and repeats grey.
         """
-        z = self._model.encode(images)
+        z = self.encode_vectors(images)
         rows = z.permute(0, 2, 3, 1).reshape(-1, z.shape[1])
-        if self.config.quantizer.kind == "gumbel":
-            proj: Any = self._model.quantize.get_submodule("proj")
-            codes = largest_logit(rows, proj.weight.flatten(1), proj.bias)
-        elif self._entries is not None and self._code_of_entry is not None:
-            codes = self._code_of_entry[nearest_entry(rows, self._entries)]
-        else:
-            codes = nearest_entry(rows, self.codebook)
-        return codes.reshape(len(z), *z.shape[2:])
+        table, bias, code = self.lookup_tables()
+        codes = nearest_entry(rows, table) if bias is None else largest_logit(rows, table, bias)
+        return (codes if code is None else code[codes]).reshape(len(z), *z.shape[2:])
 
     @torch.no_grad()
     def decode_indices(self, codes: Tensor) -> Tensor:
         """(B, h, w) codes -> images (B, 1, H, W), about [-1, 1], not clamped; three channels if the model has."""
-        return self._model.decode(self.codebook[codes.long()].permute(0, 3, 1, 2).contiguous())
+        return self.decode_vectors(self.codebook[codes.long()].permute(0, 3, 1, 2).contiguous())
+
+    def encode_vectors(self, images: Tensor) -> Tensor:
+        """(B, 1, H, W) in [-1, 1] -> the encoder's vectors (B, D, h, w), before the lookup."""
+        return self._model.encode(images)
+
+    def decode_vectors(self, z_q: Tensor) -> Tensor:
+        """(B, D, h, w) entries -> images (B, 1, H, W), about [-1, 1]."""
+        return self._model.decode(z_q)
+
+    def lookup_tables(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """What a vector is compared with: a table (E, D); a bias (E,) if the code is the row of the largest linear
+        output and not the nearest row; and (E,) the code of each row, where it is not the row's number."""
+        if self.config.quantizer.kind == "gumbel":
+            proj: Any = self._model.quantize.get_submodule("proj")
+            return proj.weight.flatten(1), proj.bias, None
+        return (self.codebook, None, None) if self._entries is None else (self._entries, None, self._code_of_entry)
 
     def encode_images(self, images: Sequence[np.ndarray], batch_size: int = 32) -> np.ndarray:
         """Arrays (H, W) uint8 or uint16 of the tokenizer's size -> codes (N, h, w), int64.

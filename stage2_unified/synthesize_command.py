@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from data.synthetic import save_synthetic_dicom, save_synthetic_png
+from data.synthetic import describe_drawing, save_synthetic_dicom, save_synthetic_png
 from shared.artifacts import write_json
 from shared.config import parse_config
 from shared.errors import UserError
@@ -87,7 +87,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     ]
     drawing = {"guidance": config.guidance, "temperature": config.temperature, "top_k": config.top_k,
                "top_p": config.top_p}  # fmt: skip
-    _begin(out, {"model": pipeline.fingerprint, **drawing, "images": plan})
+    model = pipeline.fingerprint
+    _begin(out, {"model": model, **drawing, "images": plan})
     todo = [number for number, row in enumerate(plan) if not (out / str(row["file"])).is_file()]
     with Progress(len(plan), "drawing", "images", done=len(plan) - len(todo)) as progress:
         for run in _consecutive(todo, config.batch_size):
@@ -101,11 +102,14 @@ def main(argv: Sequence[str] | None = None) -> None:
                 top_p=config.top_p,
             )
             for number, pixels in zip(run, pipeline.decode(codes), strict=True):
-                path, description = out / str(plan[number]["file"]), json.dumps(plan[number], ensure_ascii=False)
+                path, prompt = out / str(plan[number]["file"]), prompts[number]
+                description = describe_drawing(
+                    prompt.report, model=model, seed=config.seed + number, guidance=config.guidance
+                )
                 if config.format == "png":
                     save_synthetic_png(path, pixels, description)
                 else:
-                    save_synthetic_dicom(path, pixels, description, prompts[number].view)
+                    save_synthetic_dicom(path, pixels, description, prompt.view)
             progress.advance(len(run))
     print(f"{out}: {len(plan)} synthetic radiographs")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.synthetic import save_synthetic_png
+from data.synthetic import describe_drawing, save_synthetic_png
 from shared.errors import UserError
 from stage2_unified.app.code_grid import Region, edited
 from stage2_unified.app.reader import FilmReader
@@ -60,7 +60,7 @@ class Answers:
     def __init__(
         self, pipeline: MedUnifierPipeline, folder: Path, index: StudyIndex | None = None, most_bytes: int = 2**26
     ) -> None:
-        self.pipeline, self.index = pipeline, index
+        self.pipeline, self.index, self._model = pipeline, index, pipeline.fingerprint
         self._folder, self._most_bytes = folder, most_bytes
         self._reader = FilmReader()
         self._films: OrderedDict[str, ReadFilm] = OrderedDict()
@@ -159,7 +159,8 @@ class Answers:
             about = {"text": text, "view": view, "seed": seed + number, "guidance": guidance}
             name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
             path = self._folder / f"{name}.png"
-            save_synthetic_png(path, pixels, json.dumps(about, ensure_ascii=False))
+            description = describe_drawing(report_of(text), model=self._model, seed=seed + number, guidance=guidance)
+            save_synthetic_png(path, pixels, description)
             drawn.append(Drawn(path, seed + number, matches[number]))
         return text, drawn
 

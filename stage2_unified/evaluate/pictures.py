@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data.synthetic import save_synthetic_png
+from data.synthetic import NOTICE, RECONSTRUCTION, save_synthetic_png
 from shared.artifacts import atomic_folder
 from shared.plots import to_uint8
 
-_COMPUTED = ("generated", "reconstruction")
+_COMPUTED = {"generated": NOTICE, "reconstruction": RECONSTRUCTION}
 
 
 def pictures_folder(out: Path) -> Path:
@@ -30,8 +30,8 @@ def save_pictures(folder: Path, pictures: Mapping[str, np.ndarray]) -> None:
             if not re.fullmatch(r"[a-z0-9-]+", name):
                 raise ValueError(f"picture name {name!r} is no file stem")
             path = partial / f"{name}.png"
-            if any(kind in name for kind in _COMPUTED):
-                save_synthetic_png(path, image, "Made while a model was judged (medunifier evaluate).")
+            if notice := next((notice for kind, notice in _COMPUTED.items() if kind in name), None):
+                save_synthetic_png(path, image, "Made while a model was judged (medunifier evaluate).", notice)
             else:
                 Image.fromarray(to_uint8(image)).save(path)
 

@@ -87,8 +87,27 @@ def test_dicom_is_marked_synthetic_and_names_nobody(model_folder, tmp_path):
     assert len({film.SOPInstanceUID for film in read}) == 2
     for film in read:
         assert film.ImageType == ["DERIVED", "SECONDARY"] and "Synthetic" in film.DerivationDescription
-        assert "There is edema. There is no fracture." in film.DerivationDescription
+        assert "stated: Edema; denied: Fracture." in film.DerivationDescription
         assert not film.PatientName and not film.PatientID and film.ViewPosition == "AP"
+
+
+PLANTED = ("Zebedee", "Quimby", "617-555-0123", "MRN 4471", "19031203")
+
+
+def test_no_patient_can_come_through(model_folder, tmp_path):
+    """Whatever a table of prompts holds, a drawing's file holds nothing of it but observations and a view."""
+    table = tmp_path / "prompts.csv"
+    table.write_text(
+        "findings,impression,view,patient_id,PatientName,PatientBirthDate,study_id\n"
+        '"Zebedee Quimby, MRN 4471, has edema.","Dr. Quimby, 617-555-0123.",Quimby,Zebedee,Quimby,19031203,4471\n'
+    )
+    for kind in ("dicom", "png"):
+        out = tmp_path / kind
+        assert synthesize(model_folder, "--file", table, "--out", out, f"--format={kind}") == 0
+        (row,) = plan_of(out)
+        content = (out / row["file"]).read_bytes()
+        assert b"stated: Edema" in content and not any(word.encode() in content for word in PLANTED)
+        assert "patient_id" not in row and "Zebedee" in row["findings"], "the list beside them has the text, for you"
 
 
 @pytest.mark.parametrize("options", [["--text=a", "--labels=Edema"], ["--label_template=edema"], ["--count=0"]])

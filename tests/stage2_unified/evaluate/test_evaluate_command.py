@@ -154,6 +154,13 @@ def test_picture_names_cannot_leave_their_folder(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_reconstruction_does_not_say_that_it_shows_no_patient(tmp_path):
+    save_pictures(tmp_path, {name: np.zeros((2, 2)) for name in ("a-generated-0", "a-reconstruction-0", "a-real-0")})
+    said = [Image.open(tmp_path / f"a-{name}-0.png").info for name in ("generated", "reconstruction", "real")]
+    assert "shows no patient" in said[0]["Comment"] and said[1]["Source"] == "synthetic" and not said[2]
+    assert "may be a patient's" in said[1]["Comment"] and "no patient" not in said[1]["Comment"]
+
+
 def test_out_must_be_json():
     with pytest.raises(UsageError):
         main(["all", "--model", "m", "--data", "d", "--out", "x"])
