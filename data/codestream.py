@@ -38,6 +38,19 @@ def stream_frame(stream: bytes) -> Frame | None:
     return None
 
 
+def with_whole_scan(stream: bytes) -> bytes:
+    """A sequential JPEG stream whose scan says that it has all 64 coefficients, as each scan of such a stream must.
+
+    Encoders of the nineties, those of NEMA's own 12-bit films among them, wrote 0 as the last coefficient. T.81
+    (table B.3) leaves these bytes no choice but 0, 63 and 0, so nothing is guessed; libjpeg would refuse the stream.
+    """
+    at = _segment(stream, {0xDA})
+    if stream[:2] != _JPEG or not at or _segment(stream[:at], {0xC0, 0xC1}) is None:
+        return stream
+    end = at + 2 + int.from_bytes(stream[at + 2 : at + 4], "big")
+    return stream[: end - 3] + b"\x00\x3f\x00" + stream[end:]
+
+
 def _jpeg2000_frame(stream: bytes) -> Frame | None:
     """From the SIZ segment, which comes first (ITU-T T.800 A.5.1)."""
     if len(stream) < 42:
@@ -47,6 +60,12 @@ def _jpeg2000_frame(stream: bytes) -> Frame | None:
 
 
 def _jpeg_frame(stream: bytes) -> Frame | None:
+    at = _segment(stream, _FRAME_MARKERS)
+    return None if at is None else Frame(*struct.unpack(">HHB", stream[at + 5 : at + 10]))
+
+
+def _segment(stream: bytes, wanted: set[int]) -> int | None:
+    """Where the first segment of one of these markers begins; None without one, or after an unwanted frame."""
     at = 2
     while at + 10 <= len(stream):
         if stream[at] != 0xFF:
@@ -56,11 +75,10 @@ def _jpeg_frame(stream: bytes) -> Frame | None:
             at += 1
         elif marker in _BARE_MARKERS:
             at += 2
-        elif marker in _FRAME_MARKERS:
-            rows, columns, components = struct.unpack(">HHB", stream[at + 5 : at + 10])
-            return Frame(rows, columns, components)
+        elif marker in wanted:
+            return at
         elif marker in _OTHER_FRAMES:
             return None
         else:
-            at += 2 + int(struct.unpack(">H", stream[at + 2 : at + 4])[0])
+            at += 2 + int.from_bytes(stream[at + 2 : at + 4], "big")
     return None

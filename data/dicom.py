@@ -16,26 +16,30 @@ from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pydicom
 from numpy import ndarray
 from pydicom.dataset import Dataset
-from pydicom.encaps import generate_frames
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels import get_decoder
 from pydicom.pixels.processing import apply_modality_lut, apply_voi
 from pydicom.uid import (
+    HTJ2K,
+    JPEG2000,
     UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
     JPEGLSLossless,
     JPEGLSNearLossless,
     RLELossless,
 )
 
-from data.codestream import stream_frame
+from data.codestream import stream_frame, with_whole_scan
 from data.pixels import UnreadableImage, check_not_constant, check_size
 from data.places import as_path, read_at_most
 
@@ -47,12 +51,19 @@ _META_BYTES = 2**16
 # pydicom logs, with tracebacks, what it also raises; a refused file is one line in a table and no more.
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
+# What these codings lose comes back as ringing at edges, also beyond the range of the values that went in.
+_LOSSY = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEG2000, HTJ2K)
+
 _GZIP = b"\x1f\x8b"
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 _NOT_GREY = (
     "RGB", "PALETTE COLOR", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT", "HSV", "ARGB",
     "CMYK", "XYB",
 )  # fmt: skip
+Windowing = Literal["header", "full"]
+"""header: the VOI table or the first window that the file names, else full. full: all grey levels that the bits
+allow, whatever the file names."""
+
 _CODEC_ERROR = re.compile(r"error code '(-?\d{1,5})'")
 
 
@@ -98,14 +109,14 @@ def file_bytes(path: Path) -> bytes:
     return data
 
 
-def decode_dicom(data: bytes) -> Radiograph:
-    """As `read_dicom`, of a file's bytes."""
+def decode_dicom(data: bytes, window: Windowing = "header") -> Radiograph:
+    """As `read_dicom`, of a file's bytes, and with the choice of what is shown of the grey levels."""
     with warnings.catch_warnings():
         # pydicom warns of every oddity of a header; what matters here is an error or nothing.
         warnings.simplefilter("ignore")
         try:
             dataset = _parse(_unpacked(data))
-            return _radiograph(dataset)
+            return _radiograph(dataset, window)
         except UnreadableImage:
             raise
         except RecursionError:
@@ -170,11 +181,11 @@ def _check_inflated_size(data: bytes) -> None:
             raise UnreadableImage("too large after inflation")
 
 
-def _radiograph(dataset: Dataset) -> Radiograph:
+def _radiograph(dataset: Dataset, window: Windowing) -> Radiograph:
     _check_header(dataset)
     stored = _stored_values(dataset)
     check_not_constant(stored)
-    pixels = _displayed(dataset, stored)
+    pixels = _displayed(dataset, stored, window == "header")
     check_not_constant(pixels)
     return Radiograph(
         pixels=pixels,
@@ -253,9 +264,13 @@ def _stored_values(dataset: Dataset) -> ndarray:
     if stored.shape != (rows, columns):
         raise UnreadableImage(f"decoded to {stored.shape}, header says {(rows, columns)}")
     low, high = _stored_range(dataset)
-    if stored.min() < low or stored.max() > high:
+    least, greatest = int(stored.min()), int(stored.max())
+    if low <= least and greatest <= high:
+        return stored
+    ringing = (high - low) // 16 if dataset.file_meta.TransferSyntaxUID in _LOSSY else 0
+    if least < low - ringing or greatest > high + ringing:
         raise UnreadableImage(f"pixel values beyond the {int(dataset.BitsStored)} bits stored")
-    return stored
+    return np.clip(stored, low, high)
 
 
 @cache
@@ -273,16 +288,22 @@ def _decoding_plugin(syntax: UID) -> str:
 
 
 def _check_codestream(dataset: Dataset, rows: int, columns: int) -> None:
-    """Codecs allocate by their own header: one that disagrees with DICOM's could ask for all memory."""
+    """Codecs allocate by their own header: one that disagrees with DICOM's could ask for all memory.
+
+    A scan header that an old encoder left wrong is put right in ``dataset``.
+    """
     if dataset.file_meta.TransferSyntaxUID == RLELossless:
         return  # without a picture size of its own; pydicom unpacks it into the header's
-    frame = stream_frame(next(generate_frames(dataset.PixelData, number_of_frames=1), b""))
+    stream = next(generate_frames(dataset.PixelData, number_of_frames=1), b"")
+    frame = stream_frame(stream)
     if frame is None:
         raise UnreadableImage("compressed stream without a header that could be read")
     if (frame.rows, frame.columns) != (rows, columns):
         raise UnreadableImage(f"compressed stream is {frame.rows} x {frame.columns}, header says {rows} x {columns}")
     if frame.components != 1:
         raise UnreadableImage("colour image")
+    if (whole := with_whole_scan(stream)) != stream:
+        dataset.PixelData = encapsulate([whole])
 
 
 def _stored_range(dataset: Dataset) -> tuple[int, int]:
@@ -292,19 +313,19 @@ def _stored_range(dataset: Dataset) -> tuple[int, int]:
     return 0, 2**bits - 1
 
 
-def _displayed(dataset: Dataset, stored: ndarray) -> ndarray:
-    """(H, W) float32 in [0, 1], bones light."""
+def _displayed(dataset: Dataset, stored: ndarray, windowed: bool) -> ndarray:
+    """(H, W) float32 in [0, 1], bones light; of the header's table and windows nothing unless ``windowed``."""
     inverted = (
         dataset.PhotometricInterpretation == "MONOCHROME1" or _word(dataset, "PresentationLUTShape") == "INVERSE"
     )
     values, low, high = _modality(dataset, stored)
-    if _has_table(dataset, "VOILUTSequence"):
+    if windowed and _has_table(dataset, "VOILUTSequence"):
         table = dataset.VOILUTSequence[0]
         shown = apply_voi(values, dataset).astype(np.float32) / (2.0 ** int(table.LUTDescriptor[2]) - 1)
         shown = np.clip(shown, 0.0, 1.0)
         return 1.0 - shown if inverted else shown
     values = values.astype(np.float32)
-    window = _window(dataset)
+    window = _window(dataset) if windowed else None
     if inverted:
         # The values are mirrored before the window, not after. The standard's linear window is lopsided by
         # half a grey level; done this way a film and its twin with mirrored values and window are equal.

@@ -16,10 +16,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from data.dicom import Windowing
 from data.duplicates import DUPLICATES, Duplicates, Picture, find_duplicates, write_duplicates
 from data.executors import WorkerDied, open_executor, run_jobs
 from data.find_study import find_study
 from data.masks import with_masks
+from data.pixels import Fit
 from data.places import as_path, below, is_url
 from data.pseudonyms import DEFAULT_KEY_FILE, load_key, pseudonym
 from data.records import SPLITS, Problem, StudyRecord
@@ -39,6 +41,10 @@ _UNFINISHED = ".ingest"  # reports of finished shards, until the manifest takes 
 _WITHOUT = "without"  # in it: shards that lost duplicates, until all of them are there
 REJECTS = "rejects.csv"
 _SHOWN_REASONS = 5
+_FITTED: dict[Fit, str] = {"pad": "padded with black", "crop": "cut to the square in the middle"}
+
+LATER_SETTINGS = {"fit": "pad", "window": "header", "chest_only": False}
+"""Left out of a plan's digest where they have these values, so that what older versions wrote is known again."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,13 @@ class IngestConfig:
     check_images: int = 100
     """Images that --check decodes, spread over the archive; 0 = all."""
     size: int = 256
-    """Side of the square images, in pixels; the aspect is kept and the rest padded with black."""
+    """Side of the square images, in pixels; the aspect is kept."""
+    fit: Fit = "pad"
+    """pad: the whole film, black at its shorter sides. crop: the largest square in its middle."""
+    window: Windowing = "header"
+    """header: grey levels as the DICOM file's VOI table or first window shows them. full: all that its bits allow."""
+    chest_only: bool = False
+    """Refuse DICOM films whose header says that they are no radiographs, or not of the chest."""
     bits: Literal[8, 16] = 8
     """Depth of the written PNGs."""
     text: Literal["findings", "impression", "findings+impression"] = "findings+impression"
@@ -113,7 +125,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if config.check:
         archive = read_source(config.source, config.root, config.options)
         images, accept = config.check_images, config.burned_in == "accept"
-        check_source(archive, config.source, config.root, images, _workers(config), config.cluster, accept)
+        check_source(
+            archive, config.source, config.root, images, _workers(config), config.cluster, accept, config.chest_only
+        )
     elif config.find:
         archive = read_source(config.source, config.root, config.options)
         print("\n".join(find_study(archive.records, load_key(config.key_file), config.find)))
@@ -216,6 +230,9 @@ def _transform(config: IngestConfig) -> Transform:
         text=config.text,
         burned_in=config.burned_in == "accept",
         redact=patterns(config.redact, config.redact_file),
+        fit=config.fit,
+        window=config.window,
+        chest_only=config.chest_only,
     )
 
 
@@ -248,7 +265,8 @@ def _plan(
 def _plan_digest(config: IngestConfig, jobs: Sequence[ShardJob], key: bytes, transform: Transform) -> str:
     """What the shards will hold, as far as it can be told before reading pixels; keyed, so it betrays no id."""
     digest, root = hashlib.sha256(key), as_path(config.root)
-    digest.update(canonical_json([config.source, asdict(config.options), asdict(transform), config.duplicates]))
+    settings = {name: value for name, value in asdict(transform).items() if LATER_SETTINGS.get(name, ...) != value}
+    digest.update(canonical_json([config.source, asdict(config.options), settings, config.duplicates]))
     for job in jobs:
         for record in job.records:
             digest.update(
@@ -326,7 +344,9 @@ def _finish(
         "transform": {
             "size": config.size,
             "bits": config.bits,
-            "resize": "aspect kept, anti-aliased, padded with black",
+            "resize": "aspect kept, anti-aliased, " + _FITTED[config.fit],
+            "window": config.window,
+            "chest_only": config.chest_only,
             "text": config.text,
             "burned_in": config.burned_in,
             # The user's own patterns may be names of patients: their number must do.

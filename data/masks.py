@@ -11,7 +11,7 @@ from numpy import ndarray
 from PIL import Image
 
 from data.observations import OBSERVATIONS
-from data.pixels import MOST_PIXELS, UnreadableImage, fit_square
+from data.pixels import MOST_PIXELS, Fit, UnreadableImage, fit_square
 from data.records import Mask, StudyRecord
 from shared.errors import UserError
 
@@ -68,13 +68,16 @@ def mask_name(image: str, finding: str) -> str:
     return f"{_ENDING.sub('', image)}.{slug(finding)}.png"
 
 
-def read_masks(masks: Iterable[tuple[str, Mask]], shape: tuple[int, int], size: int) -> dict[str, ndarray]:
+def read_masks(
+    masks: Iterable[tuple[str, Mask]], shape: tuple[int, int], size: int, fit: Fit = "pad"
+) -> dict[str, ndarray]:
     """The masks of a film, those of one finding joined, fitted into the square as the film is.
 
     Args:
         masks: (finding, mask) pairs.
         shape: rows and columns of the film as stored.
         size: side of the square.
+        fit: how the film was fitted.
 
     Returns:
         {finding: (size, size) booleans}: true where at least half of a new pixel was.
@@ -89,7 +92,7 @@ def read_masks(masks: Iterable[tuple[str, Mask]], shape: tuple[int, int], size: 
             rows, columns = marked.shape
             raise UnreadableImage(f"its mask has {rows} x {columns} pixels, the film {shape[0]} x {shape[1]}")
         joined[finding] = joined.get(finding, False) | marked
-    return {name: fit_square(marked.astype(np.float32), size) >= 0.5 for name, marked in joined.items()}
+    return {name: fit_square(marked.astype(np.float32), size, fit) >= 0.5 for name, marked in joined.items()}
 
 
 def decode_runs(text: str, rows: int, columns: int) -> ndarray:

@@ -1,5 +1,7 @@
 """What is asked of every picture, whatever file it came in: a sane size, something to see, and a scale."""
 
+from typing import Literal
+
 import numpy as np
 from numpy import ndarray
 from PIL import Image
@@ -10,6 +12,9 @@ SMALLEST_SIDE = 16
 LARGEST_SIDE = 16_384
 MOST_PIXELS = 2**26
 """67 million: four times the largest chest film met (4248 x 3480)."""
+
+Fit = Literal["pad", "crop"]
+"""pad: the whole film, black at its shorter sides. crop: the largest square in the middle of the film."""
 
 
 class UnreadableImage(UserError):
@@ -45,12 +50,13 @@ def check_not_constant(pixels: ndarray) -> None:
         raise UnreadableImage("constant image: all pixels are equal")
 
 
-def fit_square(pixels: ndarray, size: int) -> ndarray:
-    """Scales to a square with the aspect kept and black at the shorter sides, equally on both.
+def fit_square(pixels: ndarray, size: int, fit: Fit = "pad") -> ndarray:
+    """Scales to a square with the aspect kept.
 
     Args:
         pixels: (H, W) float32 in [0, 1].
         size: side of the result, at least 1.
+        fit: ``pad`` puts black at the shorter sides, equally on both; ``crop`` cuts the longer sides, equally.
 
     Returns:
         (size, size) float32 in [0, 1]. Shrinking is anti-aliased (bicubic over the whole footprint of
@@ -62,6 +68,12 @@ def fit_square(pixels: ndarray, size: int) -> ndarray:
     height, width = pixels.shape
     if (height, width) == (size, size):
         return pixels
+    if fit == "crop":
+        side = min(height, width)
+        top, left = (height - side) / 2, (width - side) / 2
+        middle = (left, top, left + side, top + side)
+        square = np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC, middle))
+        return np.clip(square, 0.0, 1.0)
     scale = size / max(height, width)
     inner = (max(1, round(width * scale)), max(1, round(height * scale)))
     small = Image.fromarray(pixels).resize(inner, Image.Resampling.BICUBIC)

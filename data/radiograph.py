@@ -1,5 +1,6 @@
 """`read_radiograph`: any file that holds a radiograph -> grey levels in [0, 1]."""
 
+import re
 import warnings
 from dataclasses import replace
 from io import BytesIO
@@ -9,8 +10,8 @@ import numpy as np
 from numpy import ndarray
 from PIL import Image
 
-from data.dicom import Radiograph, decode_dicom, file_bytes, is_dicom
-from data.pixels import UnreadableImage, check_not_constant, check_size, fit_square
+from data.dicom import Radiograph, Windowing, decode_dicom, file_bytes, is_dicom
+from data.pixels import Fit, UnreadableImage, check_not_constant, check_size, fit_square
 from data.places import as_path
 
 _MAGIC = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG"}
@@ -40,17 +41,44 @@ def read_radiograph(path: str | Path, size: int | None = None) -> ndarray:
     return read_film(path, size).pixels
 
 
-def read_film(path: str | Path, size: int | None = None) -> Radiograph:
-    """As `read_radiograph`, with the view, modality and body part that a DICOM header names."""
+def read_film(
+    path: str | Path, size: int | None = None, fit: Fit = "pad", window: Windowing = "header"
+) -> Radiograph:
+    """As `read_radiograph`, with the view, modality and body part that a DICOM header names.
+
+    Args:
+        path, size: as there.
+        fit: how the film becomes a square, see :func:`data.pixels.fit_square`.
+        window: what is shown of a DICOM film's grey levels; PNG and JPEG have no window.
+    """
     try:
         data = file_bytes(as_path(path))
     except OSError as error:
         raise UnreadableImage(f"cannot be opened: {error.strerror or type(error).__name__}") from error
     kind = next((kind for magic, kind in _MAGIC.items() if data.startswith(magic)), None)
-    film = decode_dicom(data) if kind is None or is_dicom(data[:132]) else _read_picture(data, kind)
+    film = decode_dicom(data, window) if kind is None or is_dicom(data[:132]) else _read_picture(data, kind)
     if size is None:
         return film
-    return replace(film, pixels=fit_square(film.pixels, size), stored=film.pixels.shape)
+    return replace(film, pixels=fit_square(film.pixels, size, fit), stored=film.pixels.shape)
+
+
+# Projection radiography; XA, RF and the like are other pictures of the chest.
+_RADIOGRAPHS = {"", "CR", "DX", "RG"}
+_CHEST = re.compile(r"CHEST|THORAX|TORAX|LUNG|\bRIBS?\b|^$")
+
+
+def check_chest(film: Radiograph) -> None:
+    """Refuses a film whose own header says that it is something else than a radiograph of the chest.
+
+    A header that says nothing of it is believed to be right; so are PNG and JPEG, which have none.
+
+    Raises:
+        UnreadableImage: the reason names no word of the header.
+    """
+    if film.modality not in _RADIOGRAPHS:
+        raise UnreadableImage("not a radiograph, as its header says (modality)")
+    if not _CHEST.search(film.body_part):
+        raise UnreadableImage("not of the chest, as its header says (body part)")
 
 
 def check_burned_in(film: Radiograph, accepted: bool) -> None:

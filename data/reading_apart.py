@@ -10,8 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from data.dicom import Radiograph
-from data.pixels import UnreadableImage
+from data.dicom import Radiograph, Windowing
+from data.pixels import Fit, UnreadableImage
 from shared.errors import UserError
 
 MOST_SECONDS = 120
@@ -23,7 +23,7 @@ MOST_MEMORY = 2**32
 _CHILD = "from data.reading_apart import answer; answer()"
 
 
-def read_film_apart(path: Path, size: int) -> Radiograph:
+def read_film_apart(path: Path, size: int, fit: Fit = "pad", window: Windowing = "header") -> Radiograph:
     """As :func:`data.radiograph.read_film`.
 
     Raises:
@@ -31,7 +31,7 @@ def read_film_apart(path: Path, size: int) -> Radiograph:
         UserError: if it was killed from outside, as a system short of memory does, or a remote archive does not
             answer.
     """
-    asked = pickle.dumps((path, size))
+    asked = pickle.dumps((path, size, fit, window))
     try:
         child = subprocess.run([sys.executable, "-c", _CHILD], input=asked, capture_output=True, timeout=MOST_SECONDS)
     except subprocess.TimeoutExpired:
@@ -47,7 +47,7 @@ def read_film_apart(path: Path, size: int) -> Radiograph:
 
 
 def answer() -> None:
-    """The child's part: path and size from standard input; the film, or why it is refused, to standard output."""
+    """The child's part: what was asked, from standard input; the film, or why it is refused, to standard output."""
     from data.radiograph import read_film
 
     resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))

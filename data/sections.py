@@ -53,7 +53,7 @@ _VIEW_PHRASES = (
 
 
 def section_name(header: str) -> str:
-    "The section that a header means: `` -> ``. Unknown names stay, in lower case."
+    """The section that a header means: " CONCLUSION" -> "impression". Unknown names stay, in lower case."""
     name = header.strip().lower()
     if name in _MEANT:
         return _MEANT[name]
@@ -105,9 +105,7 @@ def one_line(text: str) -> str:
 
 
 def labelling_text(sections: dict[str, str]) -> str:
-    ""
-    "MIMIC-CXR's text for labelling: impression, else findings, else last paragraph, else comparison, else "
-    "."
+    """MIMIC-CXR's text for labelling: impression, else findings, else last paragraph, else comparison, else ""."""
     for name in ("impression", "findings", LAST_PARAGRAPH, "comparison"):
         if name in sections:
             return sections[name]

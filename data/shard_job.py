@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from data.dicom import Radiograph
+from data.dicom import Radiograph, Windowing
 from data.fingerprints import FINGERPRINT, fingerprint
 from data.labels import label_report
 from data.masks import member_name, read_masks
+from data.pixels import Fit, UnreadableImage
 from data.pseudonyms import pseudonym
-from data.radiograph import UnreadableImage, check_burned_in, read_film
+from data.radiograph import check_burned_in, check_chest, read_film
 from data.reading_apart import MOST_SECONDS, read_film_apart
 from data.records import StudyRecord
 from data.redaction import redact
@@ -38,6 +39,12 @@ class Transform:
     """Take films whose header says that words are burned in."""
     redact: tuple[str, ...] = ()
     """Regular expressions whose matches in reports become ``___``."""
+    fit: Fit = "pad"
+    """How a film becomes a square."""
+    window: Windowing = "header"
+    """What is shown of a DICOM film's grey levels."""
+    chest_only: bool = False
+    """Refuse films whose header says that they are no radiographs of the chest."""
 
 
 @dataclass(frozen=True)
@@ -92,32 +99,35 @@ def _fingerprints_path(job: ShardJob) -> Path:
     return job.report.with_suffix(".npy")
 
 
-def _read_watched(path: Path, size: int) -> Radiograph:
+def _read_watched(path: Path, size: int, fit: Fit, window: Windowing) -> Radiograph:
     """The film, or the end of this process if a codec never returns: nothing in Python can interrupt it."""
     with open(os.devnull, "w") as nowhere:
         faulthandler.dump_traceback_later(MOST_SECONDS, exit=True, file=nowhere)
         try:
-            return read_film(path, size)
+            return read_film(path, size, fit, window)
         finally:
             faulthandler.cancel_dump_traceback_later()
 
 
 def _samples(
-    job: ShardJob, tally: _Tally, read: Callable[[Path, int], Radiograph]
+    job: ShardJob, tally: _Tally, read: Callable[[Path, int, Fit, Windowing], Radiograph]
 ) -> Iterator[tuple[str, dict[str, bytes]]]:
+    how = job.transform
     for place, record in enumerate(job.records):
         study = pseudonym(job.key, "study", record.study_id)
         members: dict[str, bytes] = {}
         views: list[str] = []
         for number, view in enumerate(record.views):
             try:
-                film = read(view.path, job.transform.size)
-                check_burned_in(film, job.transform.burned_in)
-                masks = read_masks(view.masks, film.stored, job.transform.size)
+                film = read(view.path, how.size, how.fit, how.window)
+                check_burned_in(film, how.burned_in)
+                if how.chest_only:
+                    check_chest(film)
+                masks = read_masks(view.masks, film.stored, how.size, how.fit)
             except UnreadableImage as error:
                 tally.rejects.append({"study_id": study, "view": number, "reason": error.reason})
                 continue
-            pixels = _quantize(film.pixels, job.transform.bits)
+            pixels = _quantize(film.pixels, how.bits)
             members[f"{len(views)}.png"] = encode_png(pixels)
             for finding, mask in masks.items():
                 members[member_name(len(views), finding)] = encode_png(mask.astype(np.uint8) * np.uint8(255))

@@ -1,17 +1,18 @@
 """``medunifier ingest --check``: what an archive holds, before hours are spent on it. Writes nothing."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from data.executors import open_executor, run_jobs
 from data.pixels import UnreadableImage
-from data.radiograph import check_burned_in, read_film
+from data.radiograph import check_burned_in, check_chest, read_film
 from data.records import StudyRecord
 from data.sources import Archive
 from data.splits import official_splits
@@ -41,11 +42,18 @@ class SourceReport:
 
 
 def check_source(
-    archive: Archive, source: str, root: str, images: int, workers: int, cluster: str, burned_in: bool = False
+    archive: Archive,
+    source: str,
+    root: str,
+    images: int,
+    workers: int,
+    cluster: str,
+    burned_in: bool = False,
+    chest_only: bool = False,
 ) -> SourceReport:
     """Look for every file, decode ``images`` of them (0 = all), and print the table.
 
-    ``burned_in``: films whose header says that words are burned in are taken, as ingest would be told to.
+    ``burned_in``, ``chest_only``: which films are taken, as ingest would be told to.
 
     Raises:
         UserError: after the table, if ingest could not succeed: no image can be read, or an official split
@@ -55,7 +63,8 @@ def check_source(
     missing = [path for path in paths if not path.is_file()]
     absent = set(missing)
     tried = _spread([path for path in paths if path not in absent], images)
-    unreadable = _unreadable(tried, workers, cluster, burned_in)
+    try_them = partial(try_images, burned_in=burned_in, chest_only=chest_only)
+    unreadable = _unreadable(tried, workers, cluster, try_them)
     report = SourceReport(
         counts=_counts(archive.records),
         splits=dict(Counter(record.split or "drawn at ingest" for record in archive.records)),
@@ -90,22 +99,29 @@ def _spread(paths: list[Path], images: int) -> list[Path]:
     return [paths[number * len(paths) // images] for number in range(images)]
 
 
-def _unreadable(paths: list[Path], workers: int, cluster: str, burned_in: bool) -> list[tuple[Path, str]]:
+def _unreadable(
+    paths: list[Path], workers: int, cluster: str, try_them: Callable[..., Any]
+) -> list[tuple[Path, str]]:
     jobs = [paths[begin : begin + _JOB_IMAGES] for begin in range(0, len(paths), _JOB_IMAGES)]
     found: list[tuple[Path, str]] = []
     with Progress(len(paths), "check", "images") as progress, open_executor(workers, cluster) as pool:
-        for tried, refused in run_jobs(partial(try_images, burned_in=burned_in), jobs, pool):
+        for tried, refused in run_jobs(try_them, jobs, pool):
             found += refused
             progress.advance(tried, unreadable=len(found))
     return sorted(found)
 
 
-def try_images(paths: Sequence[Path], burned_in: bool) -> tuple[int, list[tuple[Path, str]]]:
+def try_images(
+    paths: Sequence[Path], burned_in: bool, chest_only: bool = False
+) -> tuple[int, list[tuple[Path, str]]]:
     """How many were tried, and those that ingest would refuse, with the reason."""
     refused = []
     for path in paths:
         try:
-            check_burned_in(read_film(path), burned_in)
+            film = read_film(path)
+            check_burned_in(film, burned_in)
+            if chest_only:
+                check_chest(film)
         except UnreadableImage as error:
             refused.append((path, error.reason))
     return len(paths), refused

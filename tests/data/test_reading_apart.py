@@ -31,7 +31,7 @@ _OFFLINE = """
 import data.radiograph
 from data.reading_apart import answer
 from shared.errors import UserError
-def read_film(path, size):
+def read_film(path, *how):
     raise UserError("the bucket does not answer")
 data.radiograph.read_film = read_film
 answer()
@@ -40,7 +40,7 @@ _GREEDY = """
 import data.radiograph
 from data.pixels import UnreadableImage
 from data.reading_apart import answer
-def read_film(path, size):
+def read_film(path, *how):
     try:
         bytearray(2**33)
     except MemoryError:
@@ -104,10 +104,10 @@ def test_crash_hang_and_want_of_memory_are_told_apart(tree: Path, monkeypatch: p
 def test_ingest_survives_a_film_that_ends_its_worker(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    def read(path: Path, size: int) -> Radiograph:
+    def read(path: Path, *asked: object) -> Radiograph:
         if "bad" in path.name:
             os._exit(1) if how == "crashes" else _spin()
-        return read_film(path, size)
+        return read_film(path, *asked)  # type: ignore[arg-type]
 
     monkeypatch.setattr("data.shard_job.read_film", read)
     monkeypatch.setattr("data.shard_job.MOST_SECONDS", 1)
