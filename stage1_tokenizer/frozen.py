@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from shared.artifacts import FORMAT_VERSION, atomic_folder, fingerprint, read_json, write_json
 from shared.config import config_to_dict
 from shared.errors import UserError
+from shared.hub import PushFolder
 from stage1_tokenizer.config import ModelConfig, QuantizerConfig, model_config
 from stage1_tokenizer.images import to_model
 from stage1_tokenizer.quantizers import largest_logit, nearest_entry
@@ -32,7 +33,7 @@ LATER_SETTINGS = ("decay", "kl_weight", "temperature_start", "temperature_end", 
 the identity, so that those keep their fingerprints."""
 
 
-class FrozenTokenizer(nn.Module):
+class FrozenTokenizer(nn.Module, PushFolder):
     """Radiographs to codes and back. Evaluation mode, no gradients.
 
     Args:
@@ -129,6 +130,10 @@ class FrozenTokenizer(nn.Module):
             (partial / CARD).write_text(self._card() + card, encoding="utf-8")
             if also is not None:
                 also(partial)
+
+    def save_pretrained(self, folder: str | Path, **_: Any) -> None:
+        """:meth:`save`, by the name that `push_to_hub` knows."""
+        self.save(folder)
 
     @property
     def image_size(self) -> int:

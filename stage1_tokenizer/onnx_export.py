@@ -38,7 +38,7 @@ _NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
 
 class _EncoderGraph(nn.Module):
-    """Images to codes in one piece: the chunks and the autocast guard of training's lookup have no place in a graph."""
+    """Images to codes in one piece: the chunks and guards of training's lookup have no place in a graph."""
 
     def __init__(self, tokenizer: FrozenTokenizer) -> None:
         super().__init__()

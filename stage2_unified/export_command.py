@@ -1,104 +1,62 @@
-"""``medunifier export``: the unified model as a checkpoint that needs no code of ours."""
+"""``medunifier export``: what was trained, in the shapes that other software expects."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from transformers.utils import logging
-
-from shared.artifacts import atomic_folder, fingerprint, read_json, write_json
 from shared.config import parse_config
-from shared.errors import UserError
-from stage2_unified.causal_lm import add_special_and_code_tokens, generation_configs, to_causal_lm
-from stage2_unified.model import MedUnifierForConditionalGeneration
-from stage2_unified.processor import IMAGE_TOKENIZER, MedUnifierProcessor
-from stage2_unified.vocabulary import SPECIALS
-
-ORIGIN = "medunifier.json"
-IMAGE_GENERATION = "image_generation_config.json"
+from stage1_tokenizer.frozen import FrozenTokenizer
+from stage1_tokenizer.onnx_export import export_onnx
+from stage2_unified.causal_lm_export import export_causal_lm
+from stage2_unified.hub_export import export_hub
+from stage2_unified.processor import IMAGE_TOKENIZER
 
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Write a trained model in a stock format."""
+    """Write a trained model, a tokenizer or shards in a stock format; nothing is uploaded."""
 
-    model: str
+    model: str = ""
     """Model folder (run_dir/model)."""
-    format: Literal["causal-lm"] = "causal-lm"
-    """causal-lm: what transformers' AutoModelForCausalLM and AutoTokenizer read."""
+    tokenizer: str = ""
+    """onnx, hub: folder of the frozen tokenizer; empty = that of the model."""
+    data: str = ""
+    """hub: folder of image or token shards."""
+    format: Literal["causal-lm", "onnx", "hub"] = "causal-lm"
+    """causal-lm: what transformers' AutoModelForCausalLM and AutoTokenizer read. onnx: the tokenizer's encoder and
+    decoder as graphs. hub: folders with cards, ready for an upload."""
+    may_share_data: bool = False
+    """hub: you have made sure that shards of patients may be passed on."""
     out: str = ""
-    """Folder to write; empty = beside the model, MODEL-causal-lm."""
+    """Folder to write; empty = beside what is exported, NAME-FORMAT."""
+
+    def __post_init__(self) -> None:
+        if self.format == "causal-lm" and not self.model:
+            raise ValueError("format causal-lm needs model")
+        if self.format == "onnx" and not (self.tokenizer or self.model):
+            raise ValueError("format onnx needs tokenizer, or a model that has one")
+        if self.format == "hub" and not (self.model or self.tokenizer or self.data):
+            raise ValueError("format hub needs model, tokenizer or data")
+        for name, formats in (("tokenizer", ("onnx", "hub")), ("data", ("hub",)), ("may_share_data", ("hub",))):
+            if getattr(self, name) and self.format not in formats:
+                raise ValueError(f"{name} has no meaning for format {self.format}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Export once; the same command again finds it done.
 
     Raises:
-        UserError: for no model, or a folder that holds something else.
+        UserError: for a folder that is not what it should be, a missing package, or an out that holds something else.
     """
     config = parse_config(ExportConfig, argv, prog="medunifier export")
-    source = Path(config.model)
+    source = Path(config.model or config.tokenizer or config.data)
     out = Path(config.out) if config.out else source.with_name(f"{source.name}-{config.format}")
-    processor = MedUnifierProcessor.from_pretrained(source)  # first: its errors speak to a user
-    logging.disable_progress_bar()
-    model = MedUnifierForConditionalGeneration.from_pretrained(source).eval()
-    vocabulary = model.vocabulary
-    origin = {
-        "fingerprint": fingerprint({"model_type": model.config.model_type}, model.state_dict()),
-        "image_tokenizer": model.config.tokenizer_fingerprint,
-        "text_size": vocabulary.text_size,
-        "first_code": vocabulary.offset,
-        "codes": vocabulary.codes,
-        "grid": model.config.grid,
-        "specials": {name: vocabulary[name] for name in SPECIALS},
-    }
-    if (out / ORIGIN).is_file() and read_json(out / ORIGIN, "an exported model") == origin:
-        print(f"{out} is done already")
-        return
-    if out.exists():
-        raise UserError(f"{out} exists and is not this model's export: remove it or give another --out")
-    with atomic_folder(out) as partial:
-        stock = to_causal_lm(model)
-        report, image = generation_configs(model.config)
-        stock.generation_config = report
-        stock.save_pretrained(partial)
-        image.save_pretrained(partial, config_file_name=IMAGE_GENERATION)
-        add_special_and_code_tokens(processor.tokenizer, vocabulary)
-        processor.tokenizer.save_pretrained(partial)
-        processor.image_tokenizer.save(partial / IMAGE_TOKENIZER)
-        write_json(partial / ORIGIN, origin)
-        (partial / "README.md").write_text(_card(type(stock).__name__, origin), encoding="utf-8")
-    print(f"{out} written")
-
-
-def _card(name: str, origin: dict[str, object]) -> str:
-    return f"""---
-library_name: transformers
-tags: [chest-radiograph, report-generation, image-generation, research-only]
----
-# A unified model of chest radiographs and reports, as a plain `{name}`
-
-**Research software, not a medical device.** It may overlook findings and invent others; a drawn radiograph
-shows no patient. It must not be used for the care of a person.
-
-Ids below {origin["first_code"]} are words and specials, image code c is id {origin["first_code"]} + c (`<code:c>`).
-
-    to write a report      <bos> <view:pa> <boi> codes <eoi> <emb_img>                then words up to <eos>
-    to draw a radiograph   <bos> <findings> words <impression> words <emb_txt> <view:pa> <boi>   then codes
-
-After a word only the logits of words were trained, within an image only those of codes: the other kind is
-suppressed by `generation_config.json` (reports, the default) and by `{IMAGE_GENERATION}`:
-
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
-
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    prompt = "<bos><findings> Small left pleural effusion.<emb_txt><view:pa><boi>"
-    drawing = GenerationConfig.from_pretrained(folder, "{IMAGE_GENERATION}")
-    ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
-    codes = model.generate(**ids, generation_config=drawing)[:, ids.input_ids.shape[1] :] - {origin["first_code"]}
-
-For guidance give `guidance_scale` and the same row with `<uncond>` in the report's place as
-`negative_prompt_ids`. `{IMAGE_TOKENIZER}/` turns codes into radiographs and back (medunifier's `FrozenTokenizer`).
-The contrast's embeddings and the matching head are not part of this format.
-"""
+    if config.format == "onnx":
+        folder = config.tokenizer or str(Path(config.model) / IMAGE_TOKENIZER)
+        written = export_onnx(FrozenTokenizer.from_pretrained(folder), out)
+    elif config.format == "hub":
+        written = export_hub(config.model, config.tokenizer, config.data, config.may_share_data, out)
+    else:
+        written = export_causal_lm(Path(config.model), out)
+    print(f"{out} written" if written else f"{out} is done already")

@@ -47,6 +47,7 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
     """
 
     config_class = MedUnifierConfig
+    model_tags = ["chest-radiograph", "research-only"]  # in the card that an upload makes
     base_model_prefix = "model"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True

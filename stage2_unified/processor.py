@@ -12,6 +12,7 @@ from transformers import AutoProcessor, PreTrainedTokenizerBase
 
 from shared.artifacts import read_json
 from shared.errors import UserError
+from shared.hub import PushFolder
 from stage1_tokenizer.frozen import FrozenTokenizer
 from stage2_unified.configuration import MedUnifierConfig
 from stage2_unified.model import MedUnifierForConditionalGeneration
@@ -23,7 +24,7 @@ PROCESSOR_CONFIG = "processor_config.json"
 IMAGE_TOKENIZER = "image_tokenizer"
 
 
-class MedUnifierProcessor:
+class MedUnifierProcessor(PushFolder):
     """Reports by a text tokenizer, radiographs by the frozen image tokenizer.
 
     Args:
@@ -121,7 +122,7 @@ class MedUnifierProcessor:
         )
         return [self.codec.decode(row) for row in output[:, begin:].tolist()]
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save_pretrained(self, folder: str | Path, **_: Any) -> None:
         """Write both tokenizers into a model folder."""
         folder = Path(folder)
         self.tokenizer.save_pretrained(folder)

@@ -10,7 +10,8 @@ from stage1_tokenizer.config import model_config
 from stage1_tokenizer.frozen import export
 from stage1_tokenizer.vqgan import VQGAN
 from stage2_unified.causal_lm import to_causal_lm
-from stage2_unified.export_command import IMAGE_GENERATION, main
+from stage2_unified.causal_lm_export import IMAGE_GENERATION
+from stage2_unified.export_command import main
 from stage2_unified.model import MedUnifierForConditionalGeneration
 from stage2_unified.processor import MedUnifierProcessor
 from stage2_unified.text_tokenizer import train_text_tokenizer
