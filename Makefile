@@ -8,7 +8,7 @@ RUN ?= runs/demo
 # Reading the project's metadata is what tells whether the environment is older than what it should hold.
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-slow lint bench docs clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -37,6 +37,9 @@ bench: $(VENV)/.installed-dev  ## ours beside a peer, in the same run
 	$(BIN)/medunifier bench ingest
 	$(BIN)/medunifier bench stage2
 	$(BIN)/medunifier bench generate
+
+docs: $(VENV)/.installed-dev  ## the site, in build/site
+	$(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) build *.egg-info
