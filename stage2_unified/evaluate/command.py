@@ -15,9 +15,8 @@ from shared.errors import UsageError, UserError
 from stage1_tokenizer.config import PerceptualConfig
 from stage1_tokenizer.frozen import CODEBOOK, FrozenTokenizer
 from stage2_unified.evaluate.finetune import judge_finetune
-from stage2_unified.evaluate.report_scores import LocalScorers
 from stage2_unified.evaluate.reports import judge_reports
-from stage2_unified.evaluate.result import Judging, Pipeline, TaskResult
+from stage2_unified.evaluate.result import Judging, JudgingOptions, Pipeline, TaskResult
 from stage2_unified.evaluate.retrieval import judge_retrieval
 from stage2_unified.evaluate.studies import JudgedData
 from stage2_unified.evaluate.synthesis import judge_synthesis
@@ -56,7 +55,7 @@ DESCRIPTION = (
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(JudgingOptions):
     """Judge a model; TASK is tokenizer, retrieval, zero-shot, reports, synthesis, finetune, or all of them."""
 
     model: str
@@ -65,53 +64,16 @@ class EvaluateConfig:
     """Shard folder: image shards for any task, or token shards for retrieval, zero-shot, reports and finetune."""
     out: str
     """Result file, NAME.json; the page NAME.html and the folder NAME-pictures lie beside it."""
-    split: str = "test"
-    """Which studies are judged."""
-    limit: int = 200
-    """Studies that are drawn for a task; 0 = all. The size of retrieval's pool."""
     ids: str | None = None
     """File with the ids of the studies to judge: what --draw wrote, or one id a line; --limit is set aside."""
     sections: str | None = None
     """Sections that make a report; the data's. A model trained on others is refused unless this says so."""
-    rerank: int = 0
-    """Candidates of every retrieval query that the matching head puts in its order; 0 = none."""
     tokenizer_limit: int = 0
     """Studies for the task tokenizer; 0 = all, since codebook usage grows with the number."""
     perceptual: PerceptualConfig = field(default_factory=lambda: PerceptualConfig("none"))
     """Net of the tokenizer's LPIPS or distance of radiograph features; none unless one is named."""
-    feature_net: str = ""
-    """Net of rFID, FID, KID and neighbours: random, inception_v3, densenet121, transformers. Unnamed: random for
-    synthesis, and no rFID."""
-    feature_weights: str | None = None
-    """Its file or folder; nothing is downloaded."""
-    train_limit: int = 2000
-    """Training studies for the judge of findings (tokenizer, synthesis) and the linear probe; 0 = all."""
-    seed: int = 0
-    """Of every draw: studies, wrong pairs, generated images, the classifier."""
-    prompts: str = "sentence"
-    """Of zero-shot classification: sentence ("There is edema."), chexzero ("Edema."), biovil, severity, FILE.json."""
-    label_set: str = "all"
-    """Findings of zero-shot and of P@K: all, chexpert5, chexpert8, medunifier5, rsna, or names with commas."""
-    guidance: float = 2.0
-    """Classifier-free guidance of the drawn images; 1 = none."""
-    temperature: float = 1.0
-    """Of the drawn images."""
-    top_k: int | None = None
-    """Draw image codes from the k most probable alone."""
-    top_p: float | None = None
-    """Draw image codes from the most probable that make up this share."""
-    classifier_steps: int = 500
-    """Training steps of the judge of findings (synthesis, and the tokenizer when it is judged alone)."""
-    variety_prompts: int = 8
-    """Prompts of which several images are drawn, to see how much they vary; 0 = none."""
-    variety_images: int = 4
-    """Images of each."""
-    scorers: LocalScorers = field(default_factory=LocalScorers)
-    """Report scorers whose files are yours."""
     bootstrap: int = 200
     """Resamples of the patients for an interval."""
-    device: str | None = None
-    """Where the model runs; an accelerator if there is one."""
 
     def __post_init__(self) -> None:
         if not self.out.endswith(".json"):
@@ -281,6 +243,5 @@ def _judge(
         # Beside synthesis it need not train the judge of findings: that task has the decoded originals, too.
         return judge_tokenizer(tokenizer, data, judging if alone else replace(judging, classifier_steps=0))
     assert pipeline is not None
-    names = {f.name for f in fields(Judging)} - {"pipeline", "data"}
-    options = {name: getattr(config, name) for name in names}
+    options = {f.name: getattr(config, f.name) for f in fields(JudgingOptions)}
     return MODEL_TASKS[name](Judging(pipeline, data, **options))

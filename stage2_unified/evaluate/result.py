@@ -49,30 +49,55 @@ class Pipeline(Protocol):
     def decode(self, codes: np.ndarray) -> np.ndarray: ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class JudgingOptions:
+    """What a task of the whole model may be told: fields of :class:`Judging`, options of ``medunifier evaluate``."""
+
+    split: str = "test"
+    """Which studies are judged."""
+    limit: int = 200
+    """Studies that are drawn for a task; 0 = all. The size of retrieval's pool."""
+    train_limit: int = 2000
+    """Training studies for the judge of findings (tokenizer, synthesis) and the linear probe; 0 = all."""
+    seed: int = 0
+    """Of every draw: studies, wrong pairs, generated images, the classifier."""
+    rerank: int = 0
+    """Candidates of every retrieval query that the matching head puts in its order; 0 = none."""
+    prompts: str = "sentence"
+    """Of zero-shot classification: sentence ("There is edema."), chexzero ("Edema."), biovil, severity, FILE.json."""
+    label_set: str = "all"
+    """Findings of zero-shot and of P@K: all, chexpert5, chexpert8, medunifier5, rsna, or names with commas."""
+    guidance: float = 2.0
+    """Classifier-free guidance of the drawn images; 1 = none."""
+    temperature: float = 1.0
+    """Of the drawn images."""
+    top_k: int | None = None
+    """Draw image codes from the k most probable alone."""
+    top_p: float | None = None
+    """Draw image codes from the most probable that make up this share."""
+    classifier_steps: int = 500
+    """Training steps of the judge of findings (synthesis, and the tokenizer when it is judged alone)."""
+    variety_prompts: int = 8
+    """Prompts of which several images are drawn, to see how much they vary; 0 = none."""
+    variety_images: int = 4
+    """Images of each."""
+    feature_net: str = ""
+    """Net of rFID, FID, KID and neighbours: random, inception_v3, densenet121, transformers. Unnamed: random for
+    synthesis, and no rFID."""
+    feature_weights: str | None = None
+    """Its file or folder; nothing is downloaded."""
+    scorers: LocalScorers = field(default_factory=LocalScorers)
+    """Report scorers whose files are yours."""
+    device: str | None = None
+    """Where the model runs; an accelerator if there is one."""
+
+
 @dataclass(frozen=True)
-class Judging:
-    """Everything a task reads; the options are those of ``medunifier evaluate``."""
+class Judging(JudgingOptions):
+    """Everything a task reads."""
 
     pipeline: Pipeline
     data: JudgedData
-    split: str = "test"
-    limit: int = 200
-    train_limit: int = 2000
-    seed: int = 0
-    rerank: int = 0
-    prompts: str = "sentence"
-    label_set: str = "all"
-    guidance: float = 2.0
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
-    classifier_steps: int = 500
-    variety_prompts: int = 8
-    variety_images: int = 4
-    feature_net: str = "random"
-    feature_weights: str | None = None
-    scorers: LocalScorers = LocalScorers()
-    device: str | None = None
 
 
 @dataclass
