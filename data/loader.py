@@ -18,7 +18,7 @@ from shared.distributed import rank as own_rank
 from shared.distributed import world_size
 
 if TYPE_CHECKING:
-    from shared.loop import LoopConfig
+    from shared.loop_config import LoopConfig
 
 
 @lru_cache(maxsize=2)

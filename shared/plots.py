@@ -3,11 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image, ImageDraw
 
@@ -68,10 +63,15 @@ def curve_panels(run: str | Path) -> dict[str, dict[str, list[tuple[float, float
 
 def save_curves(run: str | Path) -> Path:
     """Draw every figure of ``metrics.jsonl`` over the steps into ``curves.png``; returns its path."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # here: who draws no curves should not wait for it
+    from matplotlib.figure import Figure
+
     panels = curve_panels(run)
     columns = 4
     rows = max(1, -(-len(panels) // columns))
-    figure, axes = plt.subplots(rows, columns, figsize=(3.6 * columns, 2.3 * rows), squeeze=False)
+    figure = Figure(figsize=(3.6 * columns, 2.3 * rows), dpi=90)
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False)
     styles = {"training": {"color": "tab:blue"}, "validation": {"color": "tab:orange", "marker": "."}}
     for axis, (panel, curves) in zip(axes.flat, sorted(panels.items()), strict=False):
         for name, points in sorted(curves.items()):
@@ -80,13 +80,14 @@ def save_curves(run: str | Path) -> Path:
             axis.plot(steps, values, label=name, linewidth=1, **style)
         axis.set_title(panel, fontsize=8)
         axis.tick_params(labelsize=6)
+        axis.locator_params(nbins=5)  # most of the time goes into ticks and their labels
         if len(curves) > 1:
             axis.legend(fontsize=6)
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
     figure.tight_layout()
+    canvas.draw()
     path = Path(run) / "curves.png"
-    with atomic_file(path) as partial:
-        figure.savefig(partial, dpi=90)
-    plt.close(figure)
+    with atomic_file(path) as partial:  # not by savefig, which draws everything twice
+        Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").save(partial, format="PNG")
     return path

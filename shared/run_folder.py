@@ -4,17 +4,20 @@
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
-from torch.utils.tensorboard import SummaryWriter
 
 from shared.artifacts import atomic_file, remove_partial
 from shared.config import config_differences, config_to_dict, load_saved_config, save_config
 from shared.distributed import barrier, is_main
 from shared.errors import UserError
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 CONFIG, METRICS, PICTURES, CHECKPOINTS = "config.yaml", "metrics.jsonl", "pictures", "checkpoints"
 
@@ -69,7 +72,12 @@ class RunFolder:
             kept = [line for line in read_metrics(self.path) if line["step"] <= step]
             with atomic_file(metrics) as partial:
                 partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        self._writer = SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1)
+        self._writer = self._open_writer(purge_step=step + 1)
+
+    def _open_writer(self, purge_step: int | None = None) -> "SummaryWriter":
+        from torch.utils.tensorboard import SummaryWriter  # here: who only reads a run should not wait for it
+
+        return SummaryWriter(str(self.path / "tensorboard"), purge_step=purge_step)
 
     def log(self, step: int, figures: dict[str, float]) -> None:
         """Append one line to ``metrics.jsonl`` and the same figures to TensorBoard."""
@@ -78,7 +86,7 @@ class RunFolder:
         with open(self.path / METRICS, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **figures}) + "\n")
         if self._writer is None:
-            self._writer = SummaryWriter(str(self.path / "tensorboard"))
+            self._writer = self._open_writer()
         for name, value in figures.items():
             self._writer.add_scalar(name, value, step)
 
@@ -104,6 +112,26 @@ class RunFolder:
         """Write out what TensorBoard still holds."""
         if self._writer is not None:
             self._writer.close()
+
+
+def export_once(folder: Path, own: str, found: Callable[[], str], write: Callable[[], object]) -> None:
+    """Write what a finished run hands on, unless its folder holds these very weights; say which.
+
+    A run may have been continued since its last export, or killed before it: that the folder is there says nothing.
+
+    Args:
+        folder: of the artifact.
+        own: fingerprint of the trained weights.
+        found: gives the fingerprint of the folder; a :class:`UserError` means that there is none worth keeping.
+        write: writes the folder.
+    """
+    try:
+        done = found() == own
+    except UserError:
+        done = False
+    if not done:
+        write()
+    print(f"{folder} {'is done already' if done else 'written'} (fingerprint {own[:12]})", flush=True)
 
 
 def read_metrics(run: str | Path) -> list[dict[str, float]]:

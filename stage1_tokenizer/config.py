@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from shared.loop import LoopConfig, OptimConfig
+from shared.loop_config import LoopConfig, OptimConfig
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from data.loader import batches_once
 from data.shards import ShardDataset
 from shared.distributed import is_main, rank, world_size
-from shared.loop import OptimConfig, check_finite, set_rate
+from shared.loop import check_finite, set_rate
+from shared.loop_config import OptimConfig
 from shared.plots import labelled_rows
 from shared.run_folder import RunFolder
 from stage1_tokenizer.average import WeightAverage

@@ -20,10 +20,11 @@ from shared.command import run_command
 from shared.config import parse_config
 from shared.distributed import barrier, is_main
 from shared.errors import UserError
-from shared.loop import MAY_CHANGE, train, use_threads
-from shared.run_folder import RunFolder, read_metrics
+from shared.loop import train, use_threads
+from shared.loop_config import MAY_CHANGE
+from shared.run_folder import RunFolder, export_once, read_metrics
 from stage1_tokenizer.config import Stage1Config
-from stage1_tokenizer.frozen import FrozenTokenizer, export
+from stage1_tokenizer.frozen import FrozenTokenizer
 from stage1_tokenizer.images import draw_images
 from stage1_tokenizer.task import TokenizerTask
 
@@ -65,21 +66,18 @@ def _validation(shards: str, training: ShardDataset) -> ShardDataset:
 
 
 def _export(task: TokenizerTask, run: RunFolder) -> None:
-    """Write ``tokenizer/`` unless it is there already, and say where it is."""
+    """Write ``tokenizer/``, with the figures of the last validation on its card."""
     path = run.path / TOKENIZER
-    frozen = FrozenTokenizer(task.average.module)
-    try:
-        done = FrozenTokenizer.from_pretrained(path).fingerprint == frozen.fingerprint
-    except UserError:
-        done = False
-    if done:
-        print(f"{path} is done already (fingerprint {frozen.fingerprint[:12]})", flush=True)
-        return
     last = [line for line in read_metrics(run.path) if "validation/psnr" in line][-1]
     figures = [f"- {name.removeprefix('validation/')}: {value:.4g}" for name, value in last.items() if name != "step"]
     card = f"\n## Validation after {last['step']} steps\n\n" + "\n".join(figures) + "\n"
-    export(task.average.module, path, card)
-    print(f"{path} written (fingerprint {frozen.fingerprint[:12]})", flush=True)
+    frozen = FrozenTokenizer(task.average.module)
+    export_once(
+        path,
+        frozen.fingerprint,
+        lambda: FrozenTokenizer.from_pretrained(path).fingerprint,
+        lambda: frozen.save(path, card),
+    )
 
 
 if __name__ == "__main__":

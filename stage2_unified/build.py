@@ -11,7 +11,7 @@ from shared.artifacts import atomic_folder
 from shared.distributed import barrier, is_main
 from shared.run_folder import RunFolder, read_metrics
 from stage1_tokenizer.frozen import FrozenTokenizer
-from stage2_unified.backbone import add_adapters, merge_adapters, pretrained_config, take_over
+from stage2_unified.backbone import add_adapters, pretrained_config, take_over
 from stage2_unified.config import DecoderOptimConfig, Stage2Config
 from stage2_unified.configuration import MedUnifierConfig
 from stage2_unified.corpus import StudiesWithText
@@ -119,12 +119,8 @@ def export_model(
     config: Stage2Config,
     source: str,
 ) -> None:
-    """Write the Hugging Face folder, complete or not at all: weights, both tokenizers, a card.
-
-    Adapters are merged into ``model``.
-    """
+    """Write the Hugging Face folder, complete or not at all: weights, both tokenizers, a card."""
     logging.disable_progress_bar()
-    merge_adapters(model)
     with atomic_folder(folder) as partial:
         model.save_pretrained(partial)
         processor.save_pretrained(partial)

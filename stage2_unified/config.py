@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
-from shared.loop import LoopConfig, OptimConfig
+from shared.loop_config import LoopConfig, OptimConfig
 
 
 @dataclass(frozen=True)

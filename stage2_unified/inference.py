@@ -17,6 +17,11 @@ from stage2_unified.processor import MedUnifierProcessor
 Report = Mapping[str, str]
 
 
+def model_fingerprint(model: MedUnifierForConditionalGeneration) -> str:
+    """SHA-256 over the kind of model and its weights."""
+    return fingerprint({"model_type": model.config.model_type}, model.state_dict())
+
+
 class MedUnifierPipeline:
     """A model folder, ready to use.
 
@@ -59,7 +64,7 @@ class MedUnifierPipeline:
     @property
     def fingerprint(self) -> str:
         """SHA-256 over the model's configuration and weights."""
-        return fingerprint({"model_type": self.model.config.model_type}, self.model.state_dict())
+        return model_fingerprint(self.model)
 
     @property
     def sections(self) -> str:

@@ -20,12 +20,15 @@ from shared.command import run_command
 from shared.config import parse_config
 from shared.distributed import barrier, is_main, world_size
 from shared.errors import UsageError, UserError
-from shared.loop import MAY_CHANGE, train, use_threads
-from shared.run_folder import RunFolder
+from shared.loop import train, use_threads
+from shared.loop_config import MAY_CHANGE
+from shared.run_folder import RunFolder, export_once
 from stage1_tokenizer.frozen import FrozenTokenizer
+from stage2_unified.backbone import merge_adapters
 from stage2_unified.build import build_model, export_model, make_optimizers, text_tokenizer
 from stage2_unified.config import Stage2Config
 from stage2_unified.corpus import StudiesWithText, check_fingerprint
+from stage2_unified.inference import MedUnifierPipeline, model_fingerprint
 from stage2_unified.processor import MedUnifierProcessor
 from stage2_unified.sequences import StudyCollator, sections_of
 from stage2_unified.sharding import checkpoint_whole, shard, take_over_fsdp, whole_model
@@ -79,15 +82,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     task = UnifiedTask(model, optimizers, accelerator, config, run, validation, processor, tokenizer, sharded)
     data = config.data
     collate = StudyCollator(processor.codec, data.text_dropout, loop.seed, True, data.section_dropout)
-    steps_done = train(task, accelerator, run, training_stream(training, collate, loop), loop)
+    train(task, accelerator, run, training_stream(training, collate, loop), loop)
     folder = run.path / MODEL
     trained = whole_model(model) if sharded else accelerator.unwrap_model(model)
     if is_main():
-        if folder.is_dir() and not steps_done:
-            print(f"{folder} is done already", flush=True)
-        else:
-            export_model(trained, processor, folder, config, shards.manifest["source"])
-            print(f"{folder} written", flush=True)
+        merge_adapters(trained)
+        export_once(
+            folder,
+            model_fingerprint(trained),
+            lambda: MedUnifierPipeline.from_pretrained(folder, "cpu").fingerprint,
+            lambda: export_model(trained, processor, folder, config, shards.manifest["source"]),
+        )
     barrier()
     accelerator.end_training()
 

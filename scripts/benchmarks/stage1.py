@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from shared.bench import BenchConfig, Row, paired
-from shared.loop import LoopConfig, OptimConfig
+from shared.loop_config import LoopConfig, OptimConfig
 from stage1_tokenizer.config import (
     DataConfig,
     DiscriminatorConfig,

@@ -8,9 +8,10 @@ import pytest
 
 from shared.checkpoints import Checkpoints
 from shared.errors import UserError
-from shared.loop import LoopConfig, OptimConfig, check_finite
+from shared.loop import check_finite
+from shared.loop_config import LoopConfig, OptimConfig
 from shared.plots import save_curves
-from shared.run_folder import RunFolder, read_metrics
+from shared.run_folder import RunFolder, export_once, read_metrics
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,26 @@ def test_checkpoints_are_complete_or_absent_and_the_newest_are_kept(tmp_path):
     assert checkpoints.steps() == [2, 3]
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["step-2", "step-3"]
     assert checkpoints.latest() == 3
+
+
+def test_an_export_is_kept_where_it_is_of_the_same_weights_and_no_other(tmp_path, capsys):
+    folder, written = tmp_path / "model", []
+
+    def found():
+        if not written:
+            raise UserError("no model here")
+        return written[-1]
+
+    # Twice the same run, then it was continued, and killed before it could export: the folder is of other weights.
+    for own in ("first", "first", "second"):
+        export_once(folder, own, found, lambda own=own: written.append(own))
+    assert written == ["first", "second"]
+    said = [line.removeprefix(f"{folder} ") for line in capsys.readouterr().out.splitlines()]
+    assert said == [
+        "written (fingerprint first)",
+        "is done already (fingerprint first)",
+        "written (fingerprint second)",
+    ]
 
 
 def test_schedule_rises_to_the_peak_and_falls_to_its_share():
