@@ -24,6 +24,7 @@ from shared.artifacts import read_json, write_json
 from shared.command import run_command
 from shared.config import parse_config
 from shared.errors import UserError
+from shared.machine import processor_name
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -178,12 +179,7 @@ def _program(name: str) -> str:
 
 def machine() -> dict[str, Any]:
     """Cores and processor, without which seconds mean nothing."""
-    name = platform.processor()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
-        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
-    return {"cores": len(os.sched_getaffinity(0)), "cpu": name, "system": platform.system()}
+    return {"cores": len(os.sched_getaffinity(0)), "cpu": processor_name(), "system": platform.system()}
 
 
 def write_results(run: Path, seconds: Mapping[str, float]) -> dict[str, Any]:

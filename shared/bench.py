@@ -22,6 +22,7 @@ from typing import Any
 from shared.artifacts import write_json
 from shared.config import parse_config
 from shared.errors import UsageError
+from shared.machine import processor_name
 from shared.progress import Progress
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "scripts" / "benchmarks"
@@ -89,13 +90,8 @@ def machine() -> dict[str, Any]:
     """What the figures were measured on."""
     import torch
 
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        models = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        name = models[0] if models else name
     return {
-        "cpu": name,
+        "cpu": processor_name(),
         "cores": len(os.sched_getaffinity(0)),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
@@ -109,8 +105,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         UsageError: for a name that is no benchmark.
     """
-    import torch
-
     arguments = list(argv or [])
     names = sorted(path.stem for path in BENCHMARKS.glob("*.py"))
     if arguments and not arguments[0].startswith("-"):
@@ -125,6 +119,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     config_class: type[Any] = getattr(module, "Config", BenchConfig)
     config = parse_config(config_class, arguments, prog=f"medunifier bench {name or '|'.join(names)}")
     assert module is not None  # --help has left
+    import torch
+
     torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
     rows: list[Row] = module.rows(config)
     for row in rows:

@@ -51,15 +51,14 @@ def this_machine(place: str | Path = ".") -> Machine:
     import torch
 
     cores = len(os.sched_getaffinity(0))
-    info = dict(line.split(":", 1) for line in _lines(Path("/proc/cpuinfo")) if ":" in line)
-    names = {key.strip(): value.strip() for key, value in info.items()}
     memory, free = memory_and_free()
     folder = Path(place).resolve()
     while not folder.exists():
         folder = folder.parent
-    flags = names.get("flags", names.get("Features", "")).split()
+    processor = _processor()
+    flags = processor.get("flags", processor.get("Features", "")).split()
     return Machine(
-        system=f"{platform.system()} {platform.machine()}, {names.get('model name', platform.processor())}",
+        system=f"{platform.system()} {platform.machine()}, {processor_name()}",
         cores=cores,
         cpu_share=min(float(cores), cpu_share(_CGROUP)),
         threads=torch.get_num_threads(),
@@ -70,6 +69,17 @@ def this_machine(place: str | Path = ".") -> Machine:
         disk=str(folder),
         disk_free=shutil.disk_usage(folder).free,
     )
+
+
+def processor_name() -> str:
+    """Of the CPU, such as "AMD EPYC 7B13"; the architecture where nothing says more."""
+    return _processor().get("model name") or platform.processor() or platform.machine()
+
+
+def _processor() -> dict[str, str]:
+    """What Linux says of a core; empty elsewhere."""
+    pairs = (line.split(":", 1) for line in _lines(Path("/proc/cpuinfo")) if ":" in line)
+    return {key.strip(): value.strip() for key, value in pairs}
 
 
 def cpu_share(cgroup: Path) -> float:

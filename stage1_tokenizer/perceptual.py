@@ -6,6 +6,7 @@ The backbone's weights come from a file that is checked, or are random because t
 """
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -112,16 +113,28 @@ class Lpips(FrozenDistance):
 
     def _load_backbone(self, path: Path) -> None:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        own = self.net.state_dict()
         # The package cuts torchvision's `features` into slices, whose layers keep their numbers.
-        wanted = {key: "features." + key.split(".", 1)[1] for key in own}
-        missing = [name for key, name in wanted.items() if name not in state or state[name].shape != own[key].shape]
-        if missing:
-            raise UserError(
-                f"{path} does not fit the perceptual net: {len(missing)} tensors are missing or have another shape, "
-                f"such as {missing[0]}"
-            )
-        self.net.load_state_dict({key: state[name] for key, name in wanted.items()}, strict=True)
+        names = {key: "features." + key.split(".", 1)[1] for key in self.net.state_dict()}
+        load_renamed(self.net, state, names, f"{path} does not fit the perceptual net")
+
+
+def load_renamed(net: nn.Module, state: Mapping[str, Tensor], names: Mapping[str, str], misfit: str) -> None:
+    """Load weights that a file has under other names.
+
+    Args:
+        net: takes them.
+        state: of the file; what ``names`` does not ask for is left over.
+        names: the net's name -> the file's, for all of the net.
+        misfit: begins the error.
+
+    Raises:
+        UserError: if a tensor is missing or has another shape.
+    """
+    own = net.state_dict()
+    odd = [name for key, name in names.items() if name not in state or state[name].shape != own[key].shape]
+    if odd:
+        raise UserError(f"{misfit}: {len(odd)} tensors are missing or have another shape, such as {odd[0]}")
+    net.load_state_dict({key: state[name] for key, name in names.items()}, strict=True)
 
 
 def unit_features(features: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from shared.artifacts import sha256_file
 from shared.errors import UserError
 from stage1_tokenizer.config import PerceptualConfig
-from stage1_tokenizer.perceptual import RANDOM_SEED, FrozenDistance, unit_features
+from stage1_tokenizer.perceptual import RANDOM_SEED, FrozenDistance, load_renamed, unit_features
 
 RANGE = 1024.0
 """Black is -1024 and white 1024 in torchxrayvision's training."""
@@ -86,15 +86,8 @@ def _load(net: nn.Module, path: Path) -> None:
             f"{path} is no table of tensors: {' '.join(str(error).split())[:120]}; torchxrayvision's own file is a "
             "pickled module, docs/tokenizer.md says how its weights are saved"
         ) from None
-    own = net.state_dict()
-    wanted = {key: f"features.{key}" for key in own}
-    odd = [name for key, name in wanted.items() if name not in state or state[name].shape != own[key].shape]
-    if odd:
-        raise UserError(
-            f"{path} does not fit the net of radiographs: {len(odd)} tensors are missing or have another shape, "
-            f"such as {odd[0]}"
-        )
-    net.load_state_dict({key: state[name] for key, name in wanted.items()}, strict=True)
+    names = {key: f"features.{key}" for key in net.state_dict()}
+    load_renamed(net, state, names, f"{path} does not fit the net of radiographs")
 
 
 def _checked_path(config: PerceptualConfig) -> Path:
