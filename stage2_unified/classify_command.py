@@ -10,7 +10,6 @@ from shared.errors import UsageError, UserError
 from shared.row_file import Row
 from stage2_unified.evaluate.prompts import LABEL_SETS, STYLES, PromptSet, prompt_set
 from stage2_unified.films import Film, codes_of, open_films
-from stage2_unified.inference import MedUnifierPipeline
 from stage2_unified.prompt_scores import PromptScorer
 from stage2_unified.report_command import write_rows
 
@@ -60,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         UserError: for no model, no input, no prompts of these labels, or no readable radiograph at all.
     """
     config = parse_config(ClassifyConfig, argv, prog="medunifier classify")
+    from stage2_unified.inference import MedUnifierPipeline  # here: --help does not wait for torch and transformers
+
     prompts = chosen_prompts(config.prompts, config.labels)
     pipeline = MedUnifierPipeline.from_pretrained(config.model, config.device, config.batch_size)
     films = open_films(config.input, config.split, pipeline.tokenizer)

@@ -6,11 +6,6 @@ from pathlib import Path
 from typing import Literal
 
 from shared.config import parse_config
-from stage1_tokenizer.frozen import FrozenTokenizer
-from stage1_tokenizer.onnx_export import export_onnx
-from stage2_unified.causal_lm_export import export_causal_lm
-from stage2_unified.hub_export import export_hub
-from stage2_unified.processor import IMAGE_TOKENIZER
 
 
 @dataclass(frozen=True)
@@ -50,6 +45,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         UserError: for a folder that is not what it should be, a missing package, or an out that holds something else.
     """
     config = parse_config(ExportConfig, argv, prog="medunifier export")
+    # Imported here: --help does not wait for torch and transformers.
+    from stage1_tokenizer.frozen import FrozenTokenizer
+    from stage1_tokenizer.onnx_export import export_onnx
+    from stage2_unified.causal_lm_export import export_causal_lm
+    from stage2_unified.hub_export import export_hub
+    from stage2_unified.processor import IMAGE_TOKENIZER
+
     source = Path(config.model or config.tokenizer or config.data)
     out = Path(config.out) if config.out else source.with_name(f"{source.name}-{config.format}")
     if config.format == "onnx":

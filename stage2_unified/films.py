@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -13,9 +13,10 @@ from data.places import as_path
 from data.radiograph import UnreadableImage, read_film
 from data.shards import MANIFEST, ShardDataset, read_manifest
 from shared.errors import UserError
-from stage1_tokenizer.frozen import FrozenTokenizer
-from stage2_unified.inference import MedUnifierPipeline
-from stage2_unified.sequences import choose_view
+
+if TYPE_CHECKING:
+    from stage1_tokenizer.frozen import FrozenTokenizer
+    from stage2_unified.inference import MedUnifierPipeline
 
 SUFFIXES = (".dcm", ".dicom", ".png", ".jpg", ".jpeg", ".gz")
 """What is looked for in a folder. A file that is named itself may have any name: content tells its kind."""
@@ -75,7 +76,7 @@ class ShardFilms:
 
     key_name = "study_id"
 
-    def __init__(self, place: str, splits: Sequence[str], tokenizer: FrozenTokenizer) -> None:
+    def __init__(self, place: str, splits: Sequence[str], tokenizer: "FrozenTokenizer") -> None:
         manifest = read_manifest(place)
         made_by = manifest.get("tokenizer", {}).get("fingerprint", tokenizer.fingerprint)
         if made_by != tokenizer.fingerprint:
@@ -93,6 +94,8 @@ class ShardFilms:
 
     def read(self, number: int) -> Film:
         """One study's image or codes."""
+        from stage2_unified.sequences import choose_view  # here: torch and transformers, which no --help waits for
+
         dataset, place = self._places[number]
         sample = dataset[place]
         view = choose_view(sample.info["views"], None)
@@ -106,7 +109,7 @@ class ShardFilms:
         return Film(sample.info["study_id"], position, fit_square(pixels, self._size), report=report)
 
 
-def open_films(place: str, split: str, tokenizer: FrozenTokenizer) -> Films:
+def open_films(place: str, split: str, tokenizer: "FrozenTokenizer") -> Films:
     """What lies at ``place``: a radiograph, a folder of them, or a folder (or URL) of image or token shards.
 
     Args:
@@ -147,7 +150,7 @@ def keys_digest(films: Films) -> str:
     return hashlib.sha256("\n".join(films.keys).encode(errors="surrogateescape")).hexdigest()
 
 
-def codes_of(pipeline: MedUnifierPipeline, films: Sequence[Film]) -> np.ndarray:
+def codes_of(pipeline: "MedUnifierPipeline", films: Sequence[Film]) -> np.ndarray:
     """(N, h, w) codes of films without an error; those of token shards as they are."""
     to_encode = [number for number, film in enumerate(films) if film.codes is None]
     codes = {number: film.codes for number, film in enumerate(films) if film.codes is not None}

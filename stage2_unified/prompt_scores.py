@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from stage2_unified.evaluate.prompts import PromptSet
-from stage2_unified.inference import MedUnifierPipeline
+
+if TYPE_CHECKING:
+    from stage2_unified.inference import MedUnifierPipeline
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class PromptScorer:
         prompts: sentences of each finding.
     """
 
-    def __init__(self, pipeline: MedUnifierPipeline, prompts: PromptSet) -> None:
+    def __init__(self, pipeline: "MedUnifierPipeline", prompts: PromptSet) -> None:
         self.findings = list(prompts.prompts)
         self._combine: Literal["mean", "max"] = prompts.combine
         self._scale = float(pipeline.model.scale.detach())

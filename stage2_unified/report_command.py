@@ -11,7 +11,6 @@ from shared.errors import UserError
 from shared.progress import Progress
 from shared.row_file import Row, RowFile
 from stage2_unified.films import Film, Films, codes_of, keys_digest, open_films, read_batches
-from stage2_unified.inference import MedUnifierPipeline
 
 NOTICE = "Draft of research software, not a medical device; it may overlook findings and invent others."
 
@@ -50,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         UserError: for no model, no input, or no readable radiograph at all.
     """
     config = parse_config(ReportConfig, argv, prog="medunifier report")
+    from stage2_unified.inference import MedUnifierPipeline  # here: --help does not wait for torch and transformers
+
     pipeline = MedUnifierPipeline.from_pretrained(config.model, config.device, config.batch_size)
     films = open_films(config.input, config.split, pipeline.tokenizer)
 

@@ -2,14 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from shared.config import parse_config
 from shared.errors import UserError
 from shared.row_file import Row, RowFile
 from stage2_unified.films import codes_of, keys_digest, open_films, read_batches
-from stage2_unified.inference import MedUnifierPipeline
 from stage2_unified.report_text import report_of
 from stage2_unified.study_index import Engine, StudyIndex, build_index
+
+if TYPE_CHECKING:
+    from stage2_unified.inference import MedUnifierPipeline
 
 _COLUMNS = ("query", "rank", "similarity", "study_id", "path", "view", "findings", "impression", "error")
 
@@ -62,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         UserError: for no model, an index of another model or of other data, no readable radiograph.
     """
     config = parse_config(RetrieveConfig, argv, prog="medunifier retrieve")
+    from stage2_unified.inference import MedUnifierPipeline  # here: --help does not wait for torch and transformers
+
     pipeline = MedUnifierPipeline.from_pretrained(config.model, config.device, config.batch_size)
     if config.data:
         films = open_films(config.data, config.split, pipeline.tokenizer)
@@ -70,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         _ask(pipeline, StudyIndex.load(config.index, pipeline.fingerprint), config)
 
 
-def _ask(pipeline: MedUnifierPipeline, index: StudyIndex, config: RetrieveConfig) -> None:
+def _ask(pipeline: "MedUnifierPipeline", index: StudyIndex, config: RetrieveConfig) -> None:
     run = {"command": "retrieve", "model": pipeline.fingerprint, "top": config.top, "view": config.view}
     run |= {"index": index.about["keys_sha256"], "engine": config.engine, "text": config.text}
     films = open_films(config.image, "", pipeline.tokenizer) if config.image else None

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -20,7 +20,9 @@ from shared.artifacts import FORMAT_VERSION, atomic_file, atomic_folder, read_js
 from shared.errors import UserError
 from shared.progress import Progress
 from stage2_unified.films import Films, codes_of, keys_digest, read_batches
-from stage2_unified.inference import MedUnifierPipeline
+
+if TYPE_CHECKING:
+    from stage2_unified.inference import MedUnifierPipeline
 
 INDEX, EMBEDDINGS, STUDIES = "index.json", "embeddings.safetensors", "studies.jsonl"
 PART = 1024
@@ -110,7 +112,7 @@ class StudyIndex:
         return similarity, numbers
 
 
-def build_index(pipeline: MedUnifierPipeline, films: Films, folder: str | Path, view: str, batch_size: int) -> str:
+def build_index(pipeline: "MedUnifierPipeline", films: Films, folder: str | Path, view: str, batch_size: int) -> str:
     """Embed all films and write the index; what a stopped build has finished is kept.
 
     Args:
@@ -172,7 +174,7 @@ def _json(row: dict[str, Any]) -> bytes:
 
 def _write_part(
     path: Path,
-    pipeline: MedUnifierPipeline,
+    pipeline: "MedUnifierPipeline",
     films: Films,
     begin: int,
     view: str,

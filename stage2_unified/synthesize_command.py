@@ -12,7 +12,6 @@ from shared.config import parse_config
 from shared.errors import UserError
 from shared.progress import Progress
 from stage2_unified.drawing_prompts import DrawingPrompt, read_prompts
-from stage2_unified.inference import MedUnifierPipeline
 from stage2_unified.report_text import LABEL_TEMPLATE, report_of, text_of_labels
 
 PROMPTS = "prompts.json"
@@ -75,6 +74,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         UserError: for no model, an unreadable file of reports, a folder that holds other drawings.
     """
     config = parse_config(SynthesizeConfig, argv, prog="medunifier synthesize")
+    from stage2_unified.inference import MedUnifierPipeline  # here: --help does not wait for torch and transformers
+
     prompts = [prompt for prompt in _prompts(config) for _ in range(prompt.count)]
     if not prompts:
         raise UserError(f"{config.file} asks for no radiograph: every count is 0")

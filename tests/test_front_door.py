@@ -1,6 +1,8 @@
 """What others import and call: the public names, the table of commands, the direction of imports."""
 
 import ast
+import inspect
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -33,6 +35,35 @@ def test_the_public_names_are_there():
         _ = medunifier.nope
 
 
+def public_parts(name):
+    """A public name and, of a class, what it has in public that is written here: (where, function or class)."""
+    thing = getattr(medunifier, name)
+    yield name, thing
+    for owner in thing.__mro__ if inspect.isclass(thing) else ():
+        if owner.__module__.split(".")[0] not in FLOORS:
+            continue
+        for member, value in vars(owner).items():
+            value = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+            if inspect.isfunction(value) and (not member.startswith("_") or member in ("__call__", "__getitem__")):
+                yield f"{owner.__name__}.{member}", value
+
+
+@pytest.mark.parametrize("name", medunifier.__all__)
+def test_public_names_and_methods_say_what_they_do_and_take(name):
+    undocumented, untyped = [], []
+    for where, thing in public_parts(name):
+        if not (thing.__doc__ or "").strip() or thing.__doc__.startswith(f"{thing.__name__}("):  # a dataclass' own
+            undocumented.append(where)
+        function = thing.__init__ if inspect.isclass(thing) else thing
+        signature = inspect.signature(function)
+        bare = [
+            p.name for p in signature.parameters.values() if p.annotation is p.empty and p.name not in ("self", "cls")
+        ]
+        if bare or signature.return_annotation is signature.empty:
+            untyped.append(f"{where}({', '.join(bare)})")
+    assert not undocumented and not untyped
+
+
 def test_importing_it_registers_the_auto_classes():
     code = (
         "import medunifier; from transformers import AutoConfig; "
@@ -51,6 +82,21 @@ def test_every_command_shows_its_help(verb, capsys):
     assert stop.value.code == 0
     shown = capsys.readouterr().out
     assert f"medunifier {verb}" in shown and "--help" in shown and summary
+    options = [" ".join(block.split()) for block in re.split(r"\n  (?=-)", shown)[1:]]
+    own = [o for o in options if not re.match(r"(-h|--config|--print_config|--\S+ CONFIG Path to a config)", o)]
+    silent = [option for option in own if "(required" not in option and "default: " not in option]
+    assert own and not silent, f"neither required nor with a default: {silent}"
+
+
+def test_help_does_not_wait_for_torch():
+    waits = {"tokenize", "convert", "evaluate"}  # their functions' types are torch's
+    code = (
+        "import sys; sys.argv = ['medunifier']; from importlib import import_module; import medunifier\n"
+        f"for verb in set(medunifier.COMMANDS) - {waits}: import_module(medunifier.COMMANDS[verb][0])\n"
+        "print({'torch', 'transformers', 'accelerate', 'matplotlib', 'gradio', 'sklearn'} & set(sys.modules))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "set()"
 
 
 @pytest.mark.parametrize(("arguments", "code"), [([], 2), (["--help"], 0), (["nope"], 2), (["--version"], 0)])

@@ -4,12 +4,15 @@ import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shared.artifacts import write_json
 from shared.config import parse_config
 from shared.machine import GIB, Machine, this_machine
-from stage2_unified.doctor.needs import Need, decoders, optional_packages, packages, weights
-from stage2_unified.doctor.sizes import Size, preset_sizes
+
+if TYPE_CHECKING:
+    from stage2_unified.doctor.needs import Need
+    from stage2_unified.doctor.sizes import Size
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -27,6 +30,10 @@ class DoctorConfig:
 def main(argv: Sequence[str] | None = None) -> None:
     """Look, and print."""
     config = parse_config(DoctorConfig, argv, prog="medunifier doctor")
+    # Imported here: --help does not wait for torch and transformers.
+    from stage2_unified.doctor.needs import decoders, optional_packages, packages, weights
+    from stage2_unified.doctor.sizes import preset_sizes
+
     machine = this_machine(config.place)
     needs = {
         "packages": packages(), "optional packages": optional_packages(), "DICOM decoders": decoders(),
@@ -61,13 +68,13 @@ def _machine_lines(machine: Machine) -> list[str]:
     return lines
 
 
-def _need_line(need: Need) -> str:
+def _need_line(need: "Need") -> str:
     purpose = f"   {need.purpose}" if need.purpose else ""
     state = need.found if need.found else f"missing: {need.remedy}"
     return f"  {need.name:28} {state}{purpose}"
 
 
-def _size_lines(machine: Machine, sizes: list[Size]) -> list[str]:
+def _size_lines(machine: Machine, sizes: list["Size"]) -> list[str]:
     best = max(machine.accelerators, key=lambda one: one.memory, default=None)
     place, memory = (best.device, best.memory) if best else ("this machine's memory", machine.memory_free)
     lines = [
