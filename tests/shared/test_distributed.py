@@ -1,13 +1,16 @@
 """Collectives: what two gloo processes see of each other."""
 
+import json
+from pathlib import Path
+
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from shared.distributed import all_gather, all_reduce_max, all_reduce_sum, gather_objects
+from tests.two_processes import two_processes
 
 
-def _worker(rank: int, port: int, queue) -> None:
+def _worker(rank: int, port: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     full = torch.arange(8.0).view(4, 2)
@@ -16,31 +19,17 @@ def _worker(rank: int, port: int, queue) -> None:
     names = gather_objects(f"rank {rank}")
     total = all_reduce_sum(torch.tensor([float(rank + 1)]))
     largest = all_reduce_max(torch.tensor([float(rank + 1)]))
-    queue.put((rank, gathered.tolist(), gathered.requires_grad, names, total.item(), largest.item()))
+    seen = (gathered.tolist(), gathered.requires_grad, names, total.item(), largest.item())
+    (folder / f"{rank}.json").write_text(json.dumps(seen))
     dist.barrier()
     dist.destroy_process_group()
 
 
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def test_gathered_rows_sums_and_objects_are_the_same_on_all():
-    context = mp.get_context("spawn")
-    queue = context.Queue()
-    port = free_port()
-    workers = [context.Process(target=_worker, args=(rank, port, queue)) for rank in range(2)]
-    for worker in workers:
-        worker.start()
-    results = sorted(queue.get(timeout=120) for _ in workers)
-    for worker in workers:
-        worker.join(timeout=60)
-    assert [rank for rank, *_ in results] == [0, 1]
-    for _, gathered, alive, names, total, largest in results:
+def test_gathered_rows_sums_and_objects_are_the_same_on_all(tmp_path):
+    with two_processes(_worker, tmp_path):
+        pass
+    for rank in range(2):
+        gathered, alive, names, total, largest = json.loads((tmp_path / f"{rank}.json").read_text())
         assert gathered == torch.arange(8.0).view(4, 2).tolist() and not alive
         assert names == ["rank 0", "rank 1"]
         assert total == 3.0 and largest == 2.0

@@ -26,22 +26,10 @@ from stage1_tokenizer.vqgan import VQGAN
 from stage2_unified.inference import MedUnifierPipeline
 from stage2_unified.model import MedUnifierForConditionalGeneration
 from stage2_unified.train import main as train
-from tests.shared.test_distributed import free_port
+from tests.stage1_tokenizer.conftest import SIZE, TINY
+from tests.two_processes import free_port
 
-SIZE = 32
-TINY_TOKENIZER = {
-    "resolution": SIZE,
-    "ch": 8,
-    "ch_mult": [1, 2],
-    "num_res_blocks": 1,
-    "attn_resolutions": [],
-    "z_channels": 8,
-    "n_embed": 32,
-    "embed_dim": 4,
-    "norm_groups": 4,
-    "front_end": "haar",
-    "front_end_levels": 1,
-}
+TINY_TOKENIZER = {name: value for name, value in TINY.items() if name != "quantizer"}  # its defaults
 OPTIONS = {
     "model.width": 32,
     "model.layers": 2,
@@ -108,8 +96,8 @@ def test_killed_and_started_again_it_equals_the_uninterrupted_run_to_the_last_bi
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "killed" / "model").exists(), "it finished before it was killed"
-    resumed = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert "continuing" in resumed.stdout
+    train(arguments(made, tmp_path / "killed"))
+    assert "continuing" in capsys.readouterr().out
     assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
     weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "killed")]
     assert weights[0] == weights[1]

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor
@@ -16,8 +15,8 @@ from torch import Tensor
 from stage2_unified.config import DataConfig, DecoderOptimConfig, Stage2Config
 from stage2_unified.sequences import StudyBatch
 from stage2_unified.task import UnifiedTask
-from tests.shared.test_distributed import free_port
 from tests.stage2_unified.conftest import make_batch, make_model
+from tests.two_processes import two_processes
 
 
 def part(batch: StudyBatch, number: int, parts: int) -> StudyBatch:
@@ -77,14 +76,8 @@ def test_accumulation_and_its_cached_gradients_equal_the_large_batch_for_every_l
 
 
 def test_two_processes_equal_one_and_so_do_two_of_two_micro_batches(tmp_path):
-    context, port = mp.get_context("spawn"), free_port()
-    workers = [context.Process(target=_worker, args=(rank, port, tmp_path)) for rank in range(2)]
-    for worker in workers:
-        worker.start()
-    whole = one_step([whole_batch()])
-    for worker in workers:
-        worker.join(timeout=120)
-        assert worker.exitcode == 0
+    with two_processes(_worker, tmp_path):
+        whole = one_step([whole_batch()])
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for (first, weights), (second, same) in zip(*ranks, strict=True):
         check_same_step({name: (first[name] + second[name]) / 2 for name in first}, weights, *whole)
