@@ -8,17 +8,24 @@ number of processes and workers; every sample is seen once an epoch; every rank 
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from data.shards import Sample, ShardDataset
+from data.shards import Sample
 from shared.distributed import rank as own_rank
 from shared.distributed import world_size
 
 if TYPE_CHECKING:
     from shared.loop_config import LoopConfig
+
+
+class Studies(Protocol):
+    """Samples by number, such as a :class:`data.shards.ShardDataset` or a choice out of one."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, number: int, /) -> Sample: ...
 
 
 @lru_cache(maxsize=2)
@@ -48,7 +55,7 @@ class _Positions(Sampler[list[int]]):
 class _Stream(Dataset[tuple[int, Sample]]):
     """The endless stream as a dataset that maps positions to samples."""
 
-    def __init__(self, dataset: ShardDataset, seed: int) -> None:
+    def __init__(self, dataset: Studies, seed: int) -> None:
         self._dataset, self._seed = dataset, seed
 
     def __getitem__(self, position: int) -> tuple[int, Sample]:
@@ -56,7 +63,7 @@ class _Stream(Dataset[tuple[int, Sample]]):
 
 
 def sample_stream(
-    dataset: ShardDataset,
+    dataset: Studies,
     collate: Callable[[Sequence[tuple[int, Sample]]], Any],
     *,
     batch_size: int,
@@ -89,7 +96,7 @@ def sample_stream(
 
 
 def training_stream(
-    dataset: ShardDataset, collate: Callable[[Sequence[tuple[int, Sample]]], Any], loop: "LoopConfig"
+    dataset: Studies, collate: Callable[[Sequence[tuple[int, Sample]]], Any], loop: "LoopConfig"
 ) -> Callable[[int], Iterator[Any]]:
     """What the training loop asks for: opens this process' batches at a position, as ``loop`` says."""
 
@@ -109,7 +116,7 @@ def training_stream(
 
 
 def batches_once(
-    dataset: ShardDataset,
+    dataset: Studies,
     collate: Callable[[Sequence[tuple[int, Sample]]], Any],
     *,
     batch_size: int,

@@ -1,13 +1,15 @@
 """Moving average of weights, in float32: what is validated and exported."""
 
 import copy
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+Averaged = TypeVar("Averaged", bound=nn.Module)
 
 
-class WeightAverage:
+class WeightAverage(Generic[Averaged]):
     """Follows a module's parameters; buffers are copied. Saved with a checkpoint.
 
     Args:
@@ -15,17 +17,17 @@ class WeightAverage:
         decay: a step; in step t at most (1 + t) / (10 + t), so that the random start is soon forgotten.
     """
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self.module = copy.deepcopy(module).eval().requires_grad_(False)
+    def __init__(self, module: Averaged, decay: float) -> None:
+        self.module: Averaged = copy.deepcopy(module).eval().requires_grad_(False)
         self.decay = decay
         self.steps = 0
 
     @torch.no_grad()
-    def update(self, module: nn.Module) -> None:
+    def update(self, module: Averaged) -> None:
         """Move towards ``module`` after an optimizer step."""
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        averages, current = list(self.module.parameters()), [p.detach() for p in module.parameters()]
-        torch._foreach_lerp_(averages, current, 1 - decay)
+        averages: list[Tensor] = list(self.module.parameters())
+        torch._foreach_lerp_(averages, [p.detach() for p in module.parameters()], 1 - decay)
         for mine, theirs in zip(self.module.buffers(), module.buffers(), strict=True):
             mine.copy_(theirs)
         self.steps += 1

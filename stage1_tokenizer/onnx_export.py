@@ -40,6 +40,10 @@ _NEEDED = ("onnx", "onnxscript", "onnxruntime")
 class _EncoderGraph(nn.Module):
     """Images to codes in one piece: the chunks and guards of training's lookup have no place in a graph."""
 
+    table: Tensor
+    bias: Tensor | None
+    code: Tensor | None
+
     def __init__(self, tokenizer: FrozenTokenizer) -> None:
         super().__init__()
         self.tokenizer = tokenizer

@@ -57,8 +57,8 @@ class TokenizerTask:
         self.config, self._accelerator, self._run, self._validation = config, accelerator, run, validation
         self._perceptual = build_perceptual(config.loss.perceptual)
         if self._perceptual is not None:
-            self._perceptual.to(accelerator.device, memory_format=torch.channels_last)
-        generator = VQGAN(config.model).to(accelerator.device, memory_format=torch.channels_last)
+            self._perceptual.to(accelerator.device).to(memory_format=torch.channels_last)
+        generator = VQGAN(config.model).to(accelerator.device).to(memory_format=torch.channels_last)
         self.average = WeightAverage(generator, config.average_decay)
         if config.recompute_activations:
             generator.recompute_activations()
@@ -71,7 +71,8 @@ class TokenizerTask:
             adversary = config.loss.discriminator
             discriminator = PatchDiscriminator(
                 config.model.out_ch, adversary.width, adversary.layers, adversary.norm
-            ).to(accelerator.device, memory_format=torch.channels_last)
+            ).to(accelerator.device)
+            discriminator = discriminator.to(memory_format=torch.channels_last)
             self._discriminator = accelerator.prepare(discriminator)
             self._discriminator_optimizer: Any = accelerator.prepare(build_optimizer(discriminator, config.optim))
         accelerator.register_for_checkpointing(self.average)

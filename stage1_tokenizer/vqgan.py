@@ -53,7 +53,7 @@ class VQGAN(nn.Module):
         self.post_quant_conv = nn.Conv2d(config.embed_dim, config.z_channels, 1)
 
     @property
-    def last_layer(self) -> nn.Parameter:
+    def last_layer(self) -> Tensor:
         """The weight at which the adaptive weight compares gradients."""
         return self.decoder.conv_out.weight
 

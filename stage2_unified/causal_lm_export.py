@@ -4,9 +4,10 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-from shared.artifacts import atomic_folder, fingerprint, read_json, write_json
+from shared.artifacts import atomic_folder, read_json, write_json
 from shared.errors import UserError
 from stage2_unified.causal_lm import add_special_and_code_tokens, generation_configs, to_causal_lm
+from stage2_unified.inference import model_fingerprint
 from stage2_unified.model import MedUnifierForConditionalGeneration
 from stage2_unified.processor import IMAGE_TOKENIZER, MedUnifierProcessor
 from stage2_unified.vocabulary import SPECIALS
@@ -29,7 +30,7 @@ def export_causal_lm(source: Path, out: Path) -> bool:
     model = MedUnifierForConditionalGeneration.from_pretrained(source).eval()
     vocabulary = model.vocabulary
     origin = {
-        "fingerprint": fingerprint({"model_type": model.config.model_type}, model.state_dict()),
+        "fingerprint": model_fingerprint(model),
         "image_tokenizer": model.config.tokenizer_fingerprint,
         "text_size": vocabulary.text_size,
         "first_code": vocabulary.offset,

@@ -46,19 +46,20 @@ class MedUnifierConfig(PreTrainedConfig):
         **kwargs: Any,
     ) -> None:
         vocabulary = Vocabulary(text_size, codes)
+        backbone: Any = text_config
         if not isinstance(text_config, PreTrainedConfig):
             values = dict(text_config or {})
-            text_config = AutoConfig.for_model(values.pop("model_type", "qwen3"), **values)
+            backbone = AutoConfig.for_model(values.pop("model_type", "qwen3"), **values)
         special_ids = {
             "bos_token_id": vocabulary[BOS],
             "eos_token_id": vocabulary[EOS],
             "pad_token_id": vocabulary[PAD],
         }
-        text_config.vocab_size = vocabulary.offset
+        backbone.vocab_size = vocabulary.offset
         for name, value in special_ids.items():
-            setattr(text_config, name, value)
+            setattr(backbone, name, value)
             kwargs[name] = value
-        self.text_config = text_config
+        self.text_config = backbone
         self.text_size = text_size
         self.codes = codes
         self.code_dim = code_dim

@@ -46,8 +46,10 @@ class Film:
 class Films(Protocol):
     """Radiographs by number. ``key_name`` says what their keys are: ``path`` or ``study_id``."""
 
-    key_name: str
-    keys: Sequence[str]
+    @property
+    def key_name(self) -> str: ...
+    @property
+    def keys(self) -> Sequence[str]: ...
 
     def read(self, number: int) -> Film:
         """Film ``number``; damage is told in its ``error``."""
@@ -152,9 +154,8 @@ def keys_digest(films: Films) -> str:
 
 def codes_of(pipeline: "MedUnifierPipeline", films: Sequence[Film]) -> np.ndarray:
     """(N, h, w) codes of films without an error; those of token shards as they are."""
-    to_encode = [number for number, film in enumerate(films) if film.codes is None]
+    pixels = {number: film.pixels for number, film in enumerate(films) if film.pixels is not None}
     codes = {number: film.codes for number, film in enumerate(films) if film.codes is not None}
-    if to_encode:
-        encoded = pipeline.encode(np.stack([films[number].pixels for number in to_encode]))
-        codes |= dict(zip(to_encode, encoded, strict=True))
+    if pixels:
+        codes |= dict(zip(pixels, pipeline.encode(np.stack(list(pixels.values()))), strict=True))
     return np.stack([codes[number] for number in range(len(films))])

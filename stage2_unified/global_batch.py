@@ -104,8 +104,8 @@ def gather_step(
         hardness: scale on the similarities that negatives are drawn by.
         pad: id that reports are padded with.
     """
-    width = torch.tensor(max(batch.report.shape[1] for batch in batches), device=batches[0].report.device)
-    width = int(all_reduce_max(width))
+    longest = torch.tensor(max(batch.report.shape[1] for batch in batches), device=batches[0].report.device)
+    width = int(all_reduce_max(longest))
 
     def everyone(values: Sequence[Tensor]) -> Tensor:
         return torch.cat([all_gather(value) for value in values])

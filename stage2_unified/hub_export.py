@@ -238,7 +238,10 @@ def _labels(counted: dict[str, Any], name: str, value: int) -> int:
 
 
 def _views(counted: dict[str, Any]) -> list[tuple[str, int]]:
-    return sum((row["views"] for row in counted.values()), Counter()).most_common()
+    views: Counter[str] = Counter()
+    for row in counted.values():
+        views += row["views"]
+    return views.most_common()
 
 
 def _privacy(phantom: bool, transform: dict[str, Any]) -> str:

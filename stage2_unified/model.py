@@ -75,7 +75,7 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if module is self:
             self.log_scale.fill_(torch.tensor(self.config.initial_scale).log())
             # Codes are unit-norm: at the usual 0.02 their images would vanish beside the words'.
-            nn.init.normal_(self.code_projection[0].weight, std=self.config.code_dim**-0.5)
+            nn.init.normal_(self.code_projection[0].get_parameter("weight"), std=self.config.code_dim**-0.5)
             # Hidden states are of unit size after the last norm; so are these, and their product is a similarity.
             for projection in (self.match_head.image, self.match_head.pair):
                 nn.init.normal_(projection.weight, std=projection.in_features**-0.5)
@@ -101,7 +101,7 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     # Embeddings -----------------------------------------------------------------------------------------
 
-    def get_input_embeddings(self) -> nn.Module:
+    def get_input_embeddings(self) -> nn.Embedding:
         """The table of words and specials."""
         return self.model.get_input_embeddings()
 

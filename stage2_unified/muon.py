@@ -79,8 +79,10 @@ class Muon(torch.optim.Optimizer):
             state = self.state[parameter]
             if not state:
                 state["momentum"] = torch.zeros_like(parameter)
-            mean = state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
-            directions.append(parameter.grad.lerp(mean, group["momentum"]))
+            gradient = parameter.grad
+            assert gradient is not None  # those without were left out
+            mean = state["momentum"].lerp_(gradient, 1 - group["momentum"])
+            directions.append(gradient.lerp(mean, group["momentum"]))
         stacked = torch.stack(directions)
         update = orthogonalise(stacked.bfloat16() if stacked.is_cuda else stacked).to(stacked.dtype)
         rate = group["lr"] * _ADAM_RMS * max(parameters[0].shape) ** 0.5

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from shared.config import parse_config
 from shared.errors import UserError
 from shared.row_file import Row, RowFile
@@ -86,8 +88,9 @@ def _ask(pipeline: "MedUnifierPipeline", index: StudyIndex, config: RetrieveConf
             print(f"{config.out} is done already")
             return
         if films is None:
-            found = index.nearest(pipeline.embed_texts([report_of(config.text)]), config.top, config.engine)
-            file.add([_answer(index, config.text, *(part[0] for part in found))])
+            embedded = pipeline.embed_texts([report_of(config.text)])
+            similarity, numbers = index.nearest(embedded, config.top, config.engine)
+            file.add([_answer(index, config.text, similarity[0], numbers[0])])
         else:
             for batch in read_batches(films, file.count, config.batch_size):
                 readable = [film for film in batch if not film.error]
@@ -95,10 +98,9 @@ def _ask(pipeline: "MedUnifierPipeline", index: StudyIndex, config: RetrieveConf
                 if readable:
                     views = [film.view or config.view for film in readable]
                     embedded = pipeline.embed_images(codes_of(pipeline, readable), views)
-                    for film, *found in zip(
-                        readable, *index.nearest(embedded, config.top, config.engine), strict=True
-                    ):
-                        rows[film.key] = _answer(index, film.key, *found)
+                    nearest = index.nearest(embedded, config.top, config.engine)
+                    for film, similarity, numbers in zip(readable, *nearest, strict=True):
+                        rows[film.key] = _answer(index, film.key, similarity, numbers)
                 file.add([rows[film.key] for film in batch])
             if file.failed == len(films.keys):
                 file.discard()
@@ -108,7 +110,7 @@ def _ask(pipeline: "MedUnifierPipeline", index: StudyIndex, config: RetrieveConf
             print(f"{config.out}: {file.count} rows")
 
 
-def _answer(index: StudyIndex, query: str, similarity: Sequence[float], numbers: Sequence[int]) -> Row:
+def _answer(index: StudyIndex, query: str, similarity: np.ndarray, numbers: np.ndarray) -> Row:
     found = [
         {"rank": rank, "similarity": round(float(value), 6), **index.studies[int(number)]}
         for rank, (value, number) in enumerate(zip(similarity, numbers, strict=True), 1)

@@ -54,9 +54,9 @@ class StudyBatch:
 
     def to(self, device: torch.device) -> "StudyBatch":
         """The batch on another device."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved = {name: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for name, v in values.items()}
-        return StudyBatch(**moved)
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        tensors = {name: v.to(device, non_blocking=True) for name, v in values.items() if isinstance(v, Tensor)}
+        return StudyBatch(**values | tensors)
 
 
 def normalise_report(text: str) -> str:

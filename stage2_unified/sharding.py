@@ -78,7 +78,7 @@ def checkpoint_whole(
     """
 
     def save(models: list[Any], weights: list[Any], folder: str) -> None:
-        whole = get_model_state_dict(model, options=_WHOLE)
+        whole: Any = get_model_state_dict(model, options=_WHOLE)  # tensors, though its type allows more
         states = [get_optimizer_state_dict(model, optimizer, options=_WHOLE) for optimizer in optimizers]
         if is_main():
             save_file(whole, Path(folder) / _WEIGHTS)
@@ -86,7 +86,8 @@ def checkpoint_whole(
 
     def load(models: list[Any], folder: str) -> None:
         options = StateDictOptions(full_state_dict=True)
-        set_model_state_dict(model, load_file(Path(folder) / _WEIGHTS), options=options)
+        weights: dict[str, Any] = load_file(Path(folder) / _WEIGHTS)
+        set_model_state_dict(model, weights, options=options)
         states = torch.load(Path(folder) / _OPTIMIZERS, map_location="cpu", weights_only=True)
         for optimizer, state in zip(optimizers, states, strict=True):
             set_optimizer_state_dict(model, optimizer, state, options=options)

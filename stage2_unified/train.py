@@ -99,12 +99,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _validation(config: Stage2Config, sections: tuple[str, ...]) -> StudiesWithText | None:
     """Validation studies with text; None (and a word about it) where there are too few to contrast."""
+    validation: StudiesWithText | None = None
     try:
         validation = StudiesWithText(ShardDataset(config.data.shards, "validate"), sections)
-    except UserError as error:
-        validation, reason = None, str(error)
-    else:
         reason = f"only {len(validation)} validation studies with text"
+    except UserError as error:
+        reason = str(error)
     if validation is None or len(validation) < 2 * world_size():
         if is_main():
             print(f"no validation: {reason}", flush=True)

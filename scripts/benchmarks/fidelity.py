@@ -249,7 +249,8 @@ def _train(config: Config, name: str, side: str, shards: Path) -> None:
     figures, pictures = _judge(reconstruct, ShardDataset(shards, "test"), config.size, config.codes, Lpips(JUDGE))
     inference = [p for n, p in network.named_parameters() if not n.startswith("loss.")]
     rates = [line["samples_per_s"] for line in read_metrics(run_dir) if "samples_per_s" in line]
-    np.savez_compressed(run_dir / "pictures.npz", **pictures)
+    arrays: dict[str, Any] = dict(pictures)  # numpy's options come by name, too
+    np.savez_compressed(run_dir / "pictures.npz", **arrays)
     write_json(
         run_dir / "judged.json",
         {

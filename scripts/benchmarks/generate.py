@@ -4,6 +4,8 @@ The peer is ``transformers``' own: ``guidance_scale`` with ``negative_prompt_ids
 the same prompts, the same number of codes. It takes one negative prompt that all rows share, as ours do.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
@@ -29,8 +31,8 @@ def rows(config: BenchConfig) -> list[Row]:
         table.append(
             paired(
                 f"images of {model.config.image_tokens} codes with guidance, batch {batch}, images/s",
-                lambda prompt=prompt: ours(model, prompt),
-                lambda prompt=prompt: peer(model, stock, prompt),
+                partial(ours, model, prompt),
+                partial(peer, model, stock, prompt),
                 config,
                 target,
                 units=batch,

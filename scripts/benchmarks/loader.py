@@ -7,7 +7,7 @@ a shorter one would charge the peer for filling a buffer that it does not use.
 """
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ def _epoch(batches: Iterator[torch.Tensor]) -> None:
         wanted -= len(next(batches))
 
 
-def _ours(samples: list[Any]) -> torch.Tensor:
+def _ours(samples: Sequence[Any]) -> torch.Tensor:
     return torch.from_numpy(np.stack([sample.codes[0] for _, sample in samples]).astype(np.int64))
 
 

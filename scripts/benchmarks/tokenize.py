@@ -103,13 +103,14 @@ def rows(config: BenchConfig) -> list[Row]:
     peak = _matmul_gflops()
     shares = [rate * work["taming"] / BATCH / peak for rate in (speed.ours, speed.peer)]
     preset_share = preset_speed.ours * work["cxr_f16"] / BATCH / peak
-    codes = [side.encode_indices(images) for side in (ours, peer)]
+    sides: tuple[FrozenTokenizer | Fork, ...] = (ours, peer)
+    codes = [side.encode_indices(images) for side in sides]
     equal_direct = float((direct == codes[1]).double().mean())
     how_many = f"share of {direct.numel()} codes equal to the fork's"
-    fidelity = [
+    mine, theirs = (
         float(psnr(to_unit(images), to_unit(side.decode_indices(code))).mean())
-        for side, code in zip((ours, peer), codes, strict=True)
-    ]
+        for side, code in zip(sides, codes, strict=True)
+    )
     equal = float((codes[0] == codes[1]).double().mean())
     basis = f"share of peak (a matrix product of 2,048: {peak:.0f} GFLOP/s)"
     return [
@@ -117,7 +118,7 @@ def rows(config: BenchConfig) -> list[Row]:
         Row(f"taming f16 encode, {basis}", shares[0], shares[1], shares[0] / shares[1]),
         Row(f"{how_many}, direct convolutions", equal_direct, 1.0, equal_direct),
         Row(f"{how_many}, Winograd's convolutions", equal, 1.0, equal),
-        Row("PSNR with the same weights, dB (to differ by at most 0.05)", *fidelity, fidelity[0] / fidelity[1]),
+        Row("PSNR with the same weights, dB (to differ by at most 0.05)", mine, theirs, mine / theirs),
         preset_speed,
         Row(f"cxr_f16 encode, {basis}; peer: taming f16", preset_share, shares[1], preset_share / shares[1]),
     ]  # fmt: skip

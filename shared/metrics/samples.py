@@ -25,6 +25,10 @@ def _paired_auroc(right: np.ndarray, wrong: np.ndarray) -> float:
     return auroc(truth, np.concatenate([right, wrong]))
 
 
+def _bleu(n: int) -> Callable[..., float]:
+    return lambda *counts: bleu_of(*counts)[f"bleu{n}"]
+
+
 KINDS: dict[str, Callable[..., float]] = {
     "mean": _mean,
     "auroc": auroc,
@@ -32,7 +36,8 @@ KINDS: dict[str, Callable[..., float]] = {
     "paired_auroc": _paired_auroc,
     "f1_micro": lambda *counts: f1_of(*counts)[0],
     "f1_macro": lambda *counts: f1_of(*counts)[1],
-} | {f"bleu{n}": lambda *counts, n=n: bleu_of(*counts)[f"bleu{n}"] for n in (1, 2, 3, 4)}
+    **{f"bleu{n}": _bleu(n) for n in (1, 2, 3, 4)},
+}
 """How a figure follows from its columns, restricted to any rows."""
 
 

@@ -86,9 +86,9 @@ class Answers:
         except OSError:
             raise UserError("the file is not there any more: give it again") from None
         if digest not in self._films:
-            film = self._reader.read(file, self.pipeline.tokenizer.image_size)
-            codes = self.pipeline.encode(film.pixels[None])[0]
-            self._films[digest] = ReadFilm(film.pixels, codes, film.view)
+            decoded = self._reader.read(file, self.pipeline.tokenizer.image_size)
+            codes = self.pipeline.encode(decoded.pixels[None])[0]
+            self._films[digest] = ReadFilm(decoded.pixels, codes, decoded.view)
             if len(self._films) > _REMEMBERED:
                 self._films.popitem(last=False)
         self._films.move_to_end(digest)

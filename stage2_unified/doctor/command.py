@@ -46,8 +46,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     lines += ["", *_size_lines(machine, sizes)]
     print("\n".join(lines))
     if config.out:
-        rows = {title: [asdict(need) for need in found] for title, found in needs.items()}
-        write_json(config.out, {"machine": asdict(machine), **rows, "sizes": [asdict(size) for size in sizes]})
+        named = {title: [asdict(need) for need in found] for title, found in needs.items()}
+        write_json(config.out, {"machine": asdict(machine), **named, "sizes": [asdict(size) for size in sizes]})
 
 
 def _machine_lines(machine: Machine) -> list[str]:

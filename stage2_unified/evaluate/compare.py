@@ -71,7 +71,7 @@ def _as_list(argv: Sequence[str]) -> list[str]:
     if "--compare" not in arguments:
         raise UsageError("name the two results apart: --compare A.json B.json")
     place = arguments.index("--compare")
-    names = []
+    names: list[str] = []
     while place + 1 + len(names) < len(arguments) and not arguments[place + 1 + len(names)].startswith("--"):
         names.append(arguments[place + 1 + len(names)])
     if len(names) != 2:

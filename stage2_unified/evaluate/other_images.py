@@ -212,7 +212,8 @@ def read_folder(folder: str, files: list[Path], size: int) -> Folder:
     Raises:
         UserError: naming the first that cannot be read: a figure over the others would be another figure.
     """
-    pixels, stored = [], {}
+    pixels: list[np.ndarray] = []
+    stored: dict[str, int] = {}
     with Progress(len(files), f"reading {Path(folder).name}", "image") as progress:
         for path in files:
             try:
