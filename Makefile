@@ -31,6 +31,7 @@ test-slow: $(VENV)/.installed-dev  ## all tests: minutes more
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 bench: $(VENV)/.installed-dev  ## ours beside a peer, in the same run
 	$(BIN)/medunifier bench loader
