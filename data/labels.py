@@ -138,6 +138,8 @@ class _Walk:
             if self.sense != NEGATIVE or "exclude" in match[0]:
                 self.sense = UNCERTAIN
         elif role == "denied":
+            if match[0] == "resolved" and len(self.found) == self.clause_start:
+                self.sense = NEGATIVE  # "resolved effusion"
             self._look_back(NEGATIVE)
         elif role == "doubted":
             self._look_back(UNCERTAIN)

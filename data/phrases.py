@@ -119,6 +119,7 @@ DENIES: tuple[str, ...] = (
     "no", "not", "without", "negative for", "free of", "clear of", "is clear of", "are clear of",
     "absence of", "absent", "resolution of", "nor", "neither", "none", "rather than", "lack of", "lacks",
     "exclude*", "rules out", "removal of", "devoid of", "denies", "cleared of", "non", "interval removal",
+    "resolution", "more sensitive",
 )  # fmt: skip
 
 # What comes after it.
@@ -128,6 +129,7 @@ DENIED: tuple[str, ...] = (
     "no longer", "has resolved", "have resolved", "resolved", "has cleared", "have cleared", "is absent",
     "are absent", "ruled out", "has been excluded", "are excluded", "is excluded", "unlikely", "been removed",
     "was removed", "not clearly seen", "is clear", "are clear", "not clearly identified", "not well seen",
+    "not well-seen", "not well visualized", "not well-visualized",
 )  # fmt: skip
 
 # Doubt about what follows.
@@ -138,6 +140,7 @@ DOUBTS: tuple[str, ...] = (
     "differential", "equivocal", "cannot exclude", "can not exclude", "cannot rule out",
     "difficult to exclude", "not exclude", "not entirely exclude", "correlate for*", "evaluate for",
     "raises the", "favor*", "appears to represent", "perhaps", "less likely", "correlate clinically for",
+    "maybe", "evaluation for", "evaluation of", "assessment for", "risk of", "factors for",
 )  # fmt: skip
 
 # Doubt about what went before; of these "versus" looks both ways.
@@ -147,6 +150,12 @@ DOUBTED: tuple[str, ...] = (
     "is suspected", "is questioned", "be considered", "in the differential", "difficult to exclude",
     "difficult to entirely exclude", "cannot entirely be excluded", "not be entirely excluded", "is likely",
     "are likely", "not be ruled out",
+    *(
+        f"{cannot} be {how} {done}"
+        for cannot in ("cannot", "can not", "not")
+        for how in ("completely", "entirely", "definitively", "definitely", "confidently", "totally", "fully")
+        for done in ("excluded", "ruled out")
+    ),
 )  # fmt: skip
 EITHER: tuple[str, ...] = ("versus", "vs")
 
@@ -157,6 +166,13 @@ NO_DENIAL: tuple[str, ...] = (
     "no definite change*", "no increase*", "no appreciable change*", "no substantial change*",
     "no relevant change*", "no other*", "not only*", "without interval change*",
     "without significant interval change*", "no longer seen as*", "no comparison*", "no prior*",
+    # New is what was not there before.
+    *(
+        f"not {found} on {the}{before}*"
+        for found in ("seen", "present", "identified", "visualized", "noted")
+        for the in ("", "the ")
+        for before in ("prior", "previous")
+    ),
 )  # fmt: skip
 
 # Where the reach of a denial or a doubt ends.

@@ -46,6 +46,13 @@ from data.observations import OBSERVATIONS
             {"Cardiomegaly": 0, "Enlarged Cardiomediastinum": 0},
         ),
         ("The heart is seen.", {}),
+        ("Resolved left effusion, stable nodule.", {"Pleural Effusion": 0, "Lung Lesion": 1}),
+        ("The effusion resolved and a nodule is seen.", {"Pleural Effusion": 0, "Lung Lesion": 1}),
+        ("Densities not seen on the previous exam.", {"Lung Opacity": 1}),
+        ("The nodule is not well-seen on today's study.", {"Lung Lesion": 0}),
+        ("Malignancy cannot be confidently excluded.", {"Lung Lesion": -1}),
+        ("Evaluation for pleural fluid is limited.", {"Pleural Effusion": -1}),
+        ("CT is more sensitive in detecting nodules.", {"Lung Lesion": 0}),
         ("ET tube in place. PICC line has been removed.", {"Support Devices": 1}),
         ("The catheter has been removed.", {"Support Devices": 0}),
         ("Atelectasis/consolidation is possible.", {"Atelectasis": -1, "Consolidation": -1}),
@@ -129,7 +136,7 @@ def read_openi(path: Path) -> list[tuple[str, set[str]]]:
 
 
 def test_against_openi(openi: list[tuple[str, set[str]]]) -> None:
-    """Measured 0.899 over 1,965 reports (1 as present, doubt as absent)."""
+    """Measured 0.897 over 1,965 reports (1 as present, doubt as absent)."""
     labels = [label_report(text) for text, _ in openi]
     scores = []
     for name, headings in HEADINGS.items():
@@ -141,13 +148,13 @@ def test_against_openi(openi: list[tuple[str, set[str]]]) -> None:
 
 
 def test_speed(openi: list[tuple[str, set[str]]]) -> None:
-    """2,000 reports a second, every sentence read anew; measured 5,000. A slow machine gets a factor of two."""
+    """2,000 reports a second of one core, every sentence read anew; measured 10,000. What others take does not count."""
     module._sentence_mentions.cache_clear()
     sample = openi[:400]
-    start = time.perf_counter()
+    start = time.process_time()
     for text, _ in sample:
         label_report(text)
-    assert len(sample) / (time.perf_counter() - start) > 1000
+    assert len(sample) / (time.process_time() - start) > 2000
 
 
 WORDS = [
