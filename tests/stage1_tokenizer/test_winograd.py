@@ -4,10 +4,20 @@ import pytest
 import torch
 from torch.nn.functional import conv2d, silu
 
-from stage1_tokenizer import winograd
+from stage1_tokenizer import compiled, winograd
 from stage1_tokenizer.frozen import FrozenTokenizer
 from stage1_tokenizer.vqgan import VQGAN
 from stage1_tokenizer.winograd import WinogradConv2d, use_winograd
+
+
+@pytest.fixture(params=["compiled", "operations"], autouse=True)
+def way(request, monkeypatch, tmp_path_factory):
+    """Both ways of computing it."""
+    if request.param == "operations":
+        monkeypatch.setattr(winograd, "winograd_library", lambda: None)
+    elif compiled.winograd_library() is None:
+        pytest.skip("no C compiler on this machine")
+    return request.param
 
 
 def layer(before, after, bias=True):
@@ -27,6 +37,45 @@ def test_equals_the_direct_convolution_whatever_the_strips(shape, outputs, tile_
             found = own(images)
             assert found.shape == exact.shape
             assert (found - exact).abs().max() < 2e-5 * exact.std() * 4
+
+
+def test_every_number_of_threads_gives_the_same_bytes():
+    own, x = layer(64, 96), torch.randn(3, 64, 20, 12)  # 45 tiles: blocks and shares with an end
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for count in (1, 2, 3, 8):
+            torch.set_num_threads(count)
+            with torch.no_grad():
+                found.append(own(x))
+    finally:
+        torch.set_num_threads(threads)
+    exact = conv2d(x.double(), own.weight.double(), own.bias.double(), padding=1)
+    assert (found[0] - exact).abs().max() < 8e-5 * exact.std()
+    if own._compiled:
+        assert all(torch.equal(one, found[0]) for one in found)
+
+
+def test_numbers_of_channels_that_fill_no_vector_go_the_other_way(way):
+    own, x = layer(68, 72), torch.randn(1, 68, 8, 8)
+    assert not own._compiled
+    with torch.no_grad():
+        torch.testing.assert_close(own(x), conv2d(x, own.weight, own.bias, padding=1), atol=5e-5, rtol=0)
+
+
+def test_without_a_compiler_or_room_there_is_no_library(monkeypatch, tmp_path, way):
+    if way == "operations":
+        return
+    (tmp_path / "cc").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "cc").chmod(0o755)
+    monkeypatch.setenv("MEDUNIFIER_CACHE", str(tmp_path / "cache"))
+    for name, value in (("CC", str(tmp_path / "cc")), ("CC", "no-such-compiler"), ("MEDUNIFIER_COMPILED", "0")):
+        with monkeypatch.context() as changed:
+            changed.setenv(name, value)
+            assert compiled.winograd_library.__wrapped__() is None
+    assert not list((tmp_path / "cache").rglob("*.so"))
+    assert compiled.winograd_library.__wrapped__() is not None
+    assert len(list((tmp_path / "cache").rglob("*"))) == 2  # the folder and the library
 
 
 def test_without_bias():
