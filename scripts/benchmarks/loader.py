@@ -4,9 +4,13 @@ Both read the same tar files from the page cache, decode codes and json of every
 int64 codes. The peer is configured as webdataset's documentation has it: shards shuffled, a buffer of 1,000 samples,
 batches made in the dataset, so that the DataLoader passes them on. Each turn is one whole epoch from a new iterator:
 a shorter one would charge the peer for filling a buffer that it does not use.
+
+The last row asks what is left of it beside a training step: forward, backward and what the loader makes the step wait
+for, reports cut and turned into ids as in training, in the training process itself (workers would hide most of it).
 """
 
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,10 +23,14 @@ from torch.utils.data import DataLoader
 from data.loader import sample_stream
 from data.shards import MANIFEST, ShardDataset, encode_info, encode_npy, shard_name, write_shard
 from shared.artifacts import FORMAT_VERSION, write_json
-from shared.bench import BenchConfig, Row, paired
+from shared.bench import BenchConfig, Row, load_benchmark, paired
+from stage2_unified.model import MedUnifierForConditionalGeneration
+from stage2_unified.sequences import ReportCodec, StudyCollator
+from stage2_unified.text_tokenizer import train_text_tokenizer
 
 SHARDS, STUDIES, BATCH = 8, 512, 32
-TARGET = 5.0
+TARGET, MOST_WAIT = 5.0, 0.02
+REPORT = {"findings": "The heart is normal in size. " * 6, "impression": "No acute process."}
 
 
 def rows(config: BenchConfig) -> list[Row]:
@@ -44,7 +52,30 @@ def rows(config: BenchConfig) -> list[Row]:
         return [
             paired(what, ours(0), peer(0), config, TARGET, samples),
             paired(f"{what}, two workers", ours(2), peer(2), config, None, samples),
+            _waiting(dataset, config),
         ]
+
+
+def _waiting(dataset: ShardDataset, config: BenchConfig) -> Row:
+    """The share of a training step of the four objectives in which it waits for its batch."""
+    stage2 = load_benchmark("stage2")
+    shape = stage2.RADIOGRAPHS
+    torch.manual_seed(0)
+    model: MedUnifierForConditionalGeneration = stage2._model(shape)
+    words = train_text_tokenizer(REPORT.values(), model.config.text_size)
+    codec = ReportCodec(words, model.vocabulary, tuple(REPORT), shape.longest)
+    stream = sample_stream(dataset, StudyCollator(codec, training=True), batch_size=shape.studies, seed=0)
+    waited = computed = 0.0
+    for number in range(config.rounds + 1):
+        begin = time.perf_counter()
+        batch = next(stream)
+        ready = time.perf_counter()
+        stage2._step(model, model(batch=batch)["loss"])
+        if number:  # the first opens files and warms up
+            waited, computed = waited + ready - begin, computed + time.perf_counter() - ready
+    share = waited / (waited + computed)
+    what = f"share of a training step ({shape.studies} studies of {shape.what}) that waits for data; peer: what may"
+    return Row(what, share, MOST_WAIT, MOST_WAIT / share, 1.0)
 
 
 def _write(root: Path) -> None:
@@ -52,9 +83,8 @@ def _write(root: Path) -> None:
     for number in range(SHARDS):
         samples = []
         for study in range(STUDIES):
-            codes = draw.integers(0, 1024, (1, 16, 16), dtype=np.uint16)
-            report = {"findings": "The heart is normal in size. " * 6, "impression": "No acute process."}
-            info = {"study_id": f"{study}", "patient_id": "p", "views": ["PA"], "report": report}
+            codes = draw.integers(0, 512, (1, 16, 16), dtype=np.uint16)
+            info = {"study_id": f"{study}", "patient_id": "p", "views": ["PA"], "report": REPORT}
             samples.append((f"{number}-{study}", {"codes.npy": encode_npy(codes), "json": encode_info(info)}))
         shards[shard_name("train", number)] = write_shard(root / shard_name("train", number), samples)
     write_json(root / MANIFEST, {"format_version": FORMAT_VERSION, "splits": {"train": shards}})
