@@ -19,7 +19,7 @@ def group_norm(channels: int, groups: int) -> nn.GroupNorm:
 
 def swish_conv(layer: nn.Module, x: Tensor) -> Tensor:
     """``layer`` of x * sigmoid(x). Where no gradient needs it, ``x`` may be overwritten."""
-    if isinstance(layer, WinogradConv2d):
+    if isinstance(layer, WinogradConv2d) and not layer.compiled:
         return layer(x, swish=True)
     return layer(silu(x, inplace=not torch.is_grad_enabled()))
 

@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from stage1_tokenizer.config import ModelConfig, model_config
 from stage1_tokenizer.front_end import build_front_end
@@ -62,6 +64,15 @@ class VQGAN(nn.Module):
         for module in self.modules():
             if isinstance(module, Recomputing):
                 module.recompute = True
+
+    def flop_an_image(self) -> int:
+        """Operations of one image's way to vectors and back, a multiplication and an addition counted as two."""
+        with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+            twin = VQGAN(self.config)
+            side = self.config.resolution // self.front_end.shrink
+            h = twin.encoder(torch.empty(1, self.config.in_channels * self.front_end.expansion, side, side))
+            twin.decoder(twin.post_quant_conv(twin.quant_conv(h)))
+        return int(counter.get_total_flops())
 
     def compile_blocks(self) -> None:
         """torch.compile for what costs time: the levels and the middle of encoder and decoder.

@@ -2,8 +2,8 @@
 
 A tile of 4 x 4 outputs costs 36 multiplications a pair of channels in place of 144; what stands before and after are
 additions on data that lie in the cache. Where there is a C compiler, all of it is one pass
-(:mod:`stage1_tokenizer.compiled`): on a core with AVX2 128 and 256 channels take 0.34 to 0.42 of the time of the direct
-convolution. Elsewhere each of PyTorch's operations goes over the data anew, and it is half to three quarters.
+(:mod:`stage1_tokenizer.compiled`): on a core with AVX2, 128 and 256 channels take 0.34 to 0.42 of the direct
+convolution's time. Elsewhere each of PyTorch's operations goes over the data anew, and it is half to three quarters.
 
 The sums are taken in another order and with factors up to 8, so an output differs from the direct one by some 1e-5 of
 its spread (direct float32 by a quarter of that from float64): of codes that are nearly tied, few come out otherwise.
@@ -85,13 +85,14 @@ class WinogradConv2d(nn.Conv2d):
         new.weight, new.bias = layer.weight, layer.bias
         new._points = transformed_kernel(layer.weight.detach())
         fits = layer.in_channels % CHANNELS == 0 and layer.out_channels % OUTPUTS == 0
-        new._compiled = fits and layer.weight.device.type == "cpu" and winograd_library() is not None
-        if new._compiled:
+        new.compiled = fits and layer.weight.device.type == "cpu" and winograd_library() is not None
+        if new.compiled:
             new._points = panels(new._points)
         return new.train(layer.training)
 
     _points: Tensor
-    _compiled: bool
+    compiled: bool
+    """In one pass, which does not take the swish on the way: it is taken before, where the values lie."""
 
     def forward(self, x: Tensor, swish: bool = False) -> Tensor:
         """The convolution of ``x``, or of its swish, which is then taken where the values lie in the cache anyway."""
@@ -105,7 +106,7 @@ class WinogradConv2d(nn.Conv2d):
         ):
             return super().forward(silu(x) if swish else x)
         rows = x.permute(0, 2, 3, 1)  # as it lies in memory
-        if self._compiled:
+        if self.compiled:
             return convolve((silu(rows) if swish else rows).contiguous(), self._points, self.bias).permute(0, 3, 1, 2)
         return _convolve(rows, self._points, self.bias, swish).permute(0, 3, 1, 2)
 

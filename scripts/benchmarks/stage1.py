@@ -29,7 +29,7 @@ from stage1_tokenizer.config import (
 from stage1_tokenizer.perceptual import Lpips
 from stage1_tokenizer.task import TokenizerTask
 
-SIZE, WIDTH, BATCH, CODES = 128, 128, 2, 1024
+SIZE, WIDTH, BATCH, CODES = 128, 128, 4, 1024
 PERCEPTUAL = PerceptualConfig("squeeze", "random")
 OPTIM = OptimConfig(lr=1e-4, betas=(0.5, 0.9), warmup_steps=0, schedule="constant", clip=0)
 TARGET = 8.0

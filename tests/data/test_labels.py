@@ -148,7 +148,7 @@ def test_against_openi(openi: list[tuple[str, set[str]]]) -> None:
 
 
 def test_speed(openi: list[tuple[str, set[str]]]) -> None:
-    """2,000 reports a second of one core, every sentence read anew; measured 10,000. What others take does not count."""
+    """2,000 reports a second of one core, every sentence read anew; measured 10,000, whatever runs beside."""
     module._sentence_mentions.cache_clear()
     sample = openi[:400]
     start = time.process_time()

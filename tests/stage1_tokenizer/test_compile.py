@@ -1,4 +1,5 @@
-"""torch.compile: the same course, also where the adaptive weight differentiates at the last layer."""
+"""torch.compile: the same course, also where the adaptive weight differentiates at the last layer; and the gradients
+of the fast way (compiled, channels last, bfloat16) are those of the plain one."""
 
 from functools import partialmethod
 
@@ -8,6 +9,7 @@ from torch import nn
 
 from shared.command import run_command
 from stage1_tokenizer.train import main
+from stage1_tokenizer.vqgan import VQGAN
 from tests.stage1_tokenizer.test_train import losses, write_config
 
 
@@ -26,3 +28,39 @@ def test_a_compiled_run_takes_the_course_of_the_plain_one(options, image_shards,
     for mine, other in zip(compiled, plain, strict=True):
         for name in mine.keys() & {"l1", "codebook", "discriminator", "adaptive_weight", "validation/psnr"}:
             assert mine[name] == pytest.approx(other[name], rel=2e-3), (mine["step"], name)
+
+
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="the compiler's kernels for a GPU need one")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=CUDA)])
+def test_gradients_compiled_channels_last_and_in_bfloat16_are_the_plain_ones(device, monkeypatch):
+    """pytorch#140913: GroupNorm of four channels a group at 64 x 64, compiled so, had wrong gradients in silence."""
+    if device == "cpu":
+        monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager"))
+    torch.manual_seed(0)
+    side, width = (256, 128) if device == "cuda" else (64, 32)
+    model = VQGAN({"resolution": side, "ch": width, "norm_groups": width // 4, "ch_mult": [1, 2], "num_res_blocks": 1,
+                   "attn_resolutions": [], "n_embed": 64, "embed_dim": 8, "z_channels": 32,
+                   "front_end": "haar", "front_end_levels": 2}).to(device)  # fmt: skip
+    images = torch.rand(2, 1, side, side, device=device) * 2 - 1
+
+    def gradients(fast):
+        model.zero_grad()
+        with torch.autocast(device, torch.bfloat16, enabled=fast):
+            z = model.encode(images)
+            picture = model.decode(z)  # past the lookup, which a rounding may send elsewhere
+        (picture.float() - images).square().mean().backward()
+        return {name: p.grad.flatten().double() for name, p in model.named_parameters() if p.grad is not None}
+
+    plain = gradients(fast=False)
+    model.to(memory_format=torch.channels_last).compile_blocks()
+    images = images.contiguous(memory_format=torch.channels_last)
+    found = gradients(fast=True)
+    assert found.keys() == plain.keys() and len(plain) > 50
+    for name, expected in plain.items():
+        if expected.norm() > 1e-3 * max(one.norm() for one in plain.values()):  # a bias before a norm has none
+            angle = float(torch.nn.functional.cosine_similarity(found[name], expected, dim=0))
+            longer = float(found[name].norm() / expected.norm())
+            assert angle > 0.98 and abs(longer - 1) < 0.1, (name, angle, longer)

@@ -55,7 +55,7 @@ def write_config(folder, shards, run_dir, **loop):
 
 def losses(run_dir):
     """Every logged figure that is no time or memory, by step."""
-    noise = ("samples_per_s", "data_wait_share", "memory_gib")
+    noise = ("samples_per_s", "share_of_peak", "data_wait_share", "memory_gib")
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if name not in noise} for line in lines]
 
@@ -85,6 +85,8 @@ def test_run_folder_holds_what_people_and_stage_2_need(whole):
     assert [line["step"] for line in training if "adversarial" in line] == [5, 6, 7, 8]
     assert {"discriminator_accuracy", "adaptive_weight", "lr", "codebook", "commitment"} < training[-1].keys()
     assert training[0]["l2"] > 0
+    raw = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert all(0 < line["share_of_peak"] < 1 for line in raw if "l1" in line)
     tokenizer = FrozenTokenizer.from_pretrained(run / "tokenizer")
     assert tokenizer.grid == (8, 8)
     assert "psnr" in (run / "tokenizer" / "README.md").read_text()
