@@ -38,7 +38,7 @@ def test_its_commands_are_understood(root, monkeypatch):
 def test_it_names_every_preset_and_its_links_lead_somewhere(root):
     page, _ = lines_of(root)
     presets = {path.stem for path in (root / "configs" / "stage1").glob("*.yaml")}
-    assert presets == set(re.findall(r"^\| `((?:cxr|taming|demo)\w*)` \|", page, re.MULTILINE))
+    assert presets == set(re.findall(r"^\| `((?:cxr|taming|demo|phantom)\w*)` \|", page, re.MULTILINE))
     for target in re.findall(r"\]\(([^)]+)\)", page):
         assert (root / "docs" / target).exists(), target
 
