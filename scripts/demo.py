@@ -121,7 +121,9 @@ def steps_of(config: DemoConfig) -> list[Step]:
             "evaluate",
             ("medunifier", "evaluate", "all", "--model", f"{model}", "--data", f"{images}", "--out", f"{evaluation}")
             # A small model draws truer with less chance in it.
-            + ("--seed", f"{config.seed}", "--temperature", "0.6"),
+            + ("--seed", f"{config.seed}", "--temperature", "0.6")
+            # Four short trainings: enough to see what the model's weights are worth beside fresh ones.
+            + ("--finetune.steps", "60", "--finetune.batch_size", "16", "--finetune.shares", "[10, 100]"),
             evaluation,
         ),
     ]

@@ -20,7 +20,8 @@ p { margin: .4rem 0 .8rem; max-width: 48rem; }
 .notice { margin: 1rem 0; padding: .6rem .9rem; border: 1px solid var(--warn-line); border-left-width: 5px;
   border-radius: 6px; background: var(--warn-bg); }
 .notice p { margin: .1rem 0; max-width: none; }
-nav { margin: 1rem 0; font-size: .9rem; } nav a { margin-right: 1rem; white-space: nowrap; }
+nav { margin: 1rem 0; font-size: .9rem; display: flex; flex-wrap: wrap; gap: .2rem 1rem; }
+nav a { white-space: nowrap; }
 a { color: var(--accent); }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; margin: .6rem 0 1rem; font-variant-numeric: tabular-nums; }

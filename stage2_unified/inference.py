@@ -11,6 +11,7 @@ from transformers.utils import logging
 
 from shared.artifacts import fingerprint
 from stage1_tokenizer.frozen import FrozenTokenizer
+from stage2_unified.image_backbone import ImageBackbone
 from stage2_unified.model import MedUnifierForConditionalGeneration
 from stage2_unified.processor import MedUnifierProcessor
 
@@ -70,6 +71,10 @@ class MedUnifierPipeline:
     def sections(self) -> str:
         """Which sections of reports the model was trained on: ``findings+impression``, …"""
         return str(self.model.config.text_choice)
+
+    def image_backbone(self, seed: int | None = None) -> ImageBackbone:
+        """A copy to fine-tune; with a seed the same architecture with fresh weights."""
+        return ImageBackbone(self.model, seed)
 
     def encode(self, images: np.ndarray) -> np.ndarray:
         """(N, H, W) in [0, 1] -> (N, h, w) codes."""

@@ -29,10 +29,18 @@ def _bleu(n: int) -> Callable[..., float]:
     return lambda *counts: bleu_of(*counts)[f"bleu{n}"]
 
 
+def _macro_mean(values: np.ndarray) -> float:
+    means = np.array([_mean(column) for column in values.T])
+    return float(np.nanmean(means)) if np.isfinite(means).any() else float("nan")
+
+
 KINDS: dict[str, Callable[..., float]] = {
     "mean": _mean,
     "auroc": auroc,
     "macro_auroc": macro_auroc,
+    "macro_auroc_gain": lambda truth, ours, others: macro_auroc(truth, ours) - macro_auroc(truth, others),
+    "macro_mean": _macro_mean,
+    "macro_mean_gain": lambda ours, others: _macro_mean(ours) - _macro_mean(others),
     "paired_auroc": _paired_auroc,
     "f1_micro": lambda *counts: f1_of(*counts)[0],
     "f1_macro": lambda *counts: f1_of(*counts)[1],

@@ -178,7 +178,7 @@ def list_images(folder: str) -> list[Path]:
     """Image files of a folder and those below it, in the order of their paths.
 
     Raises:
-        UserError: if it is no folder or holds none.
+        UserError: if it is no folder, or holds fewer than two.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -186,6 +186,8 @@ def list_images(folder: str) -> list[Path]:
     files = sorted(path for path in root.rglob("*") if path.is_file() and path.name.lower().endswith(SUFFIXES))
     if not files:
         raise UserError(f"no images in {folder}: expected files that end in {', '.join(SUFFIXES)}")
+    if len(files) < 2:
+        raise UserError(f"{folder} holds one image, {files[0].name}: sets are compared here, of two images at least")
     return files
 
 

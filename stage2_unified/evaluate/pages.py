@@ -13,7 +13,7 @@ TITLES = {
     "zero-shot": "Zero-shot classification by prompts",
     "reports": "Reports written from radiographs",
     "synthesis": "Radiographs drawn from reports",
-    "finetune": "Linear probe on the frozen image embedding",
+    "finetune": "Fine-tuning by share of labels: linear probe and whole network",
 }
 
 
@@ -106,7 +106,8 @@ def _per_finding(page: Page, details: Mapping[str, Any], pictures: Path) -> None
     """AUROC by finding: a bar each for the first condition, a column for each, and the ROC curves."""
     values = details["per_finding"]
     columns = values if all(isinstance(value, Mapping) for value in values.values()) else {"AUROC": values}
-    first, best = next(iter(columns.items())) if "100 %" not in columns else ("100 %", columns["100 %"])
+    shown = details.get("roc_of", next(iter(columns)))
+    first, best = shown, columns[shown]
     bars = {name: value for name, value in best.items() if value is not None}
     page.metrics(bars | {f"{name}.baseline": 0.5 for name in bars}, caption=f"AUROC by finding ({first})")
     findings = list(dict.fromkeys(name for column in columns.values() for name in column))
@@ -127,6 +128,32 @@ def _per_finding(page: Page, details: Mapping[str, Any], pictures: Path) -> None
                 for name, points in details["roc"].items()
             }
         )
+
+
+def _finetune(page: Page, details: Mapping[str, Any], pictures: Path) -> None:
+    counts = ", ".join(f"{share} of the labels: {count} studies" for share, count in details["train_studies"].items())
+    page.paragraph(f"{counts}. linear: on the frozen embedding; full: all weights trained; scratch: from fresh ones.")
+    _per_finding(page, details, pictures)
+    if "segmentation" not in details:
+        return
+    found = details["segmentation"]
+    columns = list(dict.fromkeys(name for row in found["findings"].values() for name in row))
+    page.table(
+        ["finding", *(name.removeprefix("dice_").replace("_", ", ") + " %" * ("dice" in name) for name in columns)],
+        [[finding, *(row[name] for name in columns)] for finding, row in found["findings"].items()],
+        "Dice by finding, over the test images that have it",
+    )
+    page.heading(f"Where findings were marked: {found['shown']}")
+    page.figures(
+        [
+            Figure(
+                [(kind, load_picture(pictures, row[kind])) for kind in ("image", "truth", "marked")],
+                f"{row['finding']}, Dice {row['dice']:.2f}",
+            )
+            for row in found["examples"]
+        ],
+        "24rem",
+    )
 
 
 def _reports(page: Page, details: Mapping[str, Any], pictures: Path) -> None:
@@ -207,7 +234,7 @@ _SECTIONS = {
     "zero-shot": _per_finding,
     "reports": _reports,
     "synthesis": _synthesis,
-    "finetune": _per_finding,
+    "finetune": _finetune,
 }
 
 

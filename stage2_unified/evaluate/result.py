@@ -11,6 +11,7 @@ import numpy as np
 
 from shared.artifacts import canonical_json
 from shared.metrics.samples import Samples
+from stage2_unified.evaluate.fine_tuning import FineTuning
 from stage2_unified.evaluate.report_scores import LocalScorers
 from stage2_unified.evaluate.studies import JudgedData, Studies
 
@@ -47,6 +48,7 @@ class Pipeline(Protocol):
         top_p: float | None = None,
     ) -> np.ndarray: ...
     def decode(self, codes: np.ndarray) -> np.ndarray: ...
+    def image_backbone(self, seed: int | None = None) -> Any: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +60,7 @@ class JudgingOptions:
     limit: int = 200
     """Studies that are drawn for a task; 0 = all. The size of retrieval's pool."""
     train_limit: int = 2000
-    """Training studies for the judge of findings (tokenizer, synthesis) and the linear probe; 0 = all."""
+    """Training studies for the judge of findings (tokenizer, synthesis) and for finetune; 0 = all."""
     seed: int = 0
     """Of every draw: studies, wrong pairs, generated images, the classifier."""
     rerank: int = 0
@@ -66,7 +68,7 @@ class JudgingOptions:
     prompts: str = "sentence"
     """Of zero-shot classification: sentence ("There is edema."), chexzero ("Edema."), biovil, severity, FILE.json."""
     label_set: str = "all"
-    """Findings of zero-shot and of P@K: all, chexpert5, chexpert8, medunifier5, rsna, or names with commas."""
+    """Findings of zero-shot, P@K and finetune: all, chexpert5, chexpert8, medunifier5, rsna, or names with commas."""
     guidance: float = 2.0
     """Classifier-free guidance of the drawn images; 1 = none."""
     temperature: float = 1.0
@@ -86,6 +88,8 @@ class JudgingOptions:
     synthesis, and no rFID."""
     feature_weights: str | None = None
     """Its file or folder; nothing is downloaded."""
+    finetune: FineTuning = field(default_factory=FineTuning)
+    """Training of the whole network, and of heads on masks."""
     scorers: LocalScorers = field(default_factory=LocalScorers)
     """Report scorers whose files are yours."""
     device: str | None = None

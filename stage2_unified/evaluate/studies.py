@@ -226,6 +226,28 @@ class JudgedData:
         pixels = self.pixels(split, studies)
         return (pixels / np.iinfo(pixels.dtype).max).astype(np.float32)
 
+    def masks(self, split: str, studies: Studies) -> dict[str, np.ndarray]:
+        """{finding: (N, H, W) int8} of the findings that have a mask in any of the studies.
+
+        1 where the finding lies, 0 elsewhere, -1 throughout a study that has it and no mask that tells where. A study
+        without a mask of a finding that its labels do not state has an empty one.
+
+        Raises:
+            UserError: if the shards hold codes.
+        """
+        if not self.has_images:
+            raise UserError(f"{self.path} holds codes, not masks: give the image shards that they were made from")
+        dataset = self.dataset(split)
+        found: dict[str, np.ndarray] = {}
+        for row, (number, image) in enumerate(zip(studies.numbers, studies.image_numbers, strict=True)):
+            for finding, mask in dataset.masks(number, image).items():
+                if finding not in found:
+                    found[finding] = np.zeros((len(studies), *mask.shape), dtype=np.int8)
+                    stated = [labels.get(finding) in (1, -1) for labels in studies.labels]
+                    found[finding][stated] = -1
+                found[finding][row] = mask
+        return found
+
     def codes(self, split: str, studies: Studies) -> np.ndarray:
         """(N, h, w) int64: read, or computed with the model's tokenizer."""
         if id(studies) not in self._codes:

@@ -75,7 +75,8 @@ def _scores(judging: Judging, images: np.ndarray, prompts: PromptSet, findings: 
     """(N, F) scores of unit-norm image embeddings, and whether every finding has denials."""
     sides = [prompts.prompts[finding] for finding in findings]
     sentences = [sentence for side in sides for part in side for sentence in part]
-    section = judging.data.sections.split("+")[0]
+    # The model's own, not the data's: it would read a sentence in another section as no text at all.
+    section = judging.pipeline.sections.split("+")[0]
     empty = {"findings": "", "impression": ""}
     embedded = iter(judging.pipeline.embed_texts([empty | {section: sentence} for sentence in sentences]))
 

@@ -19,7 +19,7 @@ def draw(rng, n):
 
 
 @pytest.mark.parametrize("uncertain", ["positive", "negative"])
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(100))
 def test_equals_scikit_learn(seed, uncertain):
     rng = np.random.default_rng(seed)
     predicted, truth = draw(rng, 40), draw(rng, 40)

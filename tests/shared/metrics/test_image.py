@@ -20,7 +20,7 @@ def as_tensor(image):
     return torch.from_numpy(image)[None, None]
 
 
-def ssim_by_formula(a, b):
+def level_and_contrast(a, b):
     """A Gaussian window of deviation 1.5 and 11 pixels, the image mirrored at its border (Wang et al., 2004)."""
 
     def blurred(x):
@@ -30,7 +30,17 @@ def ssim_by_formula(a, b):
     variances = [blurred(x * x) - mean**2 for x, mean in zip((a, b), means, strict=True)]
     covariance = blurred(a * b) - means[0] * means[1]
     level = (2 * means[0] * means[1] + 0.01**2) / (means[0] ** 2 + means[1] ** 2 + 0.01**2)
-    return (level * (2 * covariance + 0.03**2) / (sum(variances) + 0.03**2)).mean()
+    return level, (2 * covariance + 0.03**2) / (sum(variances) + 0.03**2)
+
+
+def ssim_by_formula(a, b):
+    level, contrast = level_and_contrast(a, b)
+    return (level * contrast).mean()
+
+
+def contrast_by_formula(a, b):
+    """torchmetrics takes it where the whole window lies within the image."""
+    return level_and_contrast(a, b)[1][5:-5, 5:-5].mean()
 
 
 @pytest.mark.parametrize("seed", range(200))

@@ -10,8 +10,8 @@ from shared.metrics.frechet import frechet_distance
 from shared.metrics.image import MS_SSIM_MIN_SIZE, ms_ssim
 from shared.metrics.kernel_distance import kernel_distance
 from shared.metrics.manifold import manifold, nearest
-from shared.metrics.variety import scales_of, similarity_within
-from tests.shared.metrics.test_image import ssim_by_formula
+from shared.metrics.variety import WEIGHTS, scales_of, similarity_within
+from tests.shared.metrics.test_image import contrast_by_formula, ssim_by_formula
 
 
 class SmallNet(torch.nn.Module):
@@ -154,6 +154,26 @@ def test_variety_is_the_mean_over_pairs(seed):
     assert scales_of(21) == 1
     pairs = [ssim_by_formula(a, b) for i, a in enumerate(images) for b in images[i + 1 :]]
     assert similarity_within(images) == pytest.approx(np.mean(pairs), abs=1e-4)
+
+
+def ms_ssim_by_formula(a, b, weights):
+    """Contrast and structure at every scale, the level at the coarsest; each scale is half of the one before."""
+    product = 1.0
+    for scale, weight in enumerate(weights):
+        last = scale == len(weights) - 1
+        product *= max(ssim_by_formula(a, b) if last else contrast_by_formula(a, b), 0) ** weight
+        a, b = (x.reshape(x.shape[0] // 2, 2, -1, 2).mean(axis=(1, 3)) for x in (a, b)) if not last else (a, b)
+    return product
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_variety_at_three_scales_is_its_formula(seed):
+    rng = np.random.default_rng(seed)
+    images = rng.random((2, 44, 44))
+    images[1] = images[0] + rng.uniform(0.05, 0.6) * (images[1] - images[0])
+    assert scales_of(44) == 3
+    weights = np.array(WEIGHTS[:3]) / sum(WEIGHTS[:3])
+    assert similarity_within(images) == pytest.approx(ms_ssim_by_formula(*images, weights), abs=2e-4)
 
 
 def test_equal_images_have_no_variety_and_unlike_ones_have():

@@ -133,7 +133,7 @@ def test_chexbert_reads_the_published_checkpoints_form(bert_folder):
     reports = [" ".join(draw.choice(WORDS) for _ in range(draw.randint(1, 20))) + "\n." for _ in range(200)]
     got = labeler(reports)
     seen = set()
-    for report, labels in zip(reports[:40], got, strict=False):
+    for report, labels in zip(reports, got, strict=True):
         first = hidden(bert_folder, " ".join(report.split()))[0].clone()
         for name, head in zip(OBSERVATIONS, bert_folder[2], strict=True):
             expected = {0: None, 1: 1, 2: 0, 3: -1}[int(head(first).argmax())]

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.stats import hypergeom
 
 from shared.metrics.retrieval import chance_recall, first_relevant_rank, precision_at_k, recall_at_k, rerank
 
@@ -68,6 +69,16 @@ def test_a_query_without_an_answer_and_a_score_that_is_no_number_are_refused():
         recall_at_k(np.array([[np.nan, 0.0], [0.0, 1.0]]), [0, 1], [0, 1])
     with pytest.raises(ValueError, match="identities"):
         recall_at_k(np.zeros((2, 3)), [0, 1], [0, 1])
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_chance_is_the_hypergeometric_one(seed):
+    rng = np.random.default_rng(seed)
+    relevant = rng.random((rng.integers(1, 6), rng.integers(2, 12))) < 0.4
+    relevant[:, 0] = True
+    k = int(rng.integers(1, relevant.shape[1] + 1))
+    misses = [hypergeom.pmf(0, relevant.shape[1], row.sum(), k) for row in relevant]
+    assert chance_recall(relevant, k) == pytest.approx(1 - np.mean(misses))
 
 
 def test_chance_with_k_beyond_the_candidates_is_one():

@@ -5,7 +5,9 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
+from data.masks import member_name
 from data.observations import OBSERVATIONS
 from data.phantom import Phantom
 from data.sections import one_line, split_sections
@@ -16,8 +18,11 @@ from stage2_unified.sequences import normalise_report
 SIZE = 32
 
 
-def write_shards(root, studies, codes=None, source="phantom"):
-    """Image shards of (pixels, info) pairs, or token shards where ``codes`` are given; one shard a split."""
+def write_shards(root, studies, codes=None, source="phantom", masks=None):
+    """Image shards of (pixels, info) pairs, or token shards where ``codes`` are given; one shard a split.
+
+    ``masks`` are {finding: (H, W) booleans} of each study.
+    """
     splits = {}
     for split in ("train", "validate", "test"):
         rows = []
@@ -26,6 +31,8 @@ def write_shards(root, studies, codes=None, source="phantom"):
                 member = (
                     {"0.png": encode_png(pixels)} if codes is None else {"codes.npy": encode_npy(codes[number][None])}
                 )
+                for finding, mask in (masks[number] if masks else {}).items():
+                    member[member_name(0, finding)] = encode_png(mask.astype(np.uint8) * np.uint8(255))
                 rows.append((info["study_id"], member | {"json": encode_info(info)}))
         name = shard_name(split, 0)
         splits[split] = {name: write_shard(root / name, rows)} if rows else {}
@@ -90,6 +97,7 @@ class Oracle:
     studies: list
     shuffled: bool = False
     tokenizer: FakeTokenizer = field(default_factory=FakeTokenizer)
+    masks: list | None = None
     fingerprint: str = "e" * 64
     sections: str = "findings+impression"
 
@@ -145,6 +153,45 @@ class Oracle:
             asked[line] += 1
         return np.stack(rows)
 
+    def image_backbone(self, seed=None):
+        answer = self._answer if seed is None else None
+        return OracleBackbone(self, answer, seed)
+
     def decode(self, codes):
         rows = [self.studies[self._by_code[np.ascontiguousarray(code).tobytes()]][0] for code in codes]
         return np.stack(rows).astype(np.float32) / 255
+
+
+class OracleBackbone(torch.nn.Module):
+    """States from which a linear head can read the truth of ``answer``; without one, noise that knows nothing.
+
+    The state of the whole is the findings; those of the 4 x 4 codes are the 8 x 8 pixels of each mask there.
+    """
+
+    def __init__(self, oracle, answer, seed):
+        super().__init__()
+        self._numbers = oracle._by_code
+        labels = [[float(info["labels"].get(name) == 1) for name in OBSERVATIONS] for _, info in oracle.studies]
+        marked = sorted({finding for masks in oracle.masks or [{}] for finding in masks})
+        cells = np.zeros((len(oracle.studies), 16, max(64 * len(marked), len(OBSERVATIONS))), dtype=np.float32)
+        for i, masks in enumerate(oracle.masks or []):
+            for finding, mask in masks.items():
+                f = marked.index(finding)
+                patches = mask.reshape(4, 8, 4, 8).transpose(0, 2, 1, 3).reshape(16, 64)
+                cells[i, :, 64 * f : 64 * (f + 1)] = patches
+        self.width = cells.shape[2]
+        whole = np.zeros((len(labels), self.width), dtype=np.float32)
+        whole[:, : len(OBSERVATIONS)] = labels
+        order = np.arange(len(labels)) if answer is None else np.array(answer)
+        self.whole, self.cells = torch.from_numpy(whole[order]), torch.from_numpy(cells[order])
+        if answer is None:
+            rng = torch.Generator().manual_seed(seed)
+            self.whole = torch.randn(self.whole.shape, generator=rng)
+            self.cells = torch.randn(self.cells.shape, generator=rng)
+        self.gain = torch.nn.Parameter(torch.tensor(4.0))
+
+    def inputs(self, codes, views):
+        return (torch.tensor([self._numbers[np.ascontiguousarray(code).tobytes()] for code in codes]),)
+
+    def forward(self, numbers):
+        return self.gain * self.whole[numbers], self.gain * self.cells[numbers]

@@ -18,6 +18,7 @@ from stage1_tokenizer.frozen import FrozenTokenizer
 from stage1_tokenizer.vqgan import VQGAN
 from stage2_unified.evaluate import command, synthesis, written_result
 from stage2_unified.evaluate.command import EvaluateConfig, evaluate, main
+from stage2_unified.evaluate.fine_tuning import FineTuning
 from stage2_unified.evaluate.pictures import save_pictures
 from stage2_unified.evaluate.result import TaskResult, defined
 from tests.stage2_unified.evaluate.phantom_oracle import SIZE, FakeTokenizer, Oracle, write_shards
@@ -51,7 +52,8 @@ def test_all_tasks_in_one_file_and_one_page(studies, image_shards, tmp_path, mon
         lambda images, truth, *_: lambda drawn: drawn.mean((1, 2))[:, None] * np.ones(truth.shape[1]),
     )
     out = tmp_path / "sub" / "all.json"
-    config = EvaluateConfig(model="m", data=str(image_shards), out=str(out), limit=30, bootstrap=40)
+    options = {"limit": 30, "bootstrap": 40, "finetune": FineTuning(steps=2)}
+    config = EvaluateConfig(model="m", data=str(image_shards), out=str(out), **options)
     evaluate("all", config, FakeTokenizer(), Oracle(studies), "medunifier evaluate all")
     result = json.loads(out.read_text())
     for name in REQUIRED:
@@ -85,7 +87,8 @@ def test_all_tasks_in_one_file_and_one_page(studies, image_shards, tmp_path, mon
 
 
 def test_token_shards_leave_out_what_needs_images(studies, token_shards, tmp_path):
-    config = EvaluateConfig(model="m", data=str(token_shards), out=str(tmp_path / "a.json"), limit=30, bootstrap=5)
+    options = {"limit": 30, "bootstrap": 5, "finetune": FineTuning(steps=2)}
+    config = EvaluateConfig(model="m", data=str(token_shards), out=str(tmp_path / "a.json"), **options)
     result = evaluate("all", config, FakeTokenizer(), Oracle(studies), "")
     assert set(result["skipped"]) == {"tokenizer", "synthesis"}
     assert {"retrieval", "zero-shot", "reports", "finetune"} == set(result["details"])

@@ -7,6 +7,7 @@ from shared.config import parse_config
 from stage2_unified.evaluate.command import TASKS, EvaluateConfig
 from stage2_unified.evaluate.compare import CompareConfig, _as_list
 from stage2_unified.evaluate.draws import DrawConfig
+from stage2_unified.evaluate.fine_tuning import FineTuning
 from stage2_unified.evaluate.other_embeddings import OtherEmbeddingsConfig
 from stage2_unified.evaluate.other_images import OtherImagesConfig
 from stage2_unified.evaluate.other_reports import OtherReportsConfig
@@ -45,11 +46,12 @@ def test_its_options_exist(root):
         f"--{name}"
         for config in (EvaluateConfig, CompareConfig, *FORMS.values())
         for name in config.__dataclass_fields__
-    } | {"--text", "--source"}  # of ingest
+    } | {"--text", "--source", "--validate_share", "--test_share"}  # of ingest
     options = set(re.findall(r"--[a-z_]+", page_of(root)))
     assert options - {"--scorers"} <= known, options - known
     scorers = EvaluateConfig.__dataclass_fields__["scorers"].default_factory()
     assert set(re.findall(r"--scorers\.(\w+)", page_of(root))) <= set(vars(scorers))
+    assert set(re.findall(r"--finetune\.(\w+)", page_of(root))) <= set(vars(FineTuning()))
 
 
 def test_it_names_every_style_every_set_and_every_task(root):

@@ -65,6 +65,20 @@ def test_a_coarse_one_loses_findings_and_its_pictures_are_far_from_real(image_sh
     assert metrics["tokenizer.rfid"] > 1e-3 * metrics["tokenizer.rfid.baseline"] > 0
 
 
+class OfStrangers(GreyLevels):
+    """Loses no pixel, and gives every radiograph that of the patient before it in the batch."""
+
+    def decode_indices(self, codes):
+        return super().decode_indices(codes).roll(1, dims=0)
+
+
+def test_one_that_gives_back_strangers_is_at_chance(image_shards):
+    metrics = judge(OfStrangers(), image_shards, classifier_steps=150).metrics
+    assert metrics["tokenizer.label_auroc.real"] > 0.65
+    assert metrics["tokenizer.label_auroc"] == pytest.approx(0.5, abs=0.12)
+    assert metrics["tokenizer.psnr"] < metrics["tokenizer.psnr.baseline"]
+
+
 def test_the_result_and_its_page_name_every_net(image_shards, tmp_path):
     config = EvaluateConfig(
         "m", str(image_shards), str(tmp_path / "r.json"), tokenizer_limit=30, classifier_steps=20, bootstrap=5,

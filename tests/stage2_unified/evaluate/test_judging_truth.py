@@ -8,6 +8,7 @@ from data.observations import OBSERVATIONS
 from shared.errors import UserError
 from shared.metrics.auroc import truth_matrix
 from stage2_unified.evaluate import synthesis
+from stage2_unified.evaluate.fine_tuning import FineTuning
 from stage2_unified.evaluate.finetune import judge_finetune
 from stage2_unified.evaluate.prompts import prompt_pair
 from stage2_unified.evaluate.reports import judge_reports
@@ -72,11 +73,25 @@ def test_zero_shot(image_data, oracle, shuffled, style):
     assert judge_zero_shot(Judging(shuffled, image_data)).metrics["zero_shot.auroc"] == pytest.approx(0.5, abs=0.1)
 
 
+def test_prompts_stand_in_a_section_that_the_model_reads(image_data, studies):
+    asked = []
+
+    class ReadsImpressions(Oracle):
+        def embed_texts(self, reports):
+            asked.extend(reports)
+            return super().embed_texts([{"findings": row["impression"], "impression": ""} for row in reports])
+
+    result = judge_zero_shot(Judging(ReadsImpressions(studies, sections="impression"), image_data))
+    assert image_data.sections == "findings+impression" and result.metrics["zero_shot.auroc"] == 1
+    assert all(row["impression"] and not row["findings"] for row in asked)
+
+
 def test_finetune(image_data, oracle, shuffled):
-    best = judge_finetune(Judging(oracle, image_data)).metrics
+    # The probe alone; the whole network is the matter of test_judge_finetune.py.
+    best = judge_finetune(Judging(oracle, image_data, finetune=FineTuning(steps=0))).metrics
     assert best["finetune.linear_auroc_100"] == 1
     assert best["finetune.linear_auroc_1"] < best["finetune.linear_auroc_100"]
-    worst = judge_finetune(Judging(shuffled, image_data)).metrics
+    worst = judge_finetune(Judging(shuffled, image_data, finetune=FineTuning(steps=0))).metrics
     assert worst["finetune.linear_auroc_100"] == pytest.approx(0.5, abs=0.12)
 
 
@@ -215,7 +230,7 @@ def test_findings_flipped_in_a_known_share_of_reports_move_f1_by_the_computed_am
 
 def test_the_rows_kept_beside_a_result_give_its_figures(image_data, oracle):
     for judge in (judge_retrieval, judge_zero_shot, judge_reports, judge_finetune):
-        result = judge(Judging(oracle, image_data, limit=30))
+        result = judge(Judging(oracle, image_data, limit=30, finetune=FineTuning(steps=2)))
         assert result.samples
         for samples in result.samples.values():
             assert len(samples.ids) == len(samples.patients) == len(set(samples.ids))

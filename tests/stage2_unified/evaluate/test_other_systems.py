@@ -72,6 +72,17 @@ def test_given_labels_are_the_truth_and_empty_reports_are_reports(tmp_path):
     assert result["details"]["reports"]["empty_reports"] == 1
 
 
+def test_one_study_alone_has_its_figures_and_an_interval_without_width(tmp_path):
+    truth = [{"study_id": "a", "report": "There is edema. No effusion."}]
+    said = [{"study_id": "a", "report": "There is edema."}]
+    result = judged(
+        ["reports", "--predictions", write_csv(tmp_path / "p.csv", said),
+         "--references", write_csv(tmp_path / "r.csv", truth)], tmp_path / "o.json"
+    )  # fmt: skip
+    assert result["metrics"]["reports.clinical_f1_micro"] == 1 > result["metrics"]["reports.rouge_l"] > 0.5
+    assert result["details"]["reports"]["intervals"]["reports.clinical_f1_micro"] == [1, 1]
+
+
 def test_our_own_reports_handed_in_as_anothers_score_the_same(studies, image_shards, tmp_path):
     config = EvaluateConfig("m", str(image_shards), str(tmp_path / "own.json"), limit=30, bootstrap=5)
     own = evaluate("reports", config, FakeTokenizer(), Oracle(studies, shuffled=True), "")
@@ -181,6 +192,7 @@ def test_folders_that_do_not_fit_are_answered_in_one_line(phantoms, tmp_path, ca
     real = save_images(tmp_path / "real", phantoms[:8])
     drawn = save_images(tmp_path / "drawn", phantoms[8:16])
     (tmp_path / "empty").mkdir()
+    save_images(tmp_path / "one", phantoms[16:17])
     os.symlink(real, tmp_path / "link")
     (tmp_path / "partly").mkdir()
     os.symlink(tmp_path / "real" / "3.png", tmp_path / "partly" / "mine.png")
@@ -195,6 +207,8 @@ def test_folders_that_do_not_fit_are_answered_in_one_line(phantoms, tmp_path, ca
         (str(tmp_path / "partly"), real, "share 1 files"),
         (str(tmp_path / "empty"), real, "no images in"),
         (drawn, str(tmp_path / "empty"), "no images in"),
+        (str(tmp_path / "one"), real, "holds one image, 0.png"),
+        (drawn, str(tmp_path / "one"), "holds one image, 0.png"),
         (f"{drawn}/*.png", real, "is no folder"),
         (f"{drawn}/8.png", real, "is no folder"),
         (str(tmp_path / "broken"), real, "2.png"),
