@@ -102,6 +102,11 @@ def main(argv: Sequence[str]) -> None:
         places["train"] = config.train
     listed = {name: list_images(place) for name, place in places.items()}
     check_apart(places, listed)
+    for name, files in listed.items():
+        if len(files) < 2:
+            raise UserError(
+                f"{places[name]} holds one image, {files[0].name}: sets are compared here, of two images at least"
+            )
     sides = {name: read_folder(places[name], files, config.image_size) for name, files in listed.items()}
     notes = _shared_content(sides)
     result = judge_images(sides["generated"], sides["real"], sides.get("train"), net)
@@ -178,7 +183,7 @@ def list_images(folder: str) -> list[Path]:
     """Image files of a folder and those below it, in the order of their paths.
 
     Raises:
-        UserError: if it is no folder, or holds fewer than two.
+        UserError: if it is no folder or holds none.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -186,8 +191,6 @@ def list_images(folder: str) -> list[Path]:
     files = sorted(path for path in root.rglob("*") if path.is_file() and path.name.lower().endswith(SUFFIXES))
     if not files:
         raise UserError(f"no images in {folder}: expected files that end in {', '.join(SUFFIXES)}")
-    if len(files) < 2:
-        raise UserError(f"{folder} holds one image, {files[0].name}: sets are compared here, of two images at least")
     return files
 
 
