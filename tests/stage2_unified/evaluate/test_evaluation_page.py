@@ -36,7 +36,7 @@ def page_of(root):
 def test_its_commands_are_understood(root):
     blocks = re.findall(r"```sh\n(.*?)```", page_of(root), re.DOTALL)
     lines = [shlex.split(line) for block in blocks for line in block.splitlines() if line]
-    assert len(lines) == 11 and all(line[:2] == ["medunifier", "evaluate"] for line in lines)
+    assert len(lines) == 12 and all(line[:2] == ["medunifier", "evaluate"] for line in lines)
     kinds = {type(read([word.replace("TASK", "all") for word in line[2:]])) for line in lines}
     assert kinds == {EvaluateConfig, CompareConfig, *FORMS.values()}
 
