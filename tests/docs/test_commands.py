@@ -39,7 +39,7 @@ NOT_RUN = {
     r"--generated": "sets of images of another system; tests/stage2_unified/evaluate/test_other_systems.py",
     r"--draw (5|8)x200|CheXpert": "CheXpert's table; tests/stage2_unified/evaluate/test_draws.py writes its like",
     r"--source (?!phantom|dicom-folder --root /data)": "an archive of patients; tests/data/sources builds its layout",
-    r"evaluate (all|TASK|tokenizer|synthesis|finetune)": "minutes; tests/stage2_unified/evaluate judges every task, small",
+    r"evaluate (all|TASK|tokenizer|synthesis|finetune)": "minutes; tests/stage2_unified/evaluate judges every task",
     r"^accelerate": "minutes; run by the slow test below",
 }
 # What makes a command small; the last of two values of an option counts.
