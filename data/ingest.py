@@ -32,6 +32,7 @@ from data.shards import MANIFEST, shard_name
 from data.source_check import check_source
 from data.sources import SourceOptions, read_source
 from data.splits import assign_splits
+from data.visits import number_visits
 from shared.artifacts import FORMAT_VERSION, atomic_file, canonical_json, read_json, remove_partial, write_json
 from shared.config import parse_config
 from shared.errors import UserError
@@ -144,7 +145,7 @@ def ingest(config: IngestConfig) -> dict[str, Any]:
     out = Path(config.out)
     key = load_key(config.key_file)
     archive = read_source(config.source, config.root, config.options)
-    records = assign_splits(archive.records, key, config.validate_share, config.test_share)
+    records = number_visits(assign_splits(archive.records, key, config.validate_share, config.test_share))
     if config.masks:
         records = with_masks(records, config.masks)
     transform = _transform(config)
@@ -263,10 +264,16 @@ def _plan(
 
 
 def _plan_digest(config: IngestConfig, jobs: Sequence[ShardJob], key: bytes, transform: Transform) -> str:
-    """What the shards will hold, as far as it can be told before reading pixels; keyed, so it betrays no id."""
+    """What the shards will hold, as far as it can be told before reading pixels; keyed, so it betrays no id.
+
+    The order of the visits is not in it, nor its column by its usual name: shards from before it was kept stay known.
+    """
     digest, root = hashlib.sha256(key), as_path(config.root)
+    options = asdict(config.options)
+    if config.options.date == SourceOptions.date:
+        del options["date"]
     settings = {name: value for name, value in asdict(transform).items() if LATER_SETTINGS.get(name, ...) != value}
-    digest.update(canonical_json([config.source, asdict(config.options), settings, config.duplicates]))
+    digest.update(canonical_json([config.source, options, settings, config.duplicates]))
     for job in jobs:
         for record in job.records:
             digest.update(

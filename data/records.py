@@ -50,5 +50,10 @@ class StudyRecord:
     labels: Mapping[str, int] | None = None
     """1 present, 0 absent, -1 uncertain; a finding that is not a key was not mentioned. ``None`` = the source
     has no labels, and they are read from the report."""
+    taken: str = ""
+    """When, as text that sorts by time among one patient's studies ("20310405T081500"); "" = unknown. It says which
+    study came before which and never leaves ingest."""
+    visit: int | None = None
+    """Place among the patient's studies in the order of time, from 0; ingest counts it (:mod:`data.visits`)."""
     split: str | None = None
     """One of :data:`SPLITS`, or :data:`TRAIN_AND_VALIDATE`, where the source has an official one."""

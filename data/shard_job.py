@@ -169,7 +169,7 @@ def _info(job: ShardJob, record: StudyRecord, study: str, views: list[str], tall
         },
         "labels": dict(labels),
         "source": job.source,
-    }
+    } | ({} if record.visit is None else {"visit": record.visit})
 
 
 def _sections(record: StudyRecord) -> dict[str, str]:

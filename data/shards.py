@@ -38,13 +38,15 @@ class Sample:
 
     ``images`` are (H, W) uint8 or uint16 arrays (image shards), ``codes`` (images, h, w) integers (token
     shards); the other is empty. ``info`` is the sample's ``json``: study_id, patient_id, views, split,
-    report, labels, source.
+    report, labels, source, and visit where the source tells the order of a patient's studies. ``prior`` is
+    the study before, where a reader of several looks for it.
     """
 
     key: str
     info: dict[str, Any]
     images: tuple[np.ndarray, ...] = ()
     codes: np.ndarray | None = None
+    prior: "Sample | None" = None
 
 
 def shard_name(split: str, number: int) -> str:

@@ -41,6 +41,8 @@ class SourceOptions:
     """csv: column with the positive findings, separated by a vertical bar."""
     split: str = "split"
     """csv: column with the official split, if there is one."""
+    date: str = "date"
+    """csv: column that orders a patient's studies in time, as text that sorts: 2031-04-05, 2031-04-05 08:15."""
     reports_root: str = ""
     """mimic-cxr-jpg: top folder of a MIMIC-CXR tree with the reports, which the JPG set does not have."""
     official_splits: bool = True

@@ -1,9 +1,10 @@
 """CheXpert Plus: the reports of CheXpert, in sections, with PNG files.
 
 Layout (Stanford AIMI): ``df_chexpert_plus_240401.csv`` with path_to_image (``train/patient42142/study5/
-view1_frontal.jpg``), frontal_lateral, ap_pa, deid_patient_id, section_findings, section_impression, split;
-images under the root, ``PNG/`` or ``PNG/PNG/``, as .png or .jpg. Labels, where they were fetched too, of
-``chexbert_labels/report_fixed.json``: a JSON object a line, null = not mentioned.
+view1_frontal.jpg``), frontal_lateral, ap_pa, deid_patient_id, section_findings, section_impression, split, and
+perhaps patient_report_date_order, the place of the study among its patient's; images under the root, ``PNG/`` or
+``PNG/PNG/``, as .png or .jpg. Labels, where they were fetched too, of ``chexbert_labels/report_fixed.json``: a JSON
+object a line, null = not mentioned.
 """
 
 import json
@@ -29,7 +30,9 @@ def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iter
         UserError: if the table is absent or lacks a column, or the labels cannot be read.
     """
     table = required_table(root, "df_chexpert_plus_*", "CheXpert Plus")
-    rows = read_table(table, _COLUMNS, problems, needed=["path_to_image", "deid_patient_id"])
+    rows = read_table(
+        table, _COLUMNS, problems, needed=["path_to_image", "deid_patient_id"], optional=["patient_report_date_order"]
+    )
     labels = _labels(root / "chexbert_labels" / "report_fixed.json", problems)
     images = next((base for base in (root / "PNG" / "PNG", root / "PNG") if (base / "train").is_dir()), root)
     for folder, group in grouped(rows, lambda row: study_folder(row["path_to_image"])).items():
@@ -48,7 +51,14 @@ def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iter
             impression=first["section_impression"],
             labels=labels.get(first["path_to_image"]),
             split=split_name(first["split"], first.where),
+            taken=_place(first["patient_report_date_order"]),
         )
+
+
+def _place(order: str) -> str:
+    """The place among a patient's reports, "3" or "3.0", as text that sorts."""
+    number = order.removesuffix(".0")
+    return number.zfill(6) if number.isdigit() else ""
 
 
 def _existing(path: Path) -> Path:

@@ -26,7 +26,7 @@ def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iter
         needed=[options.image],
         optional=[
             options.patient, options.study, options.view, options.findings, options.impression, options.report,
-            options.labels, options.split,
+            options.labels, options.split, options.date,
         ],
         hint="name the one with the images: --options.image COLUMN",
     )  # fmt: skip
@@ -49,6 +49,7 @@ def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iter
             # None where no name is one of the fourteen: the labels are then read from the report.
             labels=positive_labels(name for row in group for name in row[options.labels].split("|")) or None,
             split=split_name(first[options.split], first.where),
+            taken=first[options.date],
         )
 
 

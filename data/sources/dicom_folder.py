@@ -15,21 +15,25 @@ from data.records import Problem, StudyRecord, View
 from data.sources import SourceOptions
 
 _SUFFIXES = {".dcm", ".dicom", ".dic", ".ima", ""}
-_TAGS = ["PatientID", "StudyInstanceUID", "SOPInstanceUID"]
+_TAGS = ["PatientID", "StudyInstanceUID", "SOPInstanceUID", "StudyDate", "StudyTime"]
 
 
 def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iterator[StudyRecord]:
     """Studies in the order of their first file's path; a file without a readable header is one of its own."""
     studies: dict[tuple[str, str], list[Path]] = defaultdict(list)
+    moments: dict[tuple[str, str], str] = {}
     for path in sorted(root.rglob("*")):
         if path.is_file() and not path.name.startswith(".") and _looks_like_dicom(path):
-            studies[_patient_and_study(path, root)].append(path)
+            patient, study, taken = _patient_study_and_moment(path, root)
+            studies[patient, study].append(path)
+            moments.setdefault((patient, study), taken)
     for (patient, study), paths in studies.items():
         yield StudyRecord(
             study_id=f"{patient}/{study}",
             patient_id=patient,
             views=tuple(View(path) for path in paths),
             report=_report(paths, root),
+            taken=moments[patient, study],
         )
 
 
@@ -40,17 +44,19 @@ def _looks_like_dicom(path: Path) -> bool:
     return suffix in _SUFFIXES or suffix[1:].isdigit()
 
 
-def _patient_and_study(path: Path, root: Path) -> tuple[str, str]:
+def _patient_study_and_moment(path: Path, root: Path) -> tuple[str, str, str]:
     own = str(path.relative_to(root))
     if path.name.lower().endswith(".gz"):
-        return own, own  # packed: not opened twice for its header
+        return own, own, ""  # packed: not opened twice for its header
     try:
         with path.open("rb") as file:
             header = pydicom.dcmread(file, force=True, stop_before_pixels=True, specific_tags=_TAGS)
         patient, study = str(header.get("PatientID") or ""), str(header.get("StudyInstanceUID") or "")
+        day, time = str(header.get("StudyDate") or ""), str(header.get("StudyTime") or "").partition(".")[0]
     except (InvalidDicomError, OSError, ValueError, KeyError, AttributeError, TypeError, EOFError):
-        patient, study = "", ""  # its pixels will be refused with the reason
-    return patient or study or own, study or own
+        patient = study = day = time = ""  # its pixels will be refused with the reason
+    taken = f"{day}T{time}" if len(day) == 8 and day.isdigit() else ""
+    return patient or study or own, study or own, taken
 
 
 def _report(paths: list[Path], root: Path) -> str:

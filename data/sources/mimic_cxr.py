@@ -5,13 +5,16 @@ Layout (PhysioNet, MIMIC-CXR 2.0.0; MIT-LCP/mimic-cxr): ``files/p10/p10000032/s5
 ``mimic-cxr-2.*-{metadata,split,chexpert}.csv.gz``. Only the record list is indispensable.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from data.observations import OBSERVATIONS
 from data.records import Problem, StudyRecord, View
 from data.sources import SourceOptions
 from data.sources.tables import Row, find_table, grouped, label_cells, read_table, required_table, split_name
+
+MOMENT = ("StudyDate", "StudyTime")
+"""Columns of the metadata that say when; the dates are shifted, by the same span for all studies of a patient."""
 
 
 def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iterator[StudyRecord]:
@@ -23,27 +26,45 @@ def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iter
     record_list = required_table(root, "cxr-record-list", "a MIMIC-CXR tree")
     columns = ("dicom_id", "study_id", "subject_id", "path")
     rows = read_table(record_list, columns, problems, needed=columns)
-    metadata = optional_rows(root, "metadata", ("dicom_id", "ViewPosition"), problems)
-    positions = {row["dicom_id"]: row["ViewPosition"] for row in metadata}
+    metadata = {
+        row["dicom_id"]: row
+        for row in optional_rows(root, "metadata", ("dicom_id", "ViewPosition"), problems, optional=MOMENT)
+    }
     labels, splits = study_labels(root, problems), study_splits(root, problems)
     for study_id, group in grouped(rows, lambda row: row["study_id"]).items():
         yield StudyRecord(
             study_id=study_id,
             patient_id=group[0]["subject_id"],
-            views=tuple(View(_existing(root / row["path"]), positions.get(row["dicom_id"], "")) for row in group),
+            views=tuple(
+                View(_existing(root / row["path"]), metadata.get(row["dicom_id"], {}).get("ViewPosition", ""))
+                for row in group
+            ),
             report=read_report((root / group[0]["path"]).parent.with_suffix(".txt")),
             labels=labels.get(study_id),
             split=splits.get(study_id),
+            taken=moment(metadata[row["dicom_id"]] for row in group if row["dicom_id"] in metadata),
         )
 
 
-def optional_rows(root: Path, kind: str, columns: tuple[str, ...], problems: list[Problem]) -> list[Row]:
+def moment(films: Iterable[Row]) -> str:
+    """When the first of a study's films was taken, as text that sorts by time; "" where one has no date."""
+    moments = [
+        # 08:30:45 stands as "83045.5"; the seconds' fraction is left out.
+        f"{film['StudyDate']}T{film['StudyTime'].partition('.')[0].zfill(6)}" if film["StudyDate"] else ""
+        for film in films
+    ]
+    return min(moments, default="")
+
+
+def optional_rows(
+    root: Path, kind: str, columns: tuple[str, ...], problems: list[Problem], optional: tuple[str, ...] = ()
+) -> list[Row]:
     """Rows of ``mimic-cxr-2.*-{kind}.csv.gz``; none where the table is absent, which is told."""
     table = find_table(root, f"mimic-cxr-2*-{kind}")
     if table is None:
         problems.append(Problem(f"no table mimic-cxr-2.*-{kind}.csv.gz", str(root)))
         return []
-    return read_table(table, columns, problems, needed=columns[:1])
+    return read_table(table, columns, problems, needed=columns[:1], optional=optional)
 
 
 def study_labels(root: Path, problems: list[Problem]) -> dict[str, dict[str, int]]:

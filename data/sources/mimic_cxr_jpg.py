@@ -11,7 +11,7 @@ from pathlib import Path
 from data.places import as_path
 from data.records import Problem, StudyRecord, View
 from data.sources import SourceOptions
-from data.sources.mimic_cxr import read_report, study_labels, study_splits
+from data.sources.mimic_cxr import MOMENT, moment, read_report, study_labels, study_splits
 from data.sources.tables import grouped, read_table, required_table
 from shared.errors import UserError
 
@@ -27,7 +27,7 @@ def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iter
         raise UserError(f"reports_root {reports} has no folder 'files': unpack mimic-cxr-reports.zip there")
     metadata = required_table(root, "mimic-cxr-2*-metadata", "MIMIC-CXR-JPG")
     ids = ("dicom_id", "subject_id", "study_id")
-    rows = read_table(metadata, (*ids, "ViewPosition"), problems, needed=ids)
+    rows = read_table(metadata, (*ids, "ViewPosition"), problems, needed=ids, optional=MOMENT)
     labels, splits = study_labels(root, problems), study_splits(root, problems)
     for study_id, group in grouped(rows, lambda row: row["study_id"]).items():
         patient = group[0]["subject_id"]
@@ -39,4 +39,5 @@ def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iter
             report=read_report(reports / study.with_suffix(".txt")),
             labels=labels.get(study_id),
             split=splits.get(study_id),
+            taken=moment(group),
         )

@@ -1,7 +1,8 @@
 """PadChest: 16-bit PNG files, Spanish reports (stemmed by its makers), and labels as lists.
 
 Layout (BIMCV): ``PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv[.gz]``, images ``{ImageDir}/{ImageID}``. Of
-its columns ImageID, ImageDir, StudyID, PatientID, Projection, Report and Labels (a Python list as text) are read.
+its columns ImageID, ImageDir, StudyID, PatientID, StudyDate_DICOM, Projection, Report and Labels (a Python list as
+text) are read.
 """
 
 import ast
@@ -24,7 +25,8 @@ def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iter
         UserError: if the table is absent or lacks a column.
     """
     table = required_table(root, "PADCHEST_chest_x_ray_images_labels_160K*", "PadChest")
-    rows = read_table(table, (*_NEEDED, "Projection", "Report", "Labels"), problems, needed=_NEEDED)
+    columns = (*_NEEDED, "Projection", "Report", "Labels")
+    rows = read_table(table, columns, problems, needed=_NEEDED, optional=["StudyDate_DICOM"])
     for (patient, study), group in grouped(rows, lambda row: (row["PatientID"], row["StudyID"])).items():
         yield StudyRecord(
             study_id=f"{patient}/{study}",
@@ -36,6 +38,7 @@ def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iter
             ),
             findings=group[0]["Report"],
             labels=positive_labels(name for row in group for name in _names(row, problems)),
+            taken=group[0]["StudyDate_DICOM"].removesuffix(".0"),
         )
 
 

@@ -43,7 +43,7 @@ def test_manifest_says_what_lies_there(archive, tmp_path):
             assert (tmp_path / "out" / name).stat().st_size == row["bytes"]
     assert json.loads((tmp_path / "out" / "manifest.json").read_text()) == manifest
     sample = ShardDataset(tmp_path / "out", "train")[0]
-    assert set(sample.info) == {"study_id", "patient_id", "views", "split", "report", "labels", "source"}
+    assert set(sample.info) == {"study_id", "patient_id", "views", "split", "report", "labels", "source", "visit"}
     assert set(sample.info["report"]) == {"findings", "impression", "text"}
     assert sample.images[0].shape == (48, 48) and sample.images[0].dtype == np.uint8
 

@@ -114,6 +114,7 @@ def plus(tmp_path, film, table):
 def test_plus_has_sections_and_png_files(plus, read, ingested):
     first, second = read("chexpert-plus", plus).records
     assert (first.findings, first.impression, first.split) == ("Big heart.", "Edema.", "train")
+    assert first.taken == "000001"
     assert (second.findings, second.impression, second.split) == ("", "Normal.", "validate")
     assert [view.position for view in first.views] == ["AP", "LATERAL"]
     manifest, infos = ingested("chexpert-plus", plus)

@@ -55,9 +55,11 @@ def test_views_splits_labels_and_reports_of_another_root(root, reports, read, in
     assert archive.problems == []
     assert [view.position for view in first.views] == ["PA", "LATERAL"] and first.report == REPORT
     assert [record.split for record in archive.records] == ["train", "validate", "test"]
+    assert first.taken == "21800506T000001"
     assert first.labels == {"Cardiomegaly": -1, "Edema": 0, "Fracture": 1}
     assert second.labels is None and second.report == "" and third.views[0].path.is_file()
     manifest, infos = ingested("mimic-cxr-jpg", root, reports_root=str(reports))
+    assert [info["visit"] for info in infos] == [0, 0, 0] and "2180" not in str(infos)
     assert manifest["counts"]["kept_studies"] == 3 and manifest["counts"]["rejected_images"] == 0
     assert infos[0]["report"]["findings"] == "Heart is ___."
 

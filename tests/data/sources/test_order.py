@@ -1,0 +1,46 @@
+"""What the sources tell of the order of a patient's studies."""
+
+import pydicom
+import pytest
+
+from data.sources.mimic_cxr import moment
+from data.sources.tables import Row
+from data.visits import number_visits
+
+
+def numbered(archive):
+    return {record.study_id: record.visit for record in number_visits(archive.records)}
+
+
+@pytest.mark.parametrize(
+    ("films", "taken"),
+    [
+        ([("21800506", "213014.531"), ("21800506", "83045.5")], "21800506T083045"),
+        ([("21800506", "")], "21800506T000000"),
+        ([("21800506", "1.0"), ("", "")], ""),
+        ([], ""),
+    ],
+)
+def test_a_study_of_mimic_was_taken_when_its_first_film_was(films, taken):
+    assert moment(Row({"StudyDate": day, "StudyTime": time}) for day, time in films) == taken
+
+
+def test_a_table_has_a_column_for_it(tmp_path, film, table, read):
+    rows = [("b.png", "p", "late", "2031-04-05"), ("a.png", "p", "early", "2031-01-31"), ("c.png", "p", "when", "")]
+    table(tmp_path / "manifest.csv", "image,patient_id,study_id,taken_on", rows)
+    for name, *_ in rows:
+        film(tmp_path / name)
+    assert numbered(read("csv", tmp_path, date="taken_on")) == {"p/late": 1, "p/early": 0, "p/when": None}
+    assert set(numbered(read("csv", tmp_path)).values()) == {None}
+
+
+def test_headers_of_a_folder_say_it(tmp_path, film, read):
+    for name, study, day, time in [("x", "1", "20310405", "090000.5"), ("y", "2", "20310405", "081500"),
+                                   ("z", "3", "unknown", "")]:  # fmt: skip
+        path = film(tmp_path / f"{name}.dcm")
+        dataset = pydicom.dcmread(path)
+        with pydicom.config.disable_value_validation():
+            dataset.PatientID, dataset.StudyInstanceUID = "p", study
+            dataset.StudyDate, dataset.StudyTime = day, time
+            dataset.save_as(path)
+    assert numbered(read("dicom-folder", tmp_path)) == {"p/1": 1, "p/2": 0, "p/3": None}
