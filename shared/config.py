@@ -123,6 +123,23 @@ def load_saved_config(path: str | Path) -> dict[str, Any]:
     return loaded
 
 
+def with_later_options(saved: dict[str, Any], config: Any) -> dict[str, Any]:
+    """A saved configuration, with the options that its version did not have yet at the defaults of ``config``'s.
+
+    So a run that was begun before an option existed goes on as it was.
+    """
+    filled = dict(saved)
+    for field in dataclasses.fields(config):
+        name, value = field.name, getattr(config, field.name)
+        if isinstance(filled.get(name), dict) and dataclasses.is_dataclass(value):
+            filled[name] = with_later_options(filled[name], value)
+        elif name not in filled and field.default is not dataclasses.MISSING:
+            filled |= config_to_dict({name: field.default})
+        elif name not in filled and field.default_factory is not dataclasses.MISSING:
+            filled |= config_to_dict({name: field.default_factory()})
+    return filled
+
+
 def config_differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
     """Dotted keys whose values differ between two configurations, each as ``key: old -> new``."""
     lines: list[str] = []

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from shared.artifacts import atomic_file, remove_partial
-from shared.config import config_differences, config_to_dict, load_saved_config, save_config
+from shared.config import config_differences, config_to_dict, load_saved_config, save_config, with_later_options
 from shared.distributed import barrier, is_main
 from shared.errors import UserError
 
@@ -46,7 +46,9 @@ class RunFolder:
         if saved.is_file():
             differences = [
                 line
-                for line in config_differences(load_saved_config(saved), config_to_dict(config))
+                for line in config_differences(
+                    with_later_options(load_saved_config(saved), config), config_to_dict(config)
+                )
                 if line.split(":")[0] not in may_change
             ]
             if differences:

@@ -4,7 +4,14 @@ import pytest
 import yaml
 
 from shared.command import run_command
-from shared.config import config_differences, config_to_dict, load_saved_config, parse_config, save_config
+from shared.config import (
+    config_differences,
+    config_to_dict,
+    load_saved_config,
+    parse_config,
+    save_config,
+    with_later_options,
+)
 from shared.errors import UsageError
 
 
@@ -98,6 +105,15 @@ def test_saved_configuration_reads_back_and_differences_are_dotted(tmp_path):
     saved = load_saved_config(tmp_path / "c.yaml")
     assert saved == yaml.safe_load((tmp_path / "c.yaml").read_text())
     assert config_differences(saved, config_to_dict(Outer("x"))) == ["optim.lr: 0.3 -> 0.1"]
+
+
+def test_a_run_from_before_an_option_existed_is_the_run_with_its_default():
+    before = {"name": "x", "optim": {}}
+    assert config_differences(with_later_options(before, Outer("x")), config_to_dict(Outer("x"))) == []
+    assert config_differences(with_later_options({"name": "x"}, Outer("x")), config_to_dict(Outer("x"))) == []
+    changed = config_differences(with_later_options(before, Outer("x")), config_to_dict(Outer("x", Inner(0.3))))
+    assert changed == ["optim.lr: 0.1 -> 0.3"]
+    assert with_later_options({}, Outer("x")).get("name") is None
 
 
 def test_help_shows_defaults_and_docstrings(capsys):
