@@ -18,10 +18,9 @@ from stage2_unified.corpus import StudiesWithText
 from stage2_unified.model import MedUnifierForConditionalGeneration
 from stage2_unified.muon import Muon
 from stage2_unified.processor import MedUnifierProcessor
+from stage2_unified.rows import longest_row
 from stage2_unified.task import OBJECTIVES
 from stage2_unified.text_tokenizer import load_text_tokenizer, train_text_tokenizer
-
-_ROW_SPECIALS = 8  # <bos> <view> <boi> <eoi> <emb_img> <emb_txt> <eos> <match>, at most, beside text and codes
 
 
 def text_tokenizer(config: Stage2Config, run: RunFolder, training: StudiesWithText) -> PreTrainedTokenizerBase:
@@ -45,7 +44,8 @@ def model_config(
     codes, code_dim = tokenizer.codebook.shape
     height, width = tokenizer.grid
     weights = config.weights
-    longest = height * width + config.data.max_report_tokens + _ROW_SPECIALS
+    data = config.data
+    longest = longest_row(height * width, data.max_report_tokens, data.max_views, data.prior)
     backbone = config.model
     return MedUnifierConfig(
         text_config=pretrained_config(backbone.pretrained, longest)
@@ -60,6 +60,8 @@ def model_config(
         max_report_tokens=config.data.max_report_tokens,
         text_choice=text_choice,
         negative_hardness=config.negative_hardness,
+        max_views=data.max_views,
+        prior=data.prior,
         loss_weights={name: getattr(weights, name) for name in (*OBJECTIVES, "z")},
     )
 
@@ -134,6 +136,7 @@ def _card(model: MedUnifierForConditionalGeneration, config: Stage2Config, sourc
     )
     text, size = model.config.text_config, model.num_parameters() / 1e6
     begun = f", begun from `{Path(config.model.pretrained).name}`" if config.model.pretrained else ""
+    earlier = ", and one of the visit before" if model.config.prior else ""
     phantom = "\nThe data were **phantoms** (procedural radiographs), not patients.\n" if source == "phantom" else ""
     return f"""---
 library_name: transformers
@@ -149,6 +152,7 @@ shows no patient. It must not be used for the care of a person.
 - decoder: {text.model_type}, {text.num_hidden_layers} layers of {text.hidden_size}, {size:.1f} M parameters{begun}
 - image codes: {model.config.grid[0]} x {model.config.grid[1]} of {model.config.codes}, tokenizer fingerprint
   `{model.config.tokenizer_fingerprint}`
+- a row: at most {model.config.max_views} images of a study{earlier}
 - text: {model.config.text_choice}, at most {model.config.max_report_tokens} ids
 - data: source `{source}`; {config.loop.steps} steps of {config.loop.batch_size} studies a process
 {phantom}

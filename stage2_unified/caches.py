@@ -68,14 +68,35 @@ class _BranchLayer(CacheLayerMixin):
 
 
 class PrefixCache(Cache):
-    """Takes up the keys and values of some prefixes, for branches to continue."""
+    """Takes up the keys and values of some prefixes, for branches to continue.
 
-    def __init__(self, layers: int) -> None:
+    Args:
+        layers: of the decoder.
+        lengths: (prefixes,) real columns of each, where they are padded on the right; None = all columns.
+    """
+
+    def __init__(self, layers: int, lengths: Tensor | None = None) -> None:
         super().__init__(layers=[_PrefixLayer() for _ in range(layers)])
+        self.lengths = lengths
 
     def branches(self, prefixes: Tensor) -> Cache:
         """A cache for branches of which each continues the prefix of that number, (branches,)."""
         return Cache(layers=[_BranchLayer(layer, prefixes) for layer in self.layers])
+
+    def padding(self, prefixes: Tensor, own: int) -> dict[str, Tensor]:
+        """What a decoder must be told of branches with ``own`` columns: nothing, where no prefix is padded.
+
+        Returns:
+            ``attention_mask`` (branches, columns), 0 on the prefixes' padding, and ``position_ids`` (branches, own)
+            that go on from each prefix' last real id; or an empty dict.
+        """
+        if self.lengths is None:
+            return {}
+        keys = self.layers[0].keys
+        assert keys is not None
+        length, columns = self.lengths[prefixes][:, None], torch.arange(keys.shape[-2] + own, device=keys.device)
+        visible = (columns < length) | (columns >= keys.shape[-2])
+        return {"attention_mask": visible.long(), "position_ids": length + columns[:own]}
 
 
 class _PreallocatedLayer(CacheLayerMixin):

@@ -18,13 +18,23 @@ class DataConfig:
     """Share of the reports of several sections that show one of them alone, so that each can be asked for."""
     max_report_tokens: int = 192
     """Longer reports are cut; how many are is printed at the start."""
+    max_views: int = 1
+    """Most images of a study that a row shows; which ones, and in which order, is drawn anew each time."""
+    view_dropout: float = 0.0
+    """Share of the rows that show one image though max_views allows several, for uses that have one alone."""
+    prior: bool = False
+    """Begin a follow-up's row with an image of the visit before: the shards must tell the order of the visits."""
 
     def __post_init__(self) -> None:
-        for name in ("text_dropout", "section_dropout"):
+        for name in ("text_dropout", "section_dropout", "view_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"data.{name} must lie in [0, 1), got {getattr(self, name)}")
         if self.max_report_tokens < 1:
             raise ValueError(f"data.max_report_tokens must be at least 1, got {self.max_report_tokens}")
+        if self.max_views < 1:
+            raise ValueError(f"data.max_views must be at least 1, got {self.max_views}")
+        if self.view_dropout and self.max_views == 1:
+            raise ValueError("data.view_dropout leaves one image of several: give data.max_views 2 or more")
 
 
 @dataclass(frozen=True)

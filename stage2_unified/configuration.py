@@ -24,6 +24,8 @@ class MedUnifierConfig(PreTrainedConfig):
         loss_weights: weight of each objective and of ``z`` (the penalty on the logits' normaliser).
         initial_scale: inverse temperature of the contrast at the start (CLIP: 1 / 0.07).
         negative_hardness: scale on the similarities that hard negatives are drawn by.
+        max_views: most images of a study in a row that it was trained on.
+        prior: whether it was trained on rows that begin with an image of the visit before.
     """
 
     model_type = "medunifier"
@@ -43,6 +45,8 @@ class MedUnifierConfig(PreTrainedConfig):
         loss_weights: dict[str, float] | None = None,
         initial_scale: float = 1 / 0.07,
         negative_hardness: float = 1.0,
+        max_views: int = 1,
+        prior: bool = False,
         **kwargs: Any,
     ) -> None:
         vocabulary = Vocabulary(text_size, codes)
@@ -73,6 +77,8 @@ class MedUnifierConfig(PreTrainedConfig):
         )
         self.initial_scale = initial_scale
         self.negative_hardness = negative_hardness
+        self.max_views = max_views
+        self.prior = prior
         kwargs.setdefault("tie_word_embeddings", False)
         super().__init__(**kwargs)
 

@@ -1,10 +1,12 @@
 """The token shards that stage 2 trains on: checked against the tokenizer, and only studies that have text."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from data.shards import Sample, ShardDataset
+from data.visits import studies_before
 from shared.errors import UserError
 from stage1_tokenizer.frozen import FrozenTokenizer
 
@@ -12,17 +14,24 @@ from stage1_tokenizer.frozen import FrozenTokenizer
 class StudiesWithText:
     """Those studies of a split that have any of the chosen sections, by number.
 
+    Args:
+        dataset: the split.
+        sections: chosen.
+        prior: give a study the one that its patient had before it, with or without text, as its ``prior``.
+
     Raises:
         UserError: if no study has text.
     """
 
-    def __init__(self, dataset: ShardDataset, sections: Sequence[str]) -> None:
+    def __init__(self, dataset: ShardDataset, sections: Sequence[str], prior: bool = False) -> None:
         self.dataset, self.sections = dataset, tuple(sections)
-        self.numbers = [
-            number
-            for number, info in enumerate(dataset.infos())
-            if any(info["report"].get(section, "").strip() for section in self.sections)
-        ]
+        self.numbers: list[int] = []
+        visits = []
+        for number, info in enumerate(dataset.infos()):
+            if any(info["report"].get(section, "").strip() for section in self.sections):
+                self.numbers.append(number)
+            visits.append({name: info.get(name) for name in ("patient_id", "visit")})
+        self._before = studies_before(visits) if prior else [None] * len(dataset)
         if not self.numbers:
             raise UserError(
                 f"no text in the data: none of the {len(dataset)} {dataset.split} studies of {dataset.root} has "
@@ -33,7 +42,14 @@ class StudiesWithText:
         return len(self.numbers)
 
     def __getitem__(self, number: int) -> Sample:
-        return self.dataset[self.numbers[number]]
+        own = self.numbers[number]
+        sample, before = self.dataset[own], self._before[own]
+        return sample if before is None else replace(sample, prior=self.dataset[before])
+
+    @property
+    def follow_ups(self) -> int:
+        """Studies that have an earlier one."""
+        return sum(self._before[number] is not None for number in self.numbers)
 
     def reports(self) -> Iterator[dict[str, str]]:
         """The sections of every study."""

@@ -40,6 +40,7 @@ class GlobalBatch:
         report, report_length: (G, T), (G,) ids of all reports.
         report_key, patient_key: (G,) as in :class:`StudyBatch`.
         has_text: (G,) bool.
+        own_images: (G,) images of each study, without those of an earlier visit.
         negatives, usable: (G, 2), (G,) as drawn by :func:`draw_negatives`.
         parts: micro-batches x processes.
         part: which of this process' micro-batches the losses are asked for.
@@ -52,6 +53,7 @@ class GlobalBatch:
     report_key: Tensor
     patient_key: Tensor
     has_text: Tensor
+    own_images: Tensor
     negatives: Tensor
     usable: Tensor
     parts: int
@@ -86,6 +88,11 @@ class GlobalBatch:
     def matching_pairs(self) -> Tensor:
         """Counted pairs of image and report a part, on average: what a part's sum is divided by."""
         return (len(self.usable) + self.negatives.shape[1] * self.usable.sum()) / self.parts
+
+    @property
+    def images(self) -> Tensor:
+        """Images a part whose codes are learned, on average."""
+        return self.own_images.sum() / self.parts
 
     @property
     def report_tokens(self) -> Tensor:
@@ -124,6 +131,7 @@ def gather_step(
         report_key=keys,
         patient_key=patients,
         has_text=has_text,
+        own_images=everyone([batch.own_images(pad) for batch in batches]),
         negatives=negatives.to(image.device),
         usable=usable.to(image.device),
         parts=len(batches) * world_size(),

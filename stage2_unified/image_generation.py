@@ -2,16 +2,19 @@
 
 Classifier-free guidance (Ho and Salimans, 2022): each radiograph has a second row that reads ``<uncond>`` in
 place of the report, and ``logits = without + guidance x (with - without)``. The length is known before the first
-code, so keys and values have their place from the start, and so has the mask.
+code, so keys and values have their place from the start, and so has the mask. Of a study of several images each is
+drawn after those before it; images of an earlier visit are given to both rows of the pair.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from stage2_unified.caches import CACHE, PreallocatedCache
-from stage2_unified.vocabulary import UNCOND
+from stage2_unified.rows import Spans, left_padded
+from stage2_unified.vocabulary import PAD, UNCOND
 
 if TYPE_CHECKING:
     from stage2_unified.model import MedUnifierForConditionalGeneration
@@ -28,32 +31,62 @@ def generate_images(
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
+    prior_codes: Tensor | None = None,
+    prior_view: Tensor | None = None,
 ) -> Tensor:
-    """Draw one radiograph a row.
+    """Draw the radiographs of one study a row.
 
     Args:
         model: in eval mode.
         report: (B, T) report ids padded on the right.
         report_length: (B,).
-        view: (B,) view ids.
+        view: (B,) view ids; or (B, S) for several images, ``<pad>`` behind the others where a study has fewer.
         seeds: (B,) integers; a row's codes depend on its own seed, not on the batch it is in.
         guidance: 1 = the report as it is; more exaggerates it.
         temperature: 0 takes the most probable code.
         top_k: only the k most probable codes.
         top_p: only the most probable codes that together reach p.
+        prior_codes, prior_view: (B, P, N), (B, P) images of the visit before, likewise; what is drawn follows them.
 
     Returns:
-        (B, N) codes in [0, K).
+        (B, N) codes in [0, K); (B, S, N) for several images, 0 where there is none.
     """
+    views = view.view(len(view), -1)
+    drawn = views.new_zeros(*views.shape, model.config.image_tokens)
+    for number in range(views.shape[1]):
+        some = (views[:, number] != model.vocabulary[PAD]).nonzero()[:, 0]
+        before = Spans(drawn[some, :number], views[some, :number], even=True)
+        if prior_codes is not None and prior_view is not None:
+            before = Spans.of(before.codes, before.view, prior_codes[some], prior_view[some])
+        drawn[some, number] = _draw_next(
+            model, report[some], report_length[some], before, views[some, number], seeds.to(view.device)[some],
+            guidance, lambda logits, seeds, code, number=number: _draw(
+                logits, seeds, number * drawn.shape[-1] + code, temperature, top_k, top_p
+            ),
+        )  # fmt: skip
+    return drawn[:, 0] if view.dim() == 1 else drawn
+
+
+def _draw_next(
+    model: "MedUnifierForConditionalGeneration",
+    report: Tensor,
+    report_length: Tensor,
+    before: Spans,
+    view: Tensor,
+    seeds: Tensor,
+    guidance: float,
+    draw: Callable[[Tensor, Tensor, int], Tensor],
+) -> Tensor:
+    """(B, N) codes of one more image behind those ``before``; ``draw`` takes (B, K) logits, seeds, a number."""
     paired = guidance != 1.0
     if paired:
-        unconditional = torch.full_like(report, model.vocabulary["<pad>"])
+        unconditional = torch.full_like(report, model.vocabulary[PAD])
         unconditional[:, 0] = model.vocabulary[UNCOND]
         report = torch.cat([report, unconditional])
         report_length = torch.cat([report_length, torch.ones_like(report_length)])
-        view = view.repeat(2)
+        view, before = view.repeat(2), before.twice()
     tokens = model.config.image_tokens
-    prompt, visible, position_ids = _left_padded(model.text_row_ids(report, report_length, view), report_length)
+    prompt, visible, position_ids = left_padded(model.rows.text_first(report, report_length, before, view)[0])
     width = prompt.shape[1]
     cache = PreallocatedCache(model.config.text_config.num_hidden_layers, width + tokens)
     # Within the prompt causal and without the padding (which sees itself: no softmax over nothing); a code sees
@@ -63,7 +96,6 @@ def generate_images(
     mask = (causal & (visible[:, None] | itself))[:, None]
     visible = torch.cat([visible, visible.new_ones(len(visible), tokens)], dim=1)[:, None, None]
     table = model.embed_codes(torch.arange(model.config.codes, device=prompt.device))  # (K, H), each once
-    seeds = seeds.to(prompt.device)
     embedded, drawn = model.embed_ids(prompt), []
     for number in range(tokens):
         output = model.model(
@@ -77,26 +109,12 @@ def generate_images(
         if paired:
             conditional, unconditioned = logits.chunk(2)
             logits = unconditioned + guidance * (conditional - unconditioned)
-        codes = _draw(logits, seeds, number, temperature, top_k, top_p)
+        codes = draw(logits, seeds, number)
         drawn.append(codes)
         embedded = table[codes.repeat(2) if paired else codes][:, None].to(embedded.dtype)
         mask = visible[..., : width + number + 1]
         position_ids = position_ids[:, -1:] + 1
     return torch.stack(drawn, dim=1)
-
-
-def _left_padded(ids: Tensor, report_length: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Right-padded prompts moved to the right edge, so that all rows draw at the same column.
-
-    Returns:
-        (B, W) ids; (B, W) bool, False on padding; (B, W) positions from each row's first id on.
-    """
-    length = report_length + 4  # <bos> … <emb_txt> <view> <boi>
-    width = int(length.max())
-    shift = (width - length)[:, None]
-    columns = torch.arange(width, device=ids.device)[None, :]
-    moved = ids.gather(1, (columns - shift).clamp(min=0))
-    return moved, columns >= shift, (columns - shift).clamp(min=0)
 
 
 def _draw(

@@ -13,9 +13,10 @@ from shared.artifacts import fingerprint
 from stage1_tokenizer.frozen import FrozenTokenizer
 from stage2_unified.image_backbone import ImageBackbone
 from stage2_unified.model import MedUnifierForConditionalGeneration
-from stage2_unified.processor import MedUnifierProcessor
+from stage2_unified.processor import Codes, MedUnifierProcessor, Prior
 
 Report = Mapping[str, str]
+Views = Sequence[str] | Sequence[Sequence[str]]
 
 
 def model_fingerprint(model: MedUnifierForConditionalGeneration) -> str:
@@ -68,6 +69,16 @@ class MedUnifierPipeline:
         return model_fingerprint(self.model)
 
     @property
+    def max_views(self) -> int:
+        """Most images of a study that the model was trained with."""
+        return int(self.model.config.max_views)
+
+    @property
+    def prior(self) -> bool:
+        """Whether it was trained with the visit before."""
+        return bool(self.model.config.prior)
+
+    @property
     def sections(self) -> str:
         """Which sections of reports the model was trained on: ``findings+impression``, …"""
         return str(self.model.config.text_choice)
@@ -94,11 +105,17 @@ class MedUnifierPipeline:
 
         return self._batched(len(codes), run)
 
-    def embed_images(self, codes: np.ndarray, views: Sequence[str]) -> np.ndarray:
-        """(N, h, w) codes and their view positions -> (N, E) unit-norm embeddings."""
+    def embed_images(self, codes: Codes, views: Views, priors: Sequence[Prior | None] | None = None) -> np.ndarray:
+        """N studies -> (N, E) unit-norm embeddings.
+
+        Args:
+            codes: (N, h, w), or N arrays (S, h, w) where studies have several images.
+            views: N view positions, or N lists of them.
+            priors: of each study codes (h, w) and view of an image of the visit before, or None.
+        """
 
         def run(begin: int, end: int) -> Tensor:
-            return self.model.get_image_features(**self._inputs(codes=codes[begin:end], views=views[begin:end]))
+            return self.model.get_image_features(**self._seen(begin, end, codes, views, priors))
 
         return self._batched(len(codes), run)
 
@@ -110,22 +127,25 @@ class MedUnifierPipeline:
 
         return self._batched(len(reports), run)
 
-    def match(self, codes: np.ndarray, views: Sequence[str], reports: Sequence[Report]) -> np.ndarray:
-        """(N,) probability that image i and report i belong together."""
+    def match(
+        self, codes: Codes, views: Views, reports: Sequence[Report], priors: Sequence[Prior | None] | None = None
+    ) -> np.ndarray:
+        """(N,) probability that study i and report i belong together; images as :meth:`embed_images`."""
 
         def run(begin: int, end: int) -> Tensor:
-            some = slice(begin, end)
-            return self.model.match(**self._inputs(codes=codes[some], views=views[some], reports=reports[some]))
+            text = self._inputs(reports=reports[begin:end])
+            return self.model.match(**self._seen(begin, end, codes, views, priors), **text)
 
         return self._batched(len(codes), run)
 
-    def write_reports(self, codes: np.ndarray, views: Sequence[str], **generate: Any) -> list[dict[str, str]]:
-        """A report an image, as sections; ``generate`` as for ``transformers``' ``generate()``."""
+    def write_reports(
+        self, codes: Codes, views: Views, priors: Sequence[Prior | None] | None = None, **generate: Any
+    ) -> list[dict[str, str]]:
+        """A report a study, as sections; images as :meth:`embed_images`, ``generate`` as for ``generate()``."""
         reports: list[dict[str, str]] = []
         for begin in range(0, len(codes), self.batch_size):
-            some = slice(begin, begin + self.batch_size)
-            inputs = self._inputs(codes=codes[some], views=views[some])
-            reports += self.processor.write_reports(self.model, inputs["codes"], inputs["view"], **generate)
+            seen = self._seen(begin, begin + self.batch_size, codes, views, priors)
+            reports += self.processor.write_reports(self.model, **seen, **generate)
         return reports
 
     def draw(
@@ -139,20 +159,47 @@ class MedUnifierPipeline:
         top_p: float | None = None,
     ) -> np.ndarray:
         """(N, h, w) codes of one radiograph a report; row i is drawn with seed + i, whatever the batch size."""
+        drawn = self.draw_studies(
+            reports, [[view] for view in views], None, seed=seed, guidance=guidance, temperature=temperature,
+            top_k=top_k, top_p=top_p,
+        )  # fmt: skip
+        return np.concatenate(drawn)
 
-        def run(begin: int, end: int) -> Tensor:
-            codes = self.model.generate(
-                generation_mode="image",
-                seeds=torch.arange(seed + begin, seed + end),
-                guidance=guidance,
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
-                **self._inputs(reports=reports[begin:end], views=views[begin:end]),
+    def draw_studies(
+        self,
+        reports: Sequence[Report],
+        views: Sequence[Sequence[str]],
+        priors: Sequence[Prior | None] | None = None,
+        seed: int = 0,
+        **drawing: Any,
+    ) -> list[np.ndarray]:
+        """Codes (S, h, w) of the S views of each report, each view drawn after those before it.
+
+        Args:
+            reports: N of them.
+            views: N lists of view positions.
+            priors: as for :meth:`embed_images`; with one, its follow-up is drawn.
+            seed: row i is drawn with seed + i, whatever the batch size.
+            drawing: guidance, temperature, top_k, top_p as for :meth:`draw`.
+        """
+        drawn: list[np.ndarray] = []
+        for begin in range(0, len(reports), self.batch_size):
+            end = min(begin + self.batch_size, len(reports))
+            inputs = self._inputs(
+                reports=reports[begin:end], views=views[begin:end], priors=priors and priors[begin:end]
             )
-            return codes.view(-1, *self.tokenizer.grid)
+            seeds = torch.arange(seed + begin, seed + end)
+            with torch.inference_mode():
+                codes = self.model.generate(generation_mode="image", seeds=seeds, **inputs, **drawing)
+            grids = codes.view(*codes.shape[:2], *self.tokenizer.grid).cpu().numpy()
+            drawn += [grid[: len(own)] for grid, own in zip(grids, views[begin:end], strict=True)]
+        return drawn
 
-        return self._batched(len(reports), run)
+    def _seen(
+        self, begin: int, end: int, codes: Codes, views: Views, priors: Sequence[Prior | None] | None
+    ) -> dict[str, Tensor]:
+        some = slice(begin, end)
+        return self._inputs(codes=codes[some], views=views[some], priors=priors and priors[some])
 
     def _inputs(self, **given: Any) -> dict[str, Tensor]:
         return {name: value.to(self.device) for name, value in self.processor(**given).items()}

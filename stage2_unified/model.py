@@ -2,7 +2,7 @@
 
 Each token is computed once though four losses use it. The image-first prefix gives the image embedding, and
 its keys and values are what the report and two hard negatives continue from; the text-first row gives the
-text embedding at its ``<emb_txt>`` and the image loss after it. See ``stage2_unified.sequences`` for the rows.
+text embedding at its ``<emb_txt>`` and the image loss after it. See ``stage2_unified.rows`` for the rows.
 """
 
 from collections.abc import Callable
@@ -25,18 +25,27 @@ from stage2_unified.image_generation import generate_images
 from stage2_unified.objectives.contrast import contrastive_loss, contrastive_similarity
 from stage2_unified.objectives.generation import token_loss
 from stage2_unified.objectives.matching import NEGATIVES, MatchHead, matching_accuracy, matching_loss
+from stage2_unified.rows import RowBuilder, Spans
 from stage2_unified.sequences import StudyBatch
-from stage2_unified.vocabulary import BOI, BOS, EMB_IMG, EMB_TXT, EOI, EOS, MATCH, PAD, UNCOND
+from stage2_unified.vocabulary import EMB_TXT, EOS, MATCH, UNCOND
 
 MAX_SCALE = 100.0  # CLIP's bound on the inverse temperature
 
 
 @dataclass
 class Prefix:
-    """The image-first prefix after its pass: ``hidden`` (B, H) at ``<emb_img>``, and its keys and values."""
+    """The image-first prefix after its pass.
+
+    Attributes:
+        hidden: (B, H) at ``<emb_img>``.
+        cache: its keys and values.
+        needed, computed: tokens of all rows, without and with the padding.
+    """
 
     hidden: Tensor
     cache: PrefixCache
+    needed: Tensor | int
+    computed: int
 
 
 class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -57,6 +66,7 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def __init__(self, config: MedUnifierConfig) -> None:
         super().__init__(config)
         self.vocabulary = config.vocabulary
+        self.rows = RowBuilder(config.vocabulary)
         width = config.text_config.hidden_size
         self.model = AutoModel.from_config(config.text_config)
         # The codebook comes frozen from stage 1; what a code means to the decoder is learned.
@@ -123,10 +133,6 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
             embedded = torch.where(is_code[..., None], codes, embedded)
         return embedded
 
-    def _special(self, name: str, rows: int) -> Tensor:
-        """One special token for every row: (rows, 1) ids."""
-        return torch.full((rows, 1), self.vocabulary[name], device=self.codebook.device)
-
     # Logits, each modality's own ------------------------------------------------------------------------
 
     def text_logits(self, hidden: Tensor) -> Tensor:
@@ -144,48 +150,37 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     # The rows -------------------------------------------------------------------------------------------
 
-    def image_prefix_ids(self, codes: Tensor, view: Tensor) -> Tensor:
-        """(B, N) codes, (B,) view ids -> (B, N + 5): ``<bos> <view> <boi> c1 … cN <eoi> <emb_img>``."""
-        rows = len(codes)
-        return torch.cat(
-            [
-                self._special(BOS, rows),
-                view[:, None],
-                self._special(BOI, rows),
-                codes + self.vocabulary.offset,
-                self._special(EOI, rows),
-                self._special(EMB_IMG, rows),
-            ],
-            dim=1,
-        )
+    def image_prefix_ids(
+        self, codes: Tensor, view: Tensor, prior_codes: Tensor | None = None, prior_view: Tensor | None = None
+    ) -> Tensor:
+        """(B, L) ids of the image-first prefix, ``<bos> spans <emb_img>``; arguments as :meth:`Spans.of` has them."""
+        return self.rows.image_first(Spans.of(codes, view, prior_codes, prior_view)).ids
 
     def text_row_ids(
         self, report: Tensor, report_length: Tensor, view: Tensor, codes: Tensor | None = None
     ) -> Tensor:
-        """``<bos> report <emb_txt> <view> <boi> c1 … cN <eoi>``, padded on the right; without codes up to ``<boi>``.
+        """(B, L) ids of the text-first row, ``<bos> report <emb_txt> spans``; without codes up to ``<boi>``.
 
         Args:
             report: (B, T) ids padded on the right.
             report_length: (B,).
-            view: (B,) view ids.
-            codes: (B, N), or None for a prompt.
+            view: (B,) view ids, or (B, S) with codes.
+            codes: (B, N) or (B, S, N), or None for a prompt.
         """
-        rows = len(report)
-        tail = [self._special(EMB_TXT, rows), view[:, None], self._special(BOI, rows)]
-        if codes is not None:
-            tail += [codes + self.vocabulary.offset, self._special(EOI, rows)]
-        return torch.cat([self._special(BOS, rows), append(report, report_length, torch.cat(tail, 1), self._pad)], 1)
+        if codes is None:
+            none = Spans.none(len(report), self.config.image_tokens, report.device)
+            return self.rows.text_first(report, report_length, none, view)[0].ids
+        return self.rows.text_first(report, report_length, Spans.of(codes, view))[0].ids
 
-    @property
-    def _pad(self) -> int:
-        return self.vocabulary[PAD]
-
-    def read_images(self, codes: Tensor, view: Tensor) -> Prefix:
+    def read_images(self, spans: Spans) -> Prefix:
         """Run the image-first prefix."""
-        ids = self.image_prefix_ids(codes, view)
-        cache = PrefixCache(self.config.text_config.num_hidden_layers)
-        output = self.model(inputs_embeds=self.embed_ids(ids), use_cache=True, **{CACHE: cache})
-        return Prefix(hidden=output.last_hidden_state[:, -1], cache=cache)
+        row = self.rows.image_first(spans)
+        cache = PrefixCache(self.config.text_config.num_hidden_layers, row.length)
+        hidden = self.model(inputs_embeds=self.embed_ids(row.ids), use_cache=True, **{CACHE: cache}).last_hidden_state
+        computed = row.ids.numel()
+        if row.length is None:
+            return Prefix(hidden[:, -1], cache, computed, computed)
+        return Prefix(_at(hidden, row.length - 1), cache, row.length.sum(), computed)
 
     def continue_prefix(self, cache: PrefixCache, report: Tensor, report_length: Tensor, prefixes: Tensor) -> Tensor:
         """Run branches ``report <eos> <match>`` over their prefixes' keys and values.
@@ -199,29 +194,41 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Returns:
             (b, T + 2, H) hidden states.
         """
-        tail = torch.cat([self._special(EOS, len(report)), self._special(MATCH, len(report))], dim=1)
-        ids = append(report, report_length, tail, self._pad)
-        branches = cache.branches(prefixes)
-        return self.model(inputs_embeds=self.embed_ids(ids), use_cache=True, **{CACHE: branches}).last_hidden_state
+        ids = self.rows.ended(report, report_length, EOS, MATCH)
+        told = {CACHE: cache.branches(prefixes), **cache.padding(prefixes, ids.shape[1])}
+        return self.model(inputs_embeds=self.embed_ids(ids), use_cache=True, **told).last_hidden_state
 
     # What a user asks for -------------------------------------------------------------------------------
 
-    def get_image_features(self, codes: Tensor, view: Tensor) -> Tensor:
-        """(B, N) codes, (B,) view ids -> (B, E) unit-norm embeddings."""
-        return self._image_embedding(self.read_images(codes, view).hidden)
+    def get_image_features(
+        self, codes: Tensor, view: Tensor, prior_codes: Tensor | None = None, prior_view: Tensor | None = None
+    ) -> Tensor:
+        """(B, E) unit-norm embeddings of studies.
+
+        Args:
+            codes: (B, N), or (B, S, N) for several images a study.
+            view: (B,) or (B, S) view ids; ``<pad>``, behind the others, where a study has fewer images.
+            prior_codes, prior_view: images of the visit before, in the same form.
+        """
+        return self._image_embedding(self.read_images(Spans.of(codes, view, prior_codes, prior_view)).hidden)
 
     def get_text_features(self, report: Tensor, report_length: Tensor) -> Tensor:
         """(B, T) report ids padded on the right, (B,) lengths -> (B, E) unit-norm embeddings."""
-        rows = len(report)
-        ids = torch.cat(
-            [self._special(BOS, rows), append(report, report_length, self._special(EMB_TXT, rows), self._pad)], dim=1
-        )
+        ids = self.rows.begun(self.rows.ended(report, report_length, EMB_TXT))
         hidden = self.model(inputs_embeds=self.embed_ids(ids), use_cache=False).last_hidden_state
         return self._text_embedding(_at(hidden, report_length + 1))
 
-    def match(self, codes: Tensor, view: Tensor, report: Tensor, report_length: Tensor) -> Tensor:
-        """(B,) probability that each image and report belong together."""
-        prefix = self.read_images(codes, view)
+    def match(
+        self,
+        codes: Tensor,
+        view: Tensor,
+        report: Tensor,
+        report_length: Tensor,
+        prior_codes: Tensor | None = None,
+        prior_view: Tensor | None = None,
+    ) -> Tensor:
+        """(B,) probability that each study and report belong together; images as :meth:`get_image_features`."""
+        prefix = self.read_images(Spans.of(codes, view, prior_codes, prior_view))
         hidden = self.continue_prefix(
             prefix.cache, report, report_length, torch.arange(len(codes), device=codes.device)
         )
@@ -238,9 +245,8 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def embeddings(self, batch: StudyBatch) -> Embeddings:
         """What the first pass of a step with several micro-batches leaves: the contrast's two sides."""
         text, length = self._seen_text(batch)
-        return Embeddings(
-            self.get_image_features(batch.codes, batch.view), self.get_text_features(text, length), self.scale
-        )
+        image = self._image_embedding(self.read_images(batch.spans).hidden)
+        return Embeddings(image, self.get_text_features(text, length), self.scale)
 
     def losses(self, batch: StudyBatch, step: GlobalBatch | None = None) -> dict[str, Tensor]:
         """All four losses, their weighted sum ``loss``, and what is worth watching.
@@ -256,25 +262,20 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
             ``loss`` to differentiate; ``contrast, matching, report, image, z`` in nats, unweighted;
             ``matching_accuracy`` (balanced), ``scale``, and ``padding_share`` of the ``tokens`` that were computed.
         """
-        rows, tokens = len(batch), batch.codes.shape[1]
-        prefix = self.read_images(batch.codes, batch.view)
+        rows, spans = len(batch), batch.spans
+        prefix = self.read_images(spans)
         image_embedding = self._image_embedding(prefix.hidden)
 
         text, text_length = self._seen_text(batch)
-        ids = self.text_row_ids(text, text_length, batch.view, batch.codes)
+        row, begin = self.rows.text_first(text, text_length, spans)
         # The last code and <eoi> behind it predict nothing.
-        text_first = self.model(inputs_embeds=self.embed_ids(ids[:, :-2]), use_cache=False).last_hidden_state
+        text_first = self.model(inputs_embeds=self.embed_ids(row.ids[:, :-2]), use_cache=False).last_hidden_state
         text_embedding = self._text_embedding(_at(text_first, text_length + 1))
-        # <boi> predicts c1, c1 predicts c2, …: N positions from <boi> on.
-        begin = text_length + 3
-        places = begin[:, None] + torch.arange(tokens, device=begin.device)
-        image_sum, image_z = token_loss(
-            self.image_logits(_at(text_first, places)).flatten(0, 1), batch.codes.flatten()
-        )
+        image_sum, image_z = self._image_loss(text_first, begin, spans)
 
         if step is None:
             own = Embeddings(image_embedding, text_embedding, self.scale)
-            step = gather_step([batch], [own], self.config.negative_hardness, self._pad)
+            step = gather_step([batch], [own], self.config.negative_hardness, self.rows.pad)
         similarity = contrastive_similarity(
             step.with_own(step.image, image_embedding), step.with_own(step.text, text_embedding), self.scale
         )
@@ -293,18 +294,18 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
         match_logits = self.match_head(at_match, prefix.hidden[:, None].expand_as(at_match))
         usable = step.usable[step.own]
         report_sum, report_z = self._report_loss(prefix.hidden, hidden, groups, batch)
+        image_tokens = step.images * spans.codes.shape[-1]
 
         losses = {
             "contrast": contrast,
             "matching": matching_loss(match_logits, usable) / step.matching_pairs,
             "report": report_sum / step.report_tokens,
-            "image": image_sum / batch.codes.numel(),
-            "z": report_z / step.report_tokens + image_z / batch.codes.numel(),
+            "image": image_sum / image_tokens,
+            "z": report_z / step.report_tokens + image_z / image_tokens,
         }
         loss = sum(self.config.loss_weights[name] * value for name, value in losses.items())
-        prefix_tokens = rows * (tokens + 5)
-        computed = prefix_tokens + sum(part[..., 0].numel() for part in (text_first, *hidden))
-        needed = prefix_tokens + (begin + tokens).sum() + (lengths + 2).sum()
+        computed = prefix.computed + sum(part[..., 0].numel() for part in (text_first, *hidden))
+        needed = prefix.needed + (row.length - 2).sum() + (lengths + 2).sum()
         watched = {
             "matching_accuracy": matching_accuracy(match_logits.detach(), usable),
             "scale": self.scale.detach(),
@@ -315,7 +316,7 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def _seen_text(self, batch: StudyBatch) -> tuple[Tensor, Tensor]:
         """(B, T) reports, ``<uncond>`` alone where the text is dropped; (B,) lengths."""
-        dropped = torch.full_like(batch.report, self._pad)
+        dropped = torch.full_like(batch.report, self.rows.pad)
         dropped[:, 0] = self.vocabulary[UNCOND]
         text = torch.where(batch.drop_text[:, None], dropped, batch.report)
         return text, torch.where(batch.drop_text, 1, batch.report_length)
@@ -326,11 +327,29 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
         chosen = torch.cat([own[:, None], step.negatives[step.own]], dim=1).flatten()
         return step.report[chosen], step.report_length[chosen]
 
+    def _image_loss(self, hidden: Tensor, begin: Tensor, spans: Spans) -> tuple[Tensor, Tensor]:
+        """Sums over the codes of the studies' own images; an earlier visit's are given, and learned from no more.
+
+        Args:
+            hidden: (B, L, H) of the text-first rows.
+            begin: (B, S) places of ``<boi>``: it predicts c1, c1 predicts c2, ….
+            spans: the images.
+        """
+        tokens, target = spans.codes.shape[-1], spans.codes
+        places = begin[..., None] + torch.arange(tokens, device=begin.device)
+        real = self.rows.real(spans)
+        if real is None:
+            states = _at(hidden, places.flatten(1)).flatten(0, 1)
+        else:
+            target = target[real]
+            states = hidden[real.nonzero()[:, :1], places[real]].flatten(0, 1)
+        return token_loss(self.image_logits(states), target.flatten())
+
     def _report_loss(
         self, prefix: Tensor, hidden: list[Tensor], groups: list[Tensor], batch: StudyBatch
     ) -> tuple[Tensor, Tensor]:
         """Sums over the report and its ``<eos>``: ``<emb_img>`` predicts the first id, the last id ``<eos>``."""
-        target = append(batch.report, batch.report_length, self._special(EOS, len(batch)), self._pad)
+        target = self.rows.ended(batch.report, batch.report_length, EOS)
         states, targets = [prefix], [target[:, 0]]
         for part, some in zip(hidden, groups, strict=True):
             own = some % (1 + NEGATIVES) == 0
@@ -403,14 +422,6 @@ def _at(hidden: Tensor, places: Tensor) -> Tensor:
     """(B, L, H) at (B,) or (B, N) places -> (B, H) or (B, N, H)."""
     rows = torch.arange(len(hidden), device=hidden.device)
     return hidden[rows, places] if places.dim() == 1 else hidden[rows[:, None], places]
-
-
-def append(left: Tensor, length: Tensor, tail: Tensor, pad: int) -> Tensor:
-    """Put ``tail`` (B, S) right behind the ``length`` real ids of ``left`` (B, T): (B, T + S), padded right."""
-    joined = torch.cat([left, torch.full_like(tail, pad)], dim=1)
-    places = length[:, None] + torch.arange(tail.shape[1], device=tail.device)
-    real = torch.arange(joined.shape[1], device=joined.device) < length[:, None]
-    return joined.where(real, torch.full_like(joined, pad)).scatter(1, places, tail)
 
 
 AutoModel.register(MedUnifierConfig, MedUnifierForConditionalGeneration)

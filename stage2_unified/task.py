@@ -133,7 +133,7 @@ class UnifiedTask:
         count = min(VALIDATION_BATCHES, len(self.validation) // (size * world_size()))
         stream = sample_stream(
             self.validation,
-            StudyCollator(self.processor.codec),
+            self._collate(),
             batch_size=size,
             seed=self.config.loop.seed,
             rank=rank(),
@@ -157,18 +157,21 @@ class UnifiedTask:
         """Radiographs drawn from fixed reports, and reports written for fixed radiographs."""
         assert self.validation is not None
         count = min(SHOWN_STUDIES, len(self.validation))
-        batch = StudyCollator(self.processor.codec)([(n, self.validation[n]) for n in range(count)])
+        batch = self._collate()([(n, self.validation[n]) for n in range(count)])
         batch = batch.to(self.accelerator.device)
         model = self._plain()
+        first = batch.spans  # of several images the first one is drawn
         drawn = model.generate(
             generation_mode="image",
             report=batch.report,
             report_length=batch.report_length,
-            view=batch.view,
+            view=first.view[:, 0],
             seeds=torch.arange(count),
+            prior_codes=batch.prior_codes,
+            prior_view=batch.prior_view,
         )
         grid = (-1, *self.tokenizer.grid)
-        rows = [("originals, as the tokenizer keeps them", batch.codes), ("drawn from their reports", drawn)]
+        rows = [("originals, as the tokenizer keeps them", first.codes[:, 0]), ("drawn from their reports", drawn)]
         self.run.picture(
             "drawn",
             step,
@@ -177,13 +180,18 @@ class UnifiedTask:
                 scale=max(1, 128 // self.tokenizer.image_size),
             ),
         )
-        written = self.processor.write_reports(model, batch.codes, batch.view)
+        written = self.processor.write_reports(
+            model, batch.codes, batch.view, prior_codes=batch.prior_codes, prior_view=batch.prior_view
+        )
         lines = [
             f"[{number}] truth:   {' | '.join(self.validation[number].info['report'].get(s, '') for s in report)}\n"
             f"[{number}] written: {' | '.join(report.values())}\n"
             for number, report in enumerate(written)
         ]
         self.run.text("reports", step, "\n".join(lines))
+
+    def _collate(self) -> StudyCollator:
+        return StudyCollator(self.processor.codec, max_views=self.config.data.max_views)
 
     def _plain(self) -> MedUnifierForConditionalGeneration:
         plain: MedUnifierForConditionalGeneration = self.accelerator.unwrap_model(self.model)

@@ -57,7 +57,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     shards = ShardDataset(config.data.shards, "train")
     check_fingerprint(shards.manifest, tokenizer, config.data.shards)
     text_choice = shards.manifest["transform"]["text"]
-    training = StudiesWithText(shards, sections_of(text_choice))
+    training = StudiesWithText(shards, sections_of(text_choice), config.data.prior)
+    if config.data.prior and not training.follow_ups:
+        raise UserError(
+            f"data.prior: no study of {config.data.shards} has an earlier one of its patient: each patient has one, "
+            "or the shards do not tell the order (an older ingest, a source without dates); ingest again into "
+            "another folder, or leave data.prior out"
+        )
     validation = _validation(config, sections_of(text_choice))
     run = RunFolder(config.run_dir, config, (*MAY_CHANGE, "data.shards", "tokenizer", "recompute_activations"))
 
@@ -66,10 +72,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     processor = MedUnifierProcessor(words, tokenizer.to(accelerator.device), model.config)
     if is_main():
         most = config.data.max_report_tokens
+        follow_ups = f" {training.follow_ups} are shown behind the visit before," if config.data.prior else ""
         long = sum(len(processor.codec.encode(report)) == most for report in training.reports())
         print(
             f"{len(training)} of {len(shards)} training studies have text ({long} reports reach {most} ids and "
-            f"are cut there), {model.num_parameters() / 1e6:.1f} M parameters",
+            f"are cut there),{follow_ups} {model.num_parameters() / 1e6:.1f} M parameters",
             flush=True,
         )
     if sharded:
@@ -81,7 +88,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         model, *optimizers = accelerator.prepare(model, *make_optimizers(model, config.optim))
     task = UnifiedTask(model, optimizers, accelerator, config, run, validation, processor, tokenizer, sharded)
     data = config.data
-    collate = StudyCollator(processor.codec, data.text_dropout, loop.seed, True, data.section_dropout)
+    collate = StudyCollator(
+        processor.codec, data.text_dropout, loop.seed, True, data.section_dropout, data.max_views, data.view_dropout
+    )
     train(task, accelerator, run, training_stream(training, collate, loop), loop)
     folder = run.path / MODEL
     trained = whole_model(model) if sharded else accelerator.unwrap_model(model)
@@ -101,7 +110,7 @@ def _validation(config: Stage2Config, sections: tuple[str, ...]) -> StudiesWithT
     """Validation studies with text; None (and a word about it) where there are too few to contrast."""
     validation: StudiesWithText | None = None
     try:
-        validation = StudiesWithText(ShardDataset(config.data.shards, "validate"), sections)
+        validation = StudiesWithText(ShardDataset(config.data.shards, "validate"), sections, config.data.prior)
         reason = f"only {len(validation)} validation studies with text"
     except UserError as error:
         reason = str(error)

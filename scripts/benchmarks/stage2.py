@@ -17,8 +17,9 @@ from torch.nn.functional import cross_entropy
 from shared.bench import BenchConfig, Row, paired
 from stage2_unified.causal_lm import to_causal_lm
 from stage2_unified.configuration import MedUnifierConfig
-from stage2_unified.model import MedUnifierForConditionalGeneration, append
+from stage2_unified.model import MedUnifierForConditionalGeneration
 from stage2_unified.objectives.contrast import contrastive_loss
+from stage2_unified.rows import append
 from stage2_unified.sequences import StudyBatch
 from stage2_unified.vocabulary import PAD
 

@@ -19,11 +19,11 @@ from stage1_tokenizer.vqgan import VQGAN
 from stage2_unified.config import BackboneConfig
 from stage2_unified.configuration import MedUnifierConfig
 from stage2_unified.model import MedUnifierForConditionalGeneration
+from stage2_unified.rows import longest_row
 
 TRAINING_BYTES = 16
 """A parameter in training: float32 weight and gradient, and two moments of AdamW."""
 _BRANCHES = 3  # reports an image, its own and two negatives
-_SPECIALS = 8
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,9 @@ def _stage2(name: str, values: dict[str, Any], tokenizer: ModelConfig) -> Size:
     backbone = BackboneConfig(**values.get("model", {}))
     height, width = tokenizer.grid
     report = int(data.get("max_report_tokens", 192))
+    longest = longest_row(height * width, report, int(data.get("max_views", 1)), bool(data.get("prior", False)))
     config = MedUnifierConfig(
-        text_config=backbone.to_transformers(height * width + report + _SPECIALS),
+        text_config=backbone.to_transformers(longest),
         text_size=int(text.get("vocabulary_size", 8192)),
         codes=tokenizer.n_embed,
         code_dim=tokenizer.embed_dim,
@@ -94,7 +95,7 @@ def _stage2(name: str, values: dict[str, Any], tokenizer: ModelConfig) -> Size:
     )
     with torch.device("meta"):
         model = MedUnifierForConditionalGeneration(config)
-        row = torch.empty(1, height * width + report + _SPECIALS, backbone.width)
+        row = torch.empty(1, longest, backbone.width)
 
     model.model.config._attn_implementation = _FUSED
 
@@ -103,7 +104,7 @@ def _stage2(name: str, values: dict[str, Any], tokenizer: ModelConfig) -> Size:
         return model.text_logits(hidden)
 
     a_token = bytes_kept(model, forward) / row.shape[1]
-    tokens = 2 * (height * width + _SPECIALS) + (1 + _BRANCHES) * report
+    tokens = 2 * (longest - report) + (1 + _BRANCHES) * report
     return _size(name, model, int(a_token * tokens), values)
 
 

@@ -1,5 +1,7 @@
 """The smallest model that is still the real one, and batches of studies for it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -55,7 +57,7 @@ def make_model(**changes):
     return model
 
 
-def make_batch(rows=6, dropped=(), seed=0):
+def make_batch(rows=6, dropped=(), seed=0, images=None, priors=None):
     draw = np.random.default_rng(seed)
     vocabulary = make_config().vocabulary
     lengths = draw.integers(1, 9, rows)
@@ -64,7 +66,7 @@ def make_batch(rows=6, dropped=(), seed=0):
         report[row, :length] = torch.from_numpy(draw.integers(0, 40, length))
     drop = torch.zeros(rows, dtype=torch.bool)
     drop[list(dropped)] = True
-    return StudyBatch(
+    batch = StudyBatch(
         codes=torch.from_numpy(draw.integers(0, CODES, (rows, GRID[0] * GRID[1]))),
         view=torch.tensor([vocabulary.view(name) for name in draw.choice(["PA", "AP"], rows)]),
         report=report,
@@ -74,6 +76,21 @@ def make_batch(rows=6, dropped=(), seed=0):
         drop_text=drop,
         draw_seed=5,
     )
+    return batch if images is None else with_images(batch, images, priors or [0] * rows, draw)
+
+
+def with_images(batch, images, priors, draw):
+    """The same studies with so many images each, and so many of the visit before (None = no such tensors)."""
+    pad, tokens = make_config().vocabulary["<pad>"], batch.codes.shape[1]
+
+    def spans(counts):
+        codes = torch.from_numpy(draw.integers(0, CODES, (len(batch), max(counts), tokens)))
+        view = torch.from_numpy(draw.choice([batch.view.min() + 1, batch.view.min()], codes.shape[:2]))
+        return codes, view.masked_fill(torch.arange(max(counts)) >= torch.tensor(counts)[:, None], pad)
+
+    codes, view = spans(images)
+    prior_codes, prior_view = spans(priors) if any(priors) else (None, None)
+    return replace(batch, codes=codes, view=view, prior_codes=prior_codes, prior_view=prior_view)
 
 
 @pytest.fixture
@@ -98,7 +115,7 @@ def other_model_folder(tmp_path_factory):
     return make_model_folder(tmp_path_factory.mktemp("other"), seed=1)
 
 
-def make_model_folder(root, seed=0):
+def make_model_folder(root, seed=0, **changes):
     """Write an untrained model of 32 x 32 pixels into root/model."""
     from tests.stage2_unified.test_train import TINY_TOKENIZER  # here: it imports both trainings
 
@@ -109,6 +126,7 @@ def make_model_folder(root, seed=0):
     config = make_config(
         text_config=BACKBONE | {"max_position_embeddings": 512},
         text_size=len(words), codes=codes, code_dim=dim, grid=frozen.grid, tokenizer_fingerprint=frozen.fingerprint,
+        **changes,
     )  # fmt: skip
     model = MedUnifierForConditionalGeneration(config)
     model.set_codebook(frozen.codebook)

@@ -67,7 +67,11 @@ def test_logits_on_interleaved_rows_are_each_positions_own(ours, stock):
     given = inputs(processor)
     prefix = model.image_prefix_ids(given["codes"], given["view"])
     text_first = model.text_row_ids(given["report"], given["report_length"], given["view"], given["codes"])
-    row = torch.cat([prefix, text_first], dim=1)
+    # Two images behind one of the visit before: the same ids, so the same logits.
+    pair = torch.stack([given["codes"], given["codes"].flip(1)], dim=1)
+    several = model.image_prefix_ids(pair, given["view"][:, None].repeat(1, 2), given["codes"].flip(0), given["view"])
+    assert (several == model.vocabulary["<prior>"]).sum() == 2
+    row = torch.cat([prefix, several, text_first], dim=1)
     hidden = model.model(inputs_embeds=model.embed_ids(row)).last_hidden_state
     logits = stock[0](input_ids=row).logits
     offset = model.vocabulary.offset

@@ -20,16 +20,28 @@ def hidden_of(model, ids):
     return model.model(inputs_embeds=model.embed_ids(ids[None]), use_cache=False).last_hidden_state[0]
 
 
+def image_spans(v, codes, view, rows):
+    """Of each study the ids of its images, each ``<view> <boi> c1 … cN <eoi>``."""
+    if view is None:
+        return [[] for _ in range(rows)]
+    boi, eoi = torch.tensor([v["<boi>"]]), torch.tensor([v["<eoi>"]])
+    codes, view = codes.view(rows, -1, codes.shape[-1]), view.view(rows, -1)
+    return [
+        [torch.cat([view[i, s : s + 1], boi, codes[i, s] + v.offset, eoi]) for s in range(view.shape[1])
+         if view[i, s] != v["<pad>"]]
+        for i in range(rows)
+    ]  # fmt: skip
+
+
 def one_pass_an_objective(model, batch):
     """The losses as one would write them without sharing, a row at a time, from the rows of DESIGN."""
     v, n = model.vocabulary, len(batch)
     special = lambda name: torch.tensor([v[name]])  # noqa: E731
     reports = [batch.report[i, : batch.report_length[i]] for i in range(n)]
-    codes = [batch.codes[i] + v.offset for i in range(n)]
-    prefixes = [
-        torch.cat([special("<bos>"), batch.view[i : i + 1], special("<boi>"), codes[i], special("<eoi>"),
-                   special("<emb_img>")]) for i in range(n)
-    ]  # fmt: skip
+    earlier = [[torch.cat([special("<prior>"), span]) for span in spans] for spans in
+               image_spans(v, batch.prior_codes, batch.prior_view, n)]  # fmt: skip
+    own = image_spans(v, batch.codes, batch.view, n)
+    prefixes = [torch.cat([special("<bos>"), *earlier[i], *own[i], special("<emb_img>")]) for i in range(n)]
     seen = [special("<uncond>") if batch.drop_text[i] else reports[i] for i in range(n)]
     image = torch.stack([hidden_of(model, prefix)[-1] for prefix in prefixes])
     text = torch.stack([hidden_of(model, torch.cat([special("<bos>"), t, special("<emb_txt>")]))[-1] for t in seen])
@@ -53,12 +65,15 @@ def one_pass_an_objective(model, batch):
         logits = hidden_of(model, row)[len(prefixes[i]) - 1 : -1] @ model.lm_head.weight[: v.offset].T
         report_losses.append(cross_entropy(logits, row[len(prefixes[i]) :], reduction="none"))
         report_z = logits.logsumexp(-1).square()
-        row = torch.cat([special("<bos>"), seen[i], special("<emb_txt>"), batch.view[i : i + 1], special("<boi>"),
-                         codes[i], special("<eoi>")])  # fmt: skip
-        begin = len(row) - len(codes[i]) - 2
-        logits = hidden_of(model, row)[begin : begin + len(codes[i])] @ model.lm_head.weight[v.offset :].T
-        image_losses.append(cross_entropy(logits, batch.codes[i], reduction="none"))
-        z.append((report_z, logits.logsumexp(-1).square()))
+        image_z = []
+        for number, span in enumerate(own[i]):
+            row = torch.cat([special("<bos>"), seen[i], special("<emb_txt>"), *earlier[i], *own[i][: number + 1]])
+            target = span[2:-1]
+            begin = len(row) - len(target) - 2
+            logits = hidden_of(model, row)[begin : begin + len(target)] @ model.lm_head.weight[v.offset :].T
+            image_losses.append(cross_entropy(logits, target - v.offset, reduction="none"))
+            image_z.append(logits.logsumexp(-1).square())
+        z.append((report_z, torch.cat(image_z)))
     return {
         "contrast": contrast,
         "matching": torch.stack(matching).mean(),
@@ -68,9 +83,24 @@ def one_pass_an_objective(model, batch):
     }
 
 
-@pytest.mark.parametrize(("dropped", "even"), [((), False), ((1, 4), False), ((), True)])
-def test_every_loss_equals_a_separate_pass_and_so_do_the_gradients(model, dropped, even):
-    batch = make_batch(dropped=dropped)
+RAGGED = {"images": [1, 2, 3, 1, 2, 2], "priors": [0, 1, 0, 2, 0, 1]}
+"""Studies that differ in how many images they have, and earlier ones."""
+
+
+@pytest.mark.parametrize(
+    ("dropped", "even", "images"),
+    [
+        ((), False, {}),
+        ((1, 4), False, {}),
+        ((), True, {}),
+        ((1, 4), False, RAGGED),
+        ((), True, RAGGED),
+        ((2,), False, {"images": [2] * 6, "priors": [1] * 6}),
+        ((), False, {"images": [1] * 6, "priors": [0, 1, 1, 0, 0, 1]}),
+    ],
+)
+def test_every_loss_equals_a_separate_pass_and_so_do_the_gradients(model, dropped, even, images):
+    batch = make_batch(dropped=dropped, **images)
     if even:
         batch = replace(batch, report=batch.report[:, :1], report_length=torch.ones_like(batch.report_length))
     ours, separate = model(batch=batch), one_pass_an_objective(model, batch)
@@ -123,7 +153,7 @@ def test_what_lies_in_the_padding_changes_nothing(model, batch):
 
 @torch.no_grad()
 def test_a_negatives_text_changes_its_own_branch_alone(model, batch):
-    prefix = model.read_images(batch.codes, batch.view)
+    prefix = model.read_images(batch.spans)
     reports = batch.report.repeat_interleave(3, 0)
     lengths = batch.report_length.repeat_interleave(3)
     prefixes = torch.arange(len(batch)).repeat_interleave(3)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +8,7 @@ from hypothesis import strategies as st
 
 from data.shards import Sample
 from shared.errors import UserError
-from stage2_unified.sequences import ReportCodec, StudyCollator, normalise_report, sections_of
+from stage2_unified.sequences import ReportCodec, StudyCollator, choose_prior_view, normalise_report, sections_of
 from stage2_unified.text_tokenizer import load_text_tokenizer, train_text_tokenizer
 from stage2_unified.vocabulary import SPECIALS, Vocabulary, view_name
 
@@ -95,6 +97,28 @@ def test_a_share_of_the_reports_shows_one_section_alone_and_keeps_its_key():
     )
     assert shown[200] == ("impression",)
     assert torch.equal(some.report_key, whole.report_key) and torch.equal(some.codes, whole.codes)
+
+
+def test_several_views_are_shown_in_a_drawn_order_and_the_prior_is_taken_alike():
+    views = ("LATERAL", "PA", "AP")
+    earlier = study(90, views=("PA", "LATERAL"), findings="Clear.")
+    samples = [(n, replace(study(n, views=views, findings="Clear."), prior=earlier if n % 2 else None))
+               for n in range(60)]  # fmt: skip
+    pad, name_of = CODEC.vocabulary["<pad>"], {CODEC.vocabulary.view(view): view for view in views}
+    batch = StudyCollator(CODEC, seed=1, training=True, max_views=2, view_dropout=0.4)(samples)
+    shown = [[name_of[int(v)] for v in row if v != pad] for row in batch.view]
+    assert {len(row) for row in shown} == {1, 2} and 12 < sum(len(row) == 1 for row in shown) < 36
+    assert {tuple(row) for row in shown if len(row) == 2} == {(a, b) for a in views for b in views if a != b}
+    for number, row in enumerate(shown):
+        assert batch.codes[number, : len(row), 0].tolist() == [10 * number + views.index(view) for view in row]
+        if number % 2:
+            assert name_of[int(batch.prior_view[number, 0])] == ("LATERAL" if row[0] == "LATERAL" else "PA")
+            assert batch.prior_codes[number, 0, 0] == 900 + (row[0] == "LATERAL")
+        else:
+            assert batch.prior_view[number].tolist() == [pad]
+    fixed = StudyCollator(CODEC, max_views=3)(samples[:1])
+    assert [name_of[int(v)] for v in fixed.view[0]] == ["PA", "LATERAL", "AP"] and fixed.prior_view is None
+    assert (choose_prior_view(["LATERAL", "AP"], like="PA"), choose_prior_view(["LATERAL"], like="PA")) == (1, 0)
 
 
 def test_image_shards_are_refused_in_words():

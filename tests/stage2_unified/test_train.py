@@ -57,7 +57,7 @@ OPTIONS = {
 def made(tmp_path_factory):
     """Token shards of a few phantoms by an untrained tokenizer, as the commands make them."""
     root = tmp_path_factory.mktemp("made")
-    write_archive(PhantomConfig(out=root / "tree", studies=40, seed=0, size=SIZE))
+    write_archive(PhantomConfig(out=root / "tree", studies=40, seed=0, size=SIZE, lateral_share=0.6, history=True))
     ingest(IngestConfig("phantom", str(root / "tree"), str(root / "images"), size=SIZE, workers=1))
     for name, seed in (("tokenizer", 0), ("other", 1)):
         torch.manual_seed(seed)
@@ -165,6 +165,36 @@ def test_data_without_text_is_refused(fails, made, tmp_path):
         manifest["splits"][split] = {name: write_shard(silent / name, rows)}
     (silent / MANIFEST).write_text(json.dumps(manifest))
     fails(arguments(made, tmp_path / "run", data__shards=silent), 1, "no text in the data")
+
+
+def test_two_views_and_the_visit_before_train_and_are_what_the_model_knows(made, tmp_path, capsys, fails):
+    seeing = {"data__max_views": 2, "data__view_dropout": 0.3, "data__prior": "true", "loop__checkpoint_every": 2}
+    train(arguments(made, tmp_path / "run", **seeing, loop__steps=4, loop__validate_every=4))
+    assert "are shown behind the visit before" in capsys.readouterr().out
+    figures = [line for line in lines(tmp_path / "run") if "validation/loss" in line]
+    assert figures and all(np.isfinite(figures[-1][f"validation/{name}"]) for name in ("report", "image"))
+    pipeline = MedUnifierPipeline.from_pretrained(tmp_path / "run" / "model")
+    config = pipeline.model.config
+    assert (config.max_views, config.prior) == (2, True)
+    codes = config.image_tokens
+    assert config.text_config.max_position_embeddings == 2 * (codes + 3) + (codes + 4) + 48 + 5
+    grid = np.zeros((2, *pipeline.tokenizer.grid), np.int64)
+    written = pipeline.write_reports([grid, grid[:1]], [["PA", "LATERAL"], ["AP"]], [None, (grid[0], "PA")])
+    assert len(written) == 2
+    check_pipeline(pipeline)
+    alone = made.root / "alone"  # the same shards, of which nobody knows the order
+    shutil.copytree(made.codes, alone)
+    manifest = json.loads((alone / MANIFEST).read_text())
+    dataset, name = ShardDataset(made.codes, "train"), next(iter(manifest["splits"]["train"]))
+    rows = [
+        (sample.key, {"codes.npy": encode_npy(sample.codes), "json": encode_info(sample.info | {"visit": None})})
+        for sample in (dataset[number] for number in range(len(dataset)))
+    ]
+    manifest["splits"]["train"] = {name: write_shard(alone / name, rows)}
+    (alone / MANIFEST).write_text(json.dumps(manifest))
+    fails(arguments(made, tmp_path / "none", **seeing, data__shards=alone), 1, "data.prior", "ingest again")
+    fails(arguments(made, tmp_path / "none", data__view_dropout=0.3), 2, "data.max_views")
+    fails(arguments(made, tmp_path / "none", data__max_views=0), 2, "data.max_views")
 
 
 @pytest.mark.slow

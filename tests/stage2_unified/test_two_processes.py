@@ -15,17 +15,22 @@ from torch import Tensor
 from stage2_unified.config import DataConfig, DecoderOptimConfig, Stage2Config
 from stage2_unified.sequences import StudyBatch
 from stage2_unified.task import UnifiedTask
-from tests.stage2_unified.conftest import make_batch, make_model
+from tests.stage2_unified.conftest import make_batch, make_config, make_model
 from tests.two_processes import two_processes
 
 
 def part(batch: StudyBatch, number: int, parts: int) -> StudyBatch:
-    """Some of the rows, padded to their own longest report."""
+    """Some of the rows, padded to their own longest report and their own most images."""
     size = len(batch) // parts
     mine = slice(number * size, (number + 1) * size)
     values = {f.name: getattr(batch, f.name) for f in fields(batch)}
     rows = StudyBatch(**{name: v[mine] if isinstance(v, Tensor) else v for name, v in values.items()})
     rows.report = rows.report[:, : int(rows.report_length.max())]
+    if rows.prior_view is not None:
+        pad = make_config().vocabulary["<pad>"]
+        images, earlier = (int((view != pad).sum(1).max()) for view in (rows.view, rows.prior_view))
+        rows.codes, rows.view = rows.codes[:, :images], rows.view[:, :images]
+        rows.prior_codes, rows.prior_view = rows.prior_codes[:, :earlier], rows.prior_view[:, :earlier]
     return rows
 
 
@@ -48,17 +53,23 @@ def _worker(rank: int, port: int, folder: Path) -> None:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    batch = whole_batch()
-    halves = one_step([part(batch, rank, 2)])
-    # The stream deals a micro-batch to every process before the next one begins.
-    quarters = one_step([part(batch, rank, 4), part(batch, 2 + rank, 4)])
-    torch.save((halves, quarters), folder / f"{rank}.pt")
+    steps = []
+    for batch in (whole_batch(), uneven_batch()):
+        steps.append(one_step([part(batch, rank, 2)]))
+        # The stream deals a micro-batch to every process before the next one begins.
+        steps.append(one_step([part(batch, rank, 4), part(batch, 2 + rank, 4)]))
+    torch.save(steps, folder / f"{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
 
 
 def whole_batch() -> StudyBatch:
     return make_batch(rows=8, dropped=(1, 6))
+
+
+def uneven_batch() -> StudyBatch:
+    """The first half has up to three images and earlier ones, the second one image a study and none before."""
+    return make_batch(rows=8, dropped=(1, 6), images=[3, 1, 2, 2, 1, 1, 1, 1], priors=[0, 2, 1, 0, 0, 0, 0, 0])
 
 
 def check_same_step(figures, weights, whole_figures, whole_weights):
@@ -70,15 +81,17 @@ def check_same_step(figures, weights, whole_figures, whole_weights):
         assert change > 0 and (weights[name] - weight).abs().max() <= 5e-5 * change, name
 
 
-def test_accumulation_and_its_cached_gradients_equal_the_large_batch_for_every_loss():
-    figures, weights = one_step([part(whole_batch(), number, 4) for number in range(4)])
-    check_same_step(figures, weights, *one_step([whole_batch()]))
+@pytest.mark.parametrize("studies", [whole_batch, uneven_batch])
+def test_accumulation_and_its_cached_gradients_equal_the_large_batch_for_every_loss(studies):
+    figures, weights = one_step([part(studies(), number, 4) for number in range(4)])
+    check_same_step(figures, weights, *one_step([studies()]))
 
 
 def test_two_processes_equal_one_and_so_do_two_of_two_micro_batches(tmp_path):
     with two_processes(_worker, tmp_path):
-        whole = one_step([whole_batch()])
+        wholes = [one_step([batch]) for batch in (whole_batch(), uneven_batch())]
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
-    for (first, weights), (second, same) in zip(*ranks, strict=True):
+    for number, ((first, weights), (second, same)) in enumerate(zip(*ranks, strict=True)):
+        whole = wholes[number // 2]
         check_same_step({name: (first[name] + second[name]) / 2 for name in first}, weights, *whole)
         assert all(torch.equal(weights[name], same[name]) for name in weights)
