@@ -23,6 +23,7 @@ from shared.artifacts import atomic_file
 
 NOTICE = "Synthetic image drawn by a model. It shows no patient. Not for diagnosis."
 RECONSTRUCTION = "Synthetic image computed by a model from a radiograph, which may be a patient's. Not for diagnosis."
+FOLLOW_UP = "Synthetic image drawn by a model behind a radiograph, which may be a patient's. Not for diagnosis."
 _LONGEST_CODE_STRING = 16
 
 
@@ -55,7 +56,7 @@ def save_synthetic_png(path: Path, pixels: np.ndarray, description: str, notice:
         Image.fromarray(_to_uint8(pixels)).save(partial, format="PNG", pnginfo=marks)
 
 
-def save_synthetic_dicom(path: Path, pixels: np.ndarray, description: str, view: str) -> None:
+def save_synthetic_dicom(path: Path, pixels: np.ndarray, description: str, view: str, notice: str = NOTICE) -> None:
     """(H, W) in [0, 1] -> 8-bit MONOCHROME2 Secondary Capture without any patient.
 
     Secondary Capture (PS3.3 A.8.1) and not Digital X-Ray: there was no detector, no tube and no exposure to state.
@@ -65,6 +66,7 @@ def save_synthetic_dicom(path: Path, pixels: np.ndarray, description: str, view:
         pixels: the radiograph.
         description: how it was made; cut to the 1,024 characters of DerivationDescription.
         view: ViewPosition; what is no word of that field is left out.
+        notice: what kind of image it is.
     """
     values = _to_uint8(pixels)
     now = datetime.now(UTC)
@@ -80,7 +82,7 @@ def save_synthetic_dicom(path: Path, pixels: np.ndarray, description: str, view:
     dataset.SpecificCharacterSet = "ISO_IR 192"
     dataset.SyntheticData = "YES"
     dataset.ImageType = ["DERIVED", "SECONDARY"]
-    dataset.DerivationDescription = f"{NOTICE} {description}"[:1024]
+    dataset.DerivationDescription = f"{notice} {description}"[:1024]
     dataset.ConversionType = "SYN"  # of PS3.3 C.8.6.1's terms: synthetic image
     dataset.Modality = "OT"
     dataset.Manufacturer, dataset.SoftwareVersions = "medunifier", version("medunifier")

@@ -19,13 +19,18 @@ class DrawingPrompt:
 
     Attributes:
         report: ``findings`` and ``impression``.
-        count: radiographs of it.
-        view: ViewPosition.
+        count: studies of it.
+        view: ViewPosition; several of one study with commas.
     """
 
     report: dict[str, str]
     count: int
     view: str
+
+    @property
+    def views(self) -> list[str]:
+        """View positions of the study's radiographs, in the order in which they are drawn."""
+        return [view.strip() for view in self.view.split(",")]
 
 
 def read_prompts(path: Path, count: int, view: str, template: str = LABEL_TEMPLATE) -> list[DrawingPrompt]:

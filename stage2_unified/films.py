@@ -1,17 +1,21 @@
-"""Radiographs to be read, wherever they lie: one file, a folder of files, or shards. One at a time, never all."""
+"""Radiographs to be read, wherever they lie: one file, a folder of files, or shards. One at a time, never all.
+
+Of a study of several images the first frontal one stands for it, with the others and the visit before beside it.
+"""
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from data.pixels import fit_square
 from data.places import as_path
 from data.radiograph import UnreadableImage, read_film
-from data.shards import MANIFEST, ShardDataset, read_manifest
+from data.shards import MANIFEST, Sample, ShardDataset, read_manifest
+from data.visits import studies_before
 from shared.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,6 +37,8 @@ class Film:
         codes: (h, w) integers, from token shards.
         error: why it cannot be read.
         report: what a shard holds beside it: ``findings`` and ``impression``, those that are not empty.
+        others: further images of the study that are to be shown with it.
+        prior: an image of the visit before.
     """
 
     key: str
@@ -41,6 +47,8 @@ class Film:
     codes: np.ndarray | None = None
     error: str = ""
     report: dict[str, str] = field(default_factory=dict)
+    others: tuple["Film", ...] = ()
+    prior: "Film | None" = None
 
 
 class Films(Protocol):
@@ -73,12 +81,40 @@ class FileFilms:
         return Film(self.keys[number], film.view, film.pixels)
 
 
+class FolderFilms:
+    """Folders of files, each a study."""
+
+    key_name = "path"
+
+    def __init__(self, paths: Sequence[Path], size: int, max_views: int) -> None:
+        self._folders: dict[str, list[Path]] = {}
+        for path in paths:
+            self._folders.setdefault(str(path.parent), []).append(path)
+        self.keys, self._size, self._max_views = list(self._folders), size, max_views
+
+    def read(self, number: int) -> Film:
+        """A study's readable files, as far as they are shown; an error if it has none."""
+        from stage2_unified.sequences import choose_views  # here: no --help waits for torch
+
+        files = FileFilms(self._folders[self.keys[number]], self._size)
+        films = [files.read(place) for place in range(len(files.keys))]
+        readable = [film for film in films if not film.error]
+        if not readable:
+            return Film(self.keys[number], error=films[0].error)
+        shown = choose_views([film.view for film in readable], self._max_views, None)
+        first, *others = [replace(readable[place], key=self.keys[number]) for place in shown]
+        return replace(first, others=tuple(others))
+
+
 class ShardFilms:
-    """One image a study, the first frontal one, of some splits of a shard folder."""
+    """The studies of some splits of a shard folder: the first frontal image, others if ``max_views`` allows them, and
+    one of the visit before if ``prior`` is asked for and there is one."""
 
     key_name = "study_id"
 
-    def __init__(self, place: str, splits: Sequence[str], tokenizer: "FrozenTokenizer") -> None:
+    def __init__(
+        self, place: str, splits: Sequence[str], tokenizer: "FrozenTokenizer", max_views: int = 1, prior: bool = False
+    ) -> None:
         manifest = read_manifest(place)
         made_by = manifest.get("tokenizer", {}).get("fingerprint", tokenizer.fingerprint)
         if made_by != tokenizer.fingerprint:
@@ -90,41 +126,66 @@ class ShardFilms:
         if not present:
             raise UserError(f"{place} holds no samples")
         self._datasets = [ShardDataset(place, split) for split in splits or present]
-        self._size = tokenizer.image_size
-        self._places = [(dataset, number) for dataset in self._datasets for number in range(len(dataset))]
-        self.keys = [dataset.info(number)["study_id"] for dataset, number in self._places]
+        self._size, self._max_views = tokenizer.image_size, max_views
+        self._places: list[tuple[ShardDataset, int, int | None]] = []
+        self.keys = []
+        for dataset in self._datasets:
+            known = [
+                {name: info.get(name) for name in ("study_id", "patient_id", "visit")} for info in dataset.infos()
+            ]
+            before = studies_before(known) if prior else [None] * len(known)
+            self._places += [(dataset, number, earlier) for number, earlier in enumerate(before)]
+            self.keys += [str(info["study_id"]) for info in known]
 
     def read(self, number: int) -> Film:
-        """One study's image or codes."""
-        from stage2_unified.sequences import choose_view  # here: torch and transformers, which no --help waits for
+        """One study's images or codes."""
+        from stage2_unified.sequences import choose_prior_view, choose_views  # here: no --help waits for torch
 
-        dataset, place = self._places[number]
+        dataset, place, before = self._places[number]
         sample = dataset[place]
-        view = choose_view(sample.info["views"], None)
-        position = sample.info["views"][view]
+        shown = choose_views(sample.info["views"], self._max_views, None)
+        first, *others = [self._film(sample, view) for view in shown]
         given = {name: sample.info["report"].get(name, "") for name in ("findings", "impression")}
+        prior = None
+        if before is not None:
+            earlier = dataset[before]
+            prior = self._film(earlier, choose_prior_view(earlier.info["views"], like=first.view))
         report = {name: text for name, text in given.items() if text}
+        return replace(first, report=report, others=tuple(others), prior=prior)
+
+    def _film(self, sample: Sample, view: int) -> Film:
+        key, position = sample.info["study_id"], sample.info["views"][view]
         if sample.codes is not None:
-            return Film(sample.info["study_id"], position, codes=sample.codes[view].astype(np.int64), report=report)
+            return Film(key, position, codes=sample.codes[view].astype(np.int64))
         image = sample.images[view]
-        pixels = (image / np.iinfo(image.dtype).max).astype(np.float32)
-        return Film(sample.info["study_id"], position, fit_square(pixels, self._size), report=report)
+        return Film(key, position, fit_square((image / np.iinfo(image.dtype).max).astype(np.float32), self._size))
 
 
-def open_films(place: str, split: str, tokenizer: "FrozenTokenizer") -> Films:
+def open_films(
+    place: str,
+    split: str,
+    tokenizer: "FrozenTokenizer",
+    max_views: int = 1,
+    prior: bool = False,
+    study_folders: bool = False,
+) -> Films:
     """What lies at ``place``: a radiograph, a folder of them, or a folder (or URL) of image or token shards.
 
     Args:
         place: where.
         split: of shards: one of their splits, or several with commas; "" = all.
         tokenizer: of the model that is to read them.
+        max_views: images of a study that it is shown.
+        prior: whether it is shown the visit before, where shards have one.
+        study_folders: of files: those of one folder are one study.
 
     Raises:
         UserError: if nothing is there, or ``split`` is given for files, or codes are another tokenizer's.
     """
     path = as_path(place)
     if (path / MANIFEST).is_file():
-        return ShardFilms(place, [name.strip() for name in split.split(",") if name.strip()], tokenizer)
+        splits = [name.strip() for name in split.split(",") if name.strip()]
+        return ShardFilms(place, splits, tokenizer, max_views, prior)
     if split:
         raise UserError(f"{place} is no shard folder: --split is for shards")
     if path.is_file():
@@ -137,6 +198,8 @@ def open_films(place: str, split: str, tokenizer: "FrozenTokenizer") -> Films:
     )  # fmt: skip
     if not found:
         raise UserError(f"no radiograph under {place}: looked for {', '.join(sorted(SUFFIXES))}, or shards")
+    if study_folders:
+        return FolderFilms(found, tokenizer.image_size, max_views)
     return FileFilms(found, tokenizer.image_size)
 
 
@@ -159,3 +222,22 @@ def codes_of(pipeline: "MedUnifierPipeline", films: Sequence[Film]) -> np.ndarra
     if pixels:
         codes |= dict(zip(pixels, pipeline.encode(np.stack(list(pixels.values()))), strict=True))
     return np.stack([codes[number] for number in range(len(films))])
+
+
+def seen_of(pipeline: "MedUnifierPipeline", films: Sequence[Film], view: str) -> dict[str, Any]:
+    """Studies without an error as the pipeline's methods take them: ``codes``, ``views``, ``priors``.
+
+    Args:
+        pipeline: the model.
+        films: the studies.
+        view: position of an image that names none.
+    """
+    shown = [(film, *film.others) for film in films]
+    earlier = [film.prior for film in films if film.prior is not None]
+    codes = iter(codes_of(pipeline, [film for study in shown for film in study] + earlier))
+    stacks = [np.stack([next(codes) for _ in study]) for study in shown]
+    views = [[film.view or view for film in study] for study in shown]
+    priors = [None if film.prior is None else (next(codes), film.prior.view or view) for film in films]
+    if all(len(study) == 1 for study in shown):
+        return {"codes": np.concatenate(stacks), "views": [study[0] for study in views], "priors": priors}
+    return {"codes": stacks, "views": views, "priors": priors}

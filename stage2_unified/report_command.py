@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from data.labels import label_report
 from data.observations import OBSERVATIONS
@@ -10,7 +10,7 @@ from shared.config import parse_config
 from shared.errors import UserError
 from shared.progress import Progress
 from shared.row_file import Row, RowFile
-from stage2_unified.films import Film, Films, codes_of, keys_digest, open_films, read_batches
+from stage2_unified.films import Film, Films, keys_digest, open_films, read_batches, seen_of
 
 NOTICE = "Draft of research software, not a medical device; it may overlook findings and invent others."
 
@@ -22,12 +22,15 @@ class ReportConfig:
     model: str
     """Model folder (run_dir/model)."""
     input: str
-    """A radiograph, a folder that is searched for radiographs, or a folder or URL of shards (one image a study)."""
+    """A radiograph, a folder that is searched for radiographs, or a folder or URL of shards. Of a study in shards as
+    many images are read as the model was trained with, and the visit before if it was trained with that."""
     out: str = ""
     """NAME.csv for a table, another name for JSON lines; empty = JSON lines on standard output. An interrupted run
     is continued by the same command."""
     split: str = ""
     """Of shards: which splits, with commas; empty = all."""
+    one_report_a: Literal["file", "folder"] = "file"
+    """Of files: a report each, or one for those of a folder, which are then views of one study."""
     view: str = ""
     """View position (PA, AP, LATERAL) where the file does not name it."""
     batch_size: int = 16
@@ -52,21 +55,32 @@ def main(argv: Sequence[str] | None = None) -> None:
     from stage2_unified.inference import MedUnifierPipeline  # here: --help does not wait for torch and transformers
 
     pipeline = MedUnifierPipeline.from_pretrained(config.model, config.device, config.batch_size)
-    films = open_films(config.input, config.split, pipeline.tokenizer)
+    folders = config.one_report_a == "folder"
+    films = open_films(config.input, config.split, pipeline.tokenizer, pipeline.max_views, pipeline.prior, folders)
 
     def rows_of(readable: list[Film]) -> list[Row]:
-        views = [film.view or config.view for film in readable]
-        reports = pipeline.write_reports(codes_of(pipeline, readable), views, num_beams=config.beams)
+        reports = pipeline.write_reports(**seen_of(pipeline, readable, config.view), num_beams=config.beams)
         return [
-            {"view": view, **report, "labels": label_report(" ".join(report.values())), "notice": NOTICE}
-            for view, report in zip(views, reports, strict=True)
+            {"view": ",".join(shown.view or config.view for shown in (film, *film.others))}
+            | ({"prior": film.prior is not None} if pipeline.prior else {})
+            | {**report, "labels": label_report(" ".join(report.values())), "notice": NOTICE}
+            for film, report in zip(readable, reports, strict=True)
         ]
 
     write_rows(
         films,
         config.out,
         {"command": "report", "model": pipeline.fingerprint, "view": config.view, "beams": config.beams},
-        [films.key_name, "view", "findings", "impression", *OBSERVATIONS, "notice", "error"],
+        [
+            films.key_name,
+            "view",
+            *(["prior"] if pipeline.prior else []),
+            "findings",
+            "impression",
+            *OBSERVATIONS,
+            "notice",
+            "error",
+        ],
         lambda row: [row | row.get("labels", {})],
         rows_of,
         config.batch_size,

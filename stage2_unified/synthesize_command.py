@@ -4,15 +4,21 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from data.synthetic import describe_drawing, save_synthetic_dicom, save_synthetic_png
-from shared.artifacts import write_json
+import numpy as np
+
+from data.synthetic import FOLLOW_UP, NOTICE, describe_drawing, save_synthetic_dicom, save_synthetic_png
+from shared.artifacts import sha256_file, write_json
 from shared.config import parse_config
 from shared.errors import UserError
 from shared.progress import Progress
 from stage2_unified.drawing_prompts import DrawingPrompt, read_prompts
+from stage2_unified.films import codes_of, open_films
 from stage2_unified.report_text import LABEL_TEMPLATE, report_of, text_of_labels
+
+if TYPE_CHECKING:
+    from stage2_unified.inference import MedUnifierPipeline
 
 PROMPTS = "prompts.json"
 
@@ -39,8 +45,15 @@ class SynthesizeConfig:
     """Radiographs a prompt, where the file does not say."""
     view: str = "PA"
     """View position (PA, AP, LATERAL), where the file does not say."""
+    views: str = ""
+    """In place of view, several with commas (PA,LATERAL): the views of one study, each drawn after those before it.
+    The model must have been trained with as many (data.max_views)."""
+    prior: str = ""
+    """A radiograph of the visit before: its follow-up is drawn. The model must have been trained so (data.prior)."""
+    prior_view: str = ""
+    """View position of prior where the file does not name it."""
     seed: int = 0
-    """Radiograph i is drawn with seed + i."""
+    """Study i is drawn with seed + i."""
     guidance: float = 2.0
     """Strength of classifier-free guidance; 1 = none."""
     temperature: float = 1.0
@@ -59,6 +72,8 @@ class SynthesizeConfig:
     def __post_init__(self) -> None:
         if sum(map(bool, (self.text, self.labels, self.file))) > 1:
             raise ValueError("give one of text, labels and file")
+        if self.prior_view and not self.prior:
+            raise ValueError("prior_view goes with prior")
         if "{finding}" not in self.label_template:
             raise ValueError(f"label_template must hold {{finding}}, got {self.label_template!r}")
         if self.count < 1 or self.batch_size < 1:
@@ -80,39 +95,72 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not prompts:
         raise UserError(f"{config.file} asks for no radiograph: every count is 0")
     pipeline = MedUnifierPipeline.from_pretrained(config.model, config.device, config.batch_size)
+    _check_trained(pipeline, prompts, config)
     out = Path(config.out)
     suffix = "png" if config.format == "png" else "dcm"
-    plan = [
-        {"file": f"{number:06d}.{suffix}", "seed": config.seed + number, "view": prompt.view, **prompt.report}
-        for number, prompt in enumerate(prompts)
-    ]
+    plan = [_rows(number, prompt, config.seed + number, suffix) for number, prompt in enumerate(prompts)]
     drawing = {"guidance": config.guidance, "temperature": config.temperature, "top_k": config.top_k,
                "top_p": config.top_p}  # fmt: skip
-    model = pipeline.fingerprint
-    _begin(out, {"model": model, **drawing, "images": plan})
-    todo = [number for number, row in enumerate(plan) if not (out / str(row["file"])).is_file()]
-    with Progress(len(plan), "drawing", "images", done=len(plan) - len(todo)) as progress:
+    prior, model = _prior(pipeline, config), pipeline.fingerprint
+    before = {} if prior is None else {"prior": {"sha256": sha256_file(config.prior), "view": prior[1]}}
+    images = [row for rows in plan for row in rows]
+    _begin(out, {"model": model, **drawing, **before, "images": images})
+    todo = [number for number, rows in enumerate(plan) if not all((out / str(row["file"])).is_file() for row in rows)]
+    left = sum(len(plan[number]) for number in todo)
+    with Progress(len(images), "drawing", "images", done=len(images) - left) as progress:
         for run in _consecutive(todo, config.batch_size):
-            codes = pipeline.draw(
+            drawn = pipeline.draw_studies(
                 [prompts[number].report for number in run],
-                [prompts[number].view for number in run],
+                [prompts[number].views for number in run],
+                None if prior is None else [prior] * len(run),
                 seed=config.seed + run[0],
-                guidance=config.guidance,
-                temperature=config.temperature,
-                top_k=config.top_k,
-                top_p=config.top_p,
+                **drawing,
             )
-            for number, pixels in zip(run, pipeline.decode(codes), strict=True):
-                path, prompt = out / str(plan[number]["file"]), prompts[number]
+            rows = [(number, row) for number in run for row in plan[number]]
+            for (number, row), pixels in zip(rows, pipeline.decode(np.concatenate(drawn)), strict=True):
+                path = out / str(row["file"])
                 description = describe_drawing(
-                    prompt.report, model=model, seed=config.seed + number, guidance=config.guidance
+                    prompts[number].report, model=model, seed=config.seed + number, guidance=config.guidance
                 )
+                notice = NOTICE if prior is None else FOLLOW_UP
                 if config.format == "png":
-                    save_synthetic_png(path, pixels, description)
+                    save_synthetic_png(path, pixels, description, notice)
                 else:
-                    save_synthetic_dicom(path, pixels, description, prompt.view)
-            progress.advance(len(run))
-    print(f"{out}: {len(plan)} synthetic radiographs")
+                    save_synthetic_dicom(path, pixels, description, str(row["view"]), notice)
+            progress.advance(len(rows))
+    print(f"{out}: {len(images)} synthetic radiographs")
+
+
+def _rows(number: int, prompt: DrawingPrompt, seed: int, suffix: str) -> list[dict[str, object]]:
+    """What prompts.json says of each radiograph of a study."""
+    names = [f"{number:06d}"] if len(prompt.views) == 1 else [f"{number:06d}-{n}" for n in range(len(prompt.views))]
+    return [
+        {"file": f"{name}.{suffix}", "seed": seed, "view": view, **prompt.report}
+        for name, view in zip(names, prompt.views, strict=True)
+    ]
+
+
+def _check_trained(pipeline: "MedUnifierPipeline", prompts: list[DrawingPrompt], config: SynthesizeConfig) -> None:
+    """Say before anything is written what the model was not trained to draw."""
+    most = max(len(prompt.views) for prompt in prompts)
+    if most > pipeline.max_views:
+        raise UserError(
+            f"{most} views of one study were asked for, the model was trained with {pipeline.max_views} "
+            "(data.max_views): give fewer views, or draw each as a study of its own"
+        )
+    if config.prior and not pipeline.prior:
+        raise UserError("the model was trained without the visit before (data.prior): leave prior out")
+
+
+def _prior(pipeline: "MedUnifierPipeline", config: SynthesizeConfig) -> tuple[np.ndarray, str] | None:
+    if not config.prior:
+        return None
+    if not Path(config.prior).is_file():
+        raise UserError(f"prior: {config.prior} is no file: give a radiograph")
+    film = open_films(config.prior, "", pipeline.tokenizer).read(0)
+    if film.error:
+        raise UserError(f"prior: {config.prior} cannot be read as a radiograph: {film.error}")
+    return codes_of(pipeline, [film])[0], film.view or config.prior_view
 
 
 def _begin(out: Path, plan: dict[str, object]) -> None:
@@ -140,8 +188,8 @@ def _consecutive(numbers: list[int], most: int) -> list[list[int]]:
 
 def _prompts(config: SynthesizeConfig) -> list[DrawingPrompt]:
     if config.file:
-        return read_prompts(Path(config.file), config.count, config.view, config.label_template)
+        return read_prompts(Path(config.file), config.count, config.views or config.view, config.label_template)
     report = report_of(config.text)
     if config.labels:
         report = report_of(text_of_labels(config.labels.split(","), config.label_template))
-    return [DrawingPrompt(report, config.count, config.view)]
+    return [DrawingPrompt(report, config.count, config.views or config.view)]

@@ -178,7 +178,7 @@ def evaluate(
         results=results,
         data=data.describe(config.split, judged),
         model={"tokenizer": tokenizer.fingerprint}
-        | ({"model": pipeline.fingerprint, "sections": pipeline.sections} if pipeline else {}),
+        | ({"model": pipeline.fingerprint, "sections": pipeline.sections, **_sight(pipeline)} if pipeline else {}),
         command=command,
         seed=config.seed,
         bootstrap=config.bootstrap,
@@ -244,4 +244,10 @@ def _judge(
         return judge_tokenizer(tokenizer, data, judging if alone else replace(judging, classifier_steps=0))
     assert pipeline is not None
     options = {f.name: getattr(config, f.name) for f in fields(JudgingOptions)}
-    return MODEL_TASKS[name](Judging(pipeline, data, **options))
+    return MODEL_TASKS[name](Judging(pipeline, data, **options, **_sight(pipeline)))
+
+
+def _sight(pipeline: Pipeline) -> dict[str, Any]:
+    """What the model was trained to see beside one image of a study; nothing, where a pipeline does not say."""
+    sight = {"max_views": getattr(pipeline, "max_views", 1), "prior": getattr(pipeline, "prior", False)}
+    return {name: value for name, value in sight.items() if value not in (1, False)}

@@ -31,7 +31,8 @@ def judge_reports(judging: Judging) -> TaskResult:
     scorers = Scorers(judging.scorers, judging.device)
     studies = data.studies(split, judging.limit)
     codes = data.codes(split, studies)
-    written = [report_line(report) for report in judging.pipeline.write_reports(codes, studies.views)]
+    given = judging.seen(split, studies).arguments
+    written = [report_line(report) for report in judging.pipeline.write_reports(**given)]
     result = judge_written(written, data, studies, scorers)
     shown = [*range(min(EXAMPLES, len(studies))), *result.details.pop("failed")]
     decoded = judging.pipeline.decode(codes[shown])

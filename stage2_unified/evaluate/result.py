@@ -13,6 +13,7 @@ from shared.artifacts import canonical_json
 from shared.metrics.samples import Samples
 from stage2_unified.evaluate.fine_tuning import FineTuning
 from stage2_unified.evaluate.report_scores import LocalScorers
+from stage2_unified.evaluate.seen import Seen, seen
 from stage2_unified.evaluate.studies import JudgedData, Studies
 
 PACKAGES = (
@@ -24,7 +25,8 @@ PACKAGES = (
 class Pipeline(Protocol):
     """The model under judgement: `stage2_unified.inference.MedUnifierPipeline`, or another with these methods.
 
-    Codes are (N, h, w) integers, views N ViewPositions, reports N dicts ``{"findings", "impression"}``.
+    Codes are (N, h, w) integers, views N ViewPositions, reports N dicts ``{"findings", "impression"}``. One with
+    ``max_views`` above 1 or ``prior`` is given what :class:`stage2_unified.evaluate.seen.Seen` holds.
     """
 
     @property
@@ -33,10 +35,10 @@ class Pipeline(Protocol):
     def fingerprint(self) -> str: ...
     @property
     def sections(self) -> str: ...
-    def embed_images(self, codes: np.ndarray, views: list[str]) -> np.ndarray: ...
+    def embed_images(self, codes: Any, views: Any, **priors: Any) -> np.ndarray: ...
     def embed_texts(self, reports: list[dict[str, str]]) -> np.ndarray: ...
-    def match(self, codes: np.ndarray, views: list[str], reports: list[dict[str, str]]) -> np.ndarray: ...
-    def write_reports(self, codes: np.ndarray, views: list[str], **generate: Any) -> list[dict[str, str]]: ...
+    def match(self, codes: Any, views: Any, reports: list[dict[str, str]], **priors: Any) -> np.ndarray: ...
+    def write_reports(self, codes: Any, views: Any, **generate: Any) -> list[dict[str, str]]: ...
     def draw(
         self,
         reports: list[dict[str, str]],
@@ -102,6 +104,12 @@ class Judging(JudgingOptions):
 
     pipeline: Pipeline
     data: JudgedData
+    max_views: int = 1
+    prior: bool = False
+
+    def seen(self, split: str, studies: Studies) -> Seen:
+        """What the model is shown of these studies."""
+        return seen(self.data, split, studies, self.max_views, self.prior)
 
 
 @dataclass

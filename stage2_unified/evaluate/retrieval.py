@@ -31,13 +31,13 @@ def judge_retrieval(judging: Judging) -> TaskResult:
     ids = studies.text_ids
     if len(set(ids.tolist())) < 2:
         raise UserError(f"all {len(studies)} studies judged share one report: retrieval needs at least two texts")
-    codes = data.codes(split, studies)
-    similarity = pipeline.embed_images(codes, studies.views) @ pipeline.embed_texts(studies.reports).T
+    given = judging.seen(split, studies)
+    similarity = pipeline.embed_images(**given.arguments) @ pipeline.embed_texts(studies.reports).T
     findings = findings_of("chexpert5" if judging.label_set == "all" else judging.label_set)
     pool = Pool(studies.ids, studies.patients, ids, ids, exclusive_class(studies.labels, findings))
 
     def match(images: np.ndarray, texts: np.ndarray) -> np.ndarray:
-        return pipeline.match(codes[images], [studies.views[i] for i in images], [studies.reports[j] for j in texts])
+        return pipeline.match(**given.of(images).arguments, reports=[studies.reports[j] for j in texts])
 
     scores = score_retrieval(similarity, pool, judging.rerank, match)
     unlike = draw_unlike(ids, judging.seed)
@@ -59,7 +59,7 @@ def judge_retrieval(judging: Judging) -> TaskResult:
         "examples": _examples(studies, similarity, scores.ranks, shown[:EXAMPLES]),
         "failures": _examples(studies, similarity, scores.ranks, worst),
     }
-    decoded = pipeline.decode(codes[shown])
+    decoded = pipeline.decode(data.codes(split, studies)[shown])
     pictures = {f"retrieval-reconstruction-{i}": image for i, image in zip(shown, decoded, strict=True)}
     samples = scores.samples | {"matching": matching}
     return TaskResult(metrics, details, pictures, studies, samples, pool.protocol())

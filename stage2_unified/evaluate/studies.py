@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from data.shards import ShardDataset, read_manifest
+from data.shards import Sample, ShardDataset, read_manifest
 from shared.artifacts import canonical_json
 from shared.errors import UserError
 from stage2_unified.sequences import choose_view, normalise_report, sections_of, view_name
@@ -208,11 +208,15 @@ class JudgedData:
         """
         if not self.has_images:
             raise UserError(f"{self.path} holds codes, not images: give the image shards that they were made from")
+        dataset = self.dataset(split)
+        pairs = zip(studies.numbers, studies.image_numbers, strict=True)
+        return self._pixels_of([(dataset[number], image) for number, image in pairs])
+
+    def _pixels_of(self, images: Sequence[tuple[Sample, int]]) -> np.ndarray:
         assert self._tokenizer is not None
-        dataset, size = self.dataset(split), self._tokenizer.image_size
-        stack = []
-        for number, image in zip(studies.numbers, studies.image_numbers, strict=True):
-            pixels = dataset[number].images[image]
+        size, stack = self._tokenizer.image_size, []
+        for sample, image in images:
+            pixels = sample.images[image]
             if pixels.shape != (size, size):
                 raise UserError(
                     f"{self.path} has images of {pixels.shape[0]} x {pixels.shape[1]} pixels, the model was made for "
@@ -256,15 +260,19 @@ class JudgedData:
         return self._codes[id(studies)][1]
 
     def _read_codes(self, split: str, studies: Studies) -> np.ndarray:
+        dataset = self.dataset(split)
+        pairs = zip(studies.numbers, studies.image_numbers, strict=True)
+        return self.codes_of([(dataset[number], image) for number, image in pairs])
+
+    def codes_of(self, images: Sequence[tuple[Sample, int]]) -> np.ndarray:
+        """(N, h, w) int64 of any images, each a sample and the image's number: read, or computed."""
         if self.has_images:
             assert self._tokenizer is not None
-            return self._tokenizer.encode_images(list(self.pixels(split, studies)))
-        dataset = self.dataset(split)
+            return self._tokenizer.encode_images(list(self._pixels_of(images)))
         rows = []
-        for number, image in zip(studies.numbers, studies.image_numbers, strict=True):
-            codes = dataset[number].codes
-            assert codes is not None
-            rows.append(codes[image])
+        for sample, image in images:
+            assert sample.codes is not None
+            rows.append(sample.codes[image])
         return np.stack(rows).astype(np.int64)
 
     def describe(self, split: str, judged: dict[str, Studies]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def judge_zero_shot(judging: Judging) -> TaskResult:
     truth = truth_matrix(studies.labels, candidates)
     columns = with_both_classes(truth, candidates)
     findings, truth = [candidates[i] for i in columns], truth[:, columns]
-    images = judging.pipeline.embed_images(data.codes(split, studies), studies.views)
+    images = judging.pipeline.embed_images(**judging.seen(split, studies).arguments)
     scores, paired = _scores(judging, images, prompts, findings)
 
     table: dict[str, np.ndarray] = {"truth": truth, "score": scores}
