@@ -25,13 +25,12 @@ class StudiesWithText:
 
     def __init__(self, dataset: ShardDataset, sections: Sequence[str], prior: bool = False) -> None:
         self.dataset, self.sections = dataset, tuple(sections)
-        self.numbers: list[int] = []
-        visits = []
-        for number, info in enumerate(dataset.infos()):
-            if any(info["report"].get(section, "").strip() for section in self.sections):
-                self.numbers.append(number)
-            visits.append({name: info.get(name) for name in ("patient_id", "visit")})
-        self._before = studies_before(visits) if prior else [None] * len(dataset)
+        self.numbers = [
+            number
+            for number, info in enumerate(dataset.infos())
+            if any(info["report"].get(section, "").strip() for section in self.sections)
+        ]
+        self._before = studies_before(dataset.infos()) if prior else [None] * len(dataset)
         if not self.numbers:
             raise UserError(
                 f"no text in the data: none of the {len(dataset)} {dataset.split} studies of {dataset.root} has "

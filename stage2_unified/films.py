@@ -130,12 +130,9 @@ class ShardFilms:
         self._places: list[tuple[ShardDataset, int, int | None]] = []
         self.keys = []
         for dataset in self._datasets:
-            known = [
-                {name: info.get(name) for name in ("study_id", "patient_id", "visit")} for info in dataset.infos()
-            ]
-            before = studies_before(known) if prior else [None] * len(known)
+            before = studies_before(dataset.infos()) if prior else [None] * len(dataset)
             self._places += [(dataset, number, earlier) for number, earlier in enumerate(before)]
-            self.keys += [str(info["study_id"]) for info in known]
+            self.keys += [str(info["study_id"]) for info in dataset.infos()]
 
     def read(self, number: int) -> Film:
         """One study's images or codes."""
