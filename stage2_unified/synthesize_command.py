@@ -119,6 +119,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             rows = [(number, row) for number in run for row in plan[number]]
             for (number, row), pixels in zip(rows, pipeline.decode(np.concatenate(drawn)), strict=True):
                 path = out / str(row["file"])
+                if path.is_file():
+                    continue  # of a study that lost one of its views
                 description = describe_drawing(
                     prompts[number].report, model=model, seed=config.seed + number, guidance=config.guidance
                 )

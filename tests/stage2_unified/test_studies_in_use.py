@@ -121,9 +121,8 @@ def test_two_views_of_a_study_and_a_follow_up_are_drawn(made, tmp_path, capsys):
         ("000001-0.png", "PA", 1), ("000001-1.png", "LATERAL", 1),
     ]  # fmt: skip
     assert draw("one", "--count=2") == 0
-    first = [(tmp_path / name).read_bytes() for name in ("two/000001-0.png", "one/000001.png")]
-    pixels = [np.asarray(Image.open(tmp_path / name)) for name in ("two/000001-0.png", "one/000001.png")]
-    assert (pixels[0] == pixels[1]).all() and first[0] and first[1]
+    pixels = [np.asarray(Image.open(tmp_path / name), int) for name in ("two/000001-0.png", "one/000001.png")]
+    assert np.abs(pixels[0] - pixels[1]).max() <= 1  # the same codes; the decoder's last bit depends on its batch
     (tmp_path / "two" / "000001-1.png").unlink()
     kept = (tmp_path / "two" / "000001-0.png").read_bytes()
     assert draw("two", "--views=PA,LATERAL", "--count=2", "--batch_size=2") == 0
