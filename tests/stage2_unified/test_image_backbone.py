@@ -9,7 +9,7 @@ from stage2_unified.image_backbone import ImageBackbone
 def test_its_states_are_those_of_the_models_prefix(model, batch):
     backbone = ImageBackbone(model.eval()).eval()
     whole, cells = backbone(batch.codes, batch.view)
-    assert torch.allclose(whole, model.read_images(batch.codes, batch.view).hidden, atol=1e-5)
+    assert torch.allclose(whole, model.read_images(batch.spans).hidden, atol=1e-5)
     assert cells.shape == (len(batch), batch.codes.shape[1], backbone.width)
     # A code's state depends on it and on those before, not on those behind.
     changed = batch.codes.clone()

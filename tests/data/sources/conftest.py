@@ -80,8 +80,18 @@ def ingested(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[di
         archive = read_source(source, root, SourceOptions(**options))
         check = check_source(archive, source, str(root), images=0, workers=1, cluster="")
         assert sorted(root.rglob("*")) == before
+        key = tmp_path_factory.mktemp("key") / "pseudonym.key"
+        key.write_text(
+            "00" * 32, encoding="ascii"
+        )  # what a split draws depends on it, and must be the same each time
         config = IngestConfig(
-            source=source, root=str(root), out=str(out), size=32, workers=1, options=SourceOptions(**options)
+            source=source,
+            root=str(root),
+            out=str(out),
+            size=32,
+            workers=1,
+            key_file=str(key),
+            options=SourceOptions(**options),
         )
         manifest = ingest(config)
         counts = manifest["counts"]
