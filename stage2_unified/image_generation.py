@@ -7,6 +7,7 @@ drawn after those before it; images of an earlier visit are given to both rows o
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -58,11 +59,10 @@ def generate_images(
         before = Spans(drawn[some, :number], views[some, :number], even=True)
         if prior_codes is not None and prior_view is not None:
             before = Spans.of(before.codes, before.view, prior_codes[some], prior_view[some])
+        choose = partial(_draw, first=number * drawn.shape[-1], temperature=temperature, top_k=top_k, top_p=top_p)
         drawn[some, number] = _draw_next(
             model, report[some], report_length[some], before, views[some, number], seeds.to(view.device)[some],
-            guidance, lambda logits, seeds, code, number=number: _draw(
-                logits, seeds, number * drawn.shape[-1] + code, temperature, top_k, top_p
-            ),
+            guidance, choose,
         )  # fmt: skip
     return drawn[:, 0] if view.dim() == 1 else drawn
 
@@ -118,9 +118,15 @@ def _draw_next(
 
 
 def _draw(
-    logits: Tensor, seeds: Tensor, number: int, temperature: float, top_k: int | None, top_p: float | None
+    logits: Tensor,
+    seeds: Tensor,
+    number: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    first: int = 0,
 ) -> Tensor:
-    """(B, K) logits -> (B,) codes: the image's code ``number``, each row by its own seed."""
+    """(B, K) logits -> (B,) codes: code ``number`` of an image whose first is the study's ``first``."""
     if temperature == 0:
         return logits.argmax(dim=-1)
     logits = logits / temperature
@@ -131,7 +137,7 @@ def _draw(
         ordered, order = logits.sort(dim=-1, descending=True)
         before = ordered.softmax(dim=-1).cumsum(dim=-1) - ordered.softmax(dim=-1)
         logits = logits.scatter(1, order, ordered.masked_fill(before >= top_p, float("-inf")))
-    gumbel = -(-_uniform(seeds, number, logits.shape[-1]).log()).log()  # argmax of logits + Gumbel = a draw
+    gumbel = -(-_uniform(seeds, first + number, logits.shape[-1]).log()).log()  # argmax of logits + Gumbel = a draw
     return (logits + gumbel).argmax(dim=-1)
 
 

@@ -145,7 +145,7 @@ class MedUnifierPipeline:
         reports: list[dict[str, str]] = []
         for begin in range(0, len(codes), self.batch_size):
             seen = self._seen(begin, begin + self.batch_size, codes, views, priors)
-            reports += self.processor.write_reports(self.model, **seen, **generate)
+            reports += self.processor.write_reports(self.model, **(seen | generate))
         return reports
 
     def draw(

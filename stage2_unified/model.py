@@ -305,6 +305,7 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
         }
         loss = sum(self.config.loss_weights[name] * value for name, value in losses.items())
         computed = prefix.computed + sum(part[..., 0].numel() for part in (text_first, *hidden))
+        assert row.length is not None  # text-first rows have always theirs
         needed = prefix.needed + (row.length - 2).sum() + (lengths + 2).sum()
         watched = {
             "matching_accuracy": matching_accuracy(match_logits.detach(), usable),

@@ -101,8 +101,7 @@ class MedUnifierProcessor(PushFolder):
 
     def _codes(self, codes: Codes) -> Tensor:
         """(B, N), or (B, S, N) filled up with 0."""
-        first = codes[0] if len(codes) else codes
-        if first.ndim == len(self.config.grid):
+        if np.ndim(codes[0] if len(codes) else codes) == len(self.config.grid):
             return torch.as_tensor(np.asarray(codes, dtype=np.int64)).flatten(1)
         stacks = [torch.as_tensor(np.asarray(stack, dtype=np.int64)) for stack in codes]
         return pad_sequence([stack.view(len(stack), self.config.image_tokens) for stack in stacks], batch_first=True)

@@ -73,8 +73,10 @@ class Spans:
 
     def twice(self) -> "Spans":
         """The same studies a second time behind themselves."""
-        given = (self.codes, self.view, self.prior_codes, self.prior_view)
-        return Spans(*(None if t is None else torch.cat([t, t]) for t in given), even=self.even)
+        prior_codes, prior_view = (
+            None if t is None else torch.cat([t, t]) for t in (self.prior_codes, self.prior_view)
+        )
+        return Spans(torch.cat([self.codes] * 2), torch.cat([self.view] * 2), prior_codes, prior_view, even=self.even)
 
 
 @dataclass(frozen=True)

@@ -30,15 +30,13 @@ def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iter
         row["dicom_id"]: row
         for row in optional_rows(root, "metadata", ("dicom_id", "ViewPosition"), problems, optional=MOMENT)
     }
+    positions = {dicom_id: row["ViewPosition"] for dicom_id, row in metadata.items()}
     labels, splits = study_labels(root, problems), study_splits(root, problems)
     for study_id, group in grouped(rows, lambda row: row["study_id"]).items():
         yield StudyRecord(
             study_id=study_id,
             patient_id=group[0]["subject_id"],
-            views=tuple(
-                View(_existing(root / row["path"]), metadata.get(row["dicom_id"], {}).get("ViewPosition", ""))
-                for row in group
-            ),
+            views=tuple(View(_existing(root / row["path"]), positions.get(row["dicom_id"], "")) for row in group),
             report=read_report((root / group[0]["path"]).parent.with_suffix(".txt")),
             labels=labels.get(study_id),
             split=splits.get(study_id),

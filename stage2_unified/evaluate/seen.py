@@ -50,7 +50,8 @@ def seen(data: JudgedData, split: str, studies: Studies, max_views: int, prior: 
     samples = [dataset[number] for number in studies.numbers]
     shown = [choose_views(sample.info["views"], max_views, None) for sample in samples]
     before = studies_before(dataset.infos()) if prior else [None] * len(dataset)
-    earlier = [None if before[number] is None else dataset[before[number]] for number in studies.numbers]
+    visits = [before[number] for number in studies.numbers]
+    earlier = [None if visit is None else dataset[visit] for visit in visits]
     asked = [(sample, number) for sample, of in zip(samples, shown, strict=True) for number in of]
     asked += [(s, _prior_view(s, studies.views[i])) for i, s in enumerate(earlier) if s is not None]
     codes = iter(data.codes_of(asked))
