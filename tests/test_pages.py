@@ -73,9 +73,9 @@ def test_its_links_lead_somewhere(root, page):
         assert (root / page).parent.joinpath(target).exists(), target
 
 
-def test_the_endpoints_that_are_named_are_the_pages(root):
+def test_the_endpoints_that_are_named_are_the_servers(root):
     named = set(re.findall(r"[`\"](/[a-z]+)[`\"]", (root / "docs" / "start.md").read_text()))
-    source = (root / "stage2_unified" / "app" / "page.py").read_text()
+    source = (root / "stage2_unified" / "app" / "endpoints.py").read_text()
     assert len(named) == 9
     for name in named - {"/health"}:
         assert f"    def {name[1:]}(" in source, name

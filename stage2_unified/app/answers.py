@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from stage2_unified.app.reader import FilmReader
 from stage2_unified.classify_command import chosen_prompts
 from stage2_unified.evaluate.prompts import FINDINGS
 from stage2_unified.inference import MedUnifierPipeline
-from stage2_unified.prompt_scores import PromptScorer, Scores
+from stage2_unified.prompt_scores import PromptScorer
 from stage2_unified.report_text import report_of, text_of_labels
 from stage2_unified.streaming import stream_report
 from stage2_unified.study_index import StudyIndex
@@ -26,6 +26,8 @@ MOST_DRAWN = 8
 MOST_LABELS = 50
 MOST_FOUND = 50
 VIEWS = ("as the file says", "PA", "AP", "LATERAL")
+MOST_RANKED = 2000
+"""Studies of the index that a film's scores are ranked among."""
 _REMEMBERED = 64  # films whose codes are kept, so that five questions about one film encode it once
 
 
@@ -47,6 +49,16 @@ class Drawn:
     match: float | None
 
 
+@dataclass(frozen=True)
+class Judged:
+    """A finding's scores (see :class:`Scores`), and the share of the index's studies that score lower, if any."""
+
+    name: str
+    preference: float
+    similarity: float
+    above: float | None
+
+
 class Answers:
     """The model at work for a page.
 
@@ -54,17 +66,24 @@ class Answers:
         pipeline: the model.
         folder: where drawn radiographs are written; the server's own temporary folder.
         index: of studies that may be shown as similar.
+        pictures: (S, S) uint8 of the index's studies by their ids, where they may be shown too.
         most_bytes: of an uploaded file.
     """
 
     def __init__(
-        self, pipeline: MedUnifierPipeline, folder: Path, index: StudyIndex | None = None, most_bytes: int = 2**26
+        self,
+        pipeline: MedUnifierPipeline,
+        folder: Path,
+        index: StudyIndex | None = None,
+        pictures: Mapping[str, np.ndarray] | None = None,
+        most_bytes: int = 2**26,
     ) -> None:
         self.pipeline, self.index, self._model = pipeline, index, pipeline.fingerprint
+        self.pictures = pictures or {}
         self._folder, self._most_bytes = folder, most_bytes
         self._reader = FilmReader()
         self._films: OrderedDict[str, ReadFilm] = OrderedDict()
-        self._scorers: OrderedDict[tuple[str, ...], PromptScorer] = OrderedDict()
+        self._scorers: OrderedDict[tuple[str, ...], tuple[PromptScorer, np.ndarray | None]] = OrderedDict()
 
     def read(self, path: str | None, view: str = "") -> ReadFilm:
         """An uploaded file -> pixels and codes; decoded in a process of its own, which may die alone.
@@ -100,17 +119,29 @@ class Answers:
         for sections in stream_report(self.pipeline, film.codes, film.view):
             yield "\n\n".join(f"{name.upper()}: {text}" for name, text in sections.items() if text)
 
-    def findings(self, film: ReadFilm, labels: str = "") -> tuple[list[str], Scores]:
-        """Names and (1, F) scores, of the 13 findings or of any names with commas."""
+    def findings(self, film: ReadFilm, labels: str = "") -> list[Judged]:
+        """Scores of the 13 findings or of any names with commas, in that order."""
         names = tuple(name.strip() for name in labels.split(",") if name.strip()) or FINDINGS
         if len(names) > MOST_LABELS or len(labels) > MOST_CHARACTERS:
             raise UserError(f"at most {MOST_LABELS} labels are scored at once")
         if names not in self._scorers:
-            self._scorers[names] = PromptScorer(self.pipeline, chosen_prompts("sentence", ",".join(names)))
+            scorer = PromptScorer(self.pipeline, chosen_prompts("sentence", ",".join(names)))
+            self._scorers[names] = scorer, self._preferences_of_index(scorer)
             if len(self._scorers) > _REMEMBERED:
                 self._scorers.popitem(last=False)
-        scorer = self._scorers[names]
-        return scorer.findings, scorer(self.pipeline.embed_images(film.codes[None], [film.view]))
+        scorer, others = self._scorers[names]
+        scores = scorer(self.pipeline.embed_images(film.codes[None], [film.view]))
+        preference, similarity = scores.preference[0], scores.similarity[0]
+        above = [None] * len(names) if others is None else (others < preference).mean(axis=0).tolist()
+        return [
+            Judged(*row) for row in zip(scorer.findings, preference.tolist(), similarity.tolist(), above, strict=True)
+        ]
+
+    def _preferences_of_index(self, scorer: PromptScorer) -> np.ndarray | None:
+        """(N, F): what the scores of a film, which are not calibrated, can be compared with."""
+        if self.index is None:
+            return None
+        return scorer(self.index.embeddings[:: -(-len(self.index.embeddings) // MOST_RANKED)]).preference
 
     def similar(self, film: ReadFilm, top: int) -> list[dict[str, object]]:
         """The most similar studies of the index, best first.
@@ -137,7 +168,7 @@ class Answers:
         return float(probability), float(image @ self.pipeline.embed_texts([report])[0])
 
     def draw(
-        self, text: str, findings: list[str], count: int, seed: int, guidance: float, view: str
+        self, text: str, findings: list[str], count: int, seed: int, guidance: float, view: str, temperature: float
     ) -> tuple[str, list[Drawn]]:
         """Radiographs from a text or, where it is empty, from findings by name; matched back with it.
 
@@ -149,14 +180,17 @@ class Answers:
         seed = _between("seed", seed, 0, 2**31)
         if not 0 <= guidance <= 20:
             raise UserError(f"guidance must be from 0 to 20, got {guidance}")
+        if not 0 <= temperature <= 2:
+            raise UserError(f"temperature must be from 0 to 2, got {temperature}")
         view = _view(view) or "PA"
         reports, views = [report_of(text)] * count, [view] * count
-        codes = self.pipeline.draw(reports, views, seed=seed, guidance=guidance)
+        codes = self.pipeline.draw(reports, views, seed=seed, guidance=guidance, temperature=temperature)
         matches = self.pipeline.match(codes, views, reports).tolist() if text else [None] * count
         self._folder.mkdir(parents=True, exist_ok=True)
         drawn = []
         for number, pixels in enumerate(self.pipeline.decode(codes)):
             about = {"text": text, "view": view, "seed": seed + number, "guidance": guidance}
+            about["temperature"] = temperature
             name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
             path = self._folder / f"{name}.png"
             description = describe_drawing(report_of(text), model=self._model, seed=seed + number, guidance=guidance)

@@ -2,7 +2,11 @@
 
 import contextlib
 import importlib.util
+import os
 import signal
+import sys
+import threading
+import webbrowser
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +14,9 @@ from pathlib import Path
 from shared.config import parse_config
 from shared.errors import UserError
 from stage2_unified.app.server import is_loopback, listening_socket, make_app, own_folder
+
+MOST_PHANTOMS = 2000
+"""They are drawn and embedded while somebody waits for the page."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +27,10 @@ class ServeConfig:
     """Model folder (run_dir/model)."""
     index: str = ""
     """Index of studies (`medunifier retrieve --data … --index DIR`), to show the most similar ones."""
+    phantoms: int = 0
+    """Without an index: draw so many phantoms at the start and show the most similar of them."""
+    browser: bool = False
+    """Open the page in a browser, where this machine has one on its screen."""
     host: str = "127.0.0.1"
     """Address to listen on. The default is reached from this machine alone; 0.0.0.0 from every other one too."""
     port: int = 7860
@@ -40,6 +51,10 @@ class ServeConfig:
             raise ValueError(f"port must be from 0 to 65535, got {self.port}")
         if self.queue < 1 or self.upload_mib < 1:
             raise ValueError("queue and upload_mib must be at least 1")
+        if self.phantoms and self.index:
+            raise ValueError("give index or phantoms, not both")
+        if not 0 <= self.phantoms <= MOST_PHANTOMS:
+            raise ValueError(f"phantoms must be from 0 to {MOST_PHANTOMS}, got {self.phantoms}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -56,19 +71,28 @@ def main(argv: Sequence[str] | None = None) -> None:
         import uvicorn
 
         app = make_app(
-            config.model, folder, host=config.host, index=config.index, login=login, queue=config.queue,
-            most_bytes=config.upload_mib * 2**20, device=config.device,
+            config.model, folder, host=config.host, index=config.index, phantoms=config.phantoms, login=login,
+            queue=config.queue, most_bytes=config.upload_mib * 2**20, device=config.device,
         )  # fmt: skip
         if not is_loopback(config.host) and login is None:
             print(f"{config.host} is reached from other machines, and no password is asked for (--password_file)")
         host = f"[{config.host}]" if ":" in config.host else config.host
-        print(f"http://{host}:{listening.getsockname()[1]}   (Ctrl-C ends it)", flush=True)
+        url = f"http://{host}:{listening.getsockname()[1]}"
+        print(f"{url}   (Ctrl-C ends it)", flush=True)
         print("Research software: not a medical device.", flush=True)
+        if config.browser and has_screen():
+            # Some browsers are waited for; the socket listens already, and who comes early is answered.
+            threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
         settings = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=2)
         # uvicorn raises the signal that ended it once more: an exception lets the folder be removed.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         with contextlib.suppress(KeyboardInterrupt):
             uvicorn.Server(settings).run(sockets=[listening])
+
+
+def has_screen() -> bool:
+    """Whether a browser would open a window: without one `webbrowser` takes over the terminal with a text browser."""
+    return sys.platform in ("darwin", "win32") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
 def _password(path: str) -> str:

@@ -1,208 +1,248 @@
-"""The page's layout and its endpoints. All that is decided lies in :mod:`stage2_unified.app.answers`."""
+"""The page's layout: three tabs, and which button asks for what. What is asked lies in :mod:`.endpoints`."""
 
 import functools
-import inspect
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import numpy as np
 
-from data.phantom import Phantom
-from shared.errors import UserError
-from stage2_unified.app.answers import MOST_DRAWN, VIEWS, Answers, ReadFilm, as_uint8
-from stage2_unified.app.code_grid import WAYS, Region, cell_pixels, picture_of
+from stage2_unified.app.answers import MOST_DRAWN, MOST_LABELS, VIEWS, Answers
+from stage2_unified.app.code_grid import WAYS
+from stage2_unified.app.endpoints import DRAWN, FOUND, SCORES, Endpoints, in_words
+from stage2_unified.app.phantoms import Example
 from stage2_unified.evaluate.prompts import FINDINGS
+from stage2_unified.inference import MedUnifierPipeline
 
 TITLE = "medunifier: read and draw chest radiographs"
 NOTICE = (
     "**Research software, not a medical device.** It overlooks findings and invents others; a drawn radiograph "
     "shows no patient. It must not be used for the care of a person. Do not upload what may not leave its hospital."
 )
-_SCORES = ["finding", "statement over denial", "similarity"]
-_FOUND = ["rank", "similarity", "study", "view", "findings", "impression"]
 _EXAMPLE_TEXTS = (
-    "Large left pleural effusion.",
-    "Moderate cardiomegaly. No pleural effusion. No pneumothorax.",
-    "The lungs are clear. No acute cardiopulmonary process.",
+    "Heart size is normal. There is a large left pleural effusion. No evidence of pneumothorax.",
+    "The cardiac silhouette is moderately enlarged. Lungs are clear. There is no pneumothorax or pleural effusion.",
+    "The heart is not enlarged. There is no consolidation. No evidence of pleural effusion or pneumothorax.",
 )
+# One model, so one question at a time, whatever the tab.
+_ONE_AT_A_TIME: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
+_BY_PAGE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
 
-def _told(what: str, error: Exception) -> gr.Error:
-    """A `UserError` becomes the page's message; a defect of ours is named on the server and kept from the caller."""
-    if isinstance(error, UserError):
-        return gr.Error(str(error), print_exception=False)
-    print(f"{what}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-    return gr.Error("this failed on the server: a defect, not your file", print_exception=False)
-
-
-def _in_words(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function, whose errors are told."""
-    if inspect.isgeneratorfunction(function):
-
-        @functools.wraps(function)
-        def stream(*arguments: Any) -> Iterator[Any]:
-            try:
-                yield from function(*arguments)
-            except Exception as error:
-                raise _told(function.__name__, error) from None
-
-        return stream
-
-    @functools.wraps(function)
-    def answer(*arguments: Any) -> Any:
-        try:
-            return function(*arguments)
-        except Exception as error:
-            raise _told(function.__name__, error) from None
-
-    return answer
-
-
-def build_page(answers: Answers, examples: list[str]) -> gr.Blocks:
+def build_page(answers: Answers, examples: Sequence[Example]) -> gr.Blocks:
     """The page with its endpoints.
 
     Args:
         answers: the model at work.
-        examples: files of radiographs to try.
+        examples: radiographs to try.
     """
-    pipeline = answers.pipeline
-    grid, codes_in_all = pipeline.tokenizer.grid, pipeline.tokenizer.codes
-
-    def show(path: str | None, view: str) -> np.ndarray:
-        return as_uint8(answers.read(path, view).pixels)
-
-    def report(path: str | None, view: str) -> Iterator[str]:
-        yield from answers.report(answers.read(path, view))
-
-    def findings(path: str | None, view: str, labels: str) -> list[list[Any]]:
-        names, scores = answers.findings(answers.read(path, view), labels or "")
-        columns = zip(names, scores.preference[0].tolist(), scores.similarity[0].tolist(), strict=True)
-        return sorted(([name, round(p, 3), round(s, 3)] for name, p, s in columns), key=lambda row: -row[1])
-
-    def similar(path: str | None, view: str, top: float) -> list[list[Any]]:
-        rows = answers.similar(answers.read(path, view), int(top))
-        for row in rows:
-            row["study"] = row.get("study_id") or Path(str(row.get("path", ""))).name
-        return [[row.get(name, "") for name in _FOUND] for row in rows]
-
-    def match(path: str | None, view: str, text: str) -> tuple[float, float]:
-        probability, similarity = answers.match(answers.read(path, view), text)
-        return round(probability, 4), round(similarity, 4)
-
-    def draw(
-        text: str, names: list[str], count: float, seed: float, guidance: float, view: str
-    ) -> tuple[str, list[tuple[str, str]], list[list[float]]]:
-        drawn_from, drawn = answers.draw(text, names or [], int(count), int(seed), float(guidance), view)
-        gallery = [(str(one.path), f"synthetic, seed {one.seed}") for one in drawn]
-        return drawn_from, gallery, [[one.seed, round(one.match, 4)] for one in drawn if one.match is not None]
-
-    def tokens(path: str | None, view: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        film: ReadFilm = answers.read(path, view)
-        return film.codes, picture_of(film.codes, codes_in_all), answers.decode(film.codes)
-
-    def edit(
-        codes: np.ndarray | None, top: float, left: float, height: float, width: float, way: str, code: float
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        if codes is None:
-            raise UserError("show the codes of a radiograph first")
-        region = Region(int(top), int(left), int(height), int(width))
-        changed = answers.edit(codes, region, way, int(code))
-        return changed, picture_of(changed, codes_in_all, region), answers.decode(changed)
-
-    def pick(event: gr.SelectData) -> tuple[int, int]:
-        column, row = event.index
-        cell = cell_pixels(grid)
-        return min(row // cell, grid[0] - 1), min(column // cell, grid[1] - 1)
-
+    ask = Endpoints(answers, examples)
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
-        gr.Markdown(f"# {TITLE}\n{NOTICE}")
-        # One model, so one question at a time, whatever the tab.
-        one_at_a_time: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
-        with gr.Tab("Read"), gr.Row():
-            with gr.Column():
-                film = _film_box()
-                view = gr.Dropdown(VIEWS, value=VIEWS[0], label="View", elem_id="view")
-                read = gr.Button("Read", variant="primary", elem_id="read")
-                shown = gr.Image(label="What the model sees", type="numpy", format="png", interactive=False)
-                gr.Examples([[path] for path in examples], [film], label="Phantoms to try")
-            with gr.Column():
-                written = gr.Textbox(label="Draft report, not checked by anybody", lines=6, elem_id="report")
-                labels = gr.Textbox(label="Findings to score, with commas (empty: the usual 13)")
-                scored = gr.Dataframe(
-                    headers=_SCORES, datatype=["str", "number", "number"], interactive=False,
-                    label="Findings: softmax of a sentence over its denial; not calibrated, no risk of a disease",
-                )  # fmt: skip
-                typed = gr.Textbox(label="Does this text go with the film?", elem_id="typed")
-                ask = gr.Button("Match")
-                matched = gr.Number(label="Probability that they belong together (match head)", interactive=False)
-                cosine = gr.Number(label="Similarity (contrast)", interactive=False)
-                top = gr.Slider(1, 20, value=5, step=1, label="Similar studies", visible=answers.index is not None)
-                found = gr.Dataframe(
-                    headers=_FOUND, datatype=["number", "number", "str", "str", "str", "str"], interactive=False,
-                    label="Most similar studies", visible=answers.index is not None, wrap=True,
-                )  # fmt: skip
-        with gr.Tab("Draw"), gr.Row():
-            with gr.Column():
-                text = gr.Textbox(label="Report", lines=4, elem_id="text")
-                gr.Examples([[example] for example in _EXAMPLE_TEXTS], [text])
-                names = gr.CheckboxGroup(list(FINDINGS), label="Or findings (where the report is empty)")
-                count = gr.Slider(1, MOST_DRAWN, value=4, step=1, label="Radiographs")
-                seed = gr.Number(value=0, precision=0, label="Seed")
-                guidance = gr.Slider(0, 10, value=2, step=0.5, label="Guidance (1 = none)")
-                drawn_view = gr.Dropdown(VIEWS[1:], value="PA", label="View")
-                paint = gr.Button("Draw", variant="primary", elem_id="draw")
-            with gr.Column():
-                drawn_from = gr.Textbox(label="Drawn from", interactive=False)
-                gallery = gr.Gallery(
-                    label="Synthetic radiographs: they show no patient", columns=2, elem_id="gallery"
-                )
-                scores = gr.Dataframe(
-                    headers=["seed", "match"], datatype=["number", "number"], interactive=False,
-                    label="Matched back: probability that drawing and text belong together (match head)",
-                )  # fmt: skip
-        with gr.Tab("Tokens"), gr.Row():
-            codes = gr.State(None, time_to_live=3600)
-            with gr.Column():
-                gr.Markdown(
-                    f"The radiograph of the first tab as {grid[0]} x {grid[1]} codes of {codes_in_all}. "
-                    "Click a cell to choose a corner, fill a region, and see it decoded."
-                )
-                show_codes = gr.Button("Show the codes", variant="primary", elem_id="tokens")
-                top_row = gr.Number(value=0, precision=0, label="First row")
-                left_column = gr.Number(value=0, precision=0, label="First column")
-                height = gr.Number(value=1, precision=0, label="Rows")
-                width = gr.Number(value=1, precision=0, label="Columns")
-                way = gr.Radio(list(WAYS), value=WAYS[0], label="Fill with")
-                code = gr.Number(value=0, precision=0, label="The one code")
-                change = gr.Button("Edit", elem_id="edit")
-            with gr.Column():
-                code_picture = gr.Image(label="Codes", type="numpy", format="png", interactive=False, elem_id="grid")
-                decoded = gr.Image(label="Decoded", type="numpy", format="png", interactive=False, elem_id="decoded")
-
-        def on(event: Callable[..., Any], function: Callable[..., Any], *boxes: Any, **more: Any) -> Any:
-            return event(_in_words(function), *boxes, api_name=function.__name__, **one_at_a_time, **more)
-
-        seen = on(read.click, show, [film, view], [shown])
-        said = on(seen.success, report, [film, view], [written])
-        judged = on(said.success, findings, [film, view, labels], [scored])
-        if answers.index is not None:
-            on(judged.success, similar, [film, view, top], [found])
-        on(ask.click, match, [film, view, typed], [matched, cosine])
-        on(paint.click, draw, [text, names, count, seed, guidance, drawn_view],
-           [drawn_from, gallery, scores])  # fmt: skip
-        on(show_codes.click, tokens, [film, view], [codes, code_picture, decoded])
-        on(change.click, edit, [codes, top_row, left_column, height, width, way, code],
-           [codes, code_picture, decoded])  # fmt: skip
-        code_picture.select(pick, None, [top_row, left_column], api_visibility="private", queue=False)
+        gr.Markdown(f"# {TITLE}\n{_about(answers.pipeline)}", elem_id="title")
+        gr.Markdown(NOTICE, elem_id="notice")
+        with gr.Tab("Read"):
+            film, view = _read_tab(ask, answers, examples)
+        with gr.Tab("Draw"):
+            _draw_tab(ask)
+        with gr.Tab("Tokens"):
+            _tokens_tab(ask, answers.pipeline, film, view)
     return page
+
+
+def _about(pipeline: MedUnifierPipeline) -> str:
+    tokenizer, weights = pipeline.tokenizer, sum(p.numel() for p in pipeline.model.parameters())
+    return (
+        f"{weights / 1e6:.1f} million weights; {tokenizer.image_size} x {tokenizer.image_size} pixels are "
+        f"{tokenizer.grid[0]} x {tokenizer.grid[1]} of {tokenizer.codes} codes"
+    )
+
+
+def _endpoint(event: Callable[..., Any], function: Callable[..., Any], *boxes: Any, public: bool = True) -> Any:
+    """Let an event call an endpoint; under its name in the HTTP API too, if public."""
+    named = {"api_name": function.__name__} if public else {"api_visibility": "private"}
+    # A second click waits for nothing; a second film must not be dropped because the first is still read.
+    mode = "once" if public else "multiple"
+    return event(in_words(function), *boxes, trigger_mode=mode, **named, **_ONE_AT_A_TIME)
+
+
+def _read_tab(ask: Endpoints, answers: Answers, examples: Sequence[Example]) -> tuple[gr.File, gr.Dropdown]:
+    """A film's report, findings, match and neighbours. Returns the boxes of the film and of its view."""
+    indexed = answers.index is not None
+    with gr.Row():
+        with gr.Column(scale=5):
+            film = _film_box()
+            with gr.Row(equal_height=True):
+                view = gr.Dropdown(VIEWS, value=VIEWS[0], label="View", elem_id="view", scale=2)
+                read = gr.Button("Read again", elem_id="read", scale=1)
+            gr.Markdown("Or try a phantom: a drawn film whose findings are known.")
+            thumbnails = gr.Gallery(
+                [(str(example.path), f"phantom {number}") for number, example in enumerate(examples, 1)],
+                show_label=False, columns=4, height=275, allow_preview=False, interactive=False, buttons=[],
+                elem_id="examples", elem_classes="film",
+            )  # fmt: skip
+            shown = gr.Image(
+                label="What the model sees", type="numpy", format="png", interactive=False, height=330,
+                buttons=["download", "fullscreen"], elem_id="shown", elem_classes="film",
+            )  # fmt: skip
+            with gr.Group():
+                typed = gr.Textbox(
+                    label="Does this text go with the film?", placeholder="Small left pleural effusion.",
+                    elem_id="typed",
+                )  # fmt: skip
+                match = gr.Button("Match", elem_id="match")
+                with gr.Row():
+                    matched = gr.Number(None, label="Probability (match head)", interactive=False, elem_id="matched")
+                    cosine = gr.Number(None, label="Similarity (contrast)", interactive=False)
+        with gr.Column(scale=6):
+            written = gr.Textbox(
+                label="Draft report, not checked by anybody", lines=4, interactive=False, elem_id="report",
+                placeholder="Drop a radiograph, or click a phantom: the report appears here as it is written.",
+            )  # fmt: skip
+            truth = gr.Markdown(visible=False, elem_id="truth", container=True)
+            shares = gr.Label(
+                label="Findings, as ranked in the index (100 % = none speaks more for it); no risk of a disease"
+                if indexed
+                else "Findings: the sentence's share against its denial; not calibrated, no risk of a disease",
+                num_top_classes=MOST_LABELS, show_heading=False, elem_id="findings",
+            )  # fmt: skip
+            with gr.Accordion("Other findings, and the numbers", open=False):
+                with gr.Row(equal_height=True):
+                    labels = gr.Textbox(
+                        ", ".join(answers.index.about.get("findings", ())) if answers.index else "",
+                        label="Findings to score, with commas", placeholder="empty: the usual 13", scale=4,
+                        elem_id="labels",
+                    )  # fmt: skip
+                    score = gr.Button("Score", scale=1)
+                scored = gr.Dataframe(
+                    headers=list(SCORES), datatype=["str", "number", "number", "number"], type="array",
+                    interactive=False, buttons=[],
+                    label="Softmax of a sentence over its denial, similarity, share of the index that scores lower",
+                )  # fmt: skip
+            with gr.Group(visible=indexed):
+                top = gr.Slider(1, 20, value=4, step=1, label="Most similar studies")
+                neighbours = gr.Gallery(
+                    show_label=False, columns=4, height=175, interactive=False, buttons=[], elem_id="neighbours",
+                    elem_classes="film", visible=bool(answers.pictures), allow_preview=False,
+                )  # fmt: skip
+                found = gr.Dataframe(
+                    headers=list(FOUND), datatype=["number", "number", *["str"] * 4], type="array", wrap=True,
+                    interactive=False, show_label=False, elem_id="found", buttons=[],
+                    column_widths=["8%", "14%", "14%", "8%", "32%", "24%"],
+                )  # fmt: skip
+
+    results = [shown, written, shares, scored, matched, cosine, neighbours, found]
+
+    def read_after(event: Callable[..., Any], public: bool) -> None:
+        seen = _endpoint(event, ask.show, [film, view], [shown], public=public)
+        said = _endpoint(seen.success, ask.report, [film, view], [written], public=public)
+        judged = _endpoint(said.success, ask.findings, [film, view, labels], [scored], public=public)
+        barred = judged.success(ask.bars, scored, shares, queue=False, **_BY_PAGE)
+        if indexed:
+            compared = _endpoint(barred.success, ask.similar, [film, view, top], [found], public=public)
+            compared.success(ask.pictures, found, neighbours, queue=False, **_BY_PAGE)
+
+    read_after(read.click, public=True)
+    unknown = {
+        "fn": lambda: (VIEWS[0], gr.update(visible=False)),
+        "outputs": [view, truth],
+        "queue": False,
+        **_BY_PAGE,
+    }
+    dropped, cleared = film.upload(**unknown), film.clear(**unknown)
+    chosen = thumbnails.select(in_words(ask.choose), None, [film, view, truth], queue=False, **_BY_PAGE)
+    for change in (dropped, chosen, cleared):
+        # A result that stays while the next film is read would be taken for that film's.
+        emptied = change.success(lambda: [None] * len(results), None, results, queue=False, **_BY_PAGE)
+        if change is not cleared:
+            read_after(emptied.success, public=False)
+    again = functools.partial(gr.on, [score.click, labels.submit])
+    rescored = _endpoint(again, ask.findings, [film, view, labels], [scored], public=False)
+    rescored.success(ask.bars, scored, shares, queue=False, **_BY_PAGE)
+    asked = functools.partial(gr.on, [match.click, typed.submit])
+    _endpoint(asked, ask.match, [film, view, typed], [matched, cosine])
+    return film, view
+
+
+def _draw_tab(ask: Endpoints) -> None:
+    """Radiographs from a text or from findings."""
+    with gr.Row():
+        with gr.Column(scale=5):
+            text = gr.Textbox(
+                label="Report", lines=4, elem_id="text", placeholder="Type what the radiograph should show."
+            )
+            gr.Examples([[example] for example in _EXAMPLE_TEXTS], [text], label="For example")
+            names = gr.CheckboxGroup(list(FINDINGS), label="Or findings, where the report is empty")
+            with gr.Row():
+                count = gr.Slider(1, MOST_DRAWN, value=4, step=1, label="Radiographs")
+                guidance = gr.Slider(0, 10, value=2, step=0.5, label="Guidance (1 = none)")
+            with gr.Row():
+                seed = gr.Number(value=0, precision=0, label="Seed")
+                view = gr.Dropdown(VIEWS[1:], value="PA", label="View")
+            # Evaluation draws at 0.6 too: at 1 a small model draws much that nobody asked for.
+            temperature = gr.Slider(0, 2, value=0.6, step=0.1, label="Temperature (lower = more typical)")
+            paint = gr.Button("Draw", variant="primary", elem_id="draw")
+        with gr.Column(scale=6):
+            drawn_from = gr.Textbox(label="Drawn from", interactive=False, placeholder="Nothing has been drawn yet.")
+            gallery = gr.Gallery(
+                label="Synthetic radiographs: they show no patient", columns=2, height=640, format="png",
+                interactive=False, object_fit="contain", elem_id="gallery", elem_classes="film",
+            )  # fmt: skip
+            scores = gr.Dataframe(
+                headers=list(DRAWN), datatype=["number", "number"], type="array", interactive=False, elem_id="scores",
+                label="Matched back: probability that drawing and text belong together (match head)",
+            )  # fmt: skip
+    asked = [text, names, count, seed, guidance, view, temperature]
+    _endpoint(paint.click, ask.draw, asked, [drawn_from, gallery, scores])
+
+
+def _tokens_tab(ask: Endpoints, pipeline: MedUnifierPipeline, film: gr.File, view: gr.Dropdown) -> None:
+    """The film's codes: look, fill a region, decode."""
+    codes = gr.State(None, time_to_live=3600)
+    rows, columns = pipeline.tokenizer.grid
+    with gr.Row():
+        with gr.Column(scale=5):
+            gr.Markdown(
+                f"To the model the film of the first tab is {rows} x {columns} codes: equal ones have equal colours. "
+                "Click a cell to choose a region's corner, fill the region, and see it decoded."
+            )
+            show_codes = gr.Button("Show the film's codes", variant="primary", elem_id="tokens")
+            picture = gr.Image(
+                label="Codes", type="numpy", format="png", interactive=False, elem_id="grid", elem_classes="film",
+                buttons=[],
+            )  # fmt: skip
+        with gr.Column(scale=6):
+            with gr.Row():
+                top = _whole_number("First row", 0, 0, rows - 1, "top")
+                left = _whole_number("First column", 0, 0, columns - 1, "left")
+                height = _whole_number("Rows", 2, 1, rows, "height")
+                width = _whole_number("Columns", 2, 1, columns, "width")
+            way = gr.Radio(list(WAYS), value=WAYS[0], label="Fill with", elem_id="way")
+            most = pipeline.tokenizer.codes - 1
+            code = _whole_number(f"The one code, from 0 to {most}", 0, 0, most, "code")
+            change = gr.Button("Fill and decode", variant="primary", elem_id="edit")
+            with gr.Row():
+                before = gr.Image(
+                    label="Decoded as it was", type="numpy", format="png", interactive=False, elem_id="before",
+                    elem_classes="film", buttons=["download"],
+                )  # fmt: skip
+                decoded = gr.Image(
+                    label="Decoded", type="numpy", format="png", interactive=False, elem_id="decoded",
+                    elem_classes="film", buttons=["download"],
+                )  # fmt: skip
+    film.change(lambda: [None] * 4, None, [codes, picture, before, decoded], queue=False, **_BY_PAGE)
+    looked = _endpoint(show_codes.click, ask.tokens, [film, view], [codes, picture, decoded])
+    looked.success(None, decoded, before, js="image => image", **_BY_PAGE)
+    _endpoint(change.click, ask.edit, [codes, top, left, height, width, way, code], [codes, picture, decoded])
+    picture.select(in_words(ask.pick), [codes, height, width], [top, left, picture], queue=False, **_BY_PAGE)
+
+
+def _whole_number(label: str, value: int, least: int, most: int, name: str) -> gr.Number:
+    return gr.Number(value=value, precision=0, minimum=least, maximum=most, label=label, min_width=80, elem_id=name)
 
 
 def _film_box() -> gr.File:
     """A file box for uploads alone: gradio would fetch an address that a client names in a file's place."""
-    box = gr.File(label="Radiograph (DICOM, PNG, JPEG)", type="filepath", height=120, elem_id="film")
+    box = gr.File(label="Drop a radiograph: DICOM, PNG, JPEG", type="filepath", height=170, elem_id="film")
     move = box.async_move_resource_to_block_cache
 
     async def uploads_alone(place: str | Path | None) -> str | None:
@@ -212,16 +252,3 @@ def _film_box() -> gr.File:
 
     setattr(box, "async_move_resource_to_block_cache", uploads_alone)  # noqa: B010, a method of this one box
     return box
-
-
-def write_examples(folder: Path, size: int, count: int = 4) -> list[str]:
-    """Phantoms as PNG files; their paths."""
-    from PIL import Image
-
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for number in range(count):
-        path = folder / f"phantom-{number + 1}.png"
-        Image.fromarray(as_uint8(Phantom(max(size, 64), 2026).study(number).images[0])).save(path)
-        paths.append(str(path))
-    return paths

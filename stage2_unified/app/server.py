@@ -102,6 +102,7 @@ def make_app(
     *,
     host: str,
     index: str = "",
+    phantoms: int = 0,
     login: tuple[str, str] | None = None,
     queue: int = 32,
     most_bytes: int = 2**26,
@@ -114,6 +115,7 @@ def make_app(
         folder: of :func:`own_folder`.
         host: where it will listen; on loopback other names for this machine are refused (DNS rebinding).
         index: folder of an index of studies, "" for none.
+        phantoms: without an index, how many phantoms are drawn to find the most similar among.
         login: name and password, None for neither.
         queue: questions that may wait; further ones are told that the queue is full.
         most_bytes: of an uploaded file.
@@ -125,17 +127,26 @@ def make_app(
     from stage2_unified.inference import MedUnifierPipeline
 
     pipeline = MedUnifierPipeline.from_pretrained(model, device, batch_size=8)
-    studies = StudyIndex.load(index, pipeline.fingerprint) if index else None
+    fingerprint = pipeline.fingerprint
+    studies = StudyIndex.load(index, fingerprint) if index else None
     import gradio as gr  # after what a user can get wrong: it takes seconds
     from fastapi import FastAPI
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     from stage2_unified.app.answers import Answers
+    from stage2_unified.app.browser_policy import BrowserPolicy
     from stage2_unified.app.limits import RequestLimits
-    from stage2_unified.app.page import build_page, write_examples
+    from stage2_unified.app.look import CSS, THEME
+    from stage2_unified.app.page import build_page
+    from stage2_unified.app.phantoms import phantom_index, write_examples
 
-    answers = Answers(pipeline, folder / "drawn", studies, most_bytes)
-    page = build_page(answers, write_examples(folder / _EXAMPLES, pipeline.tokenizer.image_size))
+    pictures = None
+    if phantoms and studies is None:
+        studies, pictures = phantom_index(pipeline, phantoms)
+    answers = Answers(pipeline, folder / "drawn", studies, pictures, most_bytes)
+    examples = write_examples(folder / _EXAMPLES, pipeline.tokenizer.image_size)
+    gr.set_static_paths(folder / _EXAMPLES)  # a copy in Gradio's own folder would be deleted with the uploads
+    page = build_page(answers, examples)
     page.queue(max_size=queue, default_concurrency_limit=1)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
@@ -143,17 +154,19 @@ def make_app(
     def health() -> dict[str, Any]:
         return {
             "status": "ok",
-            "model": pipeline.fingerprint,
+            "model": fingerprint,
             "device": str(pipeline.device),
             "studies": len(studies.studies) if studies else 0,
         }
 
     gr.mount_gradio_app(
         app, page, path="/", auth=login, show_error=True, max_file_size=most_bytes, ssr_mode=False,
-        footer_links=["api"], run_history=False, enable_monitoring=False, mcp_server=False, pwa=False,
+        theme=THEME, css=CSS, footer_links=["api"], run_history=False, enable_monitoring=False, mcp_server=False,
+        pwa=False,
     )  # fmt: skip
     # A form's boundaries and names come on top of the file.
     app.add_middleware(RequestLimits, folder=folder, most_bytes=most_bytes + 2**16, most_stored=MOST_STORED)
+    app.add_middleware(BrowserPolicy)
     if is_loopback(host):
         # Starlette cuts a name at its first colon: "[" is what it takes for the host of http://[::1]:7860.
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "["])

@@ -1,0 +1,28 @@
+"""How the page looks: quiet colours, films on black, nothing that comes from another machine."""
+
+import gradio as gr
+
+# Gradio ships this font; its other themes' are shipped too, a GoogleFont would be fetched.
+THEME = gr.themes.Default(
+    primary_hue="sky",
+    secondary_hue="sky",
+    neutral_hue="slate",
+    font=(gr.themes.LocalFont("IBM Plex Sans", weights=(400, 700)), "ui-sans-serif", "system-ui", "sans-serif"),
+)
+
+CSS = """
+.gradio-container { max-width: 1240px !important; margin: 0 auto !important; }
+#title h1 { margin: 0; font-size: 1.5rem; }
+#title p { margin: 0; opacity: 0.75; }
+#notice { border-left: 4px solid #d97706; border-radius: 6px; padding: 0.5rem 0.9rem; background: #fef3c7; }
+#notice * { color: #451a03; font-size: 0.92rem; }
+.dark #notice { background: #451a03; }
+.dark #notice * { color: #fef3c7; }
+.film .image-container, .film .image-frame, .film .grid-wrap, .film .thumbnail-item { background: #0b0f14; }
+.film .image-frame img { width: 100% !important; height: 100% !important; object-fit: contain; }
+#grid img { image-rendering: pixelated; cursor: crosshair; }
+#neighbours, #examples { border: none; }
+#found, #found table, #found .cell-wrap, #found th { font-size: 0.85rem; font-family: var(--font); }
+#findings .confidence-set { font-family: var(--font); }
+#report textarea { font-size: 1.02rem; line-height: 1.5; }
+"""

@@ -1,0 +1,77 @@
+"""Phantoms beside the page: some to try, and studies to find the most similar among, drawn when the server starts."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from data.phantom import Phantom, PhantomStudy
+from data.pixels import fit_square
+from data.sections import one_line, split_sections
+from stage2_unified.app.answers import as_uint8
+from stage2_unified.evaluate.prompts import FINDINGS
+from stage2_unified.inference import MedUnifierPipeline
+from stage2_unified.study_index import StudyIndex
+
+_EXAMPLES_SEED, _INDEX_SEED = 2026, 2027  # of archives that no training of ours reads
+_FINDINGS = ("cardiomegaly", "effusion", "pneumothorax", "opacity", "nodule")  # what the shipped model has learned
+_SMALLEST = 64  # pixels; below it findings are hardly seen, by people either
+
+
+@dataclass(frozen=True)
+class Example:
+    """A phantom to try: its file, its view position, and what its own report says."""
+
+    path: Path
+    view: str
+    truth: str
+
+
+def write_examples(folder: Path, size: int, count: int = 8) -> list[Example]:
+    """The first ``count`` phantoms that say different things, as PNG files of the model's size, or of 64 pixels."""
+    folder.mkdir(parents=True, exist_ok=True)
+    phantom = Phantom(max(size, _SMALLEST), _EXAMPLES_SEED, _FINDINGS)
+    chosen: dict[frozenset[str], Example] = {}
+    number = 0
+    while len(chosen) < count:
+        study = phantom.study(number)
+        stated = frozenset(name for name, value in study.labels.items() if value == 1)
+        number += 1
+        if stated in chosen:
+            continue
+        path = folder / f"phantom-{len(chosen) + 1}.png"
+        Image.fromarray(as_uint8(study.images[0])).save(path)
+        report = _report_of(study)
+        truth = "\n\n".join(f"{name.upper()}: {text}" for name, text in report.items() if text)
+        chosen[stated] = Example(path, study.views[0], truth)
+    return list(chosen.values())
+
+
+def phantom_index(pipeline: MedUnifierPipeline, count: int) -> tuple[StudyIndex, Mapping[str, np.ndarray]]:
+    """An index of ``count`` phantoms in memory, and the (S, S) uint8 picture of each by its study id.
+
+    Its ``about["findings"]`` are those that at least one in fifty shows.
+    """
+    size = pipeline.tokenizer.image_size
+    phantom = Phantom(max(size, _SMALLEST), _INDEX_SEED, _FINDINGS)
+    studies = [phantom.study(number) for number in range(count)]
+    images = np.stack([fit_square(study.images[0], size) for study in studies])
+    views = [study.views[0] for study in studies]
+    embeddings = pipeline.embed_images(pipeline.encode(images), views)
+    rows = [
+        {"study_id": study.study_id, "view": view, **_report_of(study)}
+        for study, view in zip(studies, views, strict=True)
+    ]
+    stated = Counter(name for study in studies for name, value in study.labels.items() if value == 1)
+    shown = [name for name in FINDINGS if stated[name] >= count / 50]
+    about = {"source": f"phantoms of seed {_INDEX_SEED}", "studies": count, "findings": shown}
+    pictures = {study.study_id: as_uint8(image) for study, image in zip(studies, images, strict=True)}
+    return StudyIndex(embeddings, rows, about), pictures
+
+
+def _report_of(study: PhantomStudy) -> dict[str, str]:
+    sections = split_sections(study.report)
+    return {name: one_line(sections[name]) for name in ("findings", "impression") if sections.get(name)}

@@ -1,0 +1,40 @@
+"""A server of its own process, as a user starts it."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@contextmanager
+def serving(folder: Path, **options: object) -> Iterator[SimpleNamespace]:
+    """``url``, ``process``, ``log`` of a server whose home, working and temporary folder lie in ``folder``.
+
+    When it has ended nothing may be left of what it was given.
+    """
+    for name in ("home", "work", "tmp"):
+        (folder / name).mkdir()
+    environment = os.environ | {"HOME": str(folder / "home"), "TMPDIR": str(folder / "tmp")}
+    command = [sys.executable, str(ROOT / "medunifier.py"), "serve", *(f"--{k}={v}" for k, v in options.items())]
+    with open(folder / "log", "w") as log:
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=log, text=True, cwd=folder / "work", env=environment
+        )
+    try:
+        url = next((found[1] for line in process.stdout if (found := re.match(r"(http://\S+)", line))), None)
+        assert url, (folder / "log").read_text()
+        yield SimpleNamespace(url=url, process=process, log=folder / "log")
+    finally:
+        process.send_signal(signal.SIGTERM)
+        code = process.wait(120)  # on two cores that others use
+    assert code == 0
+    left = [path for name in ("home", "work", "tmp") for path in (folder / name).rglob("*") if path.is_file()]
+    # matplotlib, which the trainings' modules bring along, keeps a list of fonts from its first import on.
+    assert not [path for path in left if "matplotlib" not in path.parts], left

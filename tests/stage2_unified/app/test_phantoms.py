@@ -1,0 +1,35 @@
+"""Examples say different things and are what they say; the index finds a phantom by its own picture."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.labels import label_report
+from stage2_unified.app.phantoms import phantom_index, write_examples
+from stage2_unified.evaluate.prompts import FINDINGS
+from stage2_unified.inference import MedUnifierPipeline
+
+
+def test_examples_differ_in_what_they_show(tmp_path):
+    examples = write_examples(tmp_path / "examples", 32, count=5)
+    stated = [frozenset(name for name, value in label_report(e.truth).items() if value == 1) for e in examples]
+    assert len(set(stated)) == 5
+    for example in examples:
+        assert Image.open(example.path).size == (64, 64) and example.view in ("PA", "AP")
+        assert example.truth.startswith("FINDINGS: ") and "\n\nIMPRESSION: " in example.truth
+
+
+@pytest.fixture(scope="module")
+def pipeline(model_folder):
+    return MedUnifierPipeline.from_pretrained(model_folder, "cpu")
+
+
+def test_a_phantoms_own_picture_finds_it(pipeline):
+    index, pictures = phantom_index(pipeline, 12)
+    assert len(index.studies) == 12 and set(pictures) == {row["study_id"] for row in index.studies}
+    assert {"Pleural Effusion", "Cardiomegaly"} <= set(index.about["findings"]) < set(FINDINGS)
+    picture = pictures[index.studies[7]["study_id"]]
+    assert picture.shape == (32, 32) and picture.dtype == np.uint8
+    embedded = pipeline.embed_images(pipeline.encode(picture[None] / 255), [index.studies[7]["view"]])
+    similarity, rows = index.nearest(embedded, 3)
+    assert rows[0, 0] == 7 and similarity[0, 0] > 0.99, "but for the rounding to 8 bits"
