@@ -1,0 +1,74 @@
+"""Two hundred hostile uploads, sent as no library would send them: refused in words, and the server lives."""
+
+import json
+from pathlib import Path
+
+import httpx
+import pytest
+from gradio_client import Client
+
+from tests.data.dicom_samples import file_bytes, film
+from tests.stage2_unified.app.conftest import LOGIN
+from tests.stage2_unified.app.hostile import SCRIPTS, hostile_uploads
+
+KINDS = ("wrong type", "bomb", "truncated", "path name", "script in a header")
+
+
+@pytest.fixture(scope="module")
+def web(server):
+    """Plain HTTP with the login's cookies."""
+    cookies = Client(server.url, auth=LOGIN, verbose=False).cookies
+    with httpx.Client(base_url=server.url, cookies=cookies, timeout=180) as session:
+        yield session
+
+
+@pytest.fixture(scope="module")
+def uploads():
+    return hostile_uploads()
+
+
+def upload(web, name, content):
+    """The name goes into the form as it is, unescaped but for what ends it there."""
+    given = name.replace('"', "%22").encode("utf-8", "surrogatepass")
+    head = b'--edge\r\nContent-Disposition: form-data; name="files"; filename="' + given + b'"\r\n\r\n'
+    form = head + content + b"\r\n--edge--\r\n"
+    return web.post(
+        "/gradio_api/upload", content=form, headers={"Content-Type": "multipart/form-data; boundary=edge"}
+    )
+
+
+def shown(web, name, content):
+    """(whether the film was shown, what was said): by the upload itself, or by /show."""
+    answer = upload(web, name, content)
+    if answer.status_code != 200:
+        assert 400 <= answer.status_code < 500, (name, answer.status_code)
+        return False, answer.text
+    given = {"path": answer.json()[0], "orig_name": name, "meta": {"_type": "gradio.FileData"}}
+    started = web.post("/gradio_api/call/show", json={"data": [given, "PA"]})
+    if started.status_code != 200:
+        assert 400 <= started.status_code < 500, (name, started.status_code)
+        return False, started.text
+    said = web.get(f"/gradio_api/call/show/{started.json()['event_id']}").text
+    return "event: complete" in said, json.loads(said.rsplit("data: ", 1)[1].strip().splitlines()[0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_they_are_refused_in_words_and_the_server_lives(server, web, uploads, kind):
+    assert set(uploads) == set(KINDS) and len(set(uploads[kind])) == 40
+    for name, content in uploads[kind]:
+        taken, said = shown(web, name, content)
+        assert not taken, (name, said)
+        words = said["error"] if isinstance(said, dict) else said
+        assert isinstance(words, str) and 5 < len(words) < 300, (name, said)
+        assert "Traceback" not in words and "defect" not in words, (name, words)
+        assert not any(script in words for script in SCRIPTS) and "/tmp" not in words, (name, words)
+        assert server.process.poll() is None, name
+    assert web.get("/health").json()["status"] == "ok"
+    good = film()
+    good.PatientName = good.StudyDescription = SCRIPTS[0]
+    taken, said = shown(web, "film.dcm", file_bytes(good))
+    assert taken and "script" not in json.dumps(said), "a film is read after all that, its header's scripts are not"
+    # What the server left in its home, working or temporary folder is looked for when it ends (served.py).
+    assert not any(Path(place, "pwned").exists() for place in ("/etc/cron.d", "/tmp", "/", ".", ".."))
+    assert not any(Path(place).exists() for place in ("/tmp/pwned.png", "../pwned.dcm", "pwned.dcm"))
+    assert "Traceback" not in server.log.read_text()
