@@ -1,0 +1,101 @@
+"""Many clients at once: nothing is answered but what was asked for and "queue is full", and memory stays bounded."""
+
+import json
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import psutil
+import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from gradio_client.utils import QueueError
+
+from data.phantom import Phantom
+from data.synthetic import save_synthetic_dicom
+from tests.stage2_unified.app.served import serving
+
+FULL, REFUSED = "queue is full", "refused"
+
+
+def memory(process):
+    """MiB of a process and its children."""
+    family = [process, *process.children(recursive=True)]
+    return sum(member.memory_info().rss for member in family if member.is_running()) / 2**20
+
+
+def questions(folder, number):
+    """What client ``number`` asks, in turn: films of its own, a text, a drawing, an edit, a file that is none."""
+    film, letter = folder / f"film-{number}.dcm", folder / f"letter-{number}.png"
+    save_synthetic_dicom(film, Phantom(64, 5).study(number).images[0], "a phantom", "PA")
+    letter.write_text(f"letter {number}")
+    given = handle_file(film)
+    return [
+        ("report", (given, "PA")), ("findings", (given, "PA", "")), ("match", (given, "PA", "No effusion.")),
+        ("similar", (given, "PA", 3)), ("draw", ("Left effusion.", [], 2, number, 2.0, "PA")),
+        ("tokens", (given, "PA")), ("edit", (0, 0, 2, 2, "one code", 3)), ("show", (handle_file(letter), "PA")),
+    ]  # fmt: skip
+
+
+def ask_until(ends, url, folder, number, begin):
+    """What one client got, counted: endpoints that answered, refusals, full queues; other errors in their words."""
+    said = Counter()
+    asked = questions(folder, number)
+    asked = asked[number % len(asked) :] + asked[: number % len(asked)]  # not all the same at the same time
+    client = Client(url, verbose=False, download_files=str(folder / f"got-{number}"))
+    begin.wait(120)
+    seen = False  # codes are there to be edited only after /tokens
+    while time.monotonic() < ends[0]:
+        for name, arguments in asked:
+            if time.monotonic() >= ends[0] or (name == "edit" and not seen):
+                continue
+            try:
+                client.predict(*arguments, api_name=f"/{name}")
+                said[name] += 1
+                seen |= name == "tokens"
+            except (AppError, QueueError) as error:
+                if FULL in str(error).lower():
+                    said[FULL] += 1
+                    time.sleep(0.2)  # who comes back at once only fills it again
+                elif name == "show" and "not a DICOM file" in str(error):
+                    said[REFUSED] += 1
+                else:
+                    said[f"{name}: {error}"] += 1
+            except Exception as error:
+                said[f"{name}: {type(error).__name__}: {error}"] += 1
+    client.close()
+    return said
+
+
+@pytest.mark.parametrize(("clients", "seconds"), [
+    pytest.param(8, 8), pytest.param(50, 120, marks=pytest.mark.slow),
+])  # fmt: skip
+def test_many_clients_get_answers_or_a_full_queue_and_memory_is_bounded(
+    model_folder, tmp_path, clients, seconds, record_property
+):
+    ends = []
+    begin = threading.Barrier(clients + 1, lambda: ends.append(time.monotonic() + seconds))
+    (tmp_path / "server").mkdir()
+    with serving(tmp_path / "server", model=model_folder, phantoms=16, port=0, queue=clients // 2) as server:
+        process = psutil.Process(server.process.pid)
+        with ThreadPoolExecutor(clients) as pool:
+            jobs = [pool.submit(ask_until, ends, server.url, tmp_path, number, begin) for number in range(clients)]
+            begin.wait(120)
+            sizes, health = [], Counter()
+            while not all(job.done() for job in jobs):
+                sizes.append(memory(process))
+                health[httpx.get(f"{server.url}/health", timeout=30).status_code] += 1
+                time.sleep(0.5)
+        said = sum((job.result() for job in jobs), Counter())
+        sizes.append(memory(process))
+    assert set(health) == {200}, "it says how it is, however many ask"
+    answered = {"report", "findings", "match", "similar", "draw", "tokens", "edit"}
+    assert set(said) - {FULL, REFUSED} <= answered, said
+    assert len(answered & set(said)) >= 3 and sum(said.values()) > clients, said
+    warm = max(sizes[: max(1, len(sizes) // 4)])
+    grown = max(sizes) - warm
+    record_property("memory_mib", {"warm": round(warm), "most": round(max(sizes)), "end": round(sizes[-1])})
+    print(json.dumps({"clients": clients, "seconds": seconds, "said": said, "warm": warm, "most": max(sizes)}))
+    assert grown < 300, f"{warm:.0f} MiB after a quarter of the time, {max(sizes):.0f} at the most"
