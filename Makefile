@@ -1,23 +1,39 @@
-# make demo | test | test-slow | lint | bench: each makes its own virtual environment first.
+# make try | demo | test | test-slow | lint | bench | docs: each makes its own virtual environment first.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 RUN ?= runs/demo
+# make try MODEL=runs/demo/stage2/model shows another model; OPEN=false leaves the browser alone; PORT=0 takes any.
+MODEL ?= models/phantom/model
+PORT ?= 7860
+OPEN ?= true
 
 # Reading the project's metadata is what tells whether the environment is older than what it should hold.
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint bench docs clean
+.PHONY: try demo test test-slow lint bench docs clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --editable .
 	touch $@
 
+$(VENV)/.installed-app: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --editable '.[app]'
+	touch $@
+
 $(VENV)/.installed-dev: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --editable '.[dev]'
 	touch $@
+
+# Asked for before the installation, which takes longer than to read one line.
+$(MODEL)/config.json:
+	@echo "error: there is no model in $(MODEL): train one by 'make demo', then 'make try MODEL=$(RUN)/stage2/model'" >&2
+	@exit 1
+
+try: $(MODEL)/config.json $(VENV)/.installed-app  ## the page, with the trained phantom model of this repository
+	$(BIN)/medunifier serve --model $(MODEL) --phantoms 200 --port $(PORT) --browser $(OPEN)
 
 demo: $(STAMP)  ## fresh clone to a trained phantom model and its page, in a quarter of an hour on two cores
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python scripts/demo.py --run_dir $(RUN)

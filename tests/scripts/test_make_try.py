@@ -1,0 +1,29 @@
+"""`make try` opens the page with the model of this repository, and says so at once where that is absent."""
+
+import shutil
+import subprocess
+
+import pytest
+
+if shutil.which("make") is None:
+    pytest.skip("make is not on this machine", allow_module_level=True)
+
+
+def make(root, *arguments):
+    return subprocess.run(["make", *arguments], cwd=root, capture_output=True, text=True, timeout=60)
+
+
+def test_it_serves_the_shipped_model_to_this_machine_alone(root, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    planned = make(root, "--dry-run", "try", f"MODEL={tmp_path}", f"VENV={tmp_path}/venv")
+    assert planned.returncode == 0, planned.stderr
+    steps = planned.stdout.splitlines()
+    assert any("pip install" in step and "'.[app]'" in step for step in steps)
+    assert f"serve --model {tmp_path} --phantoms" in steps[-1] and "--host" not in steps[-1]
+    assert "MODEL ?= models/phantom/model" in (root / "Makefile").read_text()
+
+
+def test_without_a_model_it_says_so_before_anything_is_installed(root, tmp_path):
+    said = make(root, "try", f"MODEL={tmp_path}/none", f"VENV={tmp_path}/venv")
+    assert said.returncode == 2 and not (tmp_path / "venv").exists()
+    assert said.stderr.startswith(f"error: there is no model in {tmp_path}/none: ") and "make demo" in said.stderr
