@@ -223,11 +223,11 @@ def _tokens_tab(ask: Endpoints, pipeline: MedUnifierPipeline, film: gr.File, vie
             with gr.Row():
                 before = gr.Image(
                     label="Decoded as it was", type="numpy", format="png", interactive=False, elem_id="before",
-                    elem_classes="film", buttons=["download"],
+                    elem_classes="film", buttons=["download"], height=300,
                 )  # fmt: skip
                 decoded = gr.Image(
                     label="Decoded", type="numpy", format="png", interactive=False, elem_id="decoded",
-                    elem_classes="film", buttons=["download"],
+                    elem_classes="film", buttons=["download"], height=300,
                 )  # fmt: skip
     film.change(lambda: [None] * 4, None, [codes, picture, before, decoded], queue=False, **_BY_PAGE)
     looked = _endpoint(show_codes.click, ask.tokens, [film, view], [codes, picture, decoded])
