@@ -212,13 +212,12 @@ def _tokens_tab(ask: Endpoints, pipeline: MedUnifierPipeline, film: gr.File, vie
             )  # fmt: skip
         with gr.Column(scale=6):
             with gr.Row():
-                top = _whole_number("First row", 0, 0, rows - 1, "top")
-                left = _whole_number("First column", 0, 0, columns - 1, "left")
-                height = _whole_number("Rows", 2, 1, rows, "height")
-                width = _whole_number("Columns", 2, 1, columns, "width")
+                top = _whole_number("First row", 0, "top")
+                left = _whole_number("First column", 0, "left")
+                height = _whole_number("Rows", 2, "height")
+                width = _whole_number("Columns", 2, "width")
             way = gr.Radio(list(WAYS), value=WAYS[0], label="Fill with", elem_id="way")
-            most = pipeline.tokenizer.codes - 1
-            code = _whole_number(f"The one code, from 0 to {most}", 0, 0, most, "code")
+            code = _whole_number(f"The one code, from 0 to {pipeline.tokenizer.codes - 1}", 0, "code")
             change = gr.Button("Fill and decode", variant="primary", elem_id="edit")
             with gr.Row():
                 before = gr.Image(
@@ -236,8 +235,9 @@ def _tokens_tab(ask: Endpoints, pipeline: MedUnifierPipeline, film: gr.File, vie
     picture.select(in_words(ask.pick), [codes, height, width], [top, left, picture], queue=False, **_BY_PAGE)
 
 
-def _whole_number(label: str, value: int, least: int, most: int, name: str) -> gr.Number:
-    return gr.Number(value=value, precision=0, minimum=least, maximum=most, label=label, min_width=80, elem_id=name)
+def _whole_number(label: str, value: int, name: str) -> gr.Number:
+    # No bounds here: Gradio would keep them in words and tracebacks of its own, before ours are asked.
+    return gr.Number(value=value, precision=0, label=label, min_width=80, elem_id=name)
 
 
 def _film_box() -> gr.File:

@@ -52,8 +52,10 @@ def shown(web, name, content):
     return "event: complete" in said, json.loads(said.rsplit("data: ", 1)[1].strip().splitlines()[0])
 
 
+@pytest.mark.filterwarnings("ignore:.*for VR CS")
 @pytest.mark.parametrize("kind", KINDS)
 def test_they_are_refused_in_words_and_the_server_lives(server, web, uploads, kind):
+    logged = len(server.log.read_text())  # of other tests that share the server
     assert set(uploads) == set(KINDS) and len(set(uploads[kind])) == 40
     for name, content in uploads[kind]:
         taken, said = shown(web, name, content)
@@ -71,4 +73,4 @@ def test_they_are_refused_in_words_and_the_server_lives(server, web, uploads, ki
     # What the server left in its home, working or temporary folder is looked for when it ends (served.py).
     assert not any(Path(place, "pwned").exists() for place in ("/etc/cron.d", "/tmp", "/", ".", ".."))
     assert not any(Path(place).exists() for place in ("/tmp/pwned.png", "../pwned.dcm", "pwned.dcm"))
-    assert "Traceback" not in server.log.read_text()
+    assert "Traceback" not in server.log.read_text()[logged:]
