@@ -6,7 +6,6 @@ the text row, the three matching rows, the report row and the image-generation r
 length: what its ratio lacks to 1 is what the four objectives cost beside the arithmetic of the decoder.
 """
 
-import time
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from shared.bench import BenchConfig, Row, paired
+from shared.peak import peak_flops
 from stage2_unified.causal_lm import to_causal_lm
 from stage2_unified.configuration import MedUnifierConfig
 from stage2_unified.model import MedUnifierForConditionalGeneration
@@ -79,19 +79,9 @@ def rows(config: BenchConfig) -> list[Row]:
     )
     weights = sum(p.numel() for p in model.model.layers.parameters() if p.dim() == 2)
     rate = 6 * weights * ids.numel() * table[-1].ours  # a product and its two gradients, two operations an entry
-    print(f"ours: {rate / 1e9:.1f} GFLOP/s in the layers' products, {rate / _peak():.0%} of a lone product's here")
+    share = rate / peak_flops("no")
+    print(f"ours: {rate / 1e9:.1f} GFLOP/s in the layers' products, {share:.0%} of a lone product's here")
     return table
-
-
-def _peak() -> float:
-    """Operations a second of a 1024 x 1024 product, the best of some: what this machine can do."""
-    square = torch.randn(1024, 1024)
-    seconds = []
-    for _ in range(10):
-        start = time.perf_counter()
-        torch.mm(square, square)
-        seconds.append(time.perf_counter() - start)
-    return 2 * 1024**3 / min(seconds)
 
 
 def _step_together(model: MedUnifierForConditionalGeneration, batch: StudyBatch) -> None:
