@@ -12,6 +12,10 @@ OPEN ?= true
 # Reading the project's metadata is what tells whether the environment is older than what it should hold.
 STAMP := $(VENV)/.installed
 
+# Packages are installed without bytecode, most of which nobody would load; what is imported writes its own, once.
+# Where that is forbidden, as in many containers, each start of Python would compile torch anew: 16 s in place of 5.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: try demo test test-slow lint bench docs clean
 
 $(STAMP): pyproject.toml
@@ -39,10 +43,10 @@ demo: $(STAMP)  ## fresh clone to a trained phantom model and its page, in a qua
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python scripts/demo.py --run_dir $(RUN)
 
 test: $(VENV)/.installed-dev  ## the quick tests
-	$(BIN)/python -m pytest -n logical
+	$(BIN)/python -m pytest -n logical --dist loadgroup
 
 test-slow: $(VENV)/.installed-dev  ## all tests: minutes more
-	$(BIN)/python -m pytest -n logical -m ''
+	$(BIN)/python -m pytest -n logical --dist loadgroup -m ''
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -38,17 +38,17 @@ def stream_frame(stream: bytes) -> Frame | None:
     return None
 
 
-def with_whole_scan(stream: bytes) -> bytes:
-    """A sequential JPEG stream whose scan says that it has all 64 coefficients, as each scan of such a stream must.
+def has_whole_scan(stream: bytes) -> bool:
+    """False for a sequential JPEG stream whose first scan does not say that it has all 64 coefficients.
 
-    Encoders of the nineties, those of NEMA's own 12-bit films among them, wrote 0 as the last coefficient. T.81
-    (table B.3) leaves these bytes no choice but 0, 63 and 0, so nothing is guessed; libjpeg would refuse the stream.
+    T.81 (table B.3) gives these three bytes no choice but 0, 63 and 0. Some encoders of the nineties, those of NEMA's
+    own 12-bit films among them, wrote 0 as the last coefficient, and decoders disagree on such a stream.
     """
     at = _segment(stream, {0xDA})
     if stream[:2] != _JPEG or not at or _segment(stream[:at], {0xC0, 0xC1}) is None:
-        return stream
+        return True
     end = at + 2 + int.from_bytes(stream[at + 2 : at + 4], "big")
-    return stream[: end - 3] + b"\x00\x3f\x00" + stream[end:]
+    return stream[end - 3 : end] == b"\x00\x3f\x00"
 
 
 def _jpeg2000_frame(stream: bytes) -> Frame | None:

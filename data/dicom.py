@@ -22,7 +22,7 @@ import numpy as np
 import pydicom
 from numpy import ndarray
 from pydicom.dataset import Dataset
-from pydicom.encaps import encapsulate, generate_frames
+from pydicom.encaps import generate_frames
 from pydicom.pixels import get_decoder
 from pydicom.pixels.processing import apply_modality_lut, apply_voi
 from pydicom.uid import (
@@ -39,7 +39,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from data.codestream import stream_frame, with_whole_scan
+from data.codestream import has_whole_scan, stream_frame
 from data.pixels import UnreadableImage, check_not_constant, check_size
 from data.places import as_path, read_at_most
 
@@ -288,10 +288,7 @@ def _decoding_plugin(syntax: UID) -> str:
 
 
 def _check_codestream(dataset: Dataset, rows: int, columns: int) -> None:
-    """Codecs allocate by their own header: one that disagrees with DICOM's could ask for all memory.
-
-    A scan header that an old encoder left wrong is put right in ``dataset``.
-    """
+    """Codecs allocate by their own header: one that disagrees with DICOM's could ask for all memory."""
     if dataset.file_meta.TransferSyntaxUID == RLELossless:
         return  # without a picture size of its own; pydicom unpacks it into the header's
     stream = next(generate_frames(dataset.PixelData, number_of_frames=1), b"")
@@ -302,8 +299,8 @@ def _check_codestream(dataset: Dataset, rows: int, columns: int) -> None:
         raise UnreadableImage(f"compressed stream is {frame.rows} x {frame.columns}, header says {rows} x {columns}")
     if frame.components != 1:
         raise UnreadableImage("colour image")
-    if (whole := with_whole_scan(stream)) != stream:
-        dataset.PixelData = encapsulate([whole])
+    if not has_whole_scan(stream):
+        raise UnreadableImage("JPEG scan header against the standard (ITU-T T.81, table B.3): convert the file first")
 
 
 def _stored_range(dataset: Dataset) -> tuple[int, int]:

@@ -62,6 +62,7 @@ def model_config(
         negative_hardness=config.negative_hardness,
         max_views=data.max_views,
         prior=data.prior,
+        bidirectional_images=backbone.bidirectional_images,
         loss_weights={name: getattr(weights, name) for name in (*OBJECTIVES, "z")},
     )
 

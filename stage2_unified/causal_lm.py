@@ -30,8 +30,13 @@ def to_causal_lm(model: MedUnifierForConditionalGeneration) -> PreTrainedModel:
     of an image those from ``offset`` on; the others were never trained and mean nothing.
 
     Raises:
-        UserError: if that class does not give the same logits (a backbone that scales its head, say).
+        UserError: for a model that is not causal, or if that class does not give the same logits (a backbone that
+            scales its head, say).
     """
+    if model.config.bidirectional_images:
+        raise UserError(
+            "this model reads images in both directions (model.bidirectional_images): a stock causal LM cannot"
+        )
     config = type(model.config.text_config).from_dict(model.config.text_config.to_dict())
     config.vocab_size = len(model.vocabulary)
     config.tie_word_embeddings = False

@@ -76,6 +76,9 @@ class BackboneConfig:
     rotary_base: float = 10_000.0
     """Of the rotary positions: the longest wavelength is about 2 pi times this. A row of some hundred tokens and
     narrow heads tells its places apart sooner with less."""
+    bidirectional_images: bool = False
+    """Codes of an image that is read see each other in both directions; one that is drawn stays causal. Such a model
+    cannot be exported as a stock causal LM."""
 
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:

@@ -26,6 +26,8 @@ class MedUnifierConfig(PreTrainedConfig):
         negative_hardness: scale on the similarities that hard negatives are drawn by.
         max_views: most images of a study in a row that it was trained on.
         prior: whether it was trained on rows that begin with an image of the visit before.
+        bidirectional_images: codes of an image that is read see each other in both directions; needs the attention
+            implementation "sdpa".
     """
 
     model_type = "medunifier"
@@ -47,6 +49,7 @@ class MedUnifierConfig(PreTrainedConfig):
         negative_hardness: float = 1.0,
         max_views: int = 1,
         prior: bool = False,
+        bidirectional_images: bool = False,
         **kwargs: Any,
     ) -> None:
         vocabulary = Vocabulary(text_size, codes)
@@ -79,6 +82,7 @@ class MedUnifierConfig(PreTrainedConfig):
         self.negative_hardness = negative_hardness
         self.max_views = max_views
         self.prior = prior
+        self.bidirectional_images = bidirectional_images
         kwargs.setdefault("tie_word_embeddings", False)
         super().__init__(**kwargs)
 

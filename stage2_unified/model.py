@@ -21,13 +21,14 @@ from shared.loop import TOKENS
 from stage2_unified.caches import CACHE, PrefixCache
 from stage2_unified.configuration import MedUnifierConfig
 from stage2_unified.global_batch import Embeddings, GlobalBatch, gather_step
+from stage2_unified.image_attention import read_both_ways
 from stage2_unified.image_generation import generate_images
 from stage2_unified.objectives.contrast import contrastive_loss, contrastive_similarity
 from stage2_unified.objectives.generation import token_loss
 from stage2_unified.objectives.matching import NEGATIVES, MatchHead, matching_accuracy, matching_loss
 from stage2_unified.rows import RowBuilder, Spans
 from stage2_unified.sequences import StudyBatch
-from stage2_unified.vocabulary import EMB_TXT, EOS, MATCH, UNCOND
+from stage2_unified.vocabulary import EMB_IMG, EMB_TXT, EOS, MATCH, UNCOND
 
 MAX_SCALE = 100.0  # CLIP's bound on the inverse temperature
 
@@ -176,11 +177,29 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Run the image-first prefix."""
         row = self.rows.image_first(spans)
         cache = PrefixCache(self.config.text_config.num_hidden_layers, row.length)
-        hidden = self.model(inputs_embeds=self.embed_ids(row.ids), use_cache=True, **{CACHE: cache}).last_hidden_state
+        told = {CACHE: cache, "attention_mask": self._image_attention(row.ids)}
+        hidden = self.model(inputs_embeds=self.embed_ids(row.ids), use_cache=True, **told).last_hidden_state
         computed = row.ids.numel()
         if row.length is None:
             return Prefix(hidden[:, -1], cache, computed, computed)
         return Prefix(_at(hidden, row.length - 1), cache, row.length.sum(), computed)
+
+    def _image_attention(
+        self, ids: Tensor, visible: Tensor | None = None, cache: Cache | None = None
+    ) -> Tensor | None:
+        """What the decoder is told of who sees whom: ``visible``, unless images are read in both directions."""
+        if not self.config.bidirectional_images:
+            return visible
+        if cache is not None and cache.get_seq_length():
+            if (ids == self.vocabulary[EMB_IMG]).any():
+                raise ValueError(
+                    "with bidirectional_images a row is read in one pass, from its beginning to <emb_img>"
+                )
+            return visible
+        mask = read_both_ways(ids, self.vocabulary, visible)
+        if mask is not None and self.model.config._attn_implementation != "sdpa":
+            raise ValueError("a model with bidirectional_images must be loaded with attn_implementation='sdpa'")
+        return visible if mask is None else mask
 
     def continue_prefix(self, cache: PrefixCache, report: Tensor, report_length: Tensor, prefixes: Tensor) -> Tensor:
         """Run branches ``report <eos> <match>`` over their prefixes' keys and values.
@@ -385,16 +404,18 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         if batch is not None:
             return self.embeddings(batch) if embed_only else self.losses(batch, step)
+        cache = past_key_values if cache is None else cache
         if inputs_embeds is None:
             if input_ids is None:
                 raise ValueError("give a batch to train on, or input_ids to continue")
             inputs_embeds = self.embed_ids(input_ids)
+            attention_mask = self._image_attention(input_ids, attention_mask, cache)
         output = self.model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
             use_cache=use_cache,
-            **{CACHE: past_key_values if cache is None else cache},
+            **{CACHE: cache},
         )
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         return CausalLMOutputWithPast(

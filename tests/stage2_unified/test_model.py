@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModel
 
 from stage2_unified.config import BackboneConfig
 from stage2_unified.configuration import MedUnifierConfig
+from stage2_unified.image_attention import read_both_ways
 from stage2_unified.model import MedUnifierForConditionalGeneration
 from stage2_unified.objectives.contrast import contrastive_loss
 from stage2_unified.objectives.matching import draw_negatives
@@ -17,7 +18,10 @@ from tests.stage2_unified.conftest import GRID, make_batch, make_model
 
 def hidden_of(model, ids):
     """One plain pass of a row of ids, nothing shared and nothing padded."""
-    return model.model(inputs_embeds=model.embed_ids(ids[None]), use_cache=False).last_hidden_state[0]
+    mask = read_both_ways(ids[None], model.vocabulary) if model.config.bidirectional_images else None
+    return model.model(
+        inputs_embeds=model.embed_ids(ids[None]), attention_mask=mask, use_cache=False
+    ).last_hidden_state[0]
 
 
 def image_spans(v, codes, view, rows):
@@ -99,7 +103,9 @@ RAGGED = {"images": [1, 2, 3, 1, 2, 2], "priors": [0, 1, 0, 2, 0, 1]}
         ((), False, {"images": [1] * 6, "priors": [0, 1, 1, 0, 0, 1]}),
     ],
 )
-def test_every_loss_equals_a_separate_pass_and_so_do_the_gradients(model, dropped, even, images):
+@pytest.mark.parametrize("both_ways", [False, True])
+def test_every_loss_equals_a_separate_pass_and_so_do_the_gradients(dropped, even, images, both_ways):
+    model = make_model(bidirectional_images=both_ways)
     batch = make_batch(dropped=dropped, **images)
     if even:
         batch = replace(batch, report=batch.report[:, :1], report_length=torch.ones_like(batch.report_length))

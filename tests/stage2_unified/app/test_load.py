@@ -70,7 +70,7 @@ def ask_until(ends, url, folder, number, begin):
 
 
 @pytest.mark.parametrize(("clients", "seconds"), [
-    pytest.param(8, 8), pytest.param(50, 120, marks=pytest.mark.slow),
+    pytest.param(8, 5), pytest.param(50, 120, marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_many_clients_get_answers_or_a_full_queue_and_memory_is_bounded(
     model_folder, tmp_path, clients, seconds, record_property

@@ -1,0 +1,113 @@
+"""Images that are read in both directions: who sees whom, and that every use of the model agrees on it."""
+
+import pytest
+import torch
+
+from shared.errors import UserError
+from stage2_unified.causal_lm import to_causal_lm
+from stage2_unified.image_attention import read_both_ways
+from stage2_unified.inference import MedUnifierPipeline
+from stage2_unified.rows import left_padded
+from tests.stage2_unified.conftest import GRID, make_batch, make_config, make_model, make_model_folder
+
+TOKENS = GRID[0] * GRID[1]
+
+
+def rows_of(model, batch):
+    return model.rows.image_first(batch.spans)
+
+
+def test_codes_see_their_own_image_whole_and_nothing_else_that_comes_later():
+    model, batch = make_model(), make_batch(rows=2, images=[2, 2], priors=[1, 1])
+    ids = rows_of(model, batch).ids
+    mask = read_both_ways(ids, model.vocabulary)[:, 0]
+    is_code = ids[0] >= model.vocabulary.offset
+    begins = [4 + image * (TOKENS + 3) for image in range(3)]  # <bos> <prior> <view> <boi>, then <eoi> <view> <boi>
+    expected = torch.ones_like(mask[0]).tril()
+    for begin in begins:
+        assert is_code[begin : begin + TOKENS].all()
+        expected[begin : begin + TOKENS, begin : begin + TOKENS] = True
+    assert is_code.sum() == 3 * TOKENS
+    assert torch.equal(mask[0], expected) and torch.equal(mask[1], expected)
+
+
+def test_an_image_that_is_drawn_stays_causal():
+    model, batch = make_model(bidirectional_images=True), make_batch()
+    row, _ = model.rows.text_first(batch.report, batch.report_length, batch.spans)
+    assert read_both_ways(row.ids, model.vocabulary) is None
+    text_only = model.rows.begun(batch.report)
+    assert read_both_ways(text_only, model.vocabulary) is None
+
+
+def test_pads_see_themselves_alone():
+    model, batch = make_model(), make_batch(rows=2, images=[1, 2])
+    ids, visible, _ = left_padded(rows_of(model, batch))
+    mask = read_both_ways(ids, model.vocabulary, visible)[0, 0]
+    pads = TOKENS + 3
+    assert not visible[0, :pads].any() and torch.equal(mask[:pads], torch.eye(len(mask), dtype=torch.bool)[:pads])
+    assert not mask[pads:, :pads].any()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("both_ways", [False, True])
+def test_the_first_code_knows_the_last_one(both_ways):
+    model, batch = make_model(bidirectional_images=both_ways), make_batch(rows=2)
+    states = []
+    model.model.register_forward_hook(lambda _, __, output: states.append(output.last_hidden_state[:, 3]))
+    model.read_images(batch.spans)
+    changed = batch.codes.clone()
+    changed[:, -1] = (changed[:, -1] + 1) % 16
+    model.get_image_features(changed, batch.view)
+    assert torch.allclose(*states, atol=1e-6) != both_ways
+
+
+@torch.no_grad()
+def test_the_embedding_of_a_padded_study_is_that_of_it_alone():
+    model = make_model(bidirectional_images=True)
+    batch = make_batch(rows=3, images=[1, 2, 2], priors=[0, 1, 0])
+    together = model.get_image_features(batch.codes, batch.view, batch.prior_codes, batch.prior_view)
+    alone = model.get_image_features(batch.codes[:1, :1], batch.view[:1, :1])
+    assert torch.allclose(together[:1], alone, atol=1e-5)
+
+
+@torch.no_grad()
+def test_generated_words_are_those_of_uncached_passes_over_whole_rows():
+    """Rows of unlike length, on the left of each its padding, by generate() with its cache and beams."""
+    model = make_model(bidirectional_images=True).eval()
+    batch = make_batch(rows=3, images=[1, 2, 1])
+    rows = rows_of(model, batch)
+    ids, visible, _ = left_padded(rows)
+    written = model.generate(ids, attention_mask=visible.long(), max_new_tokens=5, do_sample=False, eos_token_id=-1)
+    for number in range(3):
+        row = ids[number][visible[number]]
+        for _ in range(5):
+            mask = read_both_ways(row[None], model.vocabulary)
+            hidden = model.model(inputs_embeds=model.embed_ids(row[None]), attention_mask=mask).last_hidden_state
+            row = torch.cat([row, model.text_logits(hidden[:, -1]).argmax(-1)])
+        assert torch.equal(row[-5:], written[number, -5:])
+    beams = model.generate(ids, attention_mask=visible.long(), max_new_tokens=5, num_beams=2, eos_token_id=-1)
+    assert beams.shape == written.shape
+
+
+def test_what_it_cannot_do_is_said():
+    model, batch = make_model(bidirectional_images=True).eval(), make_batch(rows=2)
+    with pytest.raises(UserError, match="both directions"):
+        to_causal_lm(model)
+    ids = rows_of(model, batch).ids
+    cache = model(input_ids=ids[:, :4], use_cache=True)
+    cache = cache.get("cache", cache.get("past_key_values"))
+    for rest in (ids[:, 4:], ids[:, -1:]):
+        with pytest.raises(ValueError, match="one pass"):
+            model(input_ids=rest, cache=cache)
+    model.set_attn_implementation("eager")
+    with pytest.raises(ValueError, match="sdpa"):
+        model(input_ids=ids)
+
+
+def test_a_folder_keeps_it_and_the_pipeline_works(tmp_path):
+    folder = make_model_folder(tmp_path, bidirectional_images=True)
+    pipeline = MedUnifierPipeline.from_pretrained(folder)
+    assert pipeline.model.config.bidirectional_images and not make_config().bidirectional_images
+    codes = torch.randint(pipeline.model.config.codes, (2, *pipeline.tokenizer.grid)).numpy()
+    assert len(pipeline.write_reports(codes, ["PA", "AP"], max_new_tokens=3)) == 2
+    assert pipeline.embed_images(codes, ["PA", "AP"]).shape == (2, 16)
