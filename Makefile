@@ -42,11 +42,12 @@ try: $(MODEL)/config.json $(VENV)/.installed-app  ## the page, with the trained 
 demo: $(STAMP)  ## fresh clone to a trained phantom model and its page, in a quarter of an hour on two cores
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python scripts/demo.py --run_dir $(RUN)
 
+# Work is stolen from the end of the other's half: neighbours share a server or a trained model, and stay together.
 test: $(VENV)/.installed-dev  ## the quick tests
-	$(BIN)/python -m pytest -n logical --dist loadgroup
+	$(BIN)/python -m pytest -n logical --dist worksteal
 
 test-slow: $(VENV)/.installed-dev  ## all tests: minutes more
-	$(BIN)/python -m pytest -n logical --dist loadgroup -m ''
+	$(BIN)/python -m pytest -n logical --dist worksteal -m ''
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

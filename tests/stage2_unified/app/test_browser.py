@@ -25,7 +25,6 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 if CHROMIUM is None:
     pytest.skip("Chromium is not on this machine: apt-get install chromium", allow_module_level=True)
 
-pytestmark = pytest.mark.xdist_group("browser")  # one server and one Chromium
 SHIPPED = ROOT / "models" / "phantom" / "model"
 # No sandbox, since tests run as root; and a browser that asks nothing of its maker.
 ARGUMENTS = [

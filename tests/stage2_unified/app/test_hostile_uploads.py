@@ -11,7 +11,6 @@ from tests.data.dicom_samples import file_bytes, film
 from tests.stage2_unified.app.conftest import LOGIN
 from tests.stage2_unified.app.hostile import SCRIPTS, hostile_uploads
 
-pytestmark = pytest.mark.xdist_group("page")  # one server for all of them, not one a worker
 KINDS = ("wrong type", "bomb", "truncated", "path name", "script in a header")
 
 

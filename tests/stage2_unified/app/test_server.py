@@ -24,8 +24,6 @@ from stage2_unified.app.server import remove_older
 from stage2_unified.evaluate.prompts import FINDINGS
 from tests.stage2_unified.app.conftest import LOGIN
 
-pytestmark = pytest.mark.xdist_group("page")  # one server for all of them, not one a worker
-
 
 @pytest.fixture(scope="module")
 def client(server):
