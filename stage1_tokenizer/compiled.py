@@ -1,4 +1,4 @@
-"""``winograd.c``, compiled for this processor when it is first asked for, by the C compiler of this machine.
+"""``winograd.c`` and ``group_norm.c``, compiled for this processor when first asked for, by the machine's C compiler.
 
 The library lies in the cache (``MEDUNIFIER_CACHE``) under a name made of the source, the flags and the processor's
 features, so machines of several kinds may share a home. Without a compiler, or with ``MEDUNIFIER_COMPILED=0``, the
@@ -13,8 +13,10 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -22,7 +24,7 @@ from torch import Tensor
 from data.shard_files import cache_folder
 from shared.artifacts import atomic_file
 
-SOURCE = Path(__file__).with_name("winograd.c")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("winograd.c", "group_norm.c"))
 # Not -ffast-math: a library linked with it flushes small numbers to zero in the whole process.
 FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fPIC", "-shared")
 MOST_SECONDS = 60
@@ -30,29 +32,45 @@ MOST_SECONDS = 60
 CHANNELS, OUTPUTS = 8, 16
 """Of these the numbers of channels must be multiples."""
 ROWS = 6
+PIXELS = 4096
+"""Of an image, that a thread takes at a time for its norm."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The library's functions; the sources say what they do."""
+
+    winograd_f4: Callable[..., int]
+    channel_sums: Callable[..., None]
+    scale_shift: Callable[..., None]
 
 
 @cache
-def winograd_library() -> Callable[..., int] | None:
-    """The function ``winograd_f4``; None where it cannot be compiled."""
+def kernels() -> Kernels | None:
+    """The library; None where it cannot be compiled."""
     compiler = shutil.which(os.environ.get("CC", "cc"))
-    if os.environ.get("MEDUNIFIER_COMPILED") == "0" or compiler is None or not SOURCE.is_file():
+    if os.environ.get("MEDUNIFIER_COMPILED") == "0" or compiler is None:
         return None
-    source = SOURCE.read_bytes()
-    name = hashlib.sha256(source + repr((FLAGS, compiler, _processor())).encode()).hexdigest()[:32]
-    library = cache_folder() / "compiled" / f"{name}.so"
     try:
+        sources = b"".join(source.read_bytes() for source in SOURCES)
+        name = hashlib.sha256(sources + repr((FLAGS, compiler, _processor())).encode()).hexdigest()[:32]
+        library = cache_folder() / "compiled" / f"{name}.so"
         if not library.is_file():
             with atomic_file(library) as partial:
-                command = [compiler, *FLAGS, "-o", str(partial), str(SOURCE)]
+                command = [compiler, *FLAGS, "-o", str(partial), *map(str, SOURCES)]
                 subprocess.run(command, capture_output=True, check=True, timeout=MOST_SECONDS)
-        function = ctypes.CDLL(str(library)).winograd_f4
+        loaded = ctypes.CDLL(str(library))
+        for name, pointers, numbers, result in (
+            ("winograd_f4", 5, 7, ctypes.c_int), ("channel_sums", 3, 2, None), ("scale_shift", 4, 3, None),
+        ):  # fmt: skip
+            function = getattr(loaded, name)
+            function.argtypes = [*[ctypes.c_void_p] * pointers, *[ctypes.c_long] * numbers]
+            function.restype = result
     except Exception:  # no room, no headers, an old compiler, a cache that may not be run from: slower, not wrong
         return None
-    pointer, number = ctypes.c_void_p, ctypes.c_long
-    function.argtypes = [*[pointer] * 4, *[number] * 7]
-    function.restype = ctypes.c_int
-    return function  # type: ignore[no-any-return]
+    return Kernels(loaded.winograd_f4, loaded.channel_sums, loaded.scale_shift)
 
 
 def _processor() -> str:
@@ -68,36 +86,85 @@ def panels(points: Tensor) -> Tensor:
     return points.unflatten(2, (-1, OUTPUTS)).transpose(1, 2).contiguous()
 
 
-def convolve(x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
+def convolve(x: Tensor, kernel: Tensor, bias: Tensor | None, add: Tensor | None = None) -> Tensor:
     """(B, H, W, C) float32 -> (B, H, W, O), with as many threads as PyTorch has. Sides are multiples of 4.
 
     Args:
         x: contiguous.
         kernel: of :func:`panels`.
         bias: (O,).
+        add: (B, H, W, O), contiguous, added to the result.
     """
-    library = winograd_library()
+    library = kernels()
     assert library is not None, "whoever makes panels has looked for it"
     batch, height, width, channels = x.shape
     outputs = kernel.shape[1] * OUTPUTS
     y = x.new_empty(batch, height, width, outputs)
-    tiles, threads = batch * (height // 4) * (width // 4), torch.get_num_threads()
-    share = -(-tiles // (threads * ROWS)) * ROWS  # of a thread, rounded up
+    tiles = batch * (height // 4) * (width // 4)
+    share = -(-tiles // (torch.get_num_threads() * ROWS)) * ROWS  # of a thread, rounded up
     # Enough tiles at a time that the kernel, which is read anew for each block, is the smaller part.
     block = min(ROWS * 4 * max(1, max(channels, outputs) // 128), share)
-    addresses = [tensor.data_ptr() for tensor in (x, kernel)]
-    addresses += [0 if bias is None else bias.data_ptr(), y.data_ptr()]
+    addresses = [0 if tensor is None else tensor.data_ptr() for tensor in (x, kernel, bias, add, y)]
 
     def some(first: int) -> int:
-        return library(*addresses, height, width, channels, outputs, first, min(first + share, tiles), block)
+        last = min(first + share, tiles)
+        return library.winograd_f4(*addresses, height, width, channels, outputs, first, last, block)
 
-    # ctypes lets go of the interpreter's lock, so threads of Python run side by side.
-    failed = sum(_threads(threads).map(some, range(0, tiles, share))) if threads > 1 else some(0)
-    if failed:
+    if any(_side_by_side(some, range(0, tiles, share))):
         raise MemoryError("no memory for a convolution")
     return y
 
 
+def normalise(x: Tensor, out: Tensor, groups: int, weight: Tensor, bias: Tensor, epsilon: float, swish: bool) -> None:
+    """GroupNorm of (B, H, W, C) float32, and its swish if asked for, into ``out``, which may be ``x``.
+
+    The result does not depend on the number of threads. Both are contiguous, C a multiple of 8.
+    """
+    library = kernels()
+    assert library is not None, "the caller has looked for it"
+    batch, height, width, channels = x.shape
+    pixels = height * width
+    parts = -(-pixels // PIXELS)
+    sums = torch.zeros(batch, parts, 2, channels, dtype=torch.float64)
+    size = x.element_size() * channels
+
+    def places(part: int) -> tuple[int, int, int]:
+        """Image, byte of the first value, pixels."""
+        image, begin = part // parts, part % parts * PIXELS
+        return image, (image * pixels + begin) * size, min(PIXELS, pixels - begin)
+
+    def add_up(part: int) -> None:
+        image, begin, count = places(part)
+        pivot = x[image].data_ptr()  # an image's first pixel
+        library.channel_sums(x.data_ptr() + begin, pivot, sums.data_ptr() + part * 16 * channels, count, channels)
+
+    _side_by_side(add_up, range(batch * parts))
+    # Channels are joined to groups as parallel parts of a variance are (Chan et al., 1979).
+    of_channel, square = (sums.sum(1) / pixels).view(batch, 2, groups, -1).unbind(1)
+    variance = square - of_channel * of_channel
+    of_channel = of_channel + x[:, 0, 0].double().view_as(of_channel)
+    mean = of_channel.mean(2, keepdim=True)
+    variance = (variance + (of_channel - mean).square()).mean(2, keepdim=True)
+    scale = (variance.clamp(min=0) + epsilon).rsqrt() * weight.double().view(groups, -1)
+    shift = (bias.double().view(groups, -1) - mean * scale).float()
+    scale = scale.float()
+
+    def apply(part: int) -> None:
+        image, begin, count = places(part)
+        library.scale_shift(
+            x.data_ptr() + begin, out.data_ptr() + begin, scale[image].data_ptr(), shift[image].data_ptr(),
+            count, channels, swish,
+        )  # fmt: skip
+
+    _side_by_side(apply, range(batch * parts))
+
+
+def _side_by_side(function: Callable[[int], T], numbers: range) -> list[T]:
+    """By as many threads as PyTorch has: ctypes lets go of the interpreter's lock."""
+    threads = torch.get_num_threads()
+    return list((_threads(threads).map if threads > 1 else map)(function, numbers))
+
+
 @cache
 def _threads(count: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(count, thread_name_prefix="winograd")
+    return ThreadPoolExecutor(count, thread_name_prefix="kernels")

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad, silu
 from torch.utils.checkpoint import checkpoint
 
+from stage1_tokenizer.group_norm import CompiledGroupNorm
 from stage1_tokenizer.winograd import WinogradConv2d
 
 
@@ -17,11 +18,22 @@ def group_norm(channels: int, groups: int) -> nn.GroupNorm:
     return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
-def swish_conv(layer: nn.Module, x: Tensor) -> Tensor:
-    """``layer`` of x * sigmoid(x). Where no gradient needs it, ``x`` may be overwritten."""
-    if isinstance(layer, WinogradConv2d) and not layer.compiled:
-        return layer(x, swish=True)
-    return layer(silu(x, inplace=not torch.is_grad_enabled()))
+def norm_swish_conv(
+    norm: nn.GroupNorm, layer: nn.Conv2d, x: Tensor, add: Tensor | None = None, overwrite: bool = False
+) -> Tensor:
+    """``layer(swish(norm(x))) + add``, for inference; with ``overwrite`` x may be lost."""
+    if isinstance(norm, CompiledGroupNorm):
+        h, swish = norm(x, swish=True, overwrite=overwrite), False
+    elif isinstance(layer, WinogradConv2d) and not layer.compiled:
+        h, swish = norm(x), True
+    else:
+        h, swish = silu(norm(x), inplace=not torch.is_grad_enabled()), False
+    if isinstance(layer, WinogradConv2d):
+        return layer(h, swish=swish, add=add)
+    h = layer(h)
+    if add is None:
+        return h
+    return h + add if torch.is_grad_enabled() else h.add_(add)
 
 
 class ResnetBlock(nn.Module):
@@ -37,11 +49,11 @@ class ResnetBlock(nn.Module):
         self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(self, x: Tensor) -> Tensor:
-        h = swish_conv(self.conv1, self.norm1(x))
-        h = self.norm2(h)
-        h = self.conv2(self.dropout(silu(h))) if self.training else swish_conv(self.conv2, h)
+        h = norm_swish_conv(self.norm1, self.conv1, x)
         shortcut = x if self.nin_shortcut is None else self.nin_shortcut(x)
-        return h + shortcut if torch.is_grad_enabled() else h.add_(shortcut)
+        if self.training:
+            return self.conv2(self.dropout(silu(self.norm2(h)))) + shortcut
+        return norm_swish_conv(self.norm2, self.conv2, h, add=shortcut, overwrite=True)
 
 
 class AttnBlock(nn.Module):
@@ -174,7 +186,7 @@ class Encoder(nn.Module):
         h = self.conv_in(x)
         for level in self.down:
             h = level(h)
-        return swish_conv(self.conv_out, self.norm_out(self.mid(h)))
+        return norm_swish_conv(self.norm_out, self.conv_out, self.mid(h), overwrite=True)
 
 
 class Decoder(nn.Module):
@@ -212,4 +224,4 @@ class Decoder(nn.Module):
         h = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             h = level(h)
-        return swish_conv(self.conv_out, self.norm_out(h))
+        return norm_swish_conv(self.norm_out, self.conv_out, h, overwrite=True)

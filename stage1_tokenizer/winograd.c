@@ -50,10 +50,11 @@ static inline void product(const float *x, const float *panel, float *out, long 
 
 /* Tiles `first` to `last` (counted over images, then down, then across) of the convolution.
  * x (B, height, width, channels), y (B, height, width, outputs), both sides multiples of 4;
- * points (36, outputs / 16, channels, 16): the transformed kernel in panels; bias (outputs) or NULL.
+ * points (36, outputs / 16, channels, 16): the transformed kernel in panels; bias (outputs) or NULL; add, of y's
+ * shape, or NULL: what comes to it.
  * channels is a multiple of 8, outputs of 16, block of 6. Returns 0, or 1 where memory is wanting. */
-int winograd_f4(const float *x, const float *points, const float *bias, float *y, long height, long width,
-                long channels, long outputs, long first, long last, long block) {
+int winograd_f4(const float *x, const float *points, const float *bias, const float *add, float *y, long height,
+                long width, long channels, long outputs, long first, long last, long block) {
     long across = width / 4, of_image = across * (height / 4);
     /* From one point to the next; a cache line more than the tiles need, or all 36 would fall into one cache set. */
     long step = block * channels + 16, out_step = block * outputs + 16;
@@ -92,16 +93,19 @@ int winograd_f4(const float *x, const float *points, const float *bias, float *y
                             products + p * out_step + t * outputs + o, channels, outputs);
         for (long t = 0; t < tiles; t++) {
             long image = (begin + t) / of_image, place = (begin + t) % of_image;
-            float *origin = y + ((image * height + place / across * 4) * width + place % across * 4) * outputs;
+            long corner = ((image * height + place / across * 4) * width + place % across * 4) * outputs;
             for (long o = 0; o < outputs; o += 8) {
-                v8 m[36], half[24], out[16], add = {0};
-                if (bias) add = *(const v8 *)(bias + o);
+                v8 m[36], half[24], out[16], constant = {0};
+                if (bias) constant = *(const v8 *)(bias + o);
                 for (int p = 0; p < 36; p++) m[p] = *(const v8 *)(products + p * out_step + t * outputs + o);
                 for (int j = 0; j < 6; j++) four_outputs(m + j, half + j, 6, 6);         /* across */
                 for (int i = 0; i < 4; i++) four_outputs(half + 6 * i, out + i, 1, 4);   /* down: out is row, column */
                 for (int i = 0; i < 4; i++)
-                    for (int j = 0; j < 4; j++)
-                        *(v8 *)(origin + (i * width + j) * outputs + o) = out[4 * i + j] + add;
+                    for (int j = 0; j < 4; j++) {
+                        long at = corner + (i * width + j) * outputs + o;
+                        v8 value = out[4 * i + j] + constant;
+                        *(v8 *)(y + at) = add ? value + *(const v8 *)(add + at) : value;
+                    }
             }
         }
     }

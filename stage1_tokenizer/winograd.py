@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from stage1_tokenizer.compiled import CHANNELS, OUTPUTS, convolve, panels, winograd_library
+from stage1_tokenizer.compiled import CHANNELS, OUTPUTS, convolve, kernels, panels
+from stage1_tokenizer.group_norm import CompiledGroupNorm
 
 MIN_CHANNELS = 64
 """Below this the additions cost more than the multiplications that they save."""
@@ -85,17 +86,20 @@ class WinogradConv2d(nn.Conv2d):
         new.weight, new.bias = layer.weight, layer.bias
         new._points = transformed_kernel(layer.weight.detach())
         fits = layer.in_channels % CHANNELS == 0 and layer.out_channels % OUTPUTS == 0
-        new.compiled = fits and layer.weight.device.type == "cpu" and winograd_library() is not None
+        new.compiled = fits and layer.weight.device.type == "cpu" and kernels() is not None
         if new.compiled:
             new._points = panels(new._points)
         return new.train(layer.training)
 
     _points: Tensor
     compiled: bool
-    """In one pass, which does not take the swish on the way: it is taken before, where the values lie."""
+    """In one pass, which does not take the swish on the way: the norm before it does."""
 
-    def forward(self, x: Tensor, swish: bool = False) -> Tensor:
-        """The convolution of ``x``, or of its swish, which is then taken where the values lie in the cache anyway."""
+    def forward(self, x: Tensor, swish: bool = False, add: Tensor | None = None) -> Tensor:
+        """The convolution of ``x``, or of its swish, which is then taken where the values lie in the cache anyway.
+
+        ``add`` (B, O, H, W) is added to it.
+        """
         plain = x.device.type == self._points.device.type == "cpu" and x.dtype == torch.float32
         if (
             not plain
@@ -104,11 +108,15 @@ class WinogradConv2d(nn.Conv2d):
             or x.shape[2] % 4
             or x.shape[3] % 4
         ):
-            return super().forward(silu(x) if swish else x)
+            result = super().forward(silu(x) if swish else x)
+            return result if add is None else result + add
         rows = x.permute(0, 2, 3, 1)  # as it lies in memory
         if self.compiled:
-            return convolve((silu(rows) if swish else rows).contiguous(), self._points, self.bias).permute(0, 3, 1, 2)
-        return _convolve(rows, self._points, self.bias, swish).permute(0, 3, 1, 2)
+            rows = (silu(rows) if swish else rows).contiguous()
+            more = None if add is None else add.permute(0, 2, 3, 1).contiguous()
+            return convolve(rows, self._points, self.bias, more).permute(0, 3, 1, 2)
+        result = _convolve(rows, self._points, self.bias, swish).permute(0, 3, 1, 2)
+        return result if add is None else result.add_(add)
 
 
 def _convolve(x: Tensor, points: Tensor, bias: Tensor | None, swish: bool) -> Tensor:
@@ -153,7 +161,7 @@ def _convolve_strip(strip: Tensor, points: Tensor, bias: Tensor | None, out: Ten
 
 
 def use_winograd(module: nn.Module) -> int:
-    """Replace the convolutions below ``module`` for which it pays; returns how many."""
+    """Replace the convolutions below ``module`` for which it pays, and the norms; returns how many convolutions."""
     count = 0
     for name, child in module.named_children():
         if isinstance(child, nn.Conv2d):
@@ -161,6 +169,8 @@ def use_winograd(module: nn.Module) -> int:
             if fits and min(child.in_channels, child.out_channels) >= MIN_CHANNELS:
                 setattr(module, name, WinogradConv2d.of(child))
                 count += 1
+        elif isinstance(child, nn.GroupNorm):
+            setattr(module, name, CompiledGroupNorm.of(child))
         else:
             count += use_winograd(child)
     return count

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import conv2d, silu
 
-from stage1_tokenizer import compiled, winograd
+from stage1_tokenizer import compiled, group_norm, winograd
 from stage1_tokenizer.frozen import FrozenTokenizer
 from stage1_tokenizer.vqgan import VQGAN
 from stage1_tokenizer.winograd import WinogradConv2d, use_winograd
@@ -14,8 +14,9 @@ from stage1_tokenizer.winograd import WinogradConv2d, use_winograd
 def way(request, monkeypatch, tmp_path_factory):
     """Both ways of computing it."""
     if request.param == "operations":
-        monkeypatch.setattr(winograd, "winograd_library", lambda: None)
-    elif compiled.winograd_library() is None:
+        monkeypatch.setattr(winograd, "kernels", lambda: None)
+        monkeypatch.setattr(group_norm, "kernels", lambda: None)
+    elif compiled.kernels() is None:
         pytest.skip("no C compiler on this machine")
     return request.param
 
@@ -72,9 +73,9 @@ def test_without_a_compiler_or_room_there_is_no_library(monkeypatch, tmp_path, w
     for name, value in (("CC", str(tmp_path / "cc")), ("CC", "no-such-compiler"), ("MEDUNIFIER_COMPILED", "0")):
         with monkeypatch.context() as changed:
             changed.setenv(name, value)
-            assert compiled.winograd_library.__wrapped__() is None
+            assert compiled.kernels.__wrapped__() is None
     assert not list((tmp_path / "cache").rglob("*.so"))
-    assert compiled.winograd_library.__wrapped__() is not None
+    assert compiled.kernels.__wrapped__() is not None
     assert len(list((tmp_path / "cache").rglob("*"))) == 2  # the folder and the library
 
 
@@ -93,6 +94,14 @@ def test_swish_is_taken_on_the_way():
             found = own(x, swish=True)
             torch.testing.assert_close(found, own(silu(x)), atol=1e-6, rtol=0)
             assert torch.equal(x, before)
+
+
+def test_what_is_added_is_added():
+    own, x, more = layer(64, 96), torch.randn(2, 64, 8, 8), torch.randn(2, 96, 8, 8)
+    with torch.no_grad():
+        for size in (8, 6):
+            part, rest = x[..., :size], more[..., :size]
+            torch.testing.assert_close(own(part, add=rest), own(part) + rest, atol=1e-6, rtol=0)
 
 
 def test_is_the_direct_convolution_where_it_cannot_be_used():
