@@ -1,7 +1,7 @@
 """What each objective gives and takes: all four at once, each alone, each left out, trained and judged alike.
 
 Every run is a training by ``stage2_unified/train.py`` with the same configuration, data, order and number of steps;
-only the weights of the losses differ. Each is judged by ``medunifier evaluate`` on what its losses could teach it.
+only the weights of the losses differ. One more run has all four, and reads images in both directions. Each is judged by ``medunifier evaluate`` on what its losses could teach it.
 Whatever is finished is kept under ``runs`` and not made again; a training that was stopped continues.
 """
 
@@ -27,6 +27,8 @@ RUNS = {
     **{f"without {name}": (name,) for name in OBJECTIVES},
 }
 """Name of a run -> objectives whose weight is 0."""
+BOTH_WAYS = "all four, images read in both directions"
+RUNS[BOTH_WAYS] = ()
 
 # Task of `evaluate` -> figure -> (what it is called, the objective that teaches it).
 FIGURES = {
@@ -106,7 +108,7 @@ def _figures() -> dict[str, tuple[str, str]]:
 
 
 def _folder(config: Config, name: str) -> Path:
-    return Path(config.runs) / name.replace(" ", "-")
+    return Path(config.runs) / name.replace(",", "").replace(" ", "-")
 
 
 def _run(config: Config, name: str, left_out: tuple[str, ...]) -> None:
@@ -115,7 +117,8 @@ def _run(config: Config, name: str, left_out: tuple[str, ...]) -> None:
         return
     print(f"{name}: {config.steps} steps", flush=True)
     start = time.perf_counter()
-    _train(config, folder, left_out)
+    options = [f"--weights.{objective}=0" for objective in left_out]
+    _train(config, folder, [*options, "--model.bidirectional_images=true"] if name == BOTH_WAYS else options)
     seconds = time.perf_counter() - start
     figures: dict[str, float] = {}
     for task, named in FIGURES.items():
@@ -135,7 +138,7 @@ def _run(config: Config, name: str, left_out: tuple[str, ...]) -> None:
     write_json(folder / "judged.json", {"figures": figures, "training_seconds": seconds, "steps": config.steps})
 
 
-def _train(config: Config, folder: Path, left_out: tuple[str, ...]) -> None:
+def _train(config: Config, folder: Path, options: list[str]) -> None:
     """One training in a process of its own, as a user starts it."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--num_processes", "1"]
     command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
@@ -143,8 +146,7 @@ def _train(config: Config, folder: Path, left_out: tuple[str, ...]) -> None:
     command += ["--data.shards", str(Path(config.codes).resolve())]
     command += ["--tokenizer", str(Path(config.tokenizer).resolve()), "--loop.steps", str(config.steps)]
     command += ["--loop.validate_every", str(config.steps), "--loop.threads", str(config.threads)]
-    for objective in left_out:
-        command += [f"--weights.{objective}", "0"]
+    command += options
     if subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False).returncode:
         raise UserError(f"the training in {folder} failed, its message stands above; the same command continues it")
 
