@@ -1,8 +1,9 @@
 """What each objective gives and takes: all four at once, each alone, each left out, trained and judged alike.
 
 Every run is a training by ``stage2_unified/train.py`` with the same configuration, data, order and number of steps;
-only the weights of the losses differ. One more run has all four, and reads images in both directions. Each is judged by ``medunifier evaluate`` on what its losses could teach it.
-Whatever is finished is kept under ``runs`` and not made again; a training that was stopped continues.
+only the weights of the losses differ. One more run has all four, and reads images in both directions. Each is judged
+by ``medunifier evaluate`` on what its losses could teach it. Whatever is finished is kept under ``runs`` and not made
+again; a training that was stopped continues.
 """
 
 import json
@@ -56,7 +57,7 @@ class Config:
     """Token shards of the same studies."""
     tokenizer: str
     """The frozen tokenizer that made them."""
-    config: str = "configs/stage2/demo.yaml"
+    preset: str = "configs/stage2/demo.yaml"
     """Configuration of every training."""
     steps: int = 400
     """Of each training."""
@@ -142,7 +143,7 @@ def _train(config: Config, folder: Path, options: list[str]) -> None:
     """One training in a process of its own, as a user starts it."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--num_processes", "1"]
     command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    command += ["stage2_unified/train.py", "--config", str(ROOT / config.config), "--run_dir", str(folder.resolve())]
+    command += ["stage2_unified/train.py", "--config", str(ROOT / config.preset), "--run_dir", str(folder.resolve())]
     command += ["--data.shards", str(Path(config.codes).resolve())]
     command += ["--tokenizer", str(Path(config.tokenizer).resolve()), "--loop.steps", str(config.steps)]
     command += ["--loop.validate_every", str(config.steps), "--loop.threads", str(config.threads)]
@@ -157,7 +158,7 @@ def _page(config: Config, judged: dict[str, dict[str, float]]) -> str:
         "# What each objective gives and takes",
         "",
         f"`medunifier bench ablations{_changed(config)}` on {time.strftime('%Y-%m-%d', time.gmtime())}: every run is "
-        f"`{config.config}` for {config.steps} steps on the same studies in the same order, with the weights of some "
+        f"`{config.preset}` for {config.steps} steps on the same studies in the same order, with the weights of some "
         f"losses at 0; judged on {config.limit} test studies of its data. A dash: the run was not taught that. "
         "Short trainings of a small model: they compare, and are not what a long one reaches.",
         "",

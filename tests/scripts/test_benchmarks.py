@@ -7,8 +7,17 @@ import torch
 from data.loader import sample_stream
 from data.radiograph import read_radiograph
 from data.shards import ShardDataset
-from shared.bench import BenchConfig, load_benchmark
+from shared.bench import BENCHMARKS, BenchConfig, load_benchmark, main
 from shared.errors import UserError
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in BENCHMARKS.glob("*.py")))
+def test_each_benchmark_shows_its_options(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([name, "--help"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    assert f"medunifier bench {name}" in shown and "--threads" in shown and "--out" in shown
 
 
 def test_both_loaders_give_every_sample_of_an_epoch(tmp_path, monkeypatch):
