@@ -41,17 +41,19 @@ def test_each_run_leaves_out_what_its_name_says_and_is_made_once(bench, config, 
     assert bench.rows(config(only="image alone")) == []  # nothing to stand beside yet
     assert "still to be trained: all four" in capsys.readouterr().out
     rows = bench.rows(config())
-    assert len(bench.commands) == len(bench.RUNS) == 9
+    assert len(bench.commands) == len(bench.RUNS) == 10
     zeroed = {
         command[command.index("--run_dir") + 1].rpartition("/")[2]: {
-            part.removeprefix("--weights.") for part in command if part.startswith("--weights.")
+            part.removeprefix("--weights.").removesuffix("=0") for part in command if part.startswith("--weights.")
         }
         for command in bench.commands
     }
     assert zeroed["all-four"] == set() and zeroed["without-report"] == {"report"}
     assert zeroed["image-alone"] == {"contrast", "matching", "report"}
+    both_ways = [command for command in bench.commands if "--model.bidirectional_images=true" in command]
+    assert len(both_ways) == 1 and zeroed["all-four-images-read-in-both-directions"] == set()
     assert all(command[command.index("--loop.steps") + 1] == "7" for command in bench.commands)
-    assert bench.rows(config()) == rows and len(bench.commands) == 9
+    assert bench.rows(config()) == rows and len(bench.commands) == 10
     for row in rows:
         assert row.ratio == pytest.approx(row.ours / row.peer)
     page = (tmp_path / "a.md").read_text().splitlines()
@@ -72,6 +74,6 @@ def test_weights_and_configuration_are_names_that_exist(bench, config, root):
     from stage2_unified.config import LossWeights
 
     assert set(bench.OBJECTIVES) <= set(LossWeights.__dataclass_fields__)
-    assert (root / config().config).is_file() and (root / "stage2_unified" / "train.py").is_file()
+    assert (root / config().preset).is_file() and (root / "stage2_unified" / "train.py").is_file()
     with pytest.raises(ValueError, match="only must be one of"):
         config(only="everything")
