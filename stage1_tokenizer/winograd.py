@@ -1,4 +1,4 @@
-"""3 x 3 convolutions on a CPU by Winograd's minimal filtering, F(4 x 4, 3 x 3) (Lavin & Gray, 2016), for inference.
+"""3 x 3 convolutions on a CPU by Winograd's minimal filtering, F(4 x 4, 3 x 3) (Lavin & Gray, 2016).
 
 A tile of 4 x 4 outputs costs 36 multiplications a pair of channels in place of 144; what stands before and after are
 additions on data that lie in the cache. Where there is a C compiler, all of it is one pass
@@ -7,10 +7,16 @@ convolution's time. Elsewhere each of PyTorch's operations goes over the data an
 
 The sums are taken in another order and with factors up to 8, so an output differs from the direct one by some 1e-5 of
 its spread (direct float32 by a quarter of that from float64): of codes that are nearly tied, few come out otherwise.
+
+In training the output and the gradient to the input are computed so, both being convolutions; the gradient to the
+kernel is PyTorch's. The kernel is transformed anew each time, so it needs the compiled pass and enough tiles to pay.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import silu
 
 from stage1_tokenizer.compiled import CHANNELS, OUTPUTS, convolve, kernels, panels
@@ -21,6 +27,9 @@ MIN_CHANNELS = 64
 
 TILE_CHANNELS = 2**16
 """Tiles at a time, times channels: their 36 values each fill 9 MiB before and 9 MiB after the product."""
+
+MIN_TILES = 32
+"""In training: with fewer, to transform and to read the kernel takes longer than the direct convolution."""
 
 _KERNEL = torch.tensor(
     [
@@ -160,13 +169,95 @@ def _convolve_strip(strip: Tensor, points: Tensor, bias: Tensor | None, out: Ten
         out.add_(bias)
 
 
+class TrainedWinogradConv2d(nn.Conv2d):
+    """A 3 x 3 convolution of stride 1 and padding 1 that is trained, with the parameters of the one it replaces.
+
+    Where it cannot be used (autocast, another device, sides that are no multiple of 4, too few tiles) it is that
+    convolution.
+    """
+
+    @classmethod
+    def of(cls, layer: nn.Conv2d) -> "TrainedWinogradConv2d":
+        """The same convolution; the parameters are shared."""
+        with torch.device("meta"):
+            new = cls(layer.in_channels, layer.out_channels, 3, padding=1, bias=layer.bias is not None)
+        new.weight, new.bias = layer.weight, layer.bias
+        return new.train(layer.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, O, H, W)."""
+        batch, _, height, width = x.shape
+        if (
+            x.device.type != "cpu"
+            or x.dtype != torch.float32
+            or height % 4
+            or width % 4
+            or batch * height * width < 16 * MIN_TILES
+            or torch.is_autocast_enabled("cpu")
+        ):
+            return super().forward(x)
+        result: Tensor = _TrainedConvolution.apply(x, self.weight, self.bias)  # type: ignore[no-untyped-call]
+        return result
+
+
+class _TrainedConvolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.outputs = None if bias is None else list(bias.shape)
+        rows = x.permute(0, 2, 3, 1).contiguous()
+        return convolve(rows, _trained_panels(weight), bias).permute(0, 3, 1, 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        to_x = None
+        if of_x:
+            rows = gradient.permute(0, 2, 3, 1).contiguous()
+            turned = weight.flip(2, 3).transpose(0, 1)
+            to_x = convolve(rows, _trained_panels(turned), None).permute(0, 3, 1, 2)
+        _, to_weight, to_bias = torch.ops.aten.convolution_backward(
+            gradient, x, weight, ctx.outputs, (1, 1), (1, 1), (1, 1), False, (0, 0), 1, (False, of_weight, of_bias)
+        )
+        return to_x, to_weight, to_bias
+
+
+def _trained_panels(weight: Tensor) -> Tensor:
+    """(O, C, 3, 3) -> (36, O / 16, C, 16) in float32: a product that writes in the order in which it is read."""
+    outputs, channels = weight.shape[:2]
+    places = weight.detach().unflatten(0, (-1, OUTPUTS)).permute(3, 4, 0, 2, 1).reshape(9, -1)
+    kernel = _KERNEL.float()
+    points = torch.einsum("ia,jb->jiab", kernel, kernel).reshape(36, 9)
+    return (points @ places).view(36, outputs // OUTPUTS, channels, OUTPUTS)
+
+
+def train_by_winograd(module: nn.Module) -> int:
+    """Replace the convolutions below ``module`` that can be trained so; returns how many: 0 without a compiler."""
+    count = 0
+    for name, child in module.named_children():
+        if isinstance(child, nn.Conv2d):
+            widths = child.in_channels % OUTPUTS == child.out_channels % OUTPUTS == 0
+            if widths and _pays(child) and kernels() is not None:
+                setattr(module, name, TrainedWinogradConv2d.of(child))
+                count += 1
+        else:
+            count += train_by_winograd(child)
+    return count
+
+
+def _pays(layer: nn.Conv2d) -> bool:
+    fits = (layer.kernel_size, layer.stride, layer.padding, layer.groups) == ((3, 3), (1, 1), (1, 1), 1)
+    return fits and min(layer.in_channels, layer.out_channels) >= MIN_CHANNELS
+
+
 def use_winograd(module: nn.Module) -> int:
     """Replace the convolutions below ``module`` for which it pays, and the norms; returns how many convolutions."""
     count = 0
     for name, child in module.named_children():
         if isinstance(child, nn.Conv2d):
-            fits = (child.kernel_size, child.stride, child.padding, child.groups) == ((3, 3), (1, 1), (1, 1), 1)
-            if fits and min(child.in_channels, child.out_channels) >= MIN_CHANNELS:
+            if _pays(child):
                 setattr(module, name, WinogradConv2d.of(child))
                 count += 1
         elif isinstance(child, nn.GroupNorm):

@@ -77,6 +77,8 @@ def build_model(
         take_over(model, config.model.pretrained)
     if config.lora.rank:
         add_adapters(model, config.lora.rank, config.lora.alpha)
+    if config.compile:
+        model.compile_layers()
     if config.recompute_activations:
         model.gradient_checkpointing_enable()
     return model

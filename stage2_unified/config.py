@@ -172,6 +172,9 @@ class Stage2Config:
     """Optimizer."""
     loop: LoopConfig = field(default_factory=LoopConfig)
     """Length and intervals."""
+    compile: bool = False
+    """torch.compile for the norms and feed-forward parts of the decoder's layers. It needs a compiler, and a minute
+    at the start."""
     recompute_activations: bool = False
     """Gradient checkpointing, a decoder layer at a time: less memory, about a third more arithmetic, the same
     gradients."""

@@ -110,6 +110,16 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
             if enable:
                 layer.forward = partial(gradient_checkpointing_func, layer.forward)
 
+    def compile_layers(self) -> None:
+        """torch.compile for what stands between a decoder layer's products: its norms and its feed-forward part.
+
+        Whole layers would need a graph each, since each asks the cache for its own number; these share one, whatever
+        the number of layers and the length of the rows, also where layers are computed again in the backward pass.
+        """
+        for module in self.model.layers.modules():
+            if type(module).__name__.endswith(("MLP", "RMSNorm")):
+                module.compile(dynamic=True)
+
     # Embeddings -----------------------------------------------------------------------------------------
 
     def get_input_embeddings(self) -> nn.Embedding:

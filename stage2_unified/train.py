@@ -65,7 +65,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             "another folder, or leave data.prior out"
         )
     validation = _validation(config, sections_of(text_choice))
-    run = RunFolder(config.run_dir, config, (*MAY_CHANGE, "data.shards", "tokenizer", "recompute_activations"))
+    run = RunFolder(
+        config.run_dir, config, (*MAY_CHANGE, "data.shards", "tokenizer", "recompute_activations", "compile")
+    )
 
     words = text_tokenizer(config, run, training)
     model = build_model(config, words, tokenizer, text_choice)

@@ -1,6 +1,7 @@
 """The shared computation equals one separate pass an objective; padding and neighbours change nothing."""
 
 from dataclasses import replace
+from functools import partialmethod
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from stage2_unified.image_attention import read_both_ways
 from stage2_unified.model import MedUnifierForConditionalGeneration
 from stage2_unified.objectives.contrast import contrastive_loss
 from stage2_unified.objectives.matching import draw_negatives
-from tests.stage2_unified.conftest import GRID, make_batch, make_model
+from tests.stage2_unified.conftest import BACKBONE, GRID, make_batch, make_model
 
 
 def hidden_of(model, ids):
@@ -250,6 +251,34 @@ def test_layers_computed_again_in_the_backward_pass_give_the_same_gradients(mode
     passes.clear()
     gradients()
     assert len(passes) == once
+
+
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_compiled_layers_share_their_graphs_and_give_the_same_gradients(recomputed, monkeypatch):
+    # All of the compiler but its code generation, which needs a C++ compiler and minutes.
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="aot_eager"))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model = make_model(text_config=BACKBONE | {"num_hidden_layers": 4})
+    batches = [make_batch(), make_batch(seed=1, rows=7), make_batch(**RAGGED)]
+    if recomputed:
+        model.gradient_checkpointing_enable()
+
+    def gradients(batch):
+        model.zero_grad()
+        losses = model(batch=batch)
+        losses["loss"].backward()
+        return losses["loss"].item(), {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+    plain = [gradients(batch) for batch in batches]
+    model.compile_layers()
+    for batch, (loss, expected) in zip(batches, plain, strict=True):
+        found, gradient = gradients(batch)
+        assert found == pytest.approx(loss, rel=1e-6)
+        for name, value in expected.items():
+            assert (gradient[name] - value).abs().max() <= 1e-5 * value.abs().max(), name
+    assert 0 < torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 5
+    assert not torch._dynamo.utils.counters["graph_break"]
 
 
 def test_the_rotary_base_reaches_the_backbone():
