@@ -15,6 +15,7 @@ from stage2_unified.report_command import write_rows
 
 NOTICE = "Scores of research software, not a medical device; not calibrated, not the probability of a disease."
 _VALUES = ("similarity", "denial_similarity", "statement_over_denial")
+_IN_DRAFTS = "stated_in_drafts"
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class ClassifyConfig:
     """Score findings in radiographs (a file, a folder, shards) by the sentences that state and deny them.
 
     ``similarity`` and ``denial_similarity`` are cosines; ``statement_over_denial`` is the softmax of the two at the
-    model's temperature: 0.5 = undecided. It is not calibrated.
+    model's temperature: 0.5 = undecided. It is not calibrated. ``stated_in_drafts`` is the share of sampled reports
+    that state the finding.
     """
 
     model: str
@@ -38,6 +40,9 @@ class ClassifyConfig:
     prompts: str = "sentence"
     """sentence: "There is edema." / "There is no edema."; chexzero: "Edema." / "No edema."; biovil; severity; or
     FILE.json: {"combine": "mean" or "max", "prompts": {label: {"positive": [...], "negative": [...]}}}."""
+    drafts: int = 0
+    """Reports sampled of each radiograph, to see how often they state a finding, for those of the 14 observations;
+    0 = none."""
     split: str = ""
     """Of shards: which splits, with commas; empty = all."""
     view: str = ""
@@ -50,6 +55,8 @@ class ClassifyConfig:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        if self.drafts < 0:
+            raise ValueError(f"drafts must be at least 0, got {self.drafts}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -59,7 +66,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         UserError: for no model, no input, no prompts of these labels, or no readable radiograph at all.
     """
     config = parse_config(ClassifyConfig, argv, prog="medunifier classify")
-    from stage2_unified.inference import MedUnifierPipeline  # here: --help does not wait for torch and transformers
+    # Here: --help does not wait for torch and transformers.
+    from stage2_unified.draft_findings import stated_in_drafts
+    from stage2_unified.inference import MedUnifierPipeline
 
     prompts = chosen_prompts(config.prompts, config.labels)
     pipeline = MedUnifierPipeline.from_pretrained(config.model, config.device, config.batch_size)
@@ -68,9 +77,17 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def rows_of(readable: list[Film]) -> list[Row]:
         views = [film.view or config.view for film in readable]
-        scores = score(pipeline.embed_images(codes_of(pipeline, readable), views))
+        codes = codes_of(pipeline, readable)
+        scores = score(pipeline.embed_images(codes, views))
         columns = zip(_VALUES, (scores.similarity, scores.denial, scores.preference), strict=True)
         tables = {name: table.tolist() for name, table in columns}
+        if config.drafts:
+            shares = stated_in_drafts(pipeline, codes, views, config.drafts)
+            unknown = [math.nan] * len(views)
+            by_finding = [
+                shares[name].tolist() if name in shares else unknown for name in map(str.lower, score.findings)
+            ]
+            tables[_IN_DRAFTS] = [list(row) for row in zip(*by_finding, strict=True)]
         return [
             {
                 "view": view,
@@ -87,7 +104,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             for row, view in enumerate(views)
         ]
 
-    names = [f"{finding} {value}" for finding in score.findings for value in _VALUES]
+    values = (*_VALUES, _IN_DRAFTS) if config.drafts else _VALUES
+    names = [f"{finding} {value}" for finding in score.findings for value in values]
     write_rows(
         films,
         config.out,
@@ -96,6 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "model": pipeline.fingerprint,
             "view": config.view,
             "prompts": canonical_json(prompts.to_json()).decode(),
+            "drafts": config.drafts,
         },
         [films.key_name, "view", *names, "notice", "error"],
         _flat,

@@ -14,6 +14,7 @@ from shared.errors import UserError
 from stage2_unified.app.code_grid import Region, edited
 from stage2_unified.app.reader import FilmReader
 from stage2_unified.classify_command import chosen_prompts
+from stage2_unified.draft_findings import stated_in_drafts
 from stage2_unified.evaluate.prompts import FINDINGS
 from stage2_unified.inference import MedUnifierPipeline
 from stage2_unified.prompt_scores import PromptScorer
@@ -28,6 +29,8 @@ MOST_FOUND = 50
 VIEWS = ("as the file says", "PA", "AP", "LATERAL")
 MOST_RANKED = 2000
 """Studies of the index that a film's scores are ranked among."""
+DRAFTS = 16
+"""Reports that are sampled of a film to see how often they state a finding."""
 _REMEMBERED = 64  # films whose codes are kept, so that five questions about one film encode it once
 
 
@@ -51,9 +54,17 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Judged:
-    """A finding's scores (see :class:`Scores`), and the share of the index's studies that score lower, if any."""
+    """A finding's scores.
+
+    Attributes:
+        name: as it was asked for.
+        in_drafts: share of sampled drafts that state it; None for a name that the labeler does not know.
+        preference, similarity: see :class:`Scores`.
+        above: share of the index's studies with a lower preference; None without an index.
+    """
 
     name: str
+    in_drafts: float | None
     preference: float
     similarity: float
     above: float | None
@@ -84,6 +95,7 @@ class Answers:
         self._reader = FilmReader()
         self._films: OrderedDict[str, ReadFilm] = OrderedDict()
         self._scorers: OrderedDict[tuple[str, ...], tuple[PromptScorer, np.ndarray | None]] = OrderedDict()
+        self._drafts: OrderedDict[tuple[bytes, str], dict[str, float]] = OrderedDict()
 
     def read(self, path: str | None, view: str = "") -> ReadFilm:
         """An uploaded file -> pixels and codes; decoded in a process of its own, which may die alone.
@@ -120,7 +132,11 @@ class Answers:
             yield "\n\n".join(f"{name.upper()}: {text}" for name, text in sections.items() if text)
 
     def findings(self, film: ReadFilm, labels: str = "") -> list[Judged]:
-        """Scores of the 13 findings or of any names with commas, in that order."""
+        """Scores of the 13 findings or of any names with commas, in that order.
+
+        Raises:
+            UserError: for too many names.
+        """
         names = tuple(name.strip() for name in labels.split(",") if name.strip()) or FINDINGS
         if len(names) > MOST_LABELS or len(labels) > MOST_CHARACTERS:
             raise UserError(f"at most {MOST_LABELS} labels are scored at once")
@@ -133,9 +149,20 @@ class Answers:
         scores = scorer(self.pipeline.embed_images(film.codes[None], [film.view]))
         preference, similarity = scores.preference[0], scores.similarity[0]
         above = [None] * len(names) if others is None else (others < preference).mean(axis=0).tolist()
-        return [
-            Judged(*row) for row in zip(scorer.findings, preference.tolist(), similarity.tolist(), above, strict=True)
-        ]
+        in_drafts = self._stated(film)
+        stated = [in_drafts.get(name.lower()) for name in scorer.findings]
+        columns = (scorer.findings, stated, preference.tolist(), similarity.tolist(), above)
+        return [Judged(*row) for row in zip(*columns, strict=True)]
+
+    def _stated(self, film: ReadFilm) -> dict[str, float]:
+        """By the lower-case names of the observations that the labeler knows."""
+        key = film.codes.tobytes(), film.view
+        if key not in self._drafts:
+            shares = stated_in_drafts(self.pipeline, film.codes[None], [film.view], DRAFTS)
+            self._drafts[key] = {name: float(share[0]) for name, share in shares.items()}
+            if len(self._drafts) > _REMEMBERED:
+                self._drafts.popitem(last=False)
+        return self._drafts[key]
 
     def _preferences_of_index(self, scorer: PromptScorer) -> np.ndarray | None:
         """(N, F): what the scores of a film, which are not calibrated, can be compared with."""

@@ -11,13 +11,14 @@ import gradio as gr
 import numpy as np
 
 from shared.errors import UserError
-from stage2_unified.app.answers import Answers, as_uint8
+from stage2_unified.app.answers import DRAFTS, Answers, as_uint8
 from stage2_unified.app.code_grid import Region, cell_pixels, picture_of
 from stage2_unified.app.phantoms import Example
 
-SCORES = ("finding", "statement over denial", "similarity", "rank in the index")
+SCORES = ("finding", "in drafts", "statement over denial", "similarity", "rank in the index")
 FOUND = ("rank", "similarity", "study", "view", "findings", "impression")
 DRAWN = ("seed", "match")
+NO_RISK = "no risk of a disease"
 
 Rows = list[list[Any]]
 
@@ -45,8 +46,10 @@ class Endpoints:
     def findings(self, path: str | None, view: str, labels: str) -> Rows:
         """A film -> :data:`SCORES` of the usual findings or of names with commas, highest first."""
         judged = self._answers.findings(self._answers.read(path, view), labels or "")
-        rows = [[one.name, round(one.preference, 3), round(one.similarity, 3), one.above] for one in judged]
-        return sorted(rows, key=lambda row: (row[3] or 0, row[1]), reverse=True)
+        rows: Rows = [
+            [one.name, one.in_drafts, round(one.preference, 3), round(one.similarity, 3), one.above] for one in judged
+        ]
+        return sorted(rows, key=lambda row: (-1 if row[1] is None else row[1], row[4] or 0, row[2]), reverse=True)
 
     def similar(self, path: str | None, view: str, top: float) -> Rows:
         """A film -> :data:`FOUND` of the most similar studies, best first."""
@@ -112,9 +115,19 @@ class Endpoints:
         region = Region(top, left, min(max(int(height), 1), rows - top), min(max(int(width), 1), columns - left))
         return top, left, picture_of(codes, self._codes, region)
 
-    def bars(self, rows: Rows) -> dict[str, float]:
-        """The rows of :meth:`findings` -> a bar a finding: its rank in the index, or else the statement's share."""
-        return {name: preference if above is None else above for name, preference, _, above in rows}
+    def bars(self, rows: Rows) -> gr.Label:
+        """The rows of :meth:`findings` -> a bar a finding: how many drafts state it.
+
+        Where the labeler knows none of the names: its rank in the index, or else the statement's share.
+        """
+        stated = {name: share for name, share, *_ in rows if share is not None}
+        if stated:
+            return gr.Label(stated, label=f"Findings: share of {DRAFTS} sampled drafts that state them; {NO_RISK}")
+        if all(above is not None for *_, above in rows):
+            ranks = {name: above for name, *_, above in rows}
+            return gr.Label(ranks, label=f"Findings, as ranked in the index (100 % = highest); {NO_RISK}")
+        shares = {name: preference for name, _, preference, *_ in rows}
+        return gr.Label(shares, label=f"Findings: a sentence's share against its denial, not calibrated; {NO_RISK}")
 
     def pictures(self, rows: Rows) -> list[tuple[np.ndarray, str]]:
         """The rows of :meth:`similar` -> pictures of those studies that have one."""

@@ -100,9 +100,7 @@ def _read_tab(ask: Endpoints, answers: Answers, examples: Sequence[Example]) -> 
             )  # fmt: skip
             truth = gr.Markdown(visible=False, elem_id="truth", container=True)
             shares = gr.Label(
-                label="Findings, as ranked in the index (100 % = none speaks more for it); no risk of a disease"
-                if indexed
-                else "Findings: the sentence's share against its denial; not calibrated, no risk of a disease",
+                label="Findings: how many of some sampled drafts state them; no risk of a disease",
                 num_top_classes=MOST_LABELS, show_heading=False, elem_id="findings",
             )  # fmt: skip
             with gr.Accordion("Other findings, and the numbers", open=False):
@@ -114,9 +112,10 @@ def _read_tab(ask: Endpoints, answers: Answers, examples: Sequence[Example]) -> 
                     )  # fmt: skip
                     score = gr.Button("Score", scale=1)
                 scored = gr.Dataframe(
-                    headers=list(SCORES), datatype=["str", "number", "number", "number"], type="array",
+                    headers=list(SCORES), datatype=["str", *["number"] * 4], type="array",
                     interactive=False, buttons=[],
-                    label="Softmax of a sentence over its denial, similarity, share of the index that scores lower",
+                    label="Share of drafts that state it; a sentence's softmax over its denial, its similarity, "
+                    "and the share of the index that scores lower",
                 )  # fmt: skip
             with gr.Group(visible=indexed):
                 top = gr.Slider(1, 20, value=4, step=1, label="Most similar studies")

@@ -60,6 +60,13 @@ def test_files_to_json_lines_and_shards_to_csv(model_folder, films_folder, phant
     assert scores.keys() == {"similarity", "denial_similarity", "statement_over_denial"}
     assert 0 < scores["statement_over_denial"] < 1
 
+    own = ["--labels", "edema, cardiac pacemaker", "--drafts", "3", "--out", tmp_path / "drafts.csv"]
+    assert classify(model_folder, "--input", films_folder, *own) == 0
+    with open(tmp_path / "drafts.csv", newline="") as file:
+        drafted = [row for row in csv.DictReader(file) if not row["error"]]
+    assert len(drafted) == 5 and {row["cardiac pacemaker stated_in_drafts"] for row in drafted} == {""}
+    assert all(float(row["edema stated_in_drafts"]) * 6 % 1 == pytest.approx(0, abs=1e-4) for row in drafted)
+
     options = ["--input", phantom_shards, "--split=test", "--prompts=severity", "--labels=Edema", "--out"]
     assert classify(model_folder, *options, tmp_path / "scores.csv") == 0
     with open(tmp_path / "scores.csv", newline="") as file:
