@@ -118,8 +118,8 @@ def _run(config: Config, name: str, left_out: tuple[str, ...]) -> None:
         return
     print(f"{name}: {config.steps} steps", flush=True)
     start = time.perf_counter()
-    options = [f"--weights.{objective}=0" for objective in left_out]
-    _train(config, folder, [*options, "--model.bidirectional_images=true"] if name == BOTH_WAYS else options)
+    changed = [f"--weights.{objective}=0" for objective in left_out]
+    _train(config, folder, [*changed, "--model.bidirectional_images=true"] if name == BOTH_WAYS else changed)
     seconds = time.perf_counter() - start
     figures: dict[str, float] = {}
     for task, named in FIGURES.items():
