@@ -21,7 +21,7 @@ def group_norm(channels: int, groups: int) -> nn.GroupNorm:
 def norm_swish_conv(
     norm: nn.GroupNorm, layer: nn.Conv2d, x: Tensor, add: Tensor | None = None, overwrite: bool = False
 ) -> Tensor:
-    """``layer(swish(norm(x))) + add``, for inference; with ``overwrite`` x may be lost."""
+    """``layer(swish(norm(x))) + add``; with ``overwrite``, which only inference may say, x may be lost."""
     if isinstance(norm, CompiledGroupNorm):
         h, swish = norm(x, swish=True, overwrite=overwrite), False
     elif isinstance(layer, WinogradConv2d) and not layer.compiled:
