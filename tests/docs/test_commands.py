@@ -9,6 +9,7 @@ from importlib import import_module
 
 import numpy as np
 import pytest
+from accelerate.state import AcceleratorState
 
 import medunifier
 from data.phantom import Phantom
@@ -197,6 +198,7 @@ def test_trainings_run_too(page, workplace, capsys):
     if any(line.text.startswith("accelerate") for line in lines):
         shutil.rmtree("runs")
     for line in lines:
+        AcceleratorState._reset_state(reset_partial_state=True)  # one process, several trainings, each its precision
         run(line, capsys)
         out = re.search(r"--(?:out|run_dir) (\S+)", line.text)
         assert os.path.exists(out[1]), f"{line.text}: it left nothing"
