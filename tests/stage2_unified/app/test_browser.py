@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from data.phantom import Phantom
+from data.sections import split_sections
 from data.synthetic import save_synthetic_dicom
 from tests.stage2_unified.app.served import ROOT, serving
 
@@ -82,10 +83,15 @@ def drop(page, name, content):
     page.dispatch_event("#film button", "drop", {"dataTransfer": carried})
 
 
-def film(tmp_path):
-    """A DICOM file of the kind of phantom that the shipped model has learned, with an effusion."""
+def study_with_effusion():
+    """Of the kind of phantom that the shipped model has learned."""
     phantom = Phantom(128, 3, ("cardiomegaly", "effusion", "pneumothorax", "opacity", "nodule"))
-    study = next(s for s in map(phantom.study, range(200)) if "arge left pleural effusion" in s.report)
+    return next(s for s in map(phantom.study, range(200)) if "arge left pleural effusion" in s.report)
+
+
+def film(tmp_path):
+    """Its DICOM file."""
+    study = study_with_effusion()
     path = tmp_path / "film.dcm"
     save_synthetic_dicom(path, study.images[0], "a phantom", study.views[0])
     return path.read_bytes()
@@ -121,9 +127,8 @@ def test_a_dicom_is_dropped_and_read(opened, tmp_path):
     until(page, "document.querySelectorAll('#neighbours img').length == 4")
     assert page.locator("#findings .confidence-set").count() >= 4, "those that the phantoms have"
     assert "study" in page.locator("#found").inner_text() and "effusion" in page.locator("#found").inner_text()
-    page.locator("#typed textarea, #typed input").fill(
-        "Heart size is normal. There is a large left pleural effusion. No evidence of pneumothorax."
-    )
+    findings = split_sections(study_with_effusion().report)["findings"]
+    page.locator("#typed textarea, #typed input").fill(" ".join(findings.split()))
     page.locator("#match").click()
     until(page, "document.querySelector('#matched input').value != ''")
     assert 0 <= float(page.locator("#matched input").input_value()) <= 1
