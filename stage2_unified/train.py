@@ -48,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     sharded = take_over_fsdp()
     if sharded and config.lora.rank:
         raise UsageError("lora.rank: adapters are not sharded; use configs/accelerate/ddp.yaml")
+    if sharded and config.compile:
+        raise UsageError("compile: not beside FSDP, where nobody has compared its gradients; leave it out")
     accelerator = Accelerator(mixed_precision=loop.mixed_precision, gradient_accumulation_steps=loop.accumulation)
     if loop.batch_size * world_size() < 2:
         raise UsageError("loop.batch_size: the contrast needs at least 2 studies in the global batch, got 1")
