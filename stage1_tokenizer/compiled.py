@@ -1,8 +1,9 @@
 """``winograd.c`` and ``group_norm.c``, compiled for this processor when first asked for, by the machine's C compiler.
 
 The library lies in the cache (``MEDUNIFIER_CACHE``) under a name made of the source, the flags and the processor's
-features, so machines of several kinds may share a home. Without a compiler, or with ``MEDUNIFIER_COMPILED=0``, the
-same sums are made by PyTorch's operations, which takes about twice as long.
+features, so machines of several kinds may share a home. It runs on PyTorch's own OpenMP threads: those of another
+pool would wait for cores on which PyTorch's idle ones still spin. Without a compiler, or with
+``MEDUNIFIER_COMPILED=0``, the same sums are made by PyTorch's operations, which takes about twice as long.
 """
 
 import ctypes
@@ -11,12 +12,11 @@ import os
 import platform
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ from shared.artifacts import atomic_file
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("winograd.c", "group_norm.c"))
 # Not -ffast-math: a library linked with it flushes small numbers to zero in the whole process.
-FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fPIC", "-shared")
+FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-fPIC")
 MOST_SECONDS = 60
 
 CHANNELS, OUTPUTS = 8, 16
@@ -34,8 +34,6 @@ CHANNELS, OUTPUTS = 8, 16
 ROWS = 6
 PIXELS = 4096
 """Of an image, that a thread takes at a time for its norm."""
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -59,11 +57,11 @@ def kernels() -> Kernels | None:
         library = cache_folder() / "compiled" / f"{name}.so"
         if not library.is_file():
             with atomic_file(library) as partial:
-                command = [compiler, *FLAGS, "-o", str(partial), *map(str, SOURCES)]
-                subprocess.run(command, capture_output=True, check=True, timeout=MOST_SECONDS)
-        loaded = ctypes.CDLL(str(library))
+                _compile(compiler, partial)
+        # At once, not at the first call: where PyTorch has brought no OpenMP, this is the error.
+        loaded = ctypes.CDLL(str(library), mode=os.RTLD_NOW)
         for name, pointers, numbers, result in (
-            ("winograd_f4", 5, 7, ctypes.c_int), ("channel_sums", 3, 2, None), ("scale_shift", 4, 3, None),
+            ("winograd_f4", 5, 8, ctypes.c_int), ("channel_sums", 2, 5, None), ("scale_shift", 4, 5, None),
         ):  # fmt: skip
             function = getattr(loaded, name)
             function.argtypes = [*[ctypes.c_void_p] * pointers, *[ctypes.c_long] * numbers]
@@ -71,6 +69,15 @@ def kernels() -> Kernels | None:
     except Exception:  # no room, no headers, an old compiler, a cache that may not be run from: slower, not wrong
         return None
     return Kernels(loaded.winograd_f4, loaded.channel_sums, loaded.scale_shift)
+
+
+def _compile(compiler: str, library: Path) -> None:
+    """In two steps: linked with -fopenmp the library would bring an OpenMP of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        objects = [str(Path(folder) / f"{source.stem}.o") for source in SOURCES]
+        commands = [[*FLAGS, "-c", str(source), "-o", made] for source, made in zip(SOURCES, objects, strict=True)]
+        for arguments in (*commands, ["-shared", "-o", str(library), *objects]):
+            subprocess.run([compiler, *arguments], capture_output=True, check=True, timeout=MOST_SECONDS)
 
 
 def _processor() -> str:
@@ -101,16 +108,13 @@ def convolve(x: Tensor, kernel: Tensor, bias: Tensor | None, add: Tensor | None 
     outputs = kernel.shape[1] * OUTPUTS
     y = x.new_empty(batch, height, width, outputs)
     tiles = batch * (height // 4) * (width // 4)
-    share = -(-tiles // (torch.get_num_threads() * ROWS)) * ROWS  # of a thread, rounded up
+    threads = torch.get_num_threads()
+    share = -(-tiles // (threads * ROWS)) * ROWS  # of a thread, rounded up
     # Enough tiles at a time that the kernel, which is read anew for each block, is the smaller part.
     block = min(ROWS * 4 * max(1, max(channels, outputs) // 128), share)
     addresses = [0 if tensor is None else tensor.data_ptr() for tensor in (x, kernel, bias, add, y)]
 
-    def some(first: int) -> int:
-        last = min(first + share, tiles)
-        return library.winograd_f4(*addresses, height, width, channels, outputs, first, last, block)
-
-    if any(_side_by_side(some, range(0, tiles, share))):
+    if library.winograd_f4(*addresses, height, width, channels, outputs, tiles, share, block, threads):
         raise MemoryError("no memory for a convolution")
     return y
 
@@ -124,21 +128,9 @@ def normalise(x: Tensor, out: Tensor, groups: int, weight: Tensor, bias: Tensor,
     assert library is not None, "the caller has looked for it"
     batch, height, width, channels = x.shape
     pixels = height * width
-    parts = -(-pixels // PIXELS)
-    sums = torch.zeros(batch, parts, 2, channels, dtype=torch.float64)
-    size = x.element_size() * channels
-
-    def places(part: int) -> tuple[int, int, int]:
-        """Image, byte of the first value, pixels."""
-        image, begin = part // parts, part % parts * PIXELS
-        return image, (image * pixels + begin) * size, min(PIXELS, pixels - begin)
-
-    def add_up(part: int) -> None:
-        image, begin, count = places(part)
-        pivot = x[image].data_ptr()  # an image's first pixel
-        library.channel_sums(x.data_ptr() + begin, pivot, sums.data_ptr() + part * 16 * channels, count, channels)
-
-    _side_by_side(add_up, range(batch * parts))
+    threads = torch.get_num_threads()
+    sums = torch.zeros(batch, -(-pixels // PIXELS), 2, channels, dtype=torch.float64)
+    library.channel_sums(x.data_ptr(), sums.data_ptr(), batch, pixels, channels, PIXELS, threads)
     # Channels are joined to groups as parallel parts of a variance are (Chan et al., 1979).
     of_channel, square = (sums.sum(1) / pixels).view(batch, 2, groups, -1).unbind(1)
     variance = square - of_channel * of_channel
@@ -149,22 +141,5 @@ def normalise(x: Tensor, out: Tensor, groups: int, weight: Tensor, bias: Tensor,
     shift = (bias.double().view(groups, -1) - mean * scale).float()
     scale = scale.float()
 
-    def apply(part: int) -> None:
-        image, begin, count = places(part)
-        library.scale_shift(
-            x.data_ptr() + begin, out.data_ptr() + begin, scale[image].data_ptr(), shift[image].data_ptr(),
-            count, channels, swish,
-        )  # fmt: skip
-
-    _side_by_side(apply, range(batch * parts))
-
-
-def _side_by_side(function: Callable[[int], T], numbers: range) -> list[T]:
-    """By as many threads as PyTorch has: ctypes lets go of the interpreter's lock."""
-    threads = torch.get_num_threads()
-    return list((_threads(threads).map if threads > 1 else map)(function, numbers))
-
-
-@cache
-def _threads(count: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(count, thread_name_prefix="kernels")
+    addresses = [tensor.data_ptr() for tensor in (x, out, scale, shift)]
+    library.scale_shift(*addresses, batch, pixels, channels, swish, threads)

@@ -24,7 +24,7 @@ static inline v8 swish(v8 x) {
 
 /* Of x (pixels, channels) less pivot (channels): sums[c] += values, sums[channels + c] += their squares. A pivot near
  * the values keeps their squares from drowning what they differ by. */
-void channel_sums(const float *x, const float *pivot, double *sums, long pixels, long channels) {
+static void add_up(const float *x, const float *pivot, double *sums, long pixels, long channels) {
     for (long begin = 0; begin < pixels; begin += RUN) {
         long run = pixels - begin < RUN ? pixels - begin : RUN;
         for (long c = 0; c < channels; c += 8) {
@@ -43,12 +43,28 @@ void channel_sums(const float *x, const float *pivot, double *sums, long pixels,
     }
 }
 
-/* y = x * scale + shift by channel, or the swish of that; (pixels, channels). */
-void scale_shift(const float *x, float *y, const float *scale, const float *shift, long pixels, long channels,
-                 long with_swish) {
-    for (long p = 0; p < pixels; p++, x += channels, y += channels)
+/* x (images, pixels, channels) -> sums (images, parts, 2, channels), zero before: of `part` pixels each, less the
+ * image's first pixel. */
+void channel_sums(const float *x, double *sums, long images, long pixels, long channels, long part, long threads) {
+    long parts = (pixels + part - 1) / part;
+#pragma omp parallel for num_threads(threads)
+    for (long n = 0; n < images * parts; n++) {
+        long begin = n % parts * part, count = pixels - begin < part ? pixels - begin : part;
+        const float *image = x + n / parts * pixels * channels;
+        add_up(image + begin * channels, image, sums + n * 2 * channels, count, channels);
+    }
+}
+
+/* y = x * scale + shift, or the swish of that; x, y (images, pixels, channels), scale, shift (images, channels). */
+void scale_shift(const float *x, float *y, const float *scale, const float *shift, long images, long pixels,
+                 long channels, long with_swish, long threads) {
+#pragma omp parallel for num_threads(threads)
+    for (long p = 0; p < images * pixels; p++) {
+        long of_image = p / pixels * channels, here = p * channels;
         for (long c = 0; c < channels; c += 8) {
-            v8 value = *(const v8 *)(x + c) * *(const v8 *)(scale + c) + *(const v8 *)(shift + c);
-            *(v8 *)(y + c) = with_swish ? swish(value) : value;
+            v8 value = *(const v8 *)(x + here + c) * *(const v8 *)(scale + of_image + c);
+            value += *(const v8 *)(shift + of_image + c);
+            *(v8 *)(y + here + c) = with_swish ? swish(value) : value;
         }
+    }
 }

@@ -48,13 +48,10 @@ static inline void product(const float *x, const float *panel, float *out, long 
     }
 }
 
-/* Tiles `first` to `last` (counted over images, then down, then across) of the convolution.
- * x (B, height, width, channels), y (B, height, width, outputs), both sides multiples of 4;
- * points (36, outputs / 16, channels, 16): the transformed kernel in panels; bias (outputs) or NULL; add, of y's
- * shape, or NULL: what comes to it.
- * channels is a multiple of 8, outputs of 16, block of 6. Returns 0, or 1 where memory is wanting. */
-int winograd_f4(const float *x, const float *points, const float *bias, const float *add, float *y, long height,
-                long width, long channels, long outputs, long first, long last, long block) {
+/* Tiles `first` to `last` (counted over images, then down, then across) of the convolution below; 1 where memory is
+ * wanting. */
+static int some_tiles(const float *x, const float *points, const float *bias, const float *add, float *y, long height,
+                      long width, long channels, long outputs, long first, long last, long block) {
     long across = width / 4, of_image = across * (height / 4);
     /* From one point to the next; a cache line more than the tiles need, or all 36 would fall into one cache set. */
     long step = block * channels + 16, out_step = block * outputs + 16;
@@ -112,4 +109,20 @@ int winograd_f4(const float *x, const float *points, const float *bias, const fl
     free(values);
     free(products);
     return 0;
+}
+
+/* x (B, height, width, channels), y (B, height, width, outputs), both sides multiples of 4;
+ * points (36, outputs / 16, channels, 16): the transformed kernel in panels; bias (outputs) or NULL; add, of y's
+ * shape, or NULL: what comes to it.
+ * channels is a multiple of 8, outputs of 16; `tiles` of all images, of which a thread takes `share` at a time and
+ * has `block`, a multiple of 6, in its cache. Returns 0, or 1 where memory is wanting. */
+int winograd_f4(const float *x, const float *points, const float *bias, const float *add, float *y, long height,
+                long width, long channels, long outputs, long tiles, long share, long block, long threads) {
+    int failed = 0;
+#pragma omp parallel for num_threads(threads) reduction(| : failed)
+    for (long first = 0; first < tiles; first += share) {
+        long last = first + share < tiles ? first + share : tiles;
+        failed |= some_tiles(x, points, bias, add, y, height, width, channels, outputs, first, last, block);
+    }
+    return failed;
 }

@@ -12,6 +12,7 @@ In training the output and the gradient to the input are computed so, both being
 kernel is PyTorch's. The kernel is transformed anew each time, so it needs the compiled pass and enough tiles to pay.
 """
 
+import threading
 from typing import Any
 
 import torch
@@ -224,13 +225,24 @@ class _TrainedConvolution(torch.autograd.Function):
         return to_x, to_weight, to_bias
 
 
+_scratch = threading.local()
+
+
 def _trained_panels(weight: Tensor) -> Tensor:
-    """(O, C, 3, 3) -> (36, O / 16, C, 16) in float32: a product that writes in the order in which it is read."""
+    """(O, C, 3, 3) -> (36, O / 16, C, 16) in float32: a product that writes in the order in which it is read.
+
+    The result lies in memory that this thread's next call writes over: 36 fresh values a pair of channels, 9 MiB for
+    256 of them, would cost more to be given by the system than to be filled.
+    """
     outputs, channels = weight.shape[:2]
     places = weight.detach().unflatten(0, (-1, OUTPUTS)).permute(3, 4, 0, 2, 1).reshape(9, -1)
     kernel = _KERNEL.float()
     points = torch.einsum("ia,jb->jiab", kernel, kernel).reshape(36, 9)
-    return (points @ places).view(36, outputs // OUTPUTS, channels, OUTPUTS)
+    size = 36 * weight.shape[0] * weight.shape[1]
+    if getattr(_scratch, "memory", torch.empty(0)).numel() < size:
+        _scratch.memory = torch.empty(size)
+    filled = torch.mm(points, places, out=_scratch.memory[:size].view(36, -1))
+    return filled.view(36, outputs // OUTPUTS, channels, OUTPUTS)
 
 
 def train_by_winograd(module: nn.Module) -> int:

@@ -30,7 +30,7 @@ from stage1_tokenizer.config import (
 from stage1_tokenizer.perceptual import Lpips
 from stage1_tokenizer.task import TokenizerTask
 
-SIZE, WIDTH, BATCH, CODES = 128, 128, 4, 1024
+SIZE, WIDTH, BATCH, CODES = 128, 128, 8, 1024
 PERCEPTUAL = PerceptualConfig("squeeze", "random")
 OPTIM = OptimConfig(lr=1e-4, betas=(0.5, 0.9), warmup_steps=0, schedule="constant", clip=0)
 TARGET = 8.0
@@ -43,7 +43,7 @@ def rows(config: BenchConfig) -> list[Row]:
     task, peer = _task(), _ForkStep()
     return [
         paired(
-            f"training step, {SIZE} px, width {WIDTH}, f16, LPIPS on {PERCEPTUAL.net}, discriminator on, images/s",
+            f"training step, {SIZE} px, width {WIDTH}, batches of {BATCH}, f16, LPIPS on {PERCEPTUAL.net}, discriminator on, images/s",
             lambda: task.step([images], 10),
             lambda: peer.step(images),
             config,

@@ -56,7 +56,7 @@ def test_swish_from_end_to_end_of_float32():
     out = torch.empty_like(x.permute(0, 2, 3, 1).contiguous())
     rows, ones, zeros = x.permute(0, 2, 3, 1).contiguous(), torch.ones(8), torch.zeros(8)
     addresses = [tensor.data_ptr() for tensor in (rows, out, ones, zeros)]
-    compiled.kernels().scale_shift(*addresses, x.shape[2], 8, 1)
+    compiled.kernels().scale_shift(*addresses, 1, x.shape[2], 8, 1, 1)
     torch.testing.assert_close(out, silu(rows.double()).float(), rtol=1e-6, atol=1e-35)
 
 
