@@ -43,7 +43,8 @@ def rows(config: BenchConfig) -> list[Row]:
     task, peer = _task(), _ForkStep()
     return [
         paired(
-            f"training step, {SIZE} px, width {WIDTH}, batches of {BATCH}, f16, LPIPS on {PERCEPTUAL.net}, discriminator on, images/s",
+            f"training step, {BATCH} images of {SIZE} px, width {WIDTH}, f16, LPIPS on {PERCEPTUAL.net}, "
+            "discriminator on, images/s",
             lambda: task.step([images], 10),
             lambda: peer.step(images),
             config,
