@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from stage1_tokenizer.compiled import CHANNELS, kernels, normalise
+from stage1_tokenizer.compiled import CHANNELS, normalise
 
 
 class CompiledGroupNorm(nn.GroupNorm):
     """A GroupNorm with the parameters (and their names) of the one it replaces.
 
-    Where it cannot be used (a gradient is wanted, autocast, another device, no compiler) it is that GroupNorm.
+    It needs the compiled kernels. Where it cannot be used (a gradient is wanted, autocast, another device) it is that
+    GroupNorm.
     """
 
     @classmethod
@@ -34,7 +35,6 @@ class CompiledGroupNorm(nn.GroupNorm):
             or x.shape[1] % CHANNELS
             or torch.is_grad_enabled()
             or torch.is_autocast_enabled("cpu")
-            or kernels() is None
         ):
             normal = super().forward(x)
             return silu(normal) if swish else normal

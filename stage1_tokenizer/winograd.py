@@ -272,7 +272,7 @@ def use_winograd(module: nn.Module) -> int:
             if _pays(child):
                 setattr(module, name, WinogradConv2d.of(child))
                 count += 1
-        elif isinstance(child, nn.GroupNorm):
+        elif isinstance(child, nn.GroupNorm) and kernels() is not None:
             setattr(module, name, CompiledGroupNorm.of(child))
         else:
             count += use_winograd(child)

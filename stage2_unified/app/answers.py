@@ -3,9 +3,10 @@
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -31,6 +32,8 @@ MOST_RANKED = 2000
 """Studies of the index that a film's scores are ranked among."""
 DRAFTS = 16
 """Reports that are sampled of a film to see how often they state a finding."""
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
 _REMEMBERED = 64  # films whose codes are kept, so that five questions about one film encode it once
 
 
@@ -116,15 +119,12 @@ class Answers:
                 digest = hashlib.file_digest(content, "sha256").hexdigest()
         except OSError:
             raise UserError("the file is not there any more: give it again") from None
-        if digest not in self._films:
-            decoded = self._reader.read(file, self.pipeline.tokenizer.image_size)
-            codes = self.pipeline.encode(decoded.pixels[None])[0]
-            self._films[digest] = ReadFilm(decoded.pixels, codes, decoded.view)
-            if len(self._films) > _REMEMBERED:
-                self._films.popitem(last=False)
-        self._films.move_to_end(digest)
-        film = self._films[digest]
+        film = _remembered(self._films, digest, lambda: self._decoded(file))
         return ReadFilm(film.pixels, film.codes, _view(view) or film.view)
+
+    def _decoded(self, file: Path) -> ReadFilm:
+        decoded = self._reader.read(file, self.pipeline.tokenizer.image_size)
+        return ReadFilm(decoded.pixels, self.pipeline.encode(decoded.pixels[None])[0], decoded.view)
 
     def report(self, film: ReadFilm) -> Iterator[str]:
         """The draft report as it grows."""
@@ -140,12 +140,7 @@ class Answers:
         names = tuple(name.strip() for name in labels.split(",") if name.strip()) or FINDINGS
         if len(names) > MOST_LABELS or len(labels) > MOST_CHARACTERS:
             raise UserError(f"at most {MOST_LABELS} labels are scored at once")
-        if names not in self._scorers:
-            scorer = PromptScorer(self.pipeline, chosen_prompts("sentence", ",".join(names)))
-            self._scorers[names] = scorer, self._preferences_of_index(scorer)
-            if len(self._scorers) > _REMEMBERED:
-                self._scorers.popitem(last=False)
-        scorer, others = self._scorers[names]
+        scorer, others = _remembered(self._scorers, names, lambda: self._scorer(names))
         scores = scorer(self.pipeline.embed_images(film.codes[None], [film.view]))
         preference, similarity = scores.preference[0], scores.similarity[0]
         above = [None] * len(names) if others is None else (others < preference).mean(axis=0).tolist()
@@ -157,12 +152,16 @@ class Answers:
     def _stated(self, film: ReadFilm) -> dict[str, float]:
         """By the lower-case names of the observations that the labeler knows."""
         key = film.codes.tobytes(), film.view
-        if key not in self._drafts:
+
+        def sample() -> dict[str, float]:
             shares = stated_in_drafts(self.pipeline, film.codes[None], [film.view], DRAFTS)
-            self._drafts[key] = {name: float(share[0]) for name, share in shares.items()}
-            if len(self._drafts) > _REMEMBERED:
-                self._drafts.popitem(last=False)
-        return self._drafts[key]
+            return {name: float(share[0]) for name, share in shares.items()}
+
+        return _remembered(self._drafts, key, sample)
+
+    def _scorer(self, names: tuple[str, ...]) -> tuple[PromptScorer, np.ndarray | None]:
+        scorer = PromptScorer(self.pipeline, chosen_prompts("sentence", ",".join(names)))
+        return scorer, self._preferences_of_index(scorer)
 
     def _preferences_of_index(self, scorer: PromptScorer) -> np.ndarray | None:
         """(N, F): what the scores of a film, which are not calibrated, can be compared with."""
@@ -237,6 +236,16 @@ class Answers:
 def as_uint8(pixels: np.ndarray) -> np.ndarray:
     """(H, W) in [0, 1] -> uint8."""
     return (np.clip(pixels, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def _remembered(known: OrderedDict[K, V], key: K, make: Callable[[], V]) -> V:
+    """The value of a key, made if it is not known; the one that was asked for longest ago is forgotten."""
+    if key not in known:
+        known[key] = make()
+        if len(known) > _REMEMBERED:
+            known.popitem(last=False)
+    known.move_to_end(key)
+    return known[key]
 
 
 def _view(view: str) -> str:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import conv2d, silu
 
-from stage1_tokenizer import compiled, group_norm, winograd
+from stage1_tokenizer import compiled, winograd
 from stage1_tokenizer.frozen import FrozenTokenizer
 from stage1_tokenizer.vqgan import VQGAN
 from stage1_tokenizer.winograd import WinogradConv2d, use_winograd
@@ -15,7 +15,6 @@ def way(request, monkeypatch, tmp_path_factory):
     """Both ways of computing it."""
     if request.param == "operations":
         monkeypatch.setattr(winograd, "kernels", lambda: None)
-        monkeypatch.setattr(group_norm, "kernels", lambda: None)
     elif compiled.kernels() is None:
         pytest.skip("no C compiler on this machine")
     return request.param
