@@ -18,6 +18,7 @@ from data.records import SPLITS
 from data.shards import ShardDataset
 from shared.errors import UsageError, UserError
 from tests.data.phantom.test_draw import PLAIN
+from tests.seeds import for_seeds
 
 
 def encoded(mask: np.ndarray) -> str:
@@ -36,7 +37,7 @@ def encoded(mask: np.ndarray) -> str:
     return " ".join([*runs, str(gap), str(length)] if length else runs)
 
 
-@pytest.mark.parametrize("seed", range(200))
+@for_seeds(200)
 def test_run_lengths_come_back(seed: int) -> None:
     rng = np.random.default_rng(seed)
     mask = rng.random(rng.integers(2, 9, size=2)) < rng.uniform(0.1, 0.9)

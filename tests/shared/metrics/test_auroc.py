@@ -7,9 +7,10 @@ from sklearn.metrics import roc_auc_score
 from shared.metrics.auroc import auroc, auroc_per_finding, macro_auroc, macro_auroc_interval, truth_matrix
 from shared.metrics.bootstrap import bootstrap_interval
 from shared.metrics.roc import POINTS, roc_per_finding, roc_points
+from tests.seeds import for_seeds
 
 
-@pytest.mark.parametrize("seed", range(200))
+@for_seeds(200)
 def test_equals_the_share_of_pairs_in_the_right_order(seed):
     rng = np.random.default_rng(seed)
     truth = rng.choice([0.0, 1.0, np.nan], size=30, p=[0.5, 0.4, 0.1])
@@ -63,7 +64,7 @@ def test_an_undefined_statistic_gives_no_interval():
         bootstrap_interval(lambda rows: 0.0, [])
 
 
-@pytest.mark.parametrize("seed", range(200))
+@for_seeds(200)
 def test_the_area_under_the_drawn_curve_is_the_auroc(seed):
     rng = np.random.default_rng(seed)
     truth = rng.choice([0.0, 1.0, np.nan], size=40, p=[0.5, 0.4, 0.1])

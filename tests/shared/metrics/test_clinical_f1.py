@@ -7,6 +7,7 @@ import pytest
 from sklearn.metrics import f1_score, precision_recall_fscore_support
 
 from shared.metrics.clinical_f1 import best_constant, clinical_f1, stated
+from tests.seeds import for_seeds
 
 FINDINGS = ("Edema", "Fracture", "Pneumonia", "Pneumothorax", "No Finding")
 
@@ -19,7 +20,7 @@ def draw(rng, n):
 
 
 @pytest.mark.parametrize("uncertain", ["positive", "negative"])
-@pytest.mark.parametrize("seed", range(100))
+@for_seeds(40)
 def test_equals_scikit_learn(seed, uncertain):
     rng = np.random.default_rng(seed)
     predicted, truth = draw(rng, 40), draw(rng, 40)
@@ -68,7 +69,7 @@ def test_the_two_rules_differ_where_doubt_is():
     assert clinical_f1(predicted, truth, ("Edema",), "negative")["micro"] == 0
 
 
-@pytest.mark.parametrize("seed", range(10))
+@for_seeds(10)
 def test_the_constant_is_the_best_of_all_sets(seed):
     train = draw(np.random.default_rng(seed), 15)
     subsets = [s for size in range(1, len(FINDINGS) + 1) for s in combinations(FINDINGS, size)]

@@ -6,9 +6,10 @@ import torch
 from scipy.stats import entropy
 
 from shared.metrics.codebook import CodeCount
+from tests.seeds import for_seeds
 
 
-@pytest.mark.parametrize("seed", range(200))
+@for_seeds(200)
 def test_usage_and_perplexity_over_batches_are_those_of_all_codes(seed):
     rng = np.random.default_rng(seed)
     size = int(rng.integers(2, 40))

@@ -7,9 +7,10 @@ import pytest
 from sklearn.metrics import f1_score
 
 from shared.metrics.dice import best_constant, dice_each
+from tests.seeds import for_seeds
 
 
-@pytest.mark.parametrize("seed", range(200))
+@for_seeds(60)
 def test_equals_the_f1_of_pixels(seed):
     rng = np.random.default_rng(seed)
     marked, truth = rng.random((2, 3, 5, 4)) < rng.uniform(0.05, 0.9)
@@ -26,7 +27,7 @@ def test_nothing_marked_where_nothing_is_counts_one_and_anything_else_zero():
         dice_each(empty, empty[0])
 
 
-@pytest.mark.parametrize("seed", range(20))
+@for_seeds(20)
 def test_the_constant_mask_is_the_best_of_all_cuts_and_near_the_best_of_all_masks(seed):
     rng = np.random.default_rng(seed)
     truth = rng.random((6, 2, 3)) < rng.random((2, 3))

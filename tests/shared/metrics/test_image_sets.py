@@ -11,6 +11,7 @@ from shared.metrics.image import MS_SSIM_MIN_SIZE, ms_ssim
 from shared.metrics.kernel_distance import kernel_distance
 from shared.metrics.manifold import manifold, nearest
 from shared.metrics.variety import WEIGHTS, scales_of, similarity_within
+from tests.seeds import for_seeds
 from tests.shared.metrics.test_image import contrast_by_formula, ssim_by_formula
 
 
@@ -44,7 +45,7 @@ def features(images):
     return NET(images).numpy()
 
 
-@pytest.mark.parametrize("seed", range(200))
+@for_seeds(60)
 def test_fid_and_kid_equal_torchmetrics(seed):
     a, b = two_sets(seed)
     fid = FrechetInceptionDistance(feature=NET, input_img_size=(1, 8, 8)).set_dtype(torch.float64)
@@ -103,7 +104,7 @@ def by_hand(real, drawn, k):
     )
 
 
-@pytest.mark.parametrize("seed", range(200))
+@for_seeds(200)
 def test_neighbourhoods_equal_the_definition(seed):
     rng = np.random.default_rng(seed)
     real = rng.integers(0, 4, size=(rng.integers(4, 10), 2)).astype(float)  # few places: many ties
@@ -129,7 +130,7 @@ def test_one_sharp_mode_has_precision_and_no_recall():
         manifold(real[:5], drawn)
 
 
-@pytest.mark.parametrize("seed", range(200))
+@for_seeds(200)
 def test_the_nearest_is_the_nearest(seed):
     rng = np.random.default_rng(seed)
     queries, pool = rng.normal(size=(rng.integers(1, 9), 3)), rng.normal(size=(rng.integers(1, 9), 3))
@@ -145,7 +146,7 @@ def test_a_copied_training_image_is_at_distance_zero():
     assert distances[0] == 0 and numbers[0] == 7 and distances[1] > 0
 
 
-@pytest.mark.parametrize("seed", range(200))
+@for_seeds(60)
 def test_variety_is_the_mean_over_pairs(seed):
     # Below 22 pixels one scale is left, and that is plain SSIM.
     rng = np.random.default_rng(seed)
@@ -166,7 +167,7 @@ def ms_ssim_by_formula(a, b, weights):
     return product
 
 
-@pytest.mark.parametrize("seed", range(200))
+@for_seeds(60)
 def test_variety_at_three_scales_is_its_formula(seed):
     rng = np.random.default_rng(seed)
     images = rng.random((2, 44, 44))

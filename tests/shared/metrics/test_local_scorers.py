@@ -18,6 +18,7 @@ from shared.metrics.bertscore import BertScore
 from shared.metrics.chexbert import HEADS, Chexbert
 from shared.metrics.meteor import load_wordnet, meteor_each
 from shared.metrics.radgraph import RadGraph, radgraph_f1
+from tests.seeds import for_seeds
 
 WORDS = ["heart", "lungs", "clear", "effusion", "effusions", "small", "smaller", "no", "is", "are", "left", "opacity"]
 SYNONYMS = {"opacity": {"density"}, "small": {"little"}}
@@ -59,7 +60,7 @@ def by_hand(words, truth):
     return mean * (1 - 0.5 * (chunks / len(matches)) ** 3)
 
 
-@pytest.mark.parametrize("seed", range(200))
+@for_seeds(200)
 def test_meteor_equals_its_definition(seed):
     draw = random.Random(seed)
     words, truth = ([draw.choice([*WORDS, "density", "little"]) for _ in range(draw.randint(1, 9))] for _ in range(2))
@@ -107,7 +108,7 @@ def hidden(bert_folder, text, layer=-1):
 
 def test_bertscore_equals_torchmetrics_a_pair_at_a_time(bert_folder):
     draw = random.Random(0)
-    texts = [[" ".join(draw.choice(WORDS) for _ in range(draw.randint(1, 8))) for _ in range(200)] for _ in range(2)]
+    texts = [[" ".join(draw.choice(WORDS) for _ in range(draw.randint(1, 8))) for _ in range(60)] for _ in range(2)]
     got = BertScore(str(bert_folder[0]), layer=1, device="cpu")(*texts)
     tokenizer = BertTokenizerFast.from_pretrained(bert_folder[0])
     for value, written, reference in zip(got, *texts, strict=True):
@@ -130,7 +131,7 @@ def test_bertscore_at_the_ceiling_of_nothing_and_without_a_model(bert_folder, tm
 def test_chexbert_reads_the_published_checkpoints_form(bert_folder):
     labeler = Chexbert(str(bert_folder[0]), OBSERVATIONS, device="cpu")
     draw = random.Random(1)
-    reports = [" ".join(draw.choice(WORDS) for _ in range(draw.randint(1, 20))) + "\n." for _ in range(200)]
+    reports = [" ".join(draw.choice(WORDS) for _ in range(draw.randint(1, 20))) + "\n." for _ in range(60)]
     got = labeler(reports)
     seen = set()
     for report, labels in zip(reports, got, strict=True):
@@ -170,7 +171,7 @@ def test_radgraph_f1_by_levels():
     assert figures == [[1, 1, 1], [0.5, 0.5, 0], [1, 0.5, 0.5], [0.5, 0.5, 0.5], [0, 0, 0]]
 
 
-@pytest.mark.parametrize("seed", range(200))
+@for_seeds(200)
 def test_radgraph_f1_is_that_of_the_counts(seed):
     draw = random.Random(seed)
 

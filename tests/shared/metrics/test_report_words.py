@@ -8,6 +8,7 @@ from shared.metrics.bleu import bleu
 from shared.metrics.cider import cider, cider_each
 from shared.metrics.report_text import clean
 from shared.metrics.rouge import rouge_l, rouge_l_each
+from tests.seeds import for_seeds
 
 WORDS = [
     "heart",
@@ -34,7 +35,7 @@ def corpus(seed, reports):
     return written, truth
 
 
-@pytest.mark.parametrize("seed", range(200))
+@for_seeds(72)
 def test_pycocoevalcap_gives_the_same_bleu_and_cider(seed):
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
@@ -49,7 +50,7 @@ def test_pycocoevalcap_gives_the_same_bleu_and_cider(seed):
     assert cider_each(written, truth) == pytest.approx(each)
 
 
-@pytest.mark.parametrize("seed", range(10))
+@for_seeds(10)
 def test_bleu_equals_sacrebleu(seed):
     sacrebleu = pytest.importorskip("sacrebleu")
     written, truth = corpus(seed, 20)

@@ -5,6 +5,7 @@ import pytest
 from scipy.stats import hypergeom
 
 from shared.metrics.retrieval import chance_recall, first_relevant_rank, precision_at_k, recall_at_k, rerank
+from tests.seeds import for_seeds
 
 
 def by_hand(similarity, image_text, text, k):
@@ -26,7 +27,7 @@ def by_hand(similarity, image_text, text, k):
     return sum(i2t) / len(i2t), sum(t2i) / len(t2i)
 
 
-@pytest.mark.parametrize("seed", range(200))
+@for_seeds(200)
 def test_equals_the_definition_with_ties_and_shared_texts(seed):
     rng = np.random.default_rng(seed)
     n = int(rng.integers(2, 25))
@@ -71,7 +72,7 @@ def test_a_query_without_an_answer_and_a_score_that_is_no_number_are_refused():
         recall_at_k(np.zeros((2, 3)), [0, 1], [0, 1])
 
 
-@pytest.mark.parametrize("seed", range(200))
+@for_seeds(200)
 def test_chance_is_the_hypergeometric_one(seed):
     rng = np.random.default_rng(seed)
     relevant = rng.random((rng.integers(1, 6), rng.integers(2, 12))) < 0.4
@@ -85,7 +86,7 @@ def test_chance_with_k_beyond_the_candidates_is_one():
     assert chance_recall(np.eye(4, dtype=bool), 10) == 1
 
 
-@pytest.mark.parametrize("seed", range(200))
+@for_seeds(200)
 def test_precision_equals_the_definition_with_ties(seed):
     rng = np.random.default_rng(seed)
     queries, candidates = rng.integers(0, 3, size=rng.integers(1, 8)), rng.integers(0, 3, size=rng.integers(2, 12))
@@ -108,7 +109,7 @@ def test_precision_of_an_oracle_of_chance_and_of_an_absent_class():
         precision_at_k(np.zeros((1, 3)), classes[:1], classes[:3], 9)
 
 
-@pytest.mark.parametrize("seed", range(200))
+@for_seeds(200)
 def test_reranking_equals_sorting_by_hand(seed):
     rng = np.random.default_rng(seed)
     queries, candidates, top = int(rng.integers(1, 6)), int(rng.integers(1, 9)), int(rng.integers(1, 11))
