@@ -11,7 +11,7 @@ from data.phantom.command import PhantomConfig, write_archive
 from data.pseudonyms import load_key, pseudonym
 from data.records import StudyRecord
 from data.shards import ShardDataset
-from data.sources import SOURCES, SourceOptions, read_source
+from data.sources import SourceOptions, read_source
 from data.splits import assign_splits
 from shared.artifacts import sha256_file
 from shared.errors import UserError
@@ -185,9 +185,3 @@ def test_pseudonyms_need_the_key(tmp_path):
     (tmp_path / "broken").write_text("zz")
     with pytest.raises(UserError, match="not a key file"):
         load_key(str(tmp_path / "broken"))
-
-
-def test_every_source_has_an_adapter():
-    from importlib import import_module
-
-    assert all(callable(import_module(module).records) for module in SOURCES.values())

@@ -2,7 +2,6 @@
 
 import csv
 import tarfile
-import time
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -12,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import labels as module
 from data.labels import label_report
 from data.observations import OBSERVATIONS
 
@@ -145,16 +143,6 @@ def test_against_openi(openi: list[tuple[str, set[str]]]) -> None:
         hits = sum(a and b for a, b in zip(truth, told, strict=True))
         scores.append(2 * hits / (sum(truth) + sum(told)))
     assert sum(scores) / len(scores) >= 0.89, dict(zip(HEADINGS, scores, strict=True))
-
-
-def test_speed(openi: list[tuple[str, set[str]]]) -> None:
-    """2,000 reports a second of one core, every sentence read anew; measured 10,000, whatever runs beside."""
-    module._sentence_mentions.cache_clear()
-    sample = openi[:400]
-    start = time.process_time()
-    for text, _ in sample:
-        label_report(text)
-    assert len(sample) / (time.process_time() - start) > 2000
 
 
 WORDS = [

@@ -73,7 +73,8 @@ def test_the_citation_file_names_this_version(root):
 
     cited = yaml.safe_load((root / "CITATION.cff").read_text(encoding="utf-8"))
     assert cited["version"] == medunifier.__version__ and cited["cff-version"] == "1.2.0"
-    assert cited["license"] == "Apache-2.0" and len(cited["references"]) == 2
+    assert cited["license"] == "Apache-2.0"
+    assert cited["references"]
     text = (root / "docs" / "cite.md").read_text(encoding="utf-8")
     assert all(reference["title"].split(":")[0] in text.replace("{", "").replace("}", "")
                for reference in cited["references"])  # fmt: skip

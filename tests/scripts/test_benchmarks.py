@@ -38,7 +38,7 @@ def test_the_ingest_benchmark_runs_and_its_peer_draws_the_same_films(tmp_path, m
     for name, value in (("STUDIES", 3), ("FILM", 64), ("COPIES", 1), ("SIZE", 48), ("REAL_FILMS", tmp_path / "none")):
         monkeypatch.setattr(bench, name, value)
     (row,) = bench.rows(BenchConfig(rounds=1))
-    assert row.ratio > 0 and row.target == 1.9
+    assert row.ratio > 0
     shares = [float(word[:-1]) for word in capsys.readouterr().out.splitlines()[-1].split() if word.endswith("%")]
     assert len(shares) == 5 and sum(shares) == pytest.approx(100, abs=3)
 

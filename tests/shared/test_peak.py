@@ -7,11 +7,10 @@ from shared import loop, peak
 from shared.loop import LoopConfig
 
 
-def test_it_is_what_a_product_reaches_here():
+def test_the_peak_of_this_machine_is_measured_once(monkeypatch):
     flops = peak.peak_flops("no")
-    assert flops == peak.peak_flops("no")  # measured once
-    matrix = torch.ones(512, 512)
-    assert flops > 1e8 and torch.equal(matrix @ matrix, torch.full((512, 512), 512.0))
+    monkeypatch.setattr(peak, "_measured", None)  # a second measurement would fail
+    assert flops == peak.peak_flops("no") > 1e8
 
 
 def test_a_gpu_that_the_table_knows_is_not_measured(monkeypatch):

@@ -1,6 +1,5 @@
 """`Phantom`: a pure function; reports in MIMIC's form that say what the labels say."""
 
-import hashlib
 import re
 
 import numpy as np
@@ -12,8 +11,6 @@ from data.phantom import Phantom
 from data.phantom.report import write_report
 from data.phantom.state import FINDINGS, slot, study_state
 from data.sections import split_sections, training_text
-
-DIGESTS = ["317d8a2cc212f76a", "9e273c17e0f7528b"]
 
 
 def reports(seed: int, count: int) -> list:
@@ -136,20 +133,3 @@ def test_lateral_views_join_a_share_of_the_upright_studies():
     assert 0.3 < lateral / upright < 0.7
     with pytest.raises(ValueError, match="lateral_share"):
         Phantom(lateral_share=1.5)
-
-
-def test_pictures_and_texts_by_default_stay_what_they_were():
-    """Demo figures and tuned configurations rest on them. The digests are those of the first version."""
-    digests = []
-    for phantom in (
-        Phantom(64, 3, ("cardiomegaly", "effusion", "pneumothorax", "opacity", "nodule")),
-        Phantom(48, 0),
-    ):
-        digest = hashlib.sha256()
-        for index in range(20):
-            study = phantom.study(index)
-            # Coarse levels, since another machine's exp() may differ in the last place.
-            digest.update((study.images[0].astype(np.float64).mean() * 1000).round(1).tobytes())
-            digest.update(study.report.encode())
-        digests.append(digest.hexdigest()[:16])
-    assert digests == DIGESTS

@@ -3,7 +3,7 @@
 import pytest
 
 from data.masks import read_masks
-from data.sources import nih, vindr
+from data.sources import vindr
 from shared.errors import UserError
 
 PADCHEST = (
@@ -161,10 +161,6 @@ def test_nih_without_its_lists_is_split_anew(tmp_path, film, table, read):
     assert {record.split for record in archive.records} == {None} and len(archive.problems) == 2
     (tmp_path / "test_list.txt").write_text("00000003_000.png\n")  # says nothing of the others
     assert {record.split for record in read("nih", tmp_path).records} == {None}
-
-
-def test_nih_list_has_twelve_names_of_ours():
-    assert len(nih.LABELS) == 12 and "Hernia" not in nih.LABELS
 
 
 def covidx_tree(root, film):

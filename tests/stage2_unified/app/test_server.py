@@ -47,6 +47,12 @@ def test_health_says_what_is_served(server):
     assert said["status"] == "ok" and len(said["model"]) == 64 and said["studies"] == 40
 
 
+def test_the_documented_endpoints_are_those_of_the_server(root, client):
+    documented = set(re.findall(r"[`\"](/[a-z]+)[`\"]", (root / "docs" / "start.md").read_text(encoding="utf-8")))
+    served = client.view_api(print_info=False, return_format="dict")["named_endpoints"]
+    assert documented - {"/health"} == set(served)
+
+
 def test_a_film_is_reported_scored_compared_and_matched(client, film):
     given = handle_file(film)
     job = client.submit(given, "as the file says", api_name="/report")

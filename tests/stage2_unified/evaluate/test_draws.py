@@ -108,6 +108,7 @@ def test_composed_prompts_are_sentences_without_gaps():
     assert "Mild pleural effusion on the left." in sentences and "Pleural effusion." in sentences
     assert all(s == " ".join(s.split()) and s[0].isupper() and s.endswith(".") for s in sentences)
     assert prompt_pair("Pleural Effusion", "chexzero") == ("Pleural effusion.", "No pleural effusion.")
+    assert prompt_pair("Edema", "sentence") == ("There is edema.", "There is no edema.")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ from shared.metrics.auroc import truth_matrix
 from stage2_unified.evaluate import synthesis
 from stage2_unified.evaluate.fine_tuning import FineTuning
 from stage2_unified.evaluate.finetune import judge_finetune
-from stage2_unified.evaluate.prompts import prompt_pair
 from stage2_unified.evaluate.reports import judge_reports
 from stage2_unified.evaluate.result import Judging
 from stage2_unified.evaluate.retrieval import draw_unlike, judge_retrieval
@@ -173,11 +172,6 @@ def test_reports_without_a_train_split_have_no_baseline(studies, tmp_path):
     data = JudgedData(str(write_shards(tmp_path, alone)), FakeTokenizer())
     metrics = judge_reports(Judging(Oracle(alone), data)).metrics
     assert metrics["reports.bleu4"] == 1 and not any(name.endswith(".baseline") for name in metrics)
-
-
-def test_prompts_read_like_a_report():
-    assert prompt_pair("Pleural Effusion", "chexzero") == ("Pleural effusion.", "No pleural effusion.")
-    assert prompt_pair("Edema", "sentence") == ("There is edema.", "There is no edema.")
 
 
 class Reciter(Oracle):
