@@ -1,18 +1,21 @@
-"""The ablations train what they say, judge what was taught, and make nothing twice."""
+"""The ablation benchmark: the commands of its trainings, what is not repeated, and its page."""
 
 import subprocess
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from shared.artifacts import write_json
 from shared.bench import load_benchmark
+from shared.config import parse_config
 from shared.errors import UserError
+from stage2_unified.config import Stage2Config
 
 
 @pytest.fixture
 def bench(monkeypatch):
-    """The benchmark with trainings that only note their command and figures that tell run and task apart."""
+    """The benchmark without trainings and evaluations: only their commands are recorded, and every figure is 0.5."""
     module = load_benchmark("ablations")
     module.commands = []
 
@@ -20,9 +23,8 @@ def bench(monkeypatch):
         module.commands.append(command)
         return subprocess.CompletedProcess(command, 0)
 
-    def evaluate(task, options, *_):
-        nth = len(module.commands)
-        return {"metrics": {name: 0.1 * nth + 0.001 * len(task) for name in module.FIGURES[task]}}
+    def evaluate(task, *_):
+        return {"metrics": dict.fromkeys(module.FIGURES[task], 0.5)}
 
     monkeypatch.setattr(module, "subprocess", SimpleNamespace(run=run))
     monkeypatch.setattr(module, "load_model", lambda *_: (None, None))
@@ -34,46 +36,53 @@ def bench(monkeypatch):
 def config(bench, tmp_path):
     write_json(tmp_path / "images" / "manifest.json", {"source": "phantom"})
     paths = {name: str(tmp_path / name) for name in ("runs", "images", "codes", "tokenizer")}
-    return lambda **changes: bench.Config(str(tmp_path / "a.json"), **paths | {"steps": 7} | changes)
+    return lambda **changes: bench.Config(str(tmp_path / "a.json"), **paths | {"steps": 6} | changes)
 
 
-def test_each_run_leaves_out_what_its_name_says_and_is_made_once(bench, config, tmp_path, capsys):
-    assert bench.rows(config(only="image alone")) == []  # nothing to stand beside yet
-    assert "still to be trained: all four" in capsys.readouterr().out
+def parsed(command):
+    """The configuration that the training script gets from a command."""
+    return parse_config(Stage2Config, command[command.index("stage2_unified/train.py") + 1 :])
+
+
+def test_each_training_leaves_out_the_objectives_that_its_name_says(bench, config):
+    bench.rows(config())
+    trainings = {Path(training.run_dir).name: training for training in map(parsed, bench.commands)}
+    assert len(trainings) == len(bench.RUNS)
+    for name, training in trainings.items():
+        kept = {objective for objective in bench.OBJECTIVES if getattr(training.weights, objective) > 0}
+        if name.endswith("-alone"):
+            assert kept == {name.removesuffix("-alone")}
+        else:
+            assert kept == set(bench.OBJECTIVES) - {name.removeprefix("without-")}, name
+        assert training.loop.steps == 6
+        assert training.model.bidirectional_images == name.endswith("both-directions")
+
+
+def test_a_finished_run_is_not_trained_again(bench, config, capsys):
+    assert bench.rows(config(only="image alone")) == []  # nothing to compare with yet
+    assert "all four" in capsys.readouterr().out
     rows = bench.rows(config())
-    assert len(bench.commands) == len(bench.RUNS) == 10
-    zeroed = {
-        command[command.index("--run_dir") + 1].rpartition("/")[2]: {
-            part.removeprefix("--weights.").removesuffix("=0") for part in command if part.startswith("--weights.")
-        }
-        for command in bench.commands
-    }
-    assert zeroed["all-four"] == set() and zeroed["without-report"] == {"report"}
-    assert zeroed["image-alone"] == {"contrast", "matching", "report"}
-    both_ways = [command for command in bench.commands if "--model.bidirectional_images=true" in command]
-    assert len(both_ways) == 1 and zeroed["all-four-images-read-in-both-directions"] == set()
-    assert all(command[command.index("--loop.steps") + 1] == "7" for command in bench.commands)
-    assert bench.rows(config()) == rows and len(bench.commands) == 10
-    for row in rows:
-        assert row.ratio == pytest.approx(row.ours / row.peer)
-    page = (tmp_path / "a.md").read_text().splitlines()
-    (alone,) = [line for line in page if line.startswith("| image alone")]
-    assert alone.count("–") == 4  # it was taught to draw, and nothing else
-    assert str(tmp_path) not in "\n".join(page)
+    trained = len(bench.commands)
+    assert trained == len(bench.RUNS)
+    assert bench.rows(config()) == rows and len(bench.commands) == trained
 
 
-def test_a_failed_training_is_told_and_leaves_nothing_judged(bench, config, monkeypatch, tmp_path):
+def test_the_page_shows_no_figure_that_a_run_was_not_trained_for_and_no_path(bench, config, tmp_path):
+    bench.rows(config())
+    page = (tmp_path / "a.md").read_text()
+    (alone,) = [line for line in page.splitlines() if line.startswith("| image alone")]
+    assert alone.count("–") == len(bench._figures()) - 1 and alone.count("0.500") == 1
+    assert str(tmp_path) not in page
+
+
+def test_a_failed_training_is_an_error_and_leaves_no_figures(bench, config, monkeypatch, tmp_path):
     failed = subprocess.CompletedProcess([], 1)
     monkeypatch.setattr(bench, "subprocess", SimpleNamespace(run=lambda *_, **__: failed))
-    with pytest.raises(UserError, match="the same command continues it"):
+    with pytest.raises(UserError, match="failed.*same command continues"):
         bench.rows(config())
     assert not list(tmp_path.rglob("judged.json"))
 
 
-def test_weights_and_configuration_are_names_that_exist(bench, config, root):
-    from stage2_unified.config import LossWeights
-
-    assert set(bench.OBJECTIVES) <= set(LossWeights.__dataclass_fields__)
-    assert (root / config().preset).is_file() and (root / "stage2_unified" / "train.py").is_file()
-    with pytest.raises(ValueError, match="only must be one of"):
+def test_an_unknown_run_is_refused(config):
+    with pytest.raises(ValueError, match="only.*everything"):
         config(only="everything")
