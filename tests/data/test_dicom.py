@@ -266,7 +266,7 @@ def test_refused_with_a_reason(path: Path, changes: dict[str, object], reason: s
 def test_a_stream_larger_than_its_header_says_is_refused(path: Path, shared_data: Callable[[str], Path]) -> None:
     ds = pydicom.dcmread(shared_data("dicom/derived/barre-chest-j2k-lossless.dcm"))
     ds.Rows = 400
-    with pytest.raises(UnreadableImage, match="compressed stream is 440 x 440"):
+    with pytest.raises(UnreadableImage, match="440 x 440"):
         read_dicom(saved(ds, path))
 
 

@@ -81,10 +81,9 @@ def test_what_is_no_chest_radiograph_is_refused_by_option(tree: Path, tmp_path: 
     assert manifest["counts"]["kept_studies"] == 6 and manifest["transform"]["chest_only"] is False
     manifest, _ = _ingested(tree, tmp_path / "chest", chest_only=True)
     assert manifest["counts"]["kept_studies"] == 4 and manifest["transform"]["chest_only"] is True
-    assert manifest["counts"]["reject_reasons"] == {
-        "not a radiograph, as its header says (modality)": 1,
-        "not of the chest, as its header says (body part)": 1,
-    }
+    reasons = sorted(manifest["counts"]["reject_reasons"].items())
+    assert [count for _, count in reasons] == [1, 1]
+    assert "modality" in reasons[0][0] and "body part" in reasons[1][0]
     paths = sorted(tree.glob("*.dcm"))
     refused = try_images(paths, burned_in=False, chest_only=True)[1]
     assert [path.stem for path, _ in refused] == ["hand", "slice"]

@@ -59,13 +59,13 @@ def test_masks_of_one_finding_are_joined_and_fitted_as_the_film_is(tmp_path: Pat
     # 20 x 40 into 20 x 20: ten rows in the middle; 4 pixels down the first two columns are two of one column.
     assert found["Fracture"][5:15, :10].all() and found["Fracture"].sum() == 100
     assert np.argwhere(found["Edema"]).tolist() == [[5, 0], [6, 0]]
-    with pytest.raises(UnreadableImage, match="20 x 40 pixels, the film 40 x 20"):
+    with pytest.raises(UnreadableImage, match="20 x 40.*40 x 20"):
         read_masks([("Fracture", tmp_path / "a.png")], (40, 20), 20)
     Image.new("RGB", (40, 20)).save(tmp_path / "a.png")
-    with pytest.raises(UnreadableImage, match="no grey PNG"):
+    with pytest.raises(UnreadableImage, match="grey"):
         read_masks([("Fracture", tmp_path / "a.png")], (20, 40), 20)
     (tmp_path / "a.png").write_text("none")
-    with pytest.raises(UnreadableImage, match="not readable as PNG"):
+    with pytest.raises(UnreadableImage, match="PNG"):
         read_masks([("Fracture", tmp_path / "a.png")], (20, 40), 20)
 
 
@@ -158,7 +158,7 @@ def test_a_picture_that_is_taken_out_takes_its_masks_along(tmp_path: Path) -> No
 
 
 def test_folders_and_options_that_do_not_fit_are_answered_in_words(archive: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"has no mask of any image: .* such as [0-9a-f-]+\.pleural-effusion\.png"):
+    with pytest.raises(UserError, match=r"[0-9a-f-]+\.pleural-effusion\.png"):
         shards(archive, tmp_path / "out", masks=str(tmp_path))
     with pytest.raises(UsageError, match="choose one"):
         phantom_main(["--out", str(tmp_path / "x"), "--studies", "2", "--masks", "true", "--headers", "openi"])

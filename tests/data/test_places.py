@@ -76,11 +76,11 @@ def test_file_urls_are_of_this_machine(tmp_path):
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("memory://absent", "source folder memory://absent not found"),
-        ("s3://bucket/mimic", "s3:// needs a package that is not installed: pip install s3fs"),
-        ("nowhere://bucket", "no file system for nowhere://"),
-        ("s3:///mimic", "names no host or bucket"),
-        ("zip://a::s3://bucket/b.zip", "chained URLs"),
+        ("memory://absent", "memory://absent"),
+        ("s3://bucket/mimic", "pip install s3fs"),
+        ("nowhere://bucket", "nowhere://"),
+        ("s3:///mimic", "s3:///mimic"),
+        ("zip://a::s3://bucket/b.zip", "zip://"),
     ],
 )
 def test_what_cannot_be_an_archive_is_said(url, said):
@@ -103,7 +103,7 @@ def test_trouble_on_the_way_is_no_property_of_the_file(both, monkeypatch):
         monkeypatch.setattr(type(fsspec.filesystem("memory")), name, fail)
     monkeypatch.setattr("fsspec.implementations.memory.MemoryFile.read", fail)
     for read in (path.read_bytes, lambda: read_at_most(path, 9), (both[1] / "files" / "x").is_file, lazy.read):
-        with pytest.raises(UserError, match=r"memory://bucket.* cannot be read: Broken: connection reset; check"):
+        with pytest.raises(UserError, match="memory://bucket.*Broken.*connection reset"):
             read()
 
 

@@ -77,14 +77,14 @@ def test_patterns_of_a_file(tmp_path: Path) -> None:
     path.write_text("# names of our ward\n\n(?i)north wing\nroom (\\d+)\n")
     assert redact("North Wing, room 12", patterns("", str(path))) == ("___, room ___", 2)
     path.write_text("fine\n(\n")
-    with pytest.raises(UserError, match="line 2 is no regular expression"):
+    with pytest.raises(UserError, match="line 2"):
         patterns("", str(path))
     path.write_text("x*\n")
-    with pytest.raises(UserError, match="line 1 matches the empty text"):
+    with pytest.raises(UserError, match="line 1"):
         patterns("", str(path))
     with pytest.raises(UserError, match="cannot be read"):
         patterns("", str(tmp_path / "absent"))
-    with pytest.raises(UserError, match="no patterns named date; there are: dates"):
+    with pytest.raises(UserError, match="date.*dates"):
         patterns("date", "")
 
 
@@ -161,7 +161,7 @@ def test_burned_in_words_are_refused_unless_accepted(tmp_path: Path, flag: str |
     assert manifest["counts"]["kept_studies"] == 1 + kept
     assert manifest["transform"]["burned_in"] == "refuse"
     if not kept:
-        assert "burned into the picture" in next(iter(manifest["counts"]["reject_reasons"]))
+        assert "burned" in next(iter(manifest["counts"]["reject_reasons"]))
     paths = [tree / "a.dcm", tree / "b.dcm"]
     assert len(try_images(paths, burned_in=False)[1]) == 1 - kept and not try_images(paths, burned_in=True)[1]
     manifest, _ = _ingested(tree, tmp_path / "accepted", burned_in="accept")

@@ -81,7 +81,7 @@ def test_what_is_wrong_is_said(tmp_path):
     with pytest.raises(UserError, match=r"not found.*shard folder"):
         ShardDataset(tmp_path / "absent", "train")
     write_folder(tmp_path)
-    with pytest.raises(UserError, match=r"no samples of split 'test'; it has: train"):
+    with pytest.raises(UserError, match="test.*train"):
         ShardDataset(tmp_path, "test")
     shard = tmp_path / "train-000001.tar"
     content = shard.read_bytes()
@@ -89,7 +89,7 @@ def test_what_is_wrong_is_said(tmp_path):
         shard.write_bytes(damaged)
         dataset = ShardDataset(tmp_path, "train")
         assert dataset[4].info["n"] == 4  # of the other shard
-        with pytest.raises(UserError, match=r"train-000001.tar is damaged: .* Copy it again"):
+        with pytest.raises(UserError, match=r"train-000001\.tar.*damaged"):
             _ = dataset[7]
     (tmp_path / "train-000001.tar").unlink()
     with pytest.raises(UserError, match="not on disk"):
@@ -100,7 +100,7 @@ def test_a_shard_cut_short_under_the_reader_is_an_error(tmp_path):
     dataset = ShardDataset(write_folder(tmp_path), "train")
     assert dataset[0].info["n"] == 0
     os.truncate(tmp_path / "train-000000.tar", 512 * 3)
-    with pytest.raises(UserError, match="train-000000.tar .* was cut short while"):
+    with pytest.raises(UserError, match=r"train-000000\.tar.*cut short"):
         _ = dataset[4]
 
 

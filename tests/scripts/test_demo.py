@@ -26,7 +26,7 @@ def writes(name, path, code=0):
 def test_it_stops_at_the_first_failure_and_continues_there(tmp_path):
     first, bad, last = (tmp_path / name for name in ("first", "bad", "last"))
     log = tmp_path / "seconds.json"
-    with pytest.raises(UserError, match="step second failed with exit code 3"):
+    with pytest.raises(UserError, match="second.*3"):
         demo.run_steps([writes("first", first), writes("second", bad, 3), writes("third", last)], log)
     assert first.exists() and not last.exists()
     record = json.loads(log.read_text())

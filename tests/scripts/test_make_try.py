@@ -31,4 +31,4 @@ def test_it_serves_the_shipped_model_to_this_machine_alone(root, tmp_path):
 def test_without_a_model_it_says_so_before_anything_is_installed(root, tmp_path):
     said = make(root, "try", f"MODEL={tmp_path}/none", f"VENV={tmp_path}/venv")
     assert said.returncode == 2 and not (tmp_path / "venv").exists()
-    assert said.stderr.startswith(f"error: there is no model in {tmp_path}/none: ") and "make demo" in said.stderr
+    assert f"{tmp_path}/none" in said.stderr and "make demo" in said.stderr

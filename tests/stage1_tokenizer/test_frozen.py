@@ -80,7 +80,7 @@ def test_a_changed_folder_is_refused(folder, tmp_path, change):
         name = sorted(tensors)[0]
         tensors[name].view(-1)[0] += 1e-3
         save_file(tensors, path)
-    with pytest.raises(UserError, match="changed after it was written"):
+    with pytest.raises(UserError, match="changed"):
         FrozenTokenizer.from_pretrained(copy)
 
 

@@ -66,8 +66,8 @@ def test_a_black_image_has_a_finite_gradient_and_the_net_none():
 def test_files_that_are_absent_unnamed_others_or_pickled_modules_are_refused(saved, tmp_path):
     net, path, digest = saved
     for weights, sha256, message in [
-        ("", "", "no path given"),
-        ("/nowhere.pt", digest, "not found at /nowhere.pt: .* nothing is downloaded"),
+        ("", "", "path"),
+        ("/nowhere.pt", digest, r"/nowhere\.pt"),
         (str(path), "", f"sha256 {digest}"),
         (str(path), "00ff", f"SHA-256 {digest[:16]}.*expected 00ff"),
     ]:
@@ -75,7 +75,7 @@ def test_files_that_are_absent_unnamed_others_or_pickled_modules_are_refused(sav
             build_perceptual(PerceptualConfig("xrv", weights, sha256))
     torch.save(net, tmp_path / "module.pt")
     torch.save({"features.conv0.weight": torch.zeros(64, 3, 7, 7)}, tmp_path / "colours.pt")
-    for name, message in (("module.pt", "no table of tensors.*pickled module"), ("colours.pt", "does not fit")):
+    for name, message in (("module.pt", "module"), ("colours.pt", "tensors")):
         digest = hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
         with pytest.raises(UserError, match=message):
             build_perceptual(PerceptualConfig("xrv", str(tmp_path / name), digest))

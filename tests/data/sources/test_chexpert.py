@@ -80,10 +80,10 @@ def test_a_label_that_is_no_label_is_left_out_and_counted(chexpert, table, read)
 
 def test_missing_column_and_table_are_named(chexpert, table, read):
     table(chexpert / "train.csv", HEADER.replace("AP/PA,", "").replace("Edema,", ""), [])
-    with pytest.raises(UserError, match=r"train\.csv has no column 'AP/PA', 'Edema'"):
+    with pytest.raises(UserError, match=r"train\.csv.*AP/PA.*Edema"):
         read("chexpert", chexpert)
     (chexpert / "train.csv").unlink()
-    with pytest.raises(UserError, match=r"has no train\.csv: give the top folder of CheXpert"):
+    with pytest.raises(UserError, match=r"train\.csv.*CheXpert"):
         read("chexpert", chexpert)
 
 

@@ -28,7 +28,7 @@ def test_cells_are_stripped_nan_is_blank_and_other_columns_are_not_kept(tmp_path
 def test_what_is_no_table_is_refused(tmp_path, content):
     path = tmp_path / "t.csv"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"t\.csv (cannot be read|has no column)"):
+    with pytest.raises(UserError, match=r"t\.csv"):
         read_table(path, ["a"], [])
 
 
@@ -50,7 +50,7 @@ def test_split_names():
     assert [split_name(name, "") for name in ("Train", "valid", "val", "test", "")] == [
         "train", "validate", "validate", "test", None,
     ]  # fmt: skip
-    with pytest.raises(UserError, match=r"line 3: unknown split 'dev'"):
+    with pytest.raises(UserError, match="line 3.*dev"):
         split_name("dev", "t.csv, line 3")
 
 

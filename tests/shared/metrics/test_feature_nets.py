@@ -24,27 +24,27 @@ def test_the_random_net_is_the_same_everywhere_and_says_so():
 
 @pytest.mark.parametrize("name", ["inception_v3", "densenet121", "transformers"])
 def test_nothing_is_downloaded(name, tmp_path):
-    with pytest.raises(UserError, match=r"nothing is downloaded, so put .* --feature_weights"):
+    with pytest.raises(UserError, match="--feature_weights"):
         load_feature_net(name)
-    with pytest.raises(UserError, match=f"not found at {tmp_path}/none"):
+    with pytest.raises(UserError, match=f"{tmp_path}/none"):
         load_feature_net(name, str(tmp_path / "none"))
 
 
 def test_wrong_calls_and_files_are_answered_in_words(tmp_path):
-    with pytest.raises(UserError, match="unknown feature net 'vgg': use random, "):
+    with pytest.raises(UserError, match="vgg.*random"):
         load_feature_net("vgg")
-    with pytest.raises(UserError, match="random takes no weights"):
+    with pytest.raises(UserError, match="random.*weights"):
         load_feature_net("random", "x.pth")
     (tmp_path / "text.pth").write_text("no weights")
-    with pytest.raises(UserError, match="cannot be read as plain weights"):
+    with pytest.raises(UserError, match=r"text\.pth"):
         load_feature_net("densenet121", str(tmp_path / "text.pth"))
     torch.save({"features.conv0.weight": torch.zeros(64, 3, 7, 7)}, tmp_path / "part.pth")
-    with pytest.raises(UserError, match="does not fit the feature net: 605 tensors"):
+    with pytest.raises(UserError, match="605 tensors"):
         load_feature_net("densenet121", str(tmp_path / "part.pth"))
     torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(UserError, match="no table of weights"):
+    with pytest.raises(UserError, match=r"list\.pth"):
         load_feature_net("densenet121", str(tmp_path / "list.pth"))
-    with pytest.raises(UserError, match="no vision model's folder"):
+    with pytest.raises(UserError, match=f"{tmp_path}"):
         load_feature_net("transformers", str(tmp_path))
 
 

@@ -70,7 +70,7 @@ def test_meteor_equals_its_definition(seed):
 
 def test_meteor_of_an_empty_report_is_zero_and_wordnet_is_asked_for(tmp_path):
     assert meteor_each(["", "clear"], ["clear", ""], SmallWordnet()).tolist() == [0, 0]
-    with pytest.raises(UserError, match="no WordNet in .*nothing is downloaded"):
+    with pytest.raises(UserError, match="WordNet.*downloaded"):
         load_wordnet(str(tmp_path))
     (tmp_path / "index.noun").write_text("")
     with pytest.raises(UserError, match="cannot be read"):
@@ -122,9 +122,9 @@ def test_bertscore_at_the_ceiling_of_nothing_and_without_a_model(bert_folder, tm
     scorer = BertScore(str(bert_folder[0]), device="cpu")
     assert scorer(["lungs clear", "", "x"], ["lungs clear", "clear", ""]) == pytest.approx([1, 0, 0], abs=1e-5)
     assert len(scorer.describe()["sha256"]) == 64 and scorer.describe()["layer"] == 2
-    with pytest.raises(UserError, match="no language model in .*nothing is downloaded"):
+    with pytest.raises(UserError, match=f"{tmp_path}.*downloaded"):
         BertScore(str(tmp_path))
-    with pytest.raises(UserError, match="has 2 layers, layer 5"):
+    with pytest.raises(UserError, match="2.*5"):
         BertScore(str(bert_folder[0]), layer=5)
 
 
@@ -145,15 +145,15 @@ def test_chexbert_reads_the_published_checkpoints_form(bert_folder):
 
 
 def test_chexbert_says_what_is_missing_or_odd(bert_folder, tmp_path):
-    with pytest.raises(UserError, match=r"needs chexbert.pth, config.json, vocab.txt in .*nothing is downloaded"):
+    with pytest.raises(UserError, match=r"chexbert\.pth, config\.json, vocab\.txt"):
         Chexbert(str(tmp_path), OBSERVATIONS)
     for name in ("config.json", "vocab.txt"):
         (tmp_path / name).write_bytes((bert_folder[0] / name).read_bytes())
     (tmp_path / "chexbert.pth").write_text("no")
-    with pytest.raises(UserError, match="is not CheXbert's checkpoint"):
+    with pytest.raises(UserError, match="checkpoint"):
         Chexbert(str(tmp_path), OBSERVATIONS)
     torch.save({"model_state_dict": {"module.bert.x": torch.zeros(1)}}, tmp_path / "chexbert.pth")
-    with pytest.raises(UserError, match=r"does not fit CheXbert's network: \d+ tensors differ"):
+    with pytest.raises(UserError, match=r"\d+ tensors"):
         Chexbert(str(tmp_path), OBSERVATIONS)
 
 
@@ -198,7 +198,7 @@ def test_radgraph_f1_is_that_of_the_counts(seed):
 
 def test_radgraph_asks_for_its_package_and_model(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "radgraph", None)
-    with pytest.raises(UserError, match="package radgraph, which is not installed"):
+    with pytest.raises(UserError, match="radgraph"):
         RadGraph(str(tmp_path))
 
     def annotate(texts):
@@ -207,7 +207,7 @@ def test_radgraph_asks_for_its_package_and_model(tmp_path, monkeypatch):
 
     stub = SimpleNamespace(RadGraph=lambda model_type, model_cache_dir, tokenizer_cache_dir: annotate)
     monkeypatch.setitem(sys.modules, "radgraph", stub)
-    with pytest.raises(UserError, match="no RadGraph model in .*nothing is downloaded"):
+    with pytest.raises(UserError, match=f"{tmp_path}.*downloaded"):
         RadGraph(str(tmp_path))
     (tmp_path / "radgraph.tar.gz").write_text("")
     scores = RadGraph(str(tmp_path))(["clear", "", "opacity"], ["clear", "x", "effusion"])

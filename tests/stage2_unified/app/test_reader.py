@@ -33,7 +33,7 @@ def test_a_dead_child_refuses_one_film_and_a_new_one_reads_the_next(film):
     reader.read(film, 16)
     os.kill(reader._child.pid, signal.SIGSTOP)  # it hangs, as a codec may
     reader._seconds = 0.2
-    with pytest.raises(UnreadableImage, match="not decoded in 0.2 seconds"):
+    with pytest.raises(UnreadableImage, match="0.2 seconds"):
         reader.read(film, 16)
     reader._seconds = 30
     assert reader.read(film, 16).pixels.shape == (16, 16)

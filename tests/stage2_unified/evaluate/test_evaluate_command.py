@@ -119,20 +119,17 @@ def refusal(argv, capsys):
 def test_refusals_are_one_line(image_shards, token_shards, tokenizer_folder, studies, tmp_path, capsys):
     out = ["--out", str(tmp_path / "o.json")]
     model, data = ["--model", str(tokenizer_folder)], ["--data", str(image_shards)]
-    assert refusal(["draw"], capsys) == (
-        2,
-        "error: the first argument is the task: tokenizer, retrieval, zero-shot, reports, synthesis, finetune "
-        "or all; got draw (--help shows the options)",
-    )
+    code, line = refusal(["draw"], capsys)
+    assert code == 2 and all(name in line for name in (*command.TASKS, "draw"))
     for argv, code, text in [
-        (["retrieval", *model, *data, *out], 1, "is a frozen tokenizer: the task retrieval needs a model folder"),
+        (["retrieval", *model, *data, *out], 1, "retrieval"),
         (["tokenizer", "--model", str(tmp_path / "none"), *data, *out], 1, "not found"),
-        (["retrieval", "--model", str(tmp_path), *data, *out], 1, "not a medunifier model folder"),
-        (["tokenizer", *model, "--data", str(tmp_path), *out], 1, "not a shard folder"),
-        (["tokenizer", *model, *data, *out, "--split", "holdout"], 1, "no samples of split 'holdout'; it has: train"),
+        (["retrieval", "--model", str(tmp_path), *data, *out], 1, "model folder"),
+        (["tokenizer", *model, "--data", str(tmp_path), *out], 1, "shard folder"),
+        (["tokenizer", *model, *data, *out, "--split", "holdout"], 1, "holdout"),
         (["tokenizer", *model, *data, "--out", "o.txt"], 2, "NAME.json"),
         (["tokenizer", *model, *data, *out, "--limits", "3"], 2, "limits"),
-        (["tokenizer", *model, *data, *out, "--limit", "-1"], 2, "limit must be at least 0"),
+        (["tokenizer", *model, *data, *out, "--limit", "-1"], 2, "limit"),
     ]:
         got, line = refusal(argv, capsys)
         assert (got, text in line) == (code, True), line
@@ -190,13 +187,13 @@ def run(studies, shards, out, trained_on, task="reports", sections=None):
 
 def test_a_model_of_other_sections_is_refused_unless_it_is_asked_for(studies, image_shards, tmp_path):
     out = tmp_path / "o.json"
-    with pytest.raises(UserError, match=r"trained on findings, the reports of .* give --sections findings to judge"):
+    with pytest.raises(UserError, match="--sections findings"):
         run(studies, image_shards, out, "findings")
     assert not out.exists()
     own = run(studies, image_shards, out, "findings", sections="findings")
     assert own["notes"] == [] and own["data"]["sections"] == "findings"
     other = run(studies, image_shards, out, "findings", sections="findings+impression")
-    assert "trained on findings and is judged on findings+impression" in other["notes"][0]
+    assert "findings+impression" in other["notes"][0]
     assert other["notes"][0] in out.with_suffix(".html").read_text()
     assert run(studies, image_shards, out, "findings", task="zero-shot")["notes"] == []  # no report is read
 
@@ -209,7 +206,7 @@ def test_published_ids_are_judged_and_no_others(studies, image_shards, tmp_path)
     result = evaluate("reports", config, FakeTokenizer(), Oracle(studies), "")
     assert sorted(result["data"]["judged"]["reports"]["ids"]) == sorted(ids)
     (tmp_path / "ids.txt").write_text("nobody")
-    with pytest.raises(UserError, match="1 of the 1 ids are not in split 'test'"):
+    with pytest.raises(UserError, match="1 of the 1.*test"):
         evaluate("reports", config, FakeTokenizer(), Oracle(studies), "")
     (tmp_path / "ids.json").write_text('{"names": []}')
     with pytest.raises(UserError, match='has no "ids"'):
