@@ -67,3 +67,16 @@ def write_image_shards(root: Path, size: int = SIZE, shards: int = 3, studies: i
 @pytest.fixture(scope="session")
 def image_shards(tmp_path_factory) -> Path:
     return write_image_shards(tmp_path_factory.mktemp("shards"))
+
+
+@pytest.fixture(scope="session")
+def whole(image_shards, tmp_path_factory) -> tuple[Path, Path]:
+    """The configuration and the folder of an uninterrupted training run of 8 steps."""
+    from shared.command import run_command
+    from stage1_tokenizer.train import main
+    from tests.stage1_tokenizer.test_train import write_config
+
+    folder = tmp_path_factory.mktemp("whole")
+    config = write_config(folder, image_shards, folder / "run")
+    assert run_command(main, ["--config", str(config)]) == 0
+    return config, folder / "run"

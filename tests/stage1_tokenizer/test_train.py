@@ -60,15 +60,6 @@ def losses(run_dir):
     return [{name: value for name, value in line.items() if name not in noise} for line in lines]
 
 
-@pytest.fixture(scope="module")
-def whole(image_shards, tmp_path_factory):
-    """An uninterrupted run."""
-    folder = tmp_path_factory.mktemp("whole")
-    config = write_config(folder, image_shards, folder / "run")
-    assert run_command(main, ["--config", str(config)]) == 0
-    return config, folder / "run"
-
-
 def test_run_folder_holds_what_people_and_stage_2_need(whole):
     _, run = whole
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"step-6", "step-8"}
@@ -104,6 +95,7 @@ def test_killed_and_continued_run_equals_the_uninterrupted_one_to_the_last_bit(w
     _, reference = whole
     run = tmp_path / "run"
     config = write_config(tmp_path, image_shards, run)
+    # As a script: its folder comes first on the path, where a module could hide one of the standard library.
     command = [sys.executable, str(SCRIPT), "--config", str(config)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment())
     metrics = run / "metrics.jsonl"
@@ -127,15 +119,6 @@ def test_killed_and_continued_run_equals_the_uninterrupted_one_to_the_last_bit(w
 
 def environment():
     return os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-
-
-def test_script_starts_although_its_folder_holds_tokenize():
-    """The folder of a script comes first on the path, where tokenize.py would hide the standard library's."""
-    result = subprocess.run(
-        [sys.executable, str(SCRIPT), "--help"], capture_output=True, text=True, env=environment()
-    )
-    assert result.returncode == 0, result.stderr
-    assert "--model.quantizer.revive_every" in result.stdout
 
 
 def test_bad_use_is_answered_in_one_line(image_shards, tmp_path, capsys, whole):

@@ -225,9 +225,11 @@ def test_each_objective_alone_overfits_one_batch(objective):
     for _ in range(100):
         optimizer.zero_grad()
         losses = model(batch=batch)
+        if losses[objective] < 0.05:
+            return
         losses["loss"].backward()
         optimizer.step()
-    assert losses[objective] < 0.05
+    pytest.fail(f"{objective} is {losses[objective]:.3f} after 100 steps on one batch")
 
 
 def test_layers_computed_again_in_the_backward_pass_give_the_same_gradients(model, batch):

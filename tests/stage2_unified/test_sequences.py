@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.shards import Sample
@@ -33,6 +33,7 @@ def test_views(position, view):
     assert view_name(position) == view
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.text(), st.text())
 def test_any_text_comes_back(findings, impression):
     codec = ReportCodec(WORDS, CODEC.vocabulary, CODEC.sections, 10_000)

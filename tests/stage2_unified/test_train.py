@@ -87,25 +87,27 @@ def lines(run):
 
 
 def test_killed_and_started_again_it_equals_the_uninterrupted_run_to_the_last_bit(root, made, tmp_path, capsys):
-    train(arguments(made, tmp_path / "whole"))
-    command = [sys.executable, str(root / "stage2_unified" / "train.py"), *arguments(made, tmp_path / "killed")]
+    shortly = {"loop__steps": 8, "loop__checkpoint_every": 2, "loop__validate_every": 4}
+    train(arguments(made, tmp_path / "whole", **shortly))
+    killed = arguments(made, tmp_path / "killed", **shortly)
+    command = [sys.executable, str(root / "stage2_unified" / "train.py"), *killed]
     process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while not (tmp_path / "killed" / "checkpoints" / "step-4").is_dir() and time.monotonic() < deadline:
+    while not (tmp_path / "killed" / "checkpoints" / "step-2").is_dir() and time.monotonic() < deadline:
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "killed" / "model").exists(), "it finished before it was killed"
-    train(arguments(made, tmp_path / "killed"))
+    train(killed)
     assert "continuing" in capsys.readouterr().out
     assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
     weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "killed")]
     assert weights[0] == weights[1]
 
     # A third start finds everything done; and what was exported works.
-    train(arguments(made, tmp_path / "killed"))
+    train(killed)
     assert "done already" in capsys.readouterr().out
-    for name in ("curves.png", "config.yaml", "pictures/drawn-0000012.png", "pictures/reports-0000012.txt"):
+    for name in ("curves.png", "config.yaml", "pictures/drawn-0000008.png", "pictures/reports-0000008.txt"):
         assert (tmp_path / "killed" / name).is_file()
     check_pipeline(MedUnifierPipeline.from_pretrained(tmp_path / "killed" / "model"))
 
