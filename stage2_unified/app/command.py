@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import os
 import signal
+import socket
 import sys
 import threading
 import webbrowser
@@ -13,7 +14,8 @@ from pathlib import Path
 
 from shared.config import parse_config
 from shared.errors import UserError
-from stage2_unified.app.server import is_loopback, listening_socket, make_app, own_folder
+from stage2_unified.app.clients import is_loopback
+from stage2_unified.app.server import listening_socket, make_app, own_folder
 
 MOST_PHANTOMS = 2000
 """They are drawn and embedded while somebody waits for the page."""
@@ -35,6 +37,9 @@ class ServeConfig:
     """Address to listen on. The default is reached from this machine alone; 0.0.0.0 from every other one too."""
     port: int = 7860
     """Port; 0 = any that is free."""
+    hostnames: str = ""
+    """Further names, with commas, that browsers reach the server by (behind a proxy: its name). The host name of this
+    machine, localhost and IP addresses are known without."""
     user: str = "medunifier"
     """Name to log in with, where a password is asked for."""
     password_file: str = ""
@@ -71,8 +76,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         import uvicorn
 
         app = make_app(
-            config.model, folder, host=config.host, index=config.index, phantoms=config.phantoms, login=login,
-            queue=config.queue, most_bytes=config.upload_mib * 2**20, device=config.device,
+            config.model, folder, host=config.host, hostnames=_hostnames(config), index=config.index,
+            phantoms=config.phantoms, login=login, queue=config.queue, most_bytes=config.upload_mib * 2**20,
+            device=config.device,
         )  # fmt: skip
         if not is_loopback(config.host) and login is None:
             print(f"{config.host} is reached from other machines, and no password is asked for (--password_file)")
@@ -88,6 +94,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         with contextlib.suppress(KeyboardInterrupt):
             uvicorn.Server(settings).run(sockets=[listening])
+
+
+def _hostnames(config: ServeConfig) -> list[str]:
+    given = [name.strip() for name in config.hostnames.split(",") if name.strip()]
+    return given if is_loopback(config.host) else [socket.gethostname(), *given]
 
 
 def has_screen() -> bool:

@@ -1,9 +1,6 @@
-"""What the page's buttons and its HTTP API call: answers as values that Gradio shows, mistakes as its messages."""
+"""What the page's buttons and its HTTP API call: answers as values that Gradio shows."""
 
-import functools
-import inspect
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -133,33 +130,3 @@ class Endpoints:
         """The rows of :meth:`similar` -> pictures of those studies that have one."""
         known = self._answers.pictures
         return [(known[study], f"similarity {cosine:.2f}") for _, cosine, study, *_ in rows if study in known]
-
-
-def in_words(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function, whose errors are told: a `UserError` as it is, a defect of ours without its details."""
-    if inspect.isgeneratorfunction(function):
-
-        @functools.wraps(function)
-        def stream(*arguments: Any) -> Iterator[Any]:
-            try:
-                yield from function(*arguments)
-            except Exception as error:
-                raise _told(function.__name__, error) from None
-
-        return stream
-
-    @functools.wraps(function)
-    def answer(*arguments: Any) -> Any:
-        try:
-            return function(*arguments)
-        except Exception as error:
-            raise _told(function.__name__, error) from None
-
-    return answer
-
-
-def _told(what: str, error: Exception) -> gr.Error:
-    if isinstance(error, UserError):
-        return gr.Error(str(error), print_exception=False)
-    print(f"{what}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-    return gr.Error("this failed on the server: a defect, not your file", print_exception=False)

@@ -2,15 +2,16 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from stage2_unified.app.answers import MOST_DRAWN, MOST_LABELS, VIEWS, Answers
+from stage2_unified.app.arguments import CheckedBlocks
 from stage2_unified.app.code_grid import WAYS
-from stage2_unified.app.endpoints import DRAWN, FOUND, SCORES, Endpoints, in_words
+from stage2_unified.app.endpoints import DRAWN, FOUND, SCORES, Endpoints
 from stage2_unified.app.phantoms import Example
+from stage2_unified.app.uploads import Uploads
 from stage2_unified.evaluate.prompts import FINDINGS
 from stage2_unified.inference import MedUnifierPipeline
 
@@ -29,15 +30,17 @@ _ONE_AT_A_TIME: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "mod
 _BY_PAGE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
 
-def build_page(answers: Answers, examples: Sequence[Example]) -> gr.Blocks:
+def build_page(answers: Answers, examples: Sequence[Example], uploads: Uploads) -> CheckedBlocks:
     """The page with its endpoints.
 
     Args:
         answers: the model at work.
         examples: radiographs to try.
+        uploads: what clients uploaded.
     """
     ask = Endpoints(answers, examples)
-    with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
+    with CheckedBlocks(title=TITLE, analytics_enabled=False) as page:
+        page.uploads, page.public_files = uploads, frozenset(str(example.path) for example in examples)
         gr.Markdown(f"# {TITLE}\n{_about(answers.pipeline)}", elem_id="title")
         gr.Markdown(NOTICE, elem_id="notice")
         with gr.Tab("Read"):
@@ -62,7 +65,7 @@ def _endpoint(event: Callable[..., Any], function: Callable[..., Any], *boxes: A
     named = {"api_name": function.__name__} if public else {"api_visibility": "private"}
     # A second click waits for nothing; a second film must not be dropped because the first is still read.
     mode = "once" if public else "multiple"
-    return event(in_words(function), *boxes, trigger_mode=mode, **named, **_ONE_AT_A_TIME)
+    return event(function, *boxes, trigger_mode=mode, **named, **_ONE_AT_A_TIME)
 
 
 def _read_tab(ask: Endpoints, answers: Answers, examples: Sequence[Example]) -> tuple[gr.File, gr.Dropdown]:
@@ -70,7 +73,7 @@ def _read_tab(ask: Endpoints, answers: Answers, examples: Sequence[Example]) -> 
     indexed = answers.index is not None
     with gr.Row():
         with gr.Column(scale=5):
-            film = _film_box()
+            film = gr.File(label="Drop a radiograph: DICOM, PNG, JPEG", type="filepath", height=170, elem_id="film")
             with gr.Row(equal_height=True):
                 view = gr.Dropdown(VIEWS, value=VIEWS[0], label="View", elem_id="view", scale=2)
                 read = gr.Button("Read again", elem_id="read", scale=1)
@@ -148,7 +151,7 @@ def _read_tab(ask: Endpoints, answers: Answers, examples: Sequence[Example]) -> 
         **_BY_PAGE,
     }
     dropped, cleared = film.upload(**unknown), film.clear(**unknown)
-    chosen = thumbnails.select(in_words(ask.choose), None, [film, view, truth], queue=False, **_BY_PAGE)
+    chosen = thumbnails.select(ask.choose, None, [film, view, truth], queue=False, **_BY_PAGE)
     for change in (dropped, chosen, cleared):
         # A result that stays while the next film is read would be taken for that film's.
         emptied = change.success(lambda: [None] * len(results), None, results, queue=False, **_BY_PAGE)
@@ -231,23 +234,9 @@ def _tokens_tab(ask: Endpoints, pipeline: MedUnifierPipeline, film: gr.File, vie
     looked = _endpoint(show_codes.click, ask.tokens, [film, view], [codes, picture, decoded])
     looked.success(None, decoded, before, js="image => image", **_BY_PAGE)
     _endpoint(change.click, ask.edit, [codes, top, left, height, width, way, code], [codes, picture, decoded])
-    picture.select(in_words(ask.pick), [codes, height, width], [top, left, picture], queue=False, **_BY_PAGE)
+    picture.select(ask.pick, [codes, height, width], [top, left, picture], queue=False, **_BY_PAGE)
 
 
 def _whole_number(label: str, value: int, name: str) -> gr.Number:
     # No bounds here: Gradio would keep them in words and tracebacks of its own, before ours are asked.
     return gr.Number(value=value, precision=0, label=label, min_width=80, elem_id=name)
-
-
-def _film_box() -> gr.File:
-    """A file box for uploads alone: gradio would fetch an address that a client names in a file's place."""
-    box = gr.File(label="Drop a radiograph: DICOM, PNG, JPEG", type="filepath", height=170, elem_id="film")
-    move = box.async_move_resource_to_block_cache
-
-    async def uploads_alone(place: str | Path | None) -> str | None:
-        if "://" in str(place):
-            raise gr.Error("give a file, not an address", print_exception=False)
-        return await move(place)
-
-    setattr(box, "async_move_resource_to_block_cache", uploads_alone)  # noqa: B010, a method of this one box
-    return box

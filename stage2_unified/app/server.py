@@ -1,25 +1,17 @@
 """The server: one temporary folder, loopback unless told, `/health`, and an end that leaves nothing behind."""
 
-import ipaddress
 import os
-import shutil
 import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from shared.errors import UserError
 from stage2_unified.study_index import StudyIndex
-
-MOST_STORED = 2**30
-"""Bytes of uploads and drawings at a time, beyond which uploads are refused until older ones are deleted."""
-
-KEPT_SECONDS = 3600
-"""How long an upload or a drawing is kept at the most, while the server runs."""
 
 _EXAMPLES = "examples"
 
@@ -31,8 +23,8 @@ def own_folder() -> Iterator[Path]:
     Gradio reads its place from the environment when it is imported: enter this before.
     """
     before = dict(os.environ)
-    with tempfile.TemporaryDirectory(prefix="medunifier-", ignore_cleanup_errors=True) as name:
-        tempfile.tempdir = name
+    with tempfile.TemporaryDirectory(prefix="medunifier-", ignore_cleanup_errors=True) as created:
+        tempfile.tempdir = name = os.path.realpath(created)  # the gate serves no path with a link in it
         os.environ |= {
             "GRADIO_TEMP_DIR": name,
             "GRADIO_ANALYTICS_ENABLED": "False",
@@ -47,24 +39,12 @@ def own_folder() -> Iterator[Path]:
             os.environ |= before
 
 
-def remove_older(folder: Path, seconds: float) -> None:
-    """Delete what was written into ``folder`` longer ago, but the examples; the folders that become empty, too."""
-    limit = time.time() - seconds
-    for entry in folder.iterdir():
-        if entry.name == _EXAMPLES:
-            continue
-        files = [entry] if entry.is_file() else [path for path in entry.rglob("*") if path.is_file()]
-        for path in files:
-            if path.stat().st_mtime < limit:
-                path.unlink(missing_ok=True)
-        if entry.is_dir() and not any(entry.iterdir()) and entry.stat().st_mtime < limit:
-            shutil.rmtree(entry, ignore_errors=True)
-
-
 def _tidy_for_ever(folder: Path) -> None:
+    from stage2_unified.app.uploads import KEPT_SECONDS, remove_older
+
     while folder.is_dir():
         try:
-            remove_older(folder, KEPT_SECONDS)
+            remove_older(folder, KEPT_SECONDS, {_EXAMPLES})
         except OSError:  # deleted by somebody else between two calls
             continue
         finally:
@@ -88,19 +68,12 @@ def listening_socket(host: str, port: int) -> socket.socket:
     return listening
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches the address."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def make_app(
     model: str,
     folder: Path,
     *,
     host: str,
+    hostnames: Collection[str] = (),
     index: str = "",
     phantoms: int = 0,
     login: tuple[str, str] | None = None,
@@ -113,7 +86,8 @@ def make_app(
     Args:
         model: model folder.
         folder: of :func:`own_folder`.
-        host: where it will listen; on loopback other names for this machine are refused (DNS rebinding).
+        host: address or name that it will listen on.
+        hostnames: further names that it is reached by; the others are refused (DNS rebinding).
         index: folder of an index of studies, "" for none.
         phantoms: without an index, how many phantoms are drawn to find the most similar among.
         login: name and password, None for neither.
@@ -130,15 +104,17 @@ def make_app(
     fingerprint = pipeline.fingerprint
     studies = StudyIndex.load(index, fingerprint) if index else None
     import gradio as gr  # after what a user can get wrong: it takes seconds
-    from fastapi import FastAPI
-    from starlette.middleware.trustedhost import TrustedHostMiddleware
+    from fastapi import FastAPI, HTTPException, Request
 
     from stage2_unified.app.answers import Answers
     from stage2_unified.app.browser_policy import BrowserPolicy
+    from stage2_unified.app.gate import Gate
     from stage2_unified.app.limits import RequestLimits
+    from stage2_unified.app.login import Login
     from stage2_unified.app.look import CSS, THEME
     from stage2_unified.app.page import build_page
     from stage2_unified.app.phantoms import phantom_index, write_examples
+    from stage2_unified.app.uploads import StoreLimits, Uploads
 
     pictures = None
     if phantoms and studies is None:
@@ -146,8 +122,12 @@ def make_app(
     answers = Answers(pipeline, folder / "drawn", studies, pictures, most_bytes)
     examples = write_examples(folder / _EXAMPLES, pipeline.tokenizer.image_size)
     gr.set_static_paths(folder / _EXAMPLES)  # a copy in Gradio's own folder would be deleted with the uploads
-    page = build_page(answers, examples)
-    page.queue(max_size=queue, default_concurrency_limit=1)
+    uploads = Uploads(folder, StoreLimits(file_bytes=most_bytes))
+    page = build_page(answers, examples, uploads)
+    # Gradio checks the paths in arguments only of a page that was launched, and mounting does not count as that.
+    page.has_launched = True
+    # A direct call (api_open) would pass by the queue and its bound on calls at the same time.
+    page.queue(max_size=queue, default_concurrency_limit=1, api_open=False)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.get("/health")
@@ -159,16 +139,22 @@ def make_app(
             "studies": len(studies.studies) if studies else 0,
         }
 
+    @app.post("/gradio_api/upload", response_model=None)  # in the place of Gradio's, which remembers no owner
+    async def upload(request: Request, upload_id: str | None = None) -> Any:
+        cookies = [request.cookies.get(f"access-token-{kind}{gradio_app.cookie_id}") for kind in ("", "unsecure-")]
+        if login and not any(cookie in gradio_app.tokens for cookie in cookies):
+            raise HTTPException(401, "log in first")
+        return await uploads.take(request, upload_id)
+
     gr.mount_gradio_app(
-        app, page, path="/", auth=login, show_error=True, max_file_size=most_bytes, ssr_mode=False,
-        theme=THEME, css=CSS, footer_links=["api"], run_history=False, enable_monitoring=False, mcp_server=False,
-        pwa=False,
+        app, page, path="/", auth=Login(*login) if login else None, show_error=True, max_file_size=most_bytes,
+        ssr_mode=False, theme=THEME, css=CSS, footer_links=["api"], run_history=False, enable_monitoring=False,
+        mcp_server=False, pwa=False,
     )  # fmt: skip
+    gradio_app = app.routes[-1].app  # type: ignore[attr-defined]  # a Mount's
     # A form's boundaries and names come on top of the file.
-    app.add_middleware(RequestLimits, folder=folder, most_bytes=most_bytes + 2**16, most_stored=MOST_STORED)
+    app.add_middleware(RequestLimits, most_bytes=most_bytes + 2**16)
     app.add_middleware(BrowserPolicy)
-    if is_loopback(host):
-        # Starlette cuts a name at its first colon: "[" is what it takes for the host of http://[::1]:7860.
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "["])
+    app.add_middleware(Gate, folder=folder, host=host, names=hostnames)
     threading.Thread(target=_tidy_for_ever, args=(folder,), daemon=True).start()
     return app

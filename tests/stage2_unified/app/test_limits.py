@@ -1,4 +1,4 @@
-"""A body that is too large is cut where it becomes so, with or without a length; a full folder takes no more."""
+"""A body that is too large is cut where it becomes so, with or without a length."""
 
 import asyncio
 
@@ -7,7 +7,7 @@ import pytest
 from stage2_unified.app.limits import RequestLimits
 
 
-def answer_to(path, chunks, folder, length=None, most_stored=100):
+def answer_to(path, chunks, length=None):
     """The status that a request gets, and the bytes that reached the application."""
     reached, sent = [], []
 
@@ -30,7 +30,7 @@ def answer_to(path, chunks, folder, length=None, most_stored=100):
 
     headers = [] if length is None else [(b"content-length", length)]
     scope = {"type": "http", "path": path, "headers": headers, "method": "POST"}
-    limits = RequestLimits(app, folder, most_bytes=10, most_stored=most_stored, other_bytes=4)
+    limits = RequestLimits(app, most_bytes=10, other_bytes=4)
     asyncio.run(limits(scope, receive, send))
     return sent[0]["status"], sum(map(len, reached))
 
@@ -43,13 +43,5 @@ def answer_to(path, chunks, folder, length=None, most_stored=100):
     ("/queue/join", [b"1234"], b"4", 200, 4),
     ("/queue/join", [b"12345"], None, 413, 0),
 ])  # fmt: skip
-def test_bodies_are_bounded(tmp_path, path, chunks, length, status, reached):
-    assert answer_to(path, chunks, tmp_path, length) == (status, reached)
-
-
-def test_a_full_folder_takes_no_upload_and_answers_the_rest(tmp_path):
-    (tmp_path / "deep").mkdir()
-    (tmp_path / "deep" / "film").write_bytes(bytes(101))
-    assert answer_to("/upload", [b"1"], tmp_path)[0] == 507
-    assert answer_to("/queue/join", [b"1"], tmp_path)[0] == 200
-    assert answer_to("/upload", [b"1"], tmp_path, most_stored=101)[0] == 200
+def test_bodies_are_bounded(path, chunks, length, status, reached):
+    assert answer_to(path, chunks, length) == (status, reached)

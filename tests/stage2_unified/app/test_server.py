@@ -20,7 +20,7 @@ from data.radiograph import read_radiograph
 from data.synthetic import save_synthetic_dicom
 from shared.command import run_command
 from stage2_unified.app.command import has_screen, main
-from stage2_unified.app.server import remove_older
+from stage2_unified.app.uploads import remove_older
 from stage2_unified.evaluate.prompts import FINDINGS
 from tests.stage2_unified.app.conftest import LOGIN
 
@@ -219,7 +219,7 @@ def test_what_is_old_is_deleted_and_examples_stay(tmp_path):
         (tmp_path / name).write_bytes(b"x")
         if not name.startswith("new"):
             os.utime(tmp_path / name, (0, 0))
-    remove_older(tmp_path, 60)
+    remove_older(tmp_path, 60, ["examples"])
     assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()) == [
         "examples/phantom.png", "new/film.dcm",
     ]  # fmt: skip

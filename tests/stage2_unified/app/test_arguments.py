@@ -1,0 +1,195 @@
+"""No argument of any endpoint reads a file of the machine or fetches a URL, over whichever route it comes."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.stage2_unified.app.inside import (
+    CANARY,
+    application,
+    asked_by_call,
+    asked_by_queue,
+    asked_directly,
+    file_data,
+    upload,
+    watched_network,
+)
+
+gr = pytest.importorskip("gradio")
+
+
+CLICK = {"index": [3, 3]}
+
+
+@pytest.fixture(scope="module")
+def served(model_folder):
+    with application(model_folder, phantoms=4) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def secret(tmp_path_factory):
+    path = tmp_path_factory.mktemp("elsewhere") / "secret.png"
+    path.write_text(CANARY)
+    return path
+
+
+def picture():
+    content = io.BytesIO()
+    pixels = np.linspace(0, 255, 64 * 64).reshape(64, 64).astype(np.uint8)
+    Image.fromarray(pixels).save(content, "png")
+    return content.getvalue()
+
+
+@pytest.fixture
+def clients(served):
+    """Two browsers of one machine, each with an upload: the attacker and somebody else."""
+    pair = [served.client(), served.client()]
+    for client in pair:
+        assert client.get("/").status_code == 200
+    return [(client, upload(client, "film.png", picture())) for client in pair]
+
+
+def harmless(component, path):
+    """A value that a component takes."""
+    if isinstance(component, gr.File):
+        return file_data(path)
+    if isinstance(component, gr.Dataframe):
+        return {"headers": ["a"], "data": [["b"]], "metadata": None}
+    if isinstance(component, gr.CheckboxGroup):
+        return []
+    if isinstance(component, gr.Dropdown | gr.Radio):
+        return component.choices[0][1]
+    if isinstance(component, gr.Number | gr.Slider):
+        return 1
+    if isinstance(component, gr.Dataset):
+        return 0
+    return "No effusion." if isinstance(component, gr.Textbox) else None
+
+
+def attacks(secret, own, other):
+    """Values that name a file or an address in some form."""
+    places = [str(secret), "/etc/passwd", "http://canary.example/film.png", other, f"{own}/../../../{secret}"]
+    for place in places:
+        yield file_data(place)
+    for place in ("https://canary.example/film.png", "file:///etc/passwd"):
+        yield place
+    given = file_data(str(secret))
+    yield {"path": str(secret)}
+    yield file_data(str(secret), url="http://canary.example/film.png", is_stream=True)
+    yield [given]
+    yield [file_data(own), given]
+    yield {"image": given, "caption": "a"}
+    yield {"a": [{"b": given}]}
+    yield {"value": given, "__type__": "update"}
+    yield {"headers": ["a"], "data": [[given]], "metadata": None}
+    yield {"headers": [given], "data": [["http://canary.example/a"]], "metadata": given}
+    yield {"path": given, "meta": {"_type": "gradio.FileData"}}
+    nested = given
+    for _ in range(40):
+        nested = [nested]
+    yield nested
+
+
+def copies(served, secret):
+    """Files in the server's folder with the secret's content."""
+    return [path for path in served.folder.rglob("*") if path.is_file() and CANARY.encode() in path.read_bytes()]
+
+
+def test_every_argument_of_every_endpoint_refuses_files_and_addresses(served, clients, secret, monkeypatch, capfd):
+    (client, own), (_, other) = clients
+    assert not copies(served, secret)
+    tried = 0
+    with watched_network(monkeypatch) as asked:
+        for index, function in served.page.fns.items():
+            good = [harmless(component, own) for component in function.inputs]
+            for place, component in enumerate(function.inputs):
+                calls = [[*good[:place], attack, *good[place + 1 :]] for attack in attacks(secret, own, other)]
+                if function.queue is False:
+                    answers = [asked_directly(client, index, data, event_data=CLICK) for data in calls]
+                else:
+                    answers = asked_by_queue(client, index, calls, event_data=CLICK)
+                    if function.api_visibility == "public":
+                        some = (calls[place], calls[-1 - place])  # another form each time: this route is slow
+                        answers += [asked_by_call(client, function.api_name, data) for data in some]
+                for answered, said in answers:
+                    tried += 1
+                    assert CANARY not in said and "root:" not in said, (function.name, place, said)
+                    assert "defect" not in said, "refused by a check, not by luck"
+                    # The value of a state lies on the server; what is sent in its place is not looked at.
+                    assert not answered or isinstance(component, gr.State), (function.name, place, said)
+        assert not asked
+    assert tried > 400 and not copies(served, secret)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_values_that_are_harmless_are_taken(served, clients):
+    (client, own), _ = clients
+    answered, said = asked_by_call(client, "show", [file_data(own), "PA"])
+    assert answered, said
+    answered, said = asked_by_call(client, "match", [file_data(own), "PA", "No effusion."])
+    assert answered, said
+
+
+def test_an_address_beside_an_upload_is_not_fetched(served, clients, monkeypatch):
+    (client, own), _ = clients
+    with watched_network(monkeypatch) as asked:
+        answered, said = asked_by_call(client, "show", [file_data(own, url="http://canary.example/film.png"), "PA"])
+    assert answered and not asked and "canary" not in said
+
+
+def test_an_upload_is_its_clients_alone(served, clients):
+    (one, own), (other, _) = clients
+    assert asked_by_call(one, "show", [file_data(own), "PA"])[0]
+    answered, said = asked_by_call(other, "show", [file_data(own), "PA"])
+    assert not answered and "upload" in said
+
+
+def test_gradio_checks_paths_too_where_ours_do_not(served, clients, secret, monkeypatch):
+    (client, _), _ = clients
+    monkeypatch.setattr(type(served.page), "_checked", lambda self, components, values, request: values)
+    answered, _ = asked_by_call(client, "draw", [file_data(str(secret)), [], 1, 0, 1, "PA", 0.6])
+    assert not answered and not copies(served, secret)
+
+
+def test_an_event_carries_no_file_either(served, clients, secret, monkeypatch, capfd):
+    (client, _), _ = clients
+    given = file_data(str(secret))
+    with watched_network(monkeypatch) as asked:
+        for index, function in served.page.fns.items():
+            if function.name not in ("choose", "pick"):
+                continue
+            data = [harmless(component, "") for component in function.inputs]
+            for event in (
+                given,
+                {"index": given},
+                {"index": [given, given]},
+                {"index": "http://canary.example"},
+                [1],
+            ):
+                answered, said = asked_directly(client, index, data, event_data=event)
+                assert not answered and CANARY not in said
+            good = {"index": 0, "value": given} if function.name == "choose" else {"index": [3, 3], "value": given}
+            answered, said = asked_directly(client, index, data, event_data=good)
+            assert answered and str(secret) not in said
+    assert not asked and not copies(served, secret)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_numbers_and_choices_are_bounded_in_words(served, clients, capfd):
+    (client, own), _ = clients
+    for count, seed, view in ((9, 0, "PA"), (1, 10**400, "PA"), (1, True, "PA"), (1, None, "PA"), (1, 0, "sideways")):
+        answered, said = asked_by_call(client, "draw", ["No effusion.", [], count, seed, 1, view, 0.6])
+        assert not answered and "defect" not in said, said
+    answered, said = asked_by_call(client, "match", [file_data(own), "PA", "\ud800"])
+    assert not answered and "defect" not in said
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_direct_call_does_not_pass_by_the_queue(served, clients):
+    (client, _), _ = clients
+    index = next(i for i, function in served.page.fns.items() if function.api_name == "draw")
+    answered, _ = asked_directly(client, index, ["No effusion.", [], 1, 0, 1, "PA", 0.6])
+    assert not answered
