@@ -156,6 +156,7 @@ def ingest(config: IngestConfig) -> dict[str, Any]:
         if manifest.get("plan") != plan:
             raise UserError(f"{out} holds the shards of another ingest (other data or options): give another --out")
         shutil.rmtree(out / _UNFINISHED, ignore_errors=True)  # killed after the manifest, its last but one act
+        remove_partial(out)
         print(f"{out} is complete already: {_summary(manifest)}")
         return dict(manifest)
     _begin(out, plan)
@@ -169,6 +170,8 @@ def ingest(config: IngestConfig) -> dict[str, Any]:
             if died and len(todo) == sum(not job.report.is_file() for job in jobs):
                 raise
             died = True
+        finally:
+            _remove_remnants(out)
     duplicates = None if config.duplicates == "ignore" else _duplicates(jobs, key)
     removals = _remove(config, duplicates, out) if duplicates and config.duplicates == "remove" else []
     manifest = _finish(config, transform, jobs, records, archive.problems, plan, out, duplicates, removals)
@@ -305,8 +308,7 @@ def _begin(out: Path, plan: str) -> None:
             raise UserError(
                 f"{out} holds an unfinished ingest of other data or options: remove it or give another --out"
             )
-        for folder in (out, out / _UNFINISHED, out / _UNFINISHED / _WITHOUT):
-            remove_partial(folder)
+        _remove_remnants(out)
         for begun in (out / _UNFINISHED).glob(f"*{BEGUN}"):
             begun.unlink()  # whoever stopped the run from outside is no reason to read films apart, which is slow
     elif out.is_dir() and any(entry.name != _UNFINISHED for entry in out.iterdir()):
@@ -314,6 +316,12 @@ def _begin(out: Path, plan: str) -> None:
     else:
         remove_partial(out / _UNFINISHED)  # of a run that was killed as it wrote its plan
         write_json(marker, {"plan": plan})
+
+
+def _remove_remnants(out: Path) -> None:
+    """Remove what dead workers had half written: it holds images of patients."""
+    for folder in (out, out / _UNFINISHED, out / _UNFINISHED / _WITHOUT):
+        remove_partial(folder)
 
 
 def _finish(
@@ -379,6 +387,7 @@ def _finish(
     _write_rejects(out / REJECTS, rejects)
     if duplicates:
         write_duplicates(out / DUPLICATES, duplicates)
+    _remove_remnants(out)  # a cluster may have repeated the job of a worker that died
     # The manifest comes last: where it is, all else is.
     write_json(out / MANIFEST, manifest)
     shutil.rmtree(out / _UNFINISHED)

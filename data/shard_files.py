@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from data.places import filesystem, is_url, network_trouble_named
-from shared.artifacts import atomic_file, sha256_file
+from shared.artifacts import atomic_file, remove_partial, sha256_file
 from shared.errors import UserError
 
 
@@ -58,6 +58,7 @@ def _fetched(url: str, sha256: str) -> Path:
 
 def _fetch(url: str, sha256: str, copy: Path) -> None:
     system, path = filesystem(url)
+    remove_partial(copy.parent)
     with atomic_file(copy) as partial:
         try:
             with network_trouble_named(url):

@@ -5,13 +5,15 @@ under a hidden name and appears by one rename, so a full disk or a kill leaves n
 """
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 PARTIAL_PREFIX = ".partial-"
+_OLD = "-old"
 
 
 @contextmanager
@@ -68,8 +71,13 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     _make_parent(path)
-    partial = path.with_name(f"{PARTIAL_PREFIX}{os.getpid()}-{path.name}")
-    with _removed_on_failure(partial, path):
+    partial = path.with_name(f"{PARTIAL_PREFIX}{secrets.token_hex(4)}-{path.name}")
+
+    def create() -> Path:
+        partial.touch()
+        return partial
+
+    with _removed_on_failure(partial, path), _locked(create, os.O_RDWR):
         yield partial
         with open(partial, "rb") as file:
             os.fsync(file.fileno())
@@ -80,16 +88,21 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Give a temporary folder beside ``path``; on a clean exit it takes the place of ``path``.
 
-    An older folder of that name stays until the new one is complete.
+    An older folder of that name stays until the new one is complete. What killed processes left of earlier
+    attempts at ``path`` is removed first.
     """
     path = Path(path)
     _make_parent(path)
-    partial = Path(tempfile.mkdtemp(prefix=PARTIAL_PREFIX, suffix=f"-{path.name}", dir=path.parent))
-    with _removed_on_failure(partial, path):
+    remove_partial(path.parent, path.name)
+
+    def create() -> Path:
+        return Path(tempfile.mkdtemp(prefix=PARTIAL_PREFIX, suffix=f"-{path.name}", dir=path.parent))
+
+    with _locked(create, os.O_RDONLY) as partial, _removed_on_failure(partial, path):
         partial.chmod(0o755)  # mkdtemp makes it private; an artifact is read by others of the group
         yield partial
         if path.exists():
-            old = partial.with_name(f"{partial.name}-old")
+            old = partial.with_name(f"{partial.name}{_OLD}")
             os.rename(path, old)
             os.rename(partial, path)
             shutil.rmtree(old, ignore_errors=True)
@@ -97,14 +110,58 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             os.rename(partial, path)
 
 
-def remove_partial(folder: str | Path) -> None:
-    """Remove what a killed process left under its hidden name. Call it before work in ``folder`` begins."""
+@contextmanager
+def _locked(create: Callable[[], Path], flags: int) -> Iterator[Path]:
+    """Create a partial file or folder and hold a lock on it, which the system releases when the process ends."""
+    while True:
+        partial = create()
+        try:
+            descriptor = os.open(partial, flags)
+        except FileNotFoundError:
+            continue  # removed as a remnant before it was locked
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if partial.exists():
+            break
+        os.close(descriptor)
+    try:
+        yield partial
+    finally:
+        os.close(descriptor)
+
+
+def remove_partial(folder: str | Path, *names: str) -> None:
+    """Remove partial files and folders that killed processes left in ``folder``; those of live processes stay.
+
+    Args:
+        folder: may be absent.
+        names: only the remnants of these final names; none = of any. For a folder that other commands share.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         return
     for entry in folder.iterdir():
-        if entry.name.startswith(PARTIAL_PREFIX):
-            shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)
+        if entry.name.startswith(PARTIAL_PREFIX) and (not names or _final_name(entry.name) in names):
+            _remove_unlocked(entry)
+
+
+def _final_name(partial: str) -> str:
+    """``.partial-TOKEN-NAME`` and ``.partial-TOKEN-NAME-old`` -> NAME."""
+    return partial.removeprefix(PARTIAL_PREFIX).partition("-")[2].removesuffix(_OLD)
+
+
+def _remove_unlocked(entry: Path) -> None:
+    try:
+        descriptor = os.open(entry, (os.O_RDONLY if entry.is_dir() else os.O_RDWR) | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return  # another process has just removed it, or it is none of ours
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)
+    except OSError:
+        pass  # a live process is writing it
+    finally:
+        os.close(descriptor)
 
 
 def sha256_file(path: str | Path) -> str:

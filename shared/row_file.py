@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from shared.artifacts import atomic_file, read_json, write_json
+from shared.artifacts import atomic_file, read_json, remove_partial, write_json
 from shared.errors import UserError
 
 Row = dict[str, Any]
@@ -49,6 +49,7 @@ class RowFile:
             self._begin(self._out)
 
     def _begin(self, out: Path) -> None:
+        remove_partial(out.parent, out.name, self._beside.name)
         if out.exists():
             kept = read_json(self._beside, "a result of medunifier") if self._beside.is_file() else None
             if kept != self._run:
@@ -57,6 +58,7 @@ class RowFile:
                     "give another --out, or remove it"
                 )
             self.done = True
+            self._journal.unlink(missing_ok=True)  # killed between the rename and the removal of the journal
             return
         out.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(self._journal, "a+b")  # noqa: SIM115, __exit__ closes it
@@ -138,7 +140,7 @@ class RowFile:
             else:
                 with open(partial, "wb") as lines:
                     lines.writelines(map(_line, self._rows()))
-        self._journal.unlink()
+        self._journal.unlink(missing_ok=True)  # another process may have found ``out`` complete and removed it
 
     def discard(self) -> None:
         """Nothing of use came out: leave nothing behind."""

@@ -62,7 +62,8 @@ class RunFolder:
             (self.path / PICTURES).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot create the run folder {self.path}: {error.strerror}") from error
-        remove_partial(self.path)
+        for folder in (self.path, self.path / PICTURES, self.path / CHECKPOINTS):
+            remove_partial(folder)
         save_config(config, saved)
 
     def rewind(self, step: int) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
-from shared.artifacts import FORMAT_VERSION, atomic_file, atomic_folder, read_json, write_json
+from shared.artifacts import FORMAT_VERSION, atomic_file, atomic_folder, read_json, remove_partial, write_json
 from shared.errors import UserError
 from shared.progress import Progress
 from stage2_unified.films import Films, codes_of, keys_digest, read_batches
@@ -131,14 +131,17 @@ def build_index(pipeline: "MedUnifierPipeline", films: Films, folder: str | Path
     folder = Path(folder)
     run = {"model": pipeline.fingerprint, "key": films.key_name, "view": view, "films": len(films.keys)}
     run["keys_sha256"] = keys_digest(films)
+    work = folder.with_name(f"{folder.name}.unfinished")
+    remove_partial(folder.parent, folder.name)
     if folder.exists():
         about = read_json(folder / INDEX, "an index; give another --index") if folder.is_dir() else {}
         if {name: about.get(name) for name in run} == run:
+            shutil.rmtree(work, ignore_errors=True)  # killed between the rename and this removal
             return f"{folder} is done already: {about['studies']} studies"
         raise UserError(
             f"{folder} is an index of other data, or was built by another model: give another --index, or remove it"
         )
-    work = folder.with_name(f"{folder.name}.unfinished")
+    remove_partial(work)
     if not (work / "run.json").is_file():
         write_json(work / "run.json", run)
     elif read_json(work / "run.json", "the beginning of an index") != run:

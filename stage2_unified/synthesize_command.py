@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from data.synthetic import FOLLOW_UP, NOTICE, describe_drawing, save_synthetic_dicom, save_synthetic_png
-from shared.artifacts import sha256_file, write_json
+from shared.artifacts import remove_partial, sha256_file, write_json
 from shared.config import parse_config
 from shared.errors import UserError
 from shared.progress import Progress
@@ -168,6 +168,7 @@ def _prior(pipeline: "MedUnifierPipeline", config: SynthesizeConfig) -> tuple[np
 def _begin(out: Path, plan: dict[str, object]) -> None:
     """Write the plan, or check that the folder was begun with it."""
     path = out / PROMPTS
+    remove_partial(out)
     if path.is_file():
         if json.loads(path.read_text(encoding="utf-8")) != plan:
             raise UserError(f"{out} holds drawings of other prompts, options or another model: give another --out")

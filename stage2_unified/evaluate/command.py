@@ -21,7 +21,7 @@ from stage2_unified.evaluate.retrieval import judge_retrieval
 from stage2_unified.evaluate.studies import JudgedData
 from stage2_unified.evaluate.synthesis import judge_synthesis
 from stage2_unified.evaluate.tokenizer import TokenizerJudging, judge_tokenizer
-from stage2_unified.evaluate.written_result import print_figures, write_result
+from stage2_unified.evaluate.written_result import print_figures, remove_remnants, write_result
 from stage2_unified.evaluate.zero_shot import judge_zero_shot
 
 # Tasks of the whole model; `tokenizer` is judged without it.
@@ -148,6 +148,7 @@ def evaluate(
     Raises:
         UserError: if a named task cannot be judged on the data; with ``all``, if none can.
     """
+    remove_remnants(Path(config.out))
     ids = None
     if config.ids is not None:
         ids, config = read_ids(config.ids), replace(config, limit=0)

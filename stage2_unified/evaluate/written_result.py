@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from shared.artifacts import atomic_file, write_json
+from shared.artifacts import atomic_file, remove_partial, write_json
 from shared.metrics.samples import save_samples
 from stage2_unified.evaluate.pages import write_page
 from stage2_unified.evaluate.pictures import pictures_folder, save_pictures
@@ -45,6 +45,7 @@ def write_result(
         The JSON's content.
     """
     out = Path(out)
+    remove_remnants(out)
     metrics, undefined = defined({key: value for result in results.values() for key, value in result.metrics.items()})
     details: dict[str, Any] = {}
     for name, result in results.items():
@@ -81,6 +82,12 @@ def write_result(
     write_page(content, out)
     write_json(out, content)
     return content
+
+
+def remove_remnants(out: Path) -> None:
+    """Remove what killed processes left half written of this result; pictures and reports are patients' data."""
+    names = (out.name, f"{out.stem}.html", f"{out.stem}-samples.npz", f"{out.stem}-reports.csv")
+    remove_partial(out.parent, *names, pictures_folder(out).name)
 
 
 def save_reports(path: Path, texts: Mapping[str, str]) -> None:

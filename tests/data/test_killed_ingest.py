@@ -133,6 +133,7 @@ def test_killed_between_two_acts_of_its_beginning_or_end(
     assert _contents(out) == undisturbed[0]
     (out / ".ingest").mkdir()
     (out / ".ingest" / "train-000000.tar.json").write_text("{}")
+    (out / ".partial-1-train-000000.tar").write_text("half")
     ingest(_config(archive, out))
     assert _contents(out) == undisturbed[0]
 

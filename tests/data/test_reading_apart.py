@@ -114,6 +114,7 @@ def test_ingest_survives_a_film_that_ends_its_worker(
     monkeypatch.setattr("data.reading_apart._CHILD", _CRASHING)
     out = tmp_path / "out"
     manifest = ingest(IngestConfig(source="csv", root=str(tree), out=str(out), size=32, workers=2, shard_studies=2))
+    assert not list(out.rglob(".partial-*")), "the worker that died has left images of patients"
     assert manifest["counts"]["kept_studies"] == 4
     ((reason, count),) = manifest["counts"]["reject_reasons"].items()
     assert "process" in reason and count == 1
@@ -133,3 +134,4 @@ def test_workers_that_die_of_anything_else_end_ingest(
     monkeypatch.setattr("data.shard_job.encode_png", lambda _: os._exit(1))
     with pytest.raises(UserError, match="a worker process died"):
         ingest(IngestConfig(source="csv", root=str(tree), out=str(tmp_path / "out"), size=32, workers=1))
+    assert not list((tmp_path / "out").rglob(".partial-*"))

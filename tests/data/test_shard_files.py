@@ -47,6 +47,13 @@ def test_each_shard_is_fetched_once(remote, cache):
         _ = ShardDataset(remote, "train")[0]
 
 
+def test_what_a_killed_process_has_half_fetched_is_removed(remote, cache):
+    (cache / "shards").mkdir(parents=True)
+    (cache / "shards" / ".partial-1-abc.tar").write_text("half")
+    _ = ShardDataset(remote, "train")[0]
+    assert not list(cache.rglob(".partial-*")) and len(list(cache.rglob("*.tar"))) == 1
+
+
 def test_a_damaged_copy_is_fetched_again(remote, cache):
     expected = ShardDataset(remote, "train")[0].codes
     (copy,) = cache.rglob("*.tar")

@@ -1,4 +1,6 @@
 import errno
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -40,6 +42,41 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
     (tmp_path / "kept").write_text("whole")
     remove_partial(tmp_path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["kept"]
+
+
+def test_remnants_of_other_names_stay_when_names_are_given(tmp_path):
+    for name in ("1-a.json", "x_2-a.json-old", "3-b-a.json", "4-other"):
+        (tmp_path / f"{PARTIAL_PREFIX}{name}").mkdir()
+    remove_partial(tmp_path, "a.json")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [".partial-3-b-a.json", ".partial-4-other"]
+
+
+_WRITER = """
+import sys
+from shared.artifacts import atomic_file, atomic_folder
+with atomic_file(sys.argv[1] + "/file") as file, atomic_folder(sys.argv[1] + "/folder") as folder:
+    file.write_text("half")
+    (folder / "image").write_text("half")
+    print("writing", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_what_a_live_process_is_writing_stays_until_it_is_killed(tmp_path, root):
+    command = [sys.executable, "-c", _WRITER, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root) as writer:
+        assert writer.stdout.readline() == b"writing\n"
+        remove_partial(tmp_path)
+        names = sorted(entry.name.split("-")[-1] for entry in tmp_path.iterdir())
+        assert names == ["file", "folder"] and len(list(tmp_path.rglob("image"))) == 1
+        writer.kill()
+    assert len(list(tmp_path.iterdir())) == 2
+    with atomic_folder(tmp_path / "folder"):
+        pass  # the next attempt at one of the names removes what was left of it
+    assert sorted(entry.name.split("-")[-1] for entry in tmp_path.iterdir()) == ["file", "folder"]
+    assert [entry.name for entry in tmp_path.iterdir() if entry.is_dir()] == ["folder"]
+    remove_partial(tmp_path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["folder"]
 
 
 def test_json_refuses_what_other_readers_refuse(tmp_path):

@@ -32,6 +32,25 @@ def test_a_stopped_run_continues_behind_its_last_whole_row(tmp_path):
     assert open_rows(out).done
 
 
+def test_remnants_of_a_kill_at_the_end_are_removed_on_the_next_start(tmp_path):
+    out = tmp_path / "rows.jsonl"
+    with open_rows(out) as rows:
+        rows.add([{"key": "a"}])
+        journal = out.with_name("rows.jsonl.unfinished").read_bytes()
+    partials = [tmp_path / f".partial-1-{name}" for name in ("rows.jsonl", "rows.jsonl.run.json", "others.jsonl")]
+    for path in partials:
+        path.write_text("half")  # killed as it wrote the final file
+    with open_rows(out) as rows:
+        assert rows.count == 1 and [path for path in partials if path.exists()] == partials[2:]
+        rows.finish()
+    out.with_name("rows.jsonl.unfinished").write_bytes(journal)  # killed behind the rename
+    partials[0].write_text("half")
+    assert open_rows(out).done
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".partial-1-others.jsonl", "rows.jsonl", "rows.jsonl.run.json",
+    ]  # fmt: skip
+
+
 def test_csv_has_the_rows_of_each_row(tmp_path):
     with open_rows(tmp_path / "rows.csv") as rows:
         rows.add([{"key": "a,b", "xs": [1, 2]}, {"key": "c"}, {"key": "d", "xs": [3], "other": 0}])

@@ -28,6 +28,16 @@ def test_a_run_continues_with_the_same_configuration_alone(tmp_path):
         RunFolder(tmp_path / "run", Config(seed=2, steps=5), may_change=("steps",))
 
 
+def test_remnants_of_a_killed_run_are_removed_wherever_they_lie(tmp_path):
+    RunFolder(tmp_path, Config())
+    remnants = [tmp_path / folder / ".partial-1-x.png" for folder in ("", "pictures", "checkpoints")]
+    for path in remnants:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("half")
+    RunFolder(tmp_path, Config())
+    assert not [path for path in remnants if path.exists()]
+
+
 def test_a_folder_of_other_things_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match="not empty"):

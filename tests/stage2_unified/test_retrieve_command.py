@@ -112,6 +112,11 @@ def test_a_stopped_build_continues_and_equals_the_uninterrupted_one(
     for name in (study_index.EMBEDDINGS, study_index.STUDIES, study_index.INDEX):
         assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["stopped", "whole"]
+    for remnant in ("stopped.unfinished", ".partial-1-stopped"):  # of a kill before or behind the rename
+        (tmp_path / remnant).mkdir()
+        (tmp_path / remnant / "part-00000000.safetensors").write_text("embeddings")
+    assert retrieve(model_folder, *build, "--index", tmp_path / "stopped") == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["stopped", "whole"]
 
 
 def test_files_may_be_indexed_and_the_broken_are_named(model_folder, films_folder, tmp_path, capsys):

@@ -21,6 +21,7 @@ from stage2_unified.evaluate.command import EvaluateConfig, evaluate, main
 from stage2_unified.evaluate.fine_tuning import FineTuning
 from stage2_unified.evaluate.pictures import save_pictures
 from stage2_unified.evaluate.result import TaskResult, defined
+from stage2_unified.evaluate.studies import JudgedData
 from tests.stage2_unified.evaluate.phantom_oracle import SIZE, FakeTokenizer, Oracle, write_shards
 
 TINY = {
@@ -42,6 +43,28 @@ def tokenizer_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("frozen") / "tokenizer"
     FrozenTokenizer(VQGAN(model_config(TINY))).save(folder)
     return folder
+
+
+def test_remnants_of_a_killed_evaluation_are_removed(image_shards, tmp_path):
+    out = tmp_path / "r.json"
+    own = [tmp_path / f".partial-1-{name}" for name in ("r.json", "r.html", "r-reports.csv", "r-samples.npz")]
+    other = tmp_path / ".partial-1-others.json"
+
+    def leave():
+        for path in (*own, other):
+            path.write_text("half")
+        (tmp_path / ".partial-1-r-pictures").mkdir()
+
+    leave()
+    config = EvaluateConfig(model="m", data=str(image_shards), out=str(out), split="absent")
+    with pytest.raises(UserError, match="absent"):
+        evaluate("reports", config, FakeTokenizer(), None, "")
+    assert list(tmp_path.iterdir()) == [other]  # of another evaluation, which its own start removes
+    leave()
+    data = JudgedData(str(image_shards), FakeTokenizer(), 0).describe("test", {})
+    options = {"task": "reports", "data": data, "model": {}, "command": "", "seed": 0, "bootstrap": 2}
+    written_result.write_result(out, results={}, **options)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [other.name, "r-pictures", "r.html", "r.json"]
 
 
 def test_all_tasks_in_one_file_and_one_page(studies, image_shards, tmp_path, monkeypatch):
