@@ -15,6 +15,7 @@ from data.pixels import fit_square
 from data.places import as_path
 from data.radiograph import UnreadableImage, read_film
 from data.shards import MANIFEST, Sample, ShardDataset, read_manifest
+from data.view_positions import view_position
 from data.visits import studies_before
 from shared.errors import UserError
 
@@ -32,7 +33,7 @@ class Film:
 
     Attributes:
         key: the path as given, or the study's id.
-        view: ViewPosition, "" where unknown.
+        view: ViewPosition; "" where unknown, or where the file has a text that is none of the field's terms.
         pixels: (S, S) float32 in [0, 1], the model's size.
         codes: (h, w) integers, from token shards.
         error: why it cannot be read.
@@ -78,7 +79,7 @@ class FileFilms:
             film = read_film(self._paths[number], self._size)
         except UnreadableImage as error:
             return Film(self.keys[number], error=error.reason)
-        return Film(self.keys[number], film.view, film.pixels)
+        return Film(self.keys[number], view_position(film.view), film.pixels)
 
 
 class FolderFilms:

@@ -11,6 +11,7 @@ from stage2_unified import report_command
 from stage2_unified.films import codes_of, open_films
 from stage2_unified.inference import MedUnifierPipeline
 from stage2_unified.report_command import main
+from tests.data.dicom_samples import film
 
 
 def report(model_folder, *more):
@@ -35,6 +36,17 @@ def test_a_folder_has_a_row_a_file_and_says_what_is_broken(model_folder, films_f
     assert "done already" in capsys.readouterr().out
     assert report(model_folder, "--input", films_folder, "--out", out, "--view", "PA") == 1
     assert "another --out" in capsys.readouterr().err
+
+
+def test_a_view_position_that_is_no_term_of_the_field_is_not_written(model_folder, tmp_path):
+    for name, position in (("a", "MILLER JOHN"), ("b", "LL")):
+        dataset = film()
+        dataset.ViewPosition = position
+        (tmp_path / "films").mkdir(exist_ok=True)
+        dataset.save_as(tmp_path / "films" / f"{name}.dcm", enforce_file_format=True)
+    out = tmp_path / "reports.jsonl"
+    assert report(model_folder, "--input", tmp_path / "films", "--out", out) == 0
+    assert [row["view"] for row in rows_of(out)] == ["", "LL"] and "MILLER" not in out.read_text()
 
 
 def test_stopped_and_started_again_it_equals_the_uninterrupted_run(model_folder, films_folder, tmp_path, monkeypatch):
