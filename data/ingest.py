@@ -63,6 +63,8 @@ class IngestConfig:
     """Say what is there, what is missing and what cannot be read, and write nothing."""
     check_images: int = 100
     """Images that --check decodes, spread over the archive; 0 = all."""
+    check_names: bool = False
+    """Let --check also print names of files and lines of tables, which may name patients."""
     size: int = 256
     """Side of the square images, in pixels; the aspect is kept."""
     fit: Fit = "pad"
@@ -125,9 +127,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = parse_config(IngestConfig, argv, prog="medunifier ingest")
     if config.check:
         archive = read_source(config.source, config.root, config.options)
-        images, accept = config.check_images, config.burned_in == "accept"
         check_source(
-            archive, config.source, config.root, images, _workers(config), config.cluster, accept, config.chest_only
+            archive,
+            config.source,
+            config.root,
+            config.check_images,
+            _workers(config),
+            config.cluster,
+            burned_in=config.burned_in == "accept",
+            chest_only=config.chest_only,
+            names=config.check_names,
         )
     elif config.find:
         archive = read_source(config.source, config.root, config.options)

@@ -16,6 +16,7 @@ from data.radiograph import check_burned_in, check_chest, read_film
 from data.records import StudyRecord
 from data.sources import Archive
 from data.splits import official_splits
+from data.view_positions import view_position
 from shared.errors import UserError
 from shared.progress import Progress
 
@@ -32,7 +33,7 @@ class SourceReport:
     splits: dict[str, int]
     """Studies by official split; "drawn at ingest" has those without one."""
     views: dict[str, int]
-    """Images by view position; "not stated" where the tables do not say."""
+    """Images by view position; "not stated" where the tables have none, "other" for a text that is no position."""
     missing: list[Path]
     decoded: int
     unreadable: list[tuple[Path, str]]
@@ -50,10 +51,16 @@ def check_source(
     cluster: str,
     burned_in: bool = False,
     chest_only: bool = False,
+    names: bool = False,
 ) -> SourceReport:
     """Look for every file, decode ``images`` of them (0 = all), and print the table.
 
-    ``burned_in``, ``chest_only``: which films are taken, as ingest would be told to.
+    Args:
+        archive, source, root: what is checked.
+        images: how many are decoded.
+        workers, cluster: where.
+        burned_in, chest_only: which images are accepted, as in ingest.
+        names: also print the first names of files that are missing or unreadable; they may name patients.
 
     Raises:
         UserError: after the table, if ingest could not succeed: no image can be read, or an official split
@@ -68,18 +75,22 @@ def check_source(
     report = SourceReport(
         counts=_counts(archive.records),
         splits=dict(Counter(record.split or "drawn at ingest" for record in archive.records)),
-        views=dict(Counter(v.position or "not stated" for r in archive.records for v in r.views).most_common()),
+        views=dict(Counter(_position(v.position) for r in archive.records for v in r.views).most_common()),
         missing=missing,
         decoded=len(tried),
         unreadable=unreadable,
         problems=dict(Counter(problem.reason for problem in archive.problems).most_common()),
     )
-    _print(report, archive, source, root)
+    _print(report, archive, source, root, names)
     if len(unreadable) == len(tried):
         reason = f"; the first: {unreadable[0][1]}" if unreadable else f": {len(missing)} files are missing"
         raise UserError(f"{root}: no image can be read{reason}")
     official_splits(archive.records)
     return report
+
+
+def _position(text: str) -> str:
+    return view_position(text) or ("other" if text.strip() else "not stated")
 
 
 def _counts(records: Sequence[StudyRecord]) -> dict[str, int]:
@@ -127,7 +138,7 @@ def try_images(
     return len(paths), refused
 
 
-def _print(report: SourceReport, archive: Archive, source: str, root: str) -> None:
+def _print(report: SourceReport, archive: Archive, source: str, root: str, names: bool) -> None:
     table = Table("", "found", box=None, title=f"{source}: {root}", title_justify="left", show_header=False)
     sections: list[tuple[str, dict[str, int]]] = [
         ("", report.counts),
@@ -143,6 +154,12 @@ def _print(report: SourceReport, archive: Archive, source: str, root: str) -> No
     # Names of files may hold brackets, which are no mark-up.
     console = Console(markup=False, highlight=False)
     console.print(table)
+    if not names:
+        for reason, count in Counter(reason for _, reason in report.unreadable).most_common(_SHOWN):
+            console.print(f"unreadable: {reason} ({count:,})", soft_wrap=True)
+        if report.missing or report.unreadable or archive.problems:
+            console.print("--check_names true prints names of these files and lines of tables")
+        return
     _print_first(console, "missing", (str(path) for path in report.missing), len(report.missing))
     _print_first(console, "unreadable", (f"{path}: {why}" for path, why in report.unreadable), len(report.unreadable))
     _print_first(console, "problem", (f"{p.where}: {p.reason}" for p in archive.problems), len(archive.problems))

@@ -31,7 +31,7 @@ def test_a_remote_archive_gives_the_shards_of_a_local_one(archive, served, tmp_p
 
     film.unlink()
     capsys.readouterr()
-    main(["--source", "phantom", "--root", f"{url}/tree", "--check", "--workers", "1"])
+    main(["--source", "phantom", "--root", f"{url}/tree", "--check", "--check_names", "true", "--workers", "1"])
     told = capsys.readouterr().out
     assert f"missing: {url}/tree/{film.relative_to(archive)}" in told
 

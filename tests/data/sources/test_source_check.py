@@ -55,8 +55,23 @@ def test_the_command_prints_a_table_and_writes_nothing(root, tmp_path, monkeypat
     rows = {" ".join(line.split()[:-1]): line.split()[-1] for line in output.splitlines() if line.strip()}
     assert rows["patients"] == "3" and rows["split train"] == "4" and rows["files unreadable"] == "1"
     assert rows["problem: row without image"] == "1"
-    assert f"missing: {root / '5.png'}" in output and f"unreadable: {root / '4.png'}" in output
     assert sorted(tmp_path.rglob("*")) == before  # no shard, no key
+
+
+def test_names_of_files_are_printed_by_option_alone(root, tmp_path, capsys):
+    command = ["--source", "csv", "--root", str(root), "--check", "--check_images", "0", "--workers", "1"]
+    main(command)
+    output = capsys.readouterr().out
+    assert ".png" not in output and "manifest.csv" not in output and "unreadable: not readable" in output
+    main([*command, "--check_names", "true"])
+    output = capsys.readouterr().out
+    assert f"missing: {root / '5.png'}" in output and f"unreadable: {root / '4.png'}: not readable" in output
+
+
+def test_a_view_that_is_no_position_is_counted_and_not_printed(root, capsys):
+    (root / "manifest.csv").write_text("image,view\n0.png,Miller\n1.png,PA\n2.png,\n")
+    assert check(root).views == {"other": 1, "PA": 1, "not stated": 1}
+    assert "Miller" not in capsys.readouterr().out
 
 
 def test_what_ingest_could_not_do_fails_the_check(root):
