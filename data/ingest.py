@@ -27,7 +27,7 @@ from data.pseudonyms import DEFAULT_KEY_FILE, load_key, pseudonym
 from data.records import SPLITS, Problem, StudyRecord
 from data.redaction import patterns
 from data.removal import RemovalJob, removal_jobs, replace_shards, run_removal_job
-from data.shard_job import BEGUN, ShardJob, Transform, job_fingerprints, run_shard_job
+from data.shard_job import BEGUN, COUNTS, ShardJob, Transform, Unsectioned, job_fingerprints, run_shard_job
 from data.shards import MANIFEST, shard_name
 from data.source_check import check_source
 from data.sources import SourceOptions, read_source
@@ -77,6 +77,9 @@ class IngestConfig:
     """Depth of the written PNGs."""
     text: Literal["findings", "impression", "findings+impression"] = "findings+impression"
     """Which sections make the training text."""
+    unsectioned: Unsectioned = "leave_out"
+    """Reports in which neither findings nor impression has a header: leave_out writes no text of them and counts them
+    in the manifest; findings takes the whole report, or its last paragraph, and with it what else stands there."""
     workers: int = 0
     """Processes; 0 = one a core."""
     cluster: str = ""
@@ -246,6 +249,7 @@ def _transform(config: IngestConfig) -> Transform:
         fit=config.fit,
         window=config.window,
         chest_only=config.chest_only,
+        unsectioned=config.unsectioned,
     )
 
 
@@ -346,6 +350,7 @@ def _finish(
 ) -> dict[str, Any]:
     reports = [(job, read_json(job.report, "a shard's report")) for job in jobs]
     rejects = [reject for _, report in reports for reject in report["rejects"]]
+    texts = {name: sum(report[name] for _, report in reports) for name in COUNTS}
     rows = {job.shard.name: report["row"] for job, report in reports}
     if duplicates and config.duplicates == "remove":
         rows |= {job.shard.name: read_json(job.report, "a shard's report")["row"] for job in removals}
@@ -372,6 +377,7 @@ def _finish(
             "window": config.window,
             "chest_only": config.chest_only,
             "text": config.text,
+            "unsectioned": config.unsectioned,
             "burned_in": config.burned_in,
             # The user's own patterns may be names of patients: their number must do.
             "redact": {
@@ -385,7 +391,9 @@ def _finish(
             "kept_studies": kept,
             "rejected_images": len(rejects),
             "reject_reasons": dict(sorted(_reasons(rejects).items())),
-            "redacted_places": sum(report["redacted"] for _, report in reports),
+            "redacted_places": texts["redacted"],
+            "reports_without_headers": texts["without_headers"],
+            "reports_without_findings_or_impression": texts["without_sections"],
             "source_problems": dict(sorted(Counter(problem.reason for problem in problems).items())),
         },
         "duplicates": {"option": config.duplicates, **(duplicates.counts() if duplicates else {})},
@@ -404,9 +412,20 @@ def _finish(
         print(f"left out: {reason} ({count})", file=sys.stderr)
     if rejects:
         print(f"all are in {out / REJECTS}; --find STUDY tells the files of a study in it", file=sys.stderr)
+    _report_unsectioned(texts, config.unsectioned)
     if duplicates and duplicates.rows:
         _tell_duplicates(duplicates, config.duplicates == "remove", out)
     return manifest
+
+
+def _report_unsectioned(counts: dict[str, int], unsectioned: Unsectioned) -> None:
+    bare, other = counts["without_headers"], counts["without_sections"]
+    if bare or other:
+        fate = "taken as findings" if unsectioned == "findings" else "left out (--unsectioned findings takes them)"
+        print(
+            f"{bare} reports without section headers, {other} without findings and impression: their text was {fate}",
+            file=sys.stderr,
+        )
 
 
 def _tell_duplicates(duplicates: Duplicates, removed: bool, out: Path) -> None:

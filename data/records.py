@@ -44,6 +44,9 @@ class StudyRecord:
     views: tuple[View, ...]
     report: str = ""
     """The whole report, with its section headers if it has any."""
+    mimic_form: bool = False
+    """Whether ``report`` is cut into sections by MIMIC-CXR's rules (:mod:`data.sections`), as its published sections
+    were; other reports are cut by :mod:`data.plain_sections`."""
     findings: str | None = None
     impression: str | None = None
     """Sections that the source keeps apart; ``None`` = cut them from ``report``."""

@@ -19,7 +19,7 @@ TEXT_CHOICES: tuple[str, ...] = ("findings", "impression", "findings+impression"
 
 # What radiologists type, by what is meant. Spelling mistakes are those met in MIMIC-CXR; that the
 # clipped "ndication" counts as an impression is upstream's doing, kept for parity.
-_SPELLINGS: dict[str, tuple[str, ...]] = {
+SPELLINGS: dict[str, tuple[str, ...]] = {
     "comparison": (
         "comparisons", "comparison exam", "comparison film", "reference exam",
         "comparision", "comparsion", "comparrison", "comparisions",
@@ -39,7 +39,7 @@ _SPELLINGS: dict[str, tuple[str, ...]] = {
     "wet read": ("wetread",),
     "recommendations": ("recommendation",),
 }  # fmt: skip
-_MEANT = {spelling: name for name, spellings in _SPELLINGS.items() for spelling in spellings}
+_MEANT = {spelling: name for name, spellings in SPELLINGS.items() for spelling in spellings}
 
 _CONTAINED = ("impression", "findings", "history", "comparison", "addendum")
 

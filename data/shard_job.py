@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from data.fingerprints import FINGERPRINT, fingerprint
 from data.labels import label_report
 from data.masks import member_name, read_masks
 from data.pixels import Fit, UnreadableImage
+from data.plain_sections import section_text, split_plain_sections
 from data.pseudonyms import pseudonym
 from data.radiograph import check_burned_in, check_chest, read_film
 from data.reading_apart import MOST_SECONDS, read_film_apart
@@ -23,6 +24,11 @@ from data.sections import FULL_REPORT, LAST_PARAGRAPH, one_line, split_sections,
 from data.shards import encode_info, encode_png, write_shard
 from data.view_positions import view_position
 from shared.artifacts import atomic_file, write_json
+
+Unsectioned = Literal["leave_out", "findings"]
+
+COUNTS = ("redacted", "without_headers", "without_sections")
+"""What a shard's report counts in its texts."""
 
 BEGUN = ".begun"
 """Of a file beside the shard's report, in place before the first film is read."""
@@ -45,6 +51,8 @@ class Transform:
     """What is shown of a DICOM film's grey levels."""
     chest_only: bool = False
     """Refuse films whose header says that they are no radiographs of the chest."""
+    unsectioned: Unsectioned = "leave_out"
+    """What happens to a report in which neither findings nor impression has a header."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,10 @@ class _Tally:
 
     rejects: list[dict[str, Any]] = field(default_factory=list)
     redacted: int = 0
+    without_headers: int = 0
+    """Reports in which no section header was found."""
+    without_sections: int = 0
+    """Reports with headers, but none of findings or impression."""
 
 
 def run_shard_job(job: ShardJob) -> Path:
@@ -86,7 +98,8 @@ def run_shard_job(job: ShardJob) -> Path:
     if job.fingerprints:
         with atomic_file(_fingerprints_path(job)) as partial, open(partial, "wb") as file:
             np.save(file, np.array(tally.fingerprints, FINGERPRINT), allow_pickle=False)
-    write_json(job.report, {"row": row, "rejects": tally.rejects, "redacted": tally.redacted})
+    counts = {name: getattr(tally, name) for name in COUNTS}
+    write_json(job.report, {"row": row, "rejects": tally.rejects, **counts})
     return job.report
 
 
@@ -146,12 +159,12 @@ def _quantize(pixels: np.ndarray, bits: int) -> np.ndarray:
 
 
 def _info(job: ShardJob, record: StudyRecord, study: str, views: list[str], tally: _Tally) -> dict[str, Any]:
-    sections = _sections(record)
+    sections = _sections(record, job.transform.unsectioned, tally)
     if job.transform.redact:
         for name in sections:
             # On one line first: a pattern is not to miss what a line break cuts in two.
             sections[name], count = redact(one_line(sections[name]), job.transform.redact)
-            tally.redacted += count if name in ("findings", "impression") else 0
+            tally.redacted += count
     text = training_text(sections, job.transform.text)
     labels = record.labels
     if labels is None:
@@ -172,11 +185,17 @@ def _info(job: ShardJob, record: StudyRecord, study: str, views: list[str], tall
     } | ({} if record.visit is None else {"visit": record.visit})
 
 
-def _sections(record: StudyRecord) -> dict[str, str]:
-    """Findings and impression; a note without headers is taken as findings, since it describes the image."""
+def _sections(record: StudyRecord, unsectioned: Unsectioned, tally: _Tally) -> dict[str, str]:
+    """Return findings and impression, and nothing else: other sections may hold what identifies a patient."""
     if record.findings is not None or record.impression is not None:
-        return {"findings": record.findings or "", "impression": record.impression or ""}
-    sections = split_sections(record.report)
+        whole = {"findings": record.findings or "", "impression": record.impression or ""}
+        return {name: section_text(text, name) for name, text in whole.items()}
+    if not record.report.strip():
+        return {}
+    sections = split_sections(record.report) if record.mimic_form else split_plain_sections(record.report)
     if not sections.keys() & {"findings", "impression"}:
-        sections["findings"] = sections.get(LAST_PARAGRAPH) or sections.get(FULL_REPORT, "")
-    return sections
+        tally.without_headers += FULL_REPORT in sections
+        tally.without_sections += FULL_REPORT not in sections
+        if unsectioned == "findings":
+            sections["findings"] = sections.get(LAST_PARAGRAPH) or sections.get(FULL_REPORT, "")
+    return {name: sections.get(name, "") for name in ("findings", "impression")}

@@ -38,6 +38,7 @@ def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iter
             patient_id=group[0]["subject_id"],
             views=tuple(View(_existing(root / row["path"]), positions.get(row["dicom_id"], "")) for row in group),
             report=read_report((root / group[0]["path"]).parent.with_suffix(".txt")),
+            mimic_form=True,
             labels=labels.get(study_id),
             split=splits.get(study_id),
             taken=moment(metadata[row["dicom_id"]] for row in group if row["dicom_id"] in metadata),

@@ -37,6 +37,7 @@ def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iter
             patient_id=patient,
             views=tuple(View(root / study / f"{row['dicom_id']}.jpg", row["ViewPosition"]) for row in group),
             report=read_report(reports / study.with_suffix(".txt")),
+            mimic_form=True,
             labels=labels.get(study_id),
             split=splits.get(study_id),
             taken=moment(group),
