@@ -16,7 +16,6 @@ from torch import Tensor
 
 from shared.checkpoints import Checkpoints
 from shared.distributed import all_reduce_sum, is_main, world_size
-from shared.errors import UserError
 from shared.loop_config import LoopConfig
 from shared.peak import peak_flops
 from shared.plots import save_curves
@@ -41,26 +40,6 @@ class Task(Protocol):
 
     def validate(self, step: int) -> Mapping[str, float]:
         """Figures over the validation set, equal on all processes; pictures go to the run folder."""
-
-
-def set_rate(optimizer: Any, rate: float) -> None:
-    """Set every group's learning rate by hand: Accelerate's wrapper would step a scheduler once a process."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-
-
-def check_finite(losses: Mapping[str, Tensor], step: int) -> None:
-    """Stop before a step that would poison the weights.
-
-    Raises:
-        UserError: naming the terms that are not finite.
-    """
-    bad = [f"{name} = {float(value)}" for name, value in losses.items() if not torch.isfinite(value).all()]
-    if bad:
-        raise UserError(
-            f"step {step}: {', '.join(bad)}; the weights are untouched since the last checkpoint. "
-            "Lower the learning rate or look at the data of this step"
-        )
 
 
 def use_threads(threads: int) -> None:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from data.loader import batches_once
 from data.shards import ShardDataset
 from shared.distributed import is_main, rank, world_size
-from shared.loop import FLOP, check_finite, set_rate
+from shared.loop import FLOP
 from shared.loop_config import OptimConfig
+from shared.optimizer_step import OptimizerStep
 from shared.plots import labelled_rows
 from shared.run_folder import RunFolder
 from stage1_tokenizer.average import WeightAverage
@@ -71,7 +72,7 @@ class TokenizerTask:
         if config.compile:  # after the average was copied, which is not trained
             generator.compile_blocks()
         self._generator: Any = accelerator.prepare(generator)
-        self._generator_optimizer: Any = accelerator.prepare(build_optimizer(generator, config.optim))
+        self._update_generator = self._optimizer_step(self._generator, build_optimizer(generator, config.optim))
         self._discriminator: Any = None
         if config.loss.gan_weight:
             adversary = config.loss.discriminator
@@ -80,7 +81,9 @@ class TokenizerTask:
             ).to(accelerator.device)
             discriminator = discriminator.to(memory_format=torch.channels_last)
             self._discriminator = accelerator.prepare(discriminator)
-            self._discriminator_optimizer: Any = accelerator.prepare(build_optimizer(discriminator, config.optim))
+            self._update_discriminator = self._optimizer_step(
+                self._discriminator, build_optimizer(discriminator, config.optim)
+            )
         accelerator.register_for_checkpointing(self.average)
         self._best_usage = 0.0  # of the validations of this process
         self._lecam: LeCam | None = None
@@ -88,10 +91,12 @@ class TokenizerTask:
             self._lecam = LeCam().to(accelerator.device)
             accelerator.register_for_checkpointing(self._lecam)
 
+    def _optimizer_step(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> OptimizerStep:
+        prepared = self._accelerator.prepare(optimizer)
+        return OptimizerStep(self._accelerator, network, [prepared], self.config.optim, self.config.loop.steps)
+
     def step(self, micro_batches: list[Tensor], step: int) -> Mapping[str, Tensor | float]:
         """One step of the generator and, once it trains, one of the discriminator."""
-        rate = self.config.optim.rate(step, self.config.loop.steps)
-        set_rate(self._generator_optimizer, rate)
         self._generator.train()
         figures: dict[str, Tensor] = {}
         for images in micro_batches:
@@ -108,7 +113,9 @@ class TokenizerTask:
         self.average.update(generator)
         # Forward and backward of the tokenizer alone: the perceptual net and the discriminator are what it costs.
         flop = 3 * self._flop_an_image * sum(map(len, micro_batches))
-        return {**figures, "lr": rate, FLOP: float(flop)}
+        assert self._update_generator.gradient_norm is not None
+        update = {"gradient_norm": self._update_generator.gradient_norm, "lr": self._update_generator.rate(step)}
+        return {**figures, **update, FLOP: float(flop)}
 
     def _accumulate(self) -> Any:
         # Two arguments, not a list: a list is not recognised, and every micro-batch would then be reduced.
@@ -147,8 +154,7 @@ class TokenizerTask:
         figures |= output.losses
         quantizer_loss = torch.stack(list(output.losses.values())).sum()
         # d/dw of <gradient, reconstruction> is the gradient of the losses themselves.
-        self._accelerator.backward((gradient * reconstruction).sum() + quantizer_loss)
-        self._update(self._generator, self._generator_optimizer, figures, step)
+        self._update_generator((gradient * reconstruction).sum() + quantizer_loss, figures, step)
         if self._discriminator is not None and step >= config.discriminator.train_from:
             figures |= self._discriminator_step(images, leaf.detach(), step)
         return {name: value.detach() for name, value in figures.items()}
@@ -161,7 +167,6 @@ class TokenizerTask:
         return loss, torch.autograd.grad(loss, leaf)[0]
 
     def _discriminator_step(self, images: Tensor, reconstruction: Tensor, step: int) -> dict[str, Tensor]:
-        set_rate(self._discriminator_optimizer, self.config.optim.rate(step, self.config.loop.steps))
         # One pass over both: two passes through a BatchNorm under DDP fail, and shared statistics give nothing away.
         logits = self._discriminator(torch.cat([images, reconstruction])).float()
         real, generated = logits.chunk(2)
@@ -173,16 +178,8 @@ class TokenizerTask:
         if self._lecam is not None:
             figures["lecam"] = self._lecam(real, generated)
             loss = loss + self.config.loss.discriminator.lecam_weight * figures["lecam"]
-        self._accelerator.backward(loss)
-        self._update(self._discriminator, self._discriminator_optimizer, figures, step)
+        self._update_discriminator(loss, figures, step)
         return figures
-
-    def _update(self, network: nn.Module, optimizer: Any, figures: Mapping[str, Tensor], step: int) -> None:
-        check_finite({name: value.detach() for name, value in figures.items()}, step + 1)
-        if self._accelerator.sync_gradients and self.config.optim.clip:
-            self._accelerator.clip_grad_norm_(network.parameters(), self.config.optim.clip)
-        optimizer.step()
-        optimizer.zero_grad()
 
     @torch.no_grad()
     def validate(self, step: int) -> Mapping[str, float]:

@@ -32,8 +32,9 @@ from data.phantom.command import PhantomConfig, write_archive
 from data.shards import MANIFEST, ShardDataset, read_manifest
 from shared.artifacts import atomic_file, read_json, write_json
 from shared.bench import Row, load_benchmark, machine
-from shared.loop import check_finite, set_rate, train
+from shared.loop import train
 from shared.loop_config import MAY_CHANGE, LoopConfig, OptimConfig
+from shared.optimizer_step import check_finite, set_rate
 from shared.plots import labelled_rows
 from shared.run_folder import RunFolder, read_metrics
 from stage1_tokenizer.config import (

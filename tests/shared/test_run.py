@@ -8,8 +8,8 @@ import pytest
 
 from shared.checkpoints import Checkpoints
 from shared.errors import UserError
-from shared.loop import check_finite
 from shared.loop_config import LoopConfig, OptimConfig
+from shared.optimizer_step import check_finite
 from shared.plots import save_curves
 from shared.run_folder import RunFolder, export_once, read_metrics
 
