@@ -1,4 +1,4 @@
-"""From a configuration to the parts of a stage-2 training, and from a trained model to its folder."""
+"""Build the model, tokenizer and optimizers of a stage-2 training from its configuration; export its model."""
 
 from pathlib import Path
 
@@ -12,22 +12,21 @@ from shared.distributed import barrier, is_main
 from shared.run_folder import RunFolder, read_metrics
 from stage1_tokenizer.frozen import FrozenTokenizer
 from stage2_unified.backbone import add_adapters, pretrained_config, take_over
-from stage2_unified.config import DecoderOptimConfig, Stage2Config
+from stage2_unified.config import OBJECTIVES, DecoderOptimConfig, Stage2Config
 from stage2_unified.configuration import MedUnifierConfig
 from stage2_unified.corpus import StudiesWithText
 from stage2_unified.model import MedUnifierForConditionalGeneration
 from stage2_unified.muon import Muon
 from stage2_unified.processor import MedUnifierProcessor
-from stage2_unified.rows import longest_row
-from stage2_unified.task import OBJECTIVES
+from stage2_unified.sequence_layout import longest_sequence
 from stage2_unified.text_tokenizer import load_text_tokenizer, train_text_tokenizer
 
 
-def text_tokenizer(config: Stage2Config, run: RunFolder, training: StudiesWithText) -> PreTrainedTokenizerBase:
-    """The run's report tokenizer: trained when the run begins, then read from its folder."""
-    given = config.text.tokenizer or config.model.pretrained
-    if given:
-        return load_text_tokenizer(given)
+def run_text_tokenizer(config: Stage2Config, run: RunFolder, training: StudiesWithText) -> PreTrainedTokenizerBase:
+    """Return the run's text tokenizer, which is trained when the run begins and then loaded from its folder."""
+    existing = config.text.tokenizer or config.model.pretrained
+    if existing:
+        return load_text_tokenizer(existing)
     folder = run.path / "text_tokenizer"
     if is_main() and not folder.is_dir():
         texts = (text for report in training.reports() for text in report.values())
@@ -38,20 +37,19 @@ def text_tokenizer(config: Stage2Config, run: RunFolder, training: StudiesWithTe
 
 
 def model_config(
-    config: Stage2Config, words: PreTrainedTokenizerBase, tokenizer: FrozenTokenizer, text_choice: str
+    config: Stage2Config, text_tokenizer: PreTrainedTokenizerBase, tokenizer: FrozenTokenizer, text_choice: str
 ) -> MedUnifierConfig:
-    """The model's own configuration."""
+    """Return the configuration of the model."""
     codes, code_dim = tokenizer.codebook.shape
     height, width = tokenizer.grid
-    weights = config.weights
     data = config.data
-    longest = longest_row(height * width, data.max_report_tokens, data.max_views, data.prior)
+    longest = longest_sequence(height * width, data.max_report_tokens, data.max_views, data.prior)
     backbone = config.model
     return MedUnifierConfig(
         text_config=pretrained_config(backbone.pretrained, longest)
         if backbone.pretrained
         else backbone.to_transformers(longest),
-        text_size=len(words),
+        text_size=len(text_tokenizer),
         codes=codes,
         code_dim=code_dim,
         grid=tokenizer.grid,
@@ -59,19 +57,17 @@ def model_config(
         tokenizer_fingerprint=tokenizer.fingerprint,
         max_report_tokens=config.data.max_report_tokens,
         text_choice=text_choice,
-        negative_hardness=config.negative_hardness,
         max_views=data.max_views,
         prior=data.prior,
         bidirectional_images=backbone.bidirectional_images,
-        loss_weights={name: getattr(weights, name) for name in (*OBJECTIVES, "z")},
     )
 
 
 def build_model(
-    config: Stage2Config, words: PreTrainedTokenizerBase, tokenizer: FrozenTokenizer, text_choice: str
+    config: Stage2Config, text_tokenizer: PreTrainedTokenizerBase, tokenizer: FrozenTokenizer, text_choice: str
 ) -> MedUnifierForConditionalGeneration:
-    """The model as its training begins."""
-    model = MedUnifierForConditionalGeneration(model_config(config, words, tokenizer, text_choice))
+    """Return the model with its initial weights."""
+    model = MedUnifierForConditionalGeneration(model_config(config, text_tokenizer, tokenizer, text_choice))
     model.set_codebook(tokenizer.codebook)
     if config.model.pretrained:
         take_over(model, config.model.pretrained)
@@ -87,15 +83,15 @@ def build_model(
 def make_optimizers(
     model: MedUnifierForConditionalGeneration, config: DecoderOptimConfig
 ) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the decoder's layers (if so configured), AdamW for the rest.
+    """Return Muon for the matrices of the decoder's layers (if configured) and AdamW for the rest.
 
-    Weight decay is on matrices alone, not on norms, biases, embeddings and the temperature.
+    Weight decay is on matrices alone, not on norms, biases, embeddings and the logit scale.
     """
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     if not all(parameter.requires_grad for parameter in model.parameters()):
-        embeddings.add(id(model.lm_head.weight))  # beside adapters the words' rows of both tables stay as they are
+        embeddings.add(id(model.lm_head.weight))  # with adapters the text rows of both tables are frozen
     in_layers = {id(p) for p in model.model.layers.parameters() if p.dim() == 2} if config.kind == "muon" else set()
-    hidden, decayed, kept = [], [], []
+    hidden, decayed, undecayed = [], [], []
     for parameter in model.parameters():
         if not parameter.requires_grad:
             continue
@@ -104,12 +100,12 @@ def make_optimizers(
         elif parameter.dim() > 1 and id(parameter) not in embeddings:
             decayed.append(parameter)
         else:
-            kept.append(parameter)
-    # The temperature by itself: under FSDP it alone is no shard, and one update runs over parameters of one kind.
+            undecayed.append(parameter)
+    # The logit scale apart: it alone is not sharded by FSDP, and a fused update needs parameters of one kind.
     groups = [
         {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": [p for p in kept if p.dim()], "weight_decay": 0.0},
-        {"params": [p for p in kept if not p.dim()], "weight_decay": 0.0},
+        {"params": [p for p in undecayed if p.dim()], "weight_decay": 0.0},
+        {"params": [p for p in undecayed if not p.dim()], "weight_decay": 0.0},
     ]
     optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)]
     if hidden:
@@ -124,7 +120,7 @@ def export_model(
     config: Stage2Config,
     source: str,
 ) -> None:
-    """Write the Hugging Face folder, complete or not at all: weights, both tokenizers, a card."""
+    """Write the Hugging Face folder (weights, both tokenizers, a model card), complete or not at all."""
     logging.disable_progress_bar()
     with atomic_folder(folder) as partial:
         model.save_pretrained(partial)
@@ -138,8 +134,8 @@ def _card(model: MedUnifierForConditionalGeneration, config: Stage2Config, sourc
         f"| {name} | {last[-1][f'validation/{name}']:.3f} |" for name in (*OBJECTIVES, "matching_accuracy") if last
     )
     text, size = model.config.text_config, model.num_parameters() / 1e6
-    begun = f", begun from `{Path(config.model.pretrained).name}`" if config.model.pretrained else ""
-    earlier = ", and one of the visit before" if model.config.prior else ""
+    origin = f", initialised from `{Path(config.model.pretrained).name}`" if config.model.pretrained else ""
+    prior = ", and one of the prior study" if model.config.prior else ""
     phantom = "\nThe data were **phantoms** (procedural radiographs), not patients.\n" if source == "phantom" else ""
     return f"""---
 library_name: transformers
@@ -147,15 +143,15 @@ tags: [chest-radiograph, report-generation, image-generation, research-only]
 ---
 # A unified model of chest radiographs and reports
 
-**Research software, not a medical device.** It may overlook findings and invent others; a drawn radiograph
+**Research software, not a medical device.** It may overlook findings and invent others; a generated radiograph
 shows no patient. It must not be used for the care of a person.
 
 `import medunifier` registers it with `transformers`; `MedUnifierForConditionalGeneration.from_pretrained(folder)`.
 
-- decoder: {text.model_type}, {text.num_hidden_layers} layers of {text.hidden_size}, {size:.1f} M parameters{begun}
+- decoder: {text.model_type}, {text.num_hidden_layers} layers of {text.hidden_size}, {size:.1f} M parameters{origin}
 - image codes: {model.config.grid[0]} x {model.config.grid[1]} of {model.config.codes}, tokenizer fingerprint
   `{model.config.tokenizer_fingerprint}`
-- a row: at most {model.config.max_views} images of a study{earlier}
+- images: at most {model.config.max_views} of a study{prior}
 - text: {model.config.text_choice}, at most {model.config.max_report_tokens} ids
 - data: source `{source}`; {config.loop.steps} steps of {config.loop.batch_size} studies a process
 {phantom}

@@ -1,4 +1,4 @@
-"""Where keys and values lie: of a prefix that several branches continue, and of a row whose length is known."""
+"""KV caches: a shared prefix continued by several branches, and a preallocated cache for fixed-length decoding."""
 
 from typing import Any
 
@@ -8,15 +8,15 @@ from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-# What transformers calls a decoder's cache, as argument and in its output: renamed between 5.17 and 5.24.
+# The name that transformers gives a decoder's cache, as argument and in its output, changed between 5.17 and 5.24.
 CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
 
 
 class _PrefixLayer(CacheLayerMixin):
-    """Keeps the first keys and values that it is shown, and hands back what it is given.
+    """Keeps the first keys and values that it receives, and returns each call's own.
 
-    A layer that is computed again in the backward pass (gradient checkpointing) shows them a second time: that
-    must change nothing, so this is no list that grows.
+    A layer that is recomputed in the backward pass (gradient checkpointing) passes them a second time, which must
+    change nothing: so the cache does not grow.
     """
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -38,12 +38,12 @@ class _PrefixLayer(CacheLayerMixin):
 
 
 class _BranchLayer(CacheLayerMixin):
-    """Puts its prefix' keys and values before each branch's own. It keeps nothing."""
+    """Prepends the keys and values of its prefix to those of each branch. It stores nothing."""
 
-    def __init__(self, prefix: CacheLayerMixin, prefixes: Tensor) -> None:
+    def __init__(self, prefix: CacheLayerMixin, prefix_of: Tensor) -> None:
         super().__init__()
         self.keys, self.values, self.is_initialized = prefix.keys, prefix.values, True
-        self.prefixes = prefixes
+        self.prefix_of = prefix_of
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         raise NotImplementedError("a branch begins with its prefix")
@@ -52,9 +52,9 @@ class _BranchLayer(CacheLayerMixin):
         assert self.keys is not None and self.values is not None
         return self._joined(self.keys, key_states), self._joined(self.values, value_states)
 
-    def _joined(self, prefix: Tensor, own: Tensor) -> Tensor:
-        # Not prefix[…]: on several threads its gradient adds up in any order, and a resumed run would differ.
-        return torch.cat([prefix.index_select(0, self.prefixes), own], dim=-2)
+    def _joined(self, prefix: Tensor, branch: Tensor) -> Tensor:
+        # Not prefix[…]: on several threads its gradient is summed in any order, and a resumed run would differ.
+        return torch.cat([prefix.index_select(0, self.prefix_of), branch], dim=-2)
 
     def get_seq_length(self) -> int:
         assert self.keys is not None
@@ -68,48 +68,49 @@ class _BranchLayer(CacheLayerMixin):
 
 
 class PrefixCache(Cache):
-    """Takes up the keys and values of some prefixes, for branches to continue.
+    """Keys and values of prefixes, for branches to continue.
 
     Args:
         layers: of the decoder.
-        lengths: (prefixes,) real columns of each, where they are padded on the right; None = all columns.
+        lengths: (prefixes,) ids of each without its padding on the right; None = no padding.
     """
 
     def __init__(self, layers: int, lengths: Tensor | None = None) -> None:
         super().__init__(layers=[_PrefixLayer() for _ in range(layers)])
         self.lengths = lengths
 
-    def branches(self, prefixes: Tensor) -> Cache:
-        """A cache for branches of which each continues the prefix of that number, (branches,)."""
-        return Cache(layers=[_BranchLayer(layer, prefixes) for layer in self.layers])
+    def branches(self, prefix_of: Tensor) -> Cache:
+        """Return a cache for branches, each of which continues the prefix numbered in ``prefix_of`` (branches,)."""
+        return Cache(layers=[_BranchLayer(layer, prefix_of) for layer in self.layers])
 
-    def padding(self, prefixes: Tensor, own: int) -> dict[str, Tensor]:
-        """What a decoder must be told of branches with ``own`` columns: nothing, where no prefix is padded.
+    def mask_and_positions(self, prefix_of: Tensor, branch_length: int) -> dict[str, Tensor]:
+        """Return the decoder's further arguments for branches of ``branch_length`` ids.
 
         Returns:
-            ``attention_mask`` (branches, columns), 0 on the prefixes' padding, and ``position_ids`` (branches, own)
-            that go on from each prefix' last real id; or an empty dict.
+            ``attention_mask`` (branches, columns), 0 on the prefixes' padding, and ``position_ids`` (branches,
+            branch_length) that continue from each prefix' last real id; an empty dict where no prefix is padded.
         """
         if self.lengths is None:
             return {}
         keys = self.layers[0].keys
         assert keys is not None
-        length, columns = self.lengths[prefixes][:, None], torch.arange(keys.shape[-2] + own, device=keys.device)
+        length = self.lengths[prefix_of][:, None]
+        columns = torch.arange(keys.shape[-2] + branch_length, device=keys.device)
         visible = (columns < length) | (columns >= keys.shape[-2])
-        return {"attention_mask": visible.long(), "position_ids": length + columns[:own]}
+        return {"attention_mask": visible.long(), "position_ids": length + columns[:branch_length]}
 
 
 class _PreallocatedLayer(CacheLayerMixin):
-    """Writes each new column into its place and shows the columns so far, without a copy of the others."""
+    """Writes each new column in place and returns a view of the columns so far."""
 
     def __init__(self, columns: int) -> None:
         super().__init__()
         self.columns, self.filled = columns, 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        rows, heads, _, width = key_states.shape
-        self.keys = key_states.new_empty(rows, heads, self.columns, width)
-        self.values = value_states.new_empty(rows, heads, self.columns, value_states.shape[-1])
+        batch, heads, _, head_dim = key_states.shape
+        self.keys = key_states.new_empty(batch, heads, self.columns, head_dim)
+        self.values = value_states.new_empty(batch, heads, self.columns, value_states.shape[-1])
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -132,7 +133,7 @@ class _PreallocatedLayer(CacheLayerMixin):
 
 
 class PreallocatedCache(Cache):
-    """Keys and values of rows that will have ``columns`` tokens."""
+    """Keys and values of sequences of a known length, ``columns`` tokens."""
 
     def __init__(self, layers: int, columns: int) -> None:
         super().__init__(layers=[_PreallocatedLayer(columns) for _ in range(layers)])

@@ -1,6 +1,6 @@
 """Configuration of stage 2's training."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Literal
 
 from shared.loop_config import LoopConfig, OptimConfig
@@ -145,6 +145,10 @@ class LossWeights:
         values = asdict(self)
         if min(values.values()) < 0 or max(values.values()) == 0:
             raise ValueError(f"weights must be at least 0 and not all 0, got {values}")
+
+
+OBJECTIVES = tuple(weight.name for weight in fields(LossWeights) if weight.name != "z")
+"""Names of the objectives, without the penalty on the logits' normaliser."""
 
 
 @dataclass(frozen=True)

@@ -8,25 +8,23 @@ from stage2_unified.vocabulary import BOS, EOS, PAD, Vocabulary
 
 
 class MedUnifierConfig(PreTrainedConfig):
-    """What the unified model is made of.
+    """Configuration of the unified model.
 
     Args:
         text_config: the backbone, a decoder's configuration or its dictionary with ``model_type`` (qwen3, llama, …).
             Its ``vocab_size`` is set to the ids below the image codes.
         text_size: V, ids of the report tokenizer.
         codes: K, entries of the image codebook.
-        code_dim: D, width of a codebook entry.
+        code_dim: D, size of a codebook entry.
         grid: (h, w) codes of an image.
-        embedding_dim: width of the contrastive embeddings.
-        tokenizer_fingerprint: of the frozen image tokenizer whose codes the model reads and writes.
+        embedding_dim: size of the contrastive embeddings.
+        tokenizer_fingerprint: of the frozen image tokenizer.
         max_report_tokens: longest report that it was trained on.
         text_choice: sections of the training text ("findings+impression", …).
-        loss_weights: weight of each objective and of ``z`` (the penalty on the logits' normaliser).
         initial_scale: inverse temperature of the contrast at the start (CLIP: 1 / 0.07).
-        negative_hardness: scale on the similarities that hard negatives are drawn by.
-        max_views: most images of a study in a row that it was trained on.
-        prior: whether it was trained on rows that begin with an image of the visit before.
-        bidirectional_images: codes of an image that is read see each other in both directions; needs the attention
+        max_views: most images of a study that it was trained on.
+        prior: whether it was trained with an image of the prior study.
+        bidirectional_images: codes of an encoded image attend to each other in both directions; needs the attention
             implementation "sdpa".
     """
 
@@ -44,9 +42,7 @@ class MedUnifierConfig(PreTrainedConfig):
         tokenizer_fingerprint: str = "",
         max_report_tokens: int = 160,
         text_choice: str = "findings+impression",
-        loss_weights: dict[str, float] | None = None,
         initial_scale: float = 1 / 0.07,
-        negative_hardness: float = 1.0,
         max_views: int = 1,
         prior: bool = False,
         bidirectional_images: bool = False,
@@ -75,11 +71,7 @@ class MedUnifierConfig(PreTrainedConfig):
         self.tokenizer_fingerprint = tokenizer_fingerprint
         self.max_report_tokens = max_report_tokens
         self.text_choice = text_choice
-        self.loss_weights = {"contrast": 1.0, "matching": 1.0, "report": 1.0, "image": 1.0, "z": 1e-4} | (
-            loss_weights or {}
-        )
         self.initial_scale = initial_scale
-        self.negative_hardness = negative_hardness
         self.max_views = max_views
         self.prior = prior
         self.bidirectional_images = bidirectional_images

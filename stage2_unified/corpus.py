@@ -1,4 +1,4 @@
-"""The token shards that stage 2 trains on: checked against the tokenizer, and only studies that have text."""
+"""The data set of stage 2: studies of token shards that have text, checked against the tokenizer."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -12,12 +12,12 @@ from stage1_tokenizer.frozen import FrozenTokenizer
 
 
 class StudiesWithText:
-    """Those studies of a split that have any of the chosen sections, by number.
+    """The studies of a split that have text in any of the chosen sections, by number.
 
     Args:
         dataset: the split.
-        sections: chosen.
-        prior: give a study the one that its patient had before it, with or without text, as its ``prior``.
+        sections: chosen sections.
+        prior: add the patient's prior study, with or without text, to each sample as its ``prior``.
 
     Raises:
         UserError: if no study has text.
@@ -30,7 +30,7 @@ class StudiesWithText:
             for number, info in enumerate(dataset.infos())
             if any(info["report"].get(section, "").strip() for section in self.sections)
         ]
-        self._before = studies_before(dataset.infos()) if prior else [None] * len(dataset)
+        self._prior_of = studies_before(dataset.infos()) if prior else [None] * len(dataset)
         if not self.numbers:
             raise UserError(
                 f"no text in the data: none of the {len(dataset)} {dataset.split} studies of {dataset.root} has "
@@ -41,22 +41,22 @@ class StudiesWithText:
         return len(self.numbers)
 
     def __getitem__(self, number: int) -> Sample:
-        own = self.numbers[number]
-        sample, before = self.dataset[own], self._before[own]
-        return sample if before is None else replace(sample, prior=self.dataset[before])
+        study = self.numbers[number]
+        sample, prior = self.dataset[study], self._prior_of[study]
+        return sample if prior is None else replace(sample, prior=self.dataset[prior])
 
     @property
     def follow_ups(self) -> int:
-        """Studies that have an earlier one."""
-        return sum(self._before[number] is not None for number in self.numbers)
+        """Number of studies that have a prior one."""
+        return sum(self._prior_of[number] is not None for number in self.numbers)
 
     def reports(self) -> Iterator[dict[str, str]]:
-        """The sections of every study."""
+        """Yield the report of every study, by section."""
         return (dict(self.dataset.info(number)["report"]) for number in self.numbers)
 
 
 def check_fingerprint(manifest: dict[str, Any], tokenizer: FrozenTokenizer, shards: str | Path) -> None:
-    """Refuse codes of another tokenizer: they would train without an error and mean nothing.
+    """Check that codes were made by this tokenizer: others would train without an error and without use.
 
     Raises:
         UserError: if the shards hold images, or codes of another fingerprint.

@@ -95,7 +95,7 @@ class FolderFilms:
 
     def read(self, number: int) -> Film:
         """A study's readable files, as far as they are shown; an error if it has none."""
-        from stage2_unified.sequences import choose_views  # here: no --help waits for torch
+        from stage2_unified.view_selection import choose_views  # here: no --help waits for torch
 
         files = FileFilms(self._folders[self.keys[number]], self._size)
         films = [files.read(place) for place in range(len(files.keys))]
@@ -137,7 +137,7 @@ class ShardFilms:
 
     def read(self, number: int) -> Film:
         """One study's images or codes."""
-        from stage2_unified.sequences import choose_prior_view, choose_views  # here: no --help waits for torch
+        from stage2_unified.view_selection import choose_prior_view, choose_views  # here: no --help waits for torch
 
         dataset, place, before = self._places[number]
         sample = dataset[place]

@@ -1,6 +1,6 @@
-"""The trained model in use: embed, match, write, draw; numpy in and out, batched inside."""
+"""Inference with a trained model: embeddings, matching, reports, images; NumPy in and out, batched inside."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,15 @@ from torch import Tensor
 from transformers.utils import logging
 
 from shared.artifacts import fingerprint
+from shared.errors import UserError
 from stage1_tokenizer.frozen import FrozenTokenizer
+from stage2_unified.generation.reports import generate_reports
 from stage2_unified.image_backbone import ImageBackbone
+from stage2_unified.image_generation import generate_images
 from stage2_unified.model import MedUnifierForConditionalGeneration
 from stage2_unified.processor import Codes, MedUnifierProcessor, Prior
+from stage2_unified.sequence_layout import ImageSpans
+from stage2_unified.streaming import stream_report
 
 Report = Mapping[str, str]
 Views = Sequence[str] | Sequence[Sequence[str]]
@@ -52,11 +57,18 @@ class MedUnifierPipeline:
         """Load a model folder.
 
         Raises:
-            UserError: if it is not one.
+            UserError: if it is not one, or its weights are not those of this version's model.
         """
-        processor = MedUnifierProcessor.from_pretrained(folder)  # first: its errors speak to a user
+        processor = MedUnifierProcessor.from_pretrained(folder)  # first, for its errors
         logging.disable_progress_bar()  # a bar for two dozen tensors is noise between our lines
-        return cls(MedUnifierForConditionalGeneration.from_pretrained(folder), processor, device, batch_size)
+        model, loading = MedUnifierForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+        if loading["missing_keys"]:
+            missing = ", ".join(sorted(loading["missing_keys"])[:3])
+            raise UserError(
+                f"{folder} lacks weights of the model: {missing}; it is damaged, or another version of medunifier "
+                "wrote it: copy or export it again"
+            )
+        return cls(model, processor, device, batch_size)
 
     @property
     def tokenizer(self) -> FrozenTokenizer:
@@ -115,7 +127,7 @@ class MedUnifierPipeline:
         """
 
         def run(begin: int, end: int) -> Tensor:
-            return self.model.get_image_features(**self._seen(begin, end, codes, views, priors))
+            return self.model.get_image_features(self._images(begin, end, codes, views, priors))
 
         return self._batched(len(codes), run)
 
@@ -133,20 +145,31 @@ class MedUnifierPipeline:
         """(N,) probability that study i and report i belong together; images as :meth:`embed_images`."""
 
         def run(begin: int, end: int) -> Tensor:
-            text = self._inputs(reports=reports[begin:end])
-            return self.model.match(**self._seen(begin, end, codes, views, priors), **text)
+            images = self._images(begin, end, codes, views, priors)
+            return self.model.match(images, **self._inputs(reports=reports[begin:end]))
 
         return self._batched(len(codes), run)
 
     def write_reports(
         self, codes: Codes, views: Views, priors: Sequence[Prior | None] | None = None, **generate: Any
     ) -> list[dict[str, str]]:
-        """A report a study, as sections; images as :meth:`embed_images`, ``generate`` as for ``generate()``."""
+        """Return a report a study, as sections; images as in :meth:`embed_images`.
+
+        ``generate`` as for :func:`generate_reports`.
+        """
         reports: list[dict[str, str]] = []
         for begin in range(0, len(codes), self.batch_size):
-            seen = self._seen(begin, begin + self.batch_size, codes, views, priors)
-            reports += self.processor.write_reports(self.model, **(seen | generate))
+            images = self._images(begin, begin + self.batch_size, codes, views, priors)
+            reports += generate_reports(self.model, self.processor.codec, images, **generate)
         return reports
+
+    def stream_report(self, codes: np.ndarray, view: str, **generate: Any) -> Iterator[dict[str, str]]:
+        """Yield the report of one image, (h, w) codes and its view position, while it is generated.
+
+        ``generate`` as for :func:`stream_report`.
+        """
+        images = self._inputs(codes=codes[None], views=[view])["images"]
+        return stream_report(self.model, self.processor.codec, images, **generate)
 
     def draw(
         self,
@@ -190,19 +213,21 @@ class MedUnifierPipeline:
             )
             seeds = torch.arange(seed + begin, seed + end)
             with torch.inference_mode():
-                codes = self.model.generate(generation_mode="image", seeds=seeds, **inputs, **drawing)
+                codes = generate_images(self.model, seeds=seeds, **inputs, **drawing)
             grids = codes.view(*codes.shape[:2], *self.tokenizer.grid).cpu().numpy()
             drawn += [grid[: len(own)] for grid, own in zip(grids, views[begin:end], strict=True)]
         return drawn
 
-    def _seen(
+    def _images(
         self, begin: int, end: int, codes: Codes, views: Views, priors: Sequence[Prior | None] | None
-    ) -> dict[str, Tensor]:
-        some = slice(begin, end)
-        return self._inputs(codes=codes[some], views=views[some], priors=priors and priors[some])
+    ) -> ImageSpans:
+        part = slice(begin, end)
+        inputs = self._inputs(codes=codes[part], views=views[part], priors=priors and priors[part])
+        images: ImageSpans = inputs["images"]
+        return images
 
-    def _inputs(self, **given: Any) -> dict[str, Tensor]:
-        return {name: value.to(self.device) for name, value in self.processor(**given).items()}
+    def _inputs(self, **study: Any) -> dict[str, Any]:
+        return {name: value.to(self.device) for name, value in self.processor(**study).items()}
 
     def _batched(self, count: int, run: Callable[[int, int], Tensor]) -> np.ndarray:
         with torch.inference_mode():

@@ -40,7 +40,7 @@ class PromptScorer:
     def __init__(self, pipeline: "MedUnifierPipeline", prompts: PromptSet) -> None:
         self.findings = list(prompts.prompts)
         self._combine: Literal["mean", "max"] = prompts.combine
-        self._scale = float(pipeline.model.scale.detach())
+        self._scale = float(pipeline.model.logit_scale.detach().exp())
         section = pipeline.processor.codec.sections[0]
         sides = list(prompts.prompts.values())
         sentences = [sentence for side in sides for part in side for sentence in part]

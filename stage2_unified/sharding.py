@@ -1,8 +1,8 @@
-"""FSDP2: weights, gradients and optimizer state in shards, one a process (``configs/accelerate/fsdp2.yaml``).
+"""FSDP2: weights, gradients and optimizer state sharded over processes (``configs/accelerate/fsdp2.yaml``).
 
 Accelerate launches it, ``torch`` does it: Accelerate's own wrapping refuses processors without an accelerator, and
 makes a unit of the head, whose weight is used here for either half of the ids without a call of the module. Each
-decoder layer is a unit; everything else stays whole from the beginning of a step to its end.
+decoder layer is a unit; everything else stays gathered from the beginning of a step to its end.
 """
 
 import os
@@ -25,43 +25,44 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 
 from shared.distributed import is_main, world_size
 from stage2_unified.model import MedUnifierForConditionalGeneration
+from stage2_unified.training.four_objectives import FourObjectives
 
-_ASKED = "ACCELERATE_USE_FSDP"
+_ENABLED = "ACCELERATE_USE_FSDP"
 _WEIGHTS, _OPTIMIZERS = "model.safetensors", "optimizers.pt"
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def take_over_fsdp() -> bool:
-    """Whether ``accelerate launch`` was told to use FSDP; from here on Accelerate sees plain processes.
+    """Return whether ``accelerate launch`` enabled FSDP, and hide it from Accelerate from here on.
 
     Call it before an ``Accelerator`` is made.
     """
-    asked = os.environ.pop(_ASKED, "false").lower() == "true"
-    if asked and not torch.cuda.is_available():
+    enabled = os.environ.pop(_ENABLED, "false").lower() == "true"
+    if enabled and not torch.cuda.is_available():
         os.environ["ACCELERATE_USE_CPU"] = "true"
-    return asked
+    return enabled
 
 
-def shard(model: MedUnifierForConditionalGeneration, bf16: bool) -> None:
-    """Cut the model up, in place, over all processes."""
+def shard(objectives: FourObjectives, bf16: bool) -> None:
+    """Shard the model over all processes, in place."""
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if bf16 else None, reduce_dtype=torch.float32)
-    whole = {model.log_scale}  # a scalar cannot be cut
-    for layer in model.model.layers:
+    logit_scale = objectives.model.logit_scale  # a scalar cannot be sharded
+    for layer in objectives.model.model.layers:
         fully_shard(layer, mp_policy=policy)
-    fully_shard(model, mp_policy=policy, ignored_params=whole)
-    register_fsdp_forward_method(model, "generate")
-    model.log_scale.register_post_accumulate_grad_hook(_mean_over_processes)
+    fully_shard(objectives, mp_policy=policy, ignored_params={logit_scale})
+    register_fsdp_forward_method(objectives, "call_with_model")
+    logit_scale.register_post_accumulate_grad_hook(_mean_over_processes)
 
 
 def _mean_over_processes(parameter: Tensor) -> None:
-    # Under accumulation the part that is a mean already stays what it is.
+    # Under accumulation, what is a mean already does not change.
     assert parameter.grad is not None
     dist.all_reduce(parameter.grad)
     parameter.grad /= world_size()
 
 
 def whole_model(model: MedUnifierForConditionalGeneration) -> MedUnifierForConditionalGeneration:
-    """A copy of a sharded model that is not sharded; complete on the first process, which all must call it for."""
+    """Return an unsharded copy of a sharded model, complete on the first process. Call it on all processes."""
     weights = get_model_state_dict(model, options=_WHOLE)
     copy = MedUnifierForConditionalGeneration(model.config)
     if is_main():
@@ -72,9 +73,9 @@ def whole_model(model: MedUnifierForConditionalGeneration) -> MedUnifierForCondi
 def checkpoint_whole(
     accelerator: Accelerator, model: MedUnifierForConditionalGeneration, optimizers: list[torch.optim.Optimizer]
 ) -> None:
-    """Let ``save_state`` and ``load_state`` of a sharded training write and read whole tensors by name.
+    """Make ``save_state`` and ``load_state`` of a sharded training write and read whole tensors by name.
 
-    So a checkpoint serves any number of processes, and its ``model.safetensors`` is that of a plain training.
+    A checkpoint then loads at any number of processes, and its ``model.safetensors`` equals an unsharded training's.
     """
 
     def save(models: list[Any], weights: list[Any], folder: str) -> None:

@@ -1,21 +1,23 @@
-"""A report while it is being written."""
+"""Stream a report while it is generated."""
 
 import queue
 import threading
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from stage2_unified.inference import MedUnifierPipeline
+from stage2_unified.generation.reports import generate_reports
+from stage2_unified.model import MedUnifierForConditionalGeneration
+from stage2_unified.report_codec import ReportCodec
+from stage2_unified.sequence_layout import ImageSpans
 
 
 class _Ids(BaseStreamer, StoppingCriteria):
-    """Carries ids from generate()'s thread to the reader's, and the reader's wish to stop back."""
+    """Pass ids from the thread of ``generate()`` to the consumer's, and the consumer's stop signal back."""
 
     def __init__(self) -> None:
         self.queue: queue.Queue[list[int] | BaseException | None] = queue.Queue()
@@ -23,57 +25,52 @@ class _Ids(BaseStreamer, StoppingCriteria):
         self._prompt_passed = False
 
     def put(self, value: Tensor) -> None:
-        """Ids of a step; the first call brings the prompt."""
+        """Queue the ids of a step; the first call passes the prompt."""
         if self._prompt_passed:
             self.queue.put(value.flatten().tolist())
         self._prompt_passed = True
 
     def end(self) -> None:
-        """Nothing: the thread itself says when it is over, after an error too."""
+        """Do nothing: the thread itself queues the end, after an error too."""
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:  # type: ignore[override]
-        """Whether to stop, a bool a row."""
+        """Return whether to stop, (B,) bool."""
         return torch.full((len(input_ids),), self.stopped, dtype=torch.bool, device=input_ids.device)
 
 
 def stream_report(
-    pipeline: MedUnifierPipeline, codes: np.ndarray, view: str, **generate: Any
+    model: MedUnifierForConditionalGeneration, codec: ReportCodec, images: ImageSpans, **generate: Any
 ) -> Iterator[dict[str, str]]:
-    """The greedy report of one image, its sections anew with every word; the last is the whole.
+    """Yield the greedy report of one study with every id, as its sections so far; the last one is complete.
+
+    Generation ends when the consumer closes the iterator.
 
     Args:
-        pipeline: the model.
-        codes: (h, w).
-        view: ViewPosition.
-        generate: as for ``transformers``' ``generate()``, without beams.
-
-    A reader that stops reading stops the writing too.
+        model: in eval mode.
+        codec: of the model's processor.
+        images: of one study.
+        generate: arguments of ``transformers``' ``generate()``, without beams.
     """
-    inputs = {
-        name: value.to(pipeline.device) for name, value in pipeline.processor(codes=codes[None], views=[view]).items()
-    }
     ids = _Ids()
 
-    def write() -> None:
+    def run() -> None:
         end: BaseException | None = None
         try:
-            pipeline.processor.write_reports(
-                pipeline.model, inputs["codes"], inputs["view"], streamer=ids,
-                stopping_criteria=StoppingCriteriaList([ids]), **generate,
-            )  # fmt: skip
-        except BaseException as error:  # it belongs to whoever reads
+            criteria = StoppingCriteriaList([ids])
+            generate_reports(model, codec, images, streamer=ids, stopping_criteria=criteria, **generate)
+        except BaseException as error:  # raised again in the consumer's thread
             end = error
         ids.queue.put(end)
 
-    thread = threading.Thread(target=write, daemon=True)
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    written: list[int] = []
+    generated: list[int] = []
     try:
         while (step := ids.queue.get()) is not None:
             if isinstance(step, BaseException):
                 raise step
-            written += step
-            yield pipeline.processor.codec.decode(written)
+            generated += step
+            yield codec.decode(generated)
     finally:
         ids.stopped = True
         thread.join()

@@ -1,4 +1,4 @@
-"""Stage 2 as the loop sees it: one optimizer step over the four objectives, and validation with pictures."""
+"""The stage-2 task of the training loop: optimizer steps over the four objectives, and validation with samples."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -11,33 +11,35 @@ from torch import Tensor
 
 from data.loader import sample_stream
 from shared.distributed import all_reduce_sum, is_main, rank, world_size
-from shared.loop import FLOP, TOKENS, check_finite, set_rate
+from shared.loop import FLOP, TOKENS
+from shared.optimizer_step import OptimizerStep
 from shared.plots import labelled_rows
 from shared.run_folder import RunFolder
 from stage1_tokenizer.frozen import FrozenTokenizer
-from stage2_unified.config import Stage2Config
+from stage2_unified.config import OBJECTIVES, Stage2Config
 from stage2_unified.corpus import StudiesWithText
+from stage2_unified.generation.reports import generate_reports
 from stage2_unified.global_batch import GlobalBatch, gather_step
+from stage2_unified.image_generation import generate_images
 from stage2_unified.model import MedUnifierForConditionalGeneration
 from stage2_unified.objectives.chance import chance_levels
 from stage2_unified.processor import MedUnifierProcessor
-from stage2_unified.sequences import StudyBatch, StudyCollator
+from stage2_unified.training.collator import StudyBatch, StudyCollator
 from stage2_unified.vocabulary import PAD
 
-OBJECTIVES = ("contrast", "matching", "report", "image")
 VALIDATION_BATCHES = 16
-SHOWN_STUDIES = 8
-_AT_CHANCE = 0.98  # a loss above this share of its chance level has learned nothing
+SAMPLED_STUDIES = 8
+_AT_CHANCE = 0.98  # a loss above this fraction of its chance level has learned nothing
 
 
 @dataclass
 class UnifiedTask:
-    """Holds what a step needs; ``model`` and ``optimizers`` are prepared for this process.
+    """Train :class:`FourObjectives`, given as ``objectives`` with its ``optimizers``, prepared for this process.
 
-    A ``sharded`` model draws and writes on all processes at once, since each holds a part of it.
+    A ``sharded`` model generates its validation samples on all processes, since each holds a part of it.
     """
 
-    model: Any
+    objectives: Any
     optimizers: list[Any]
     accelerator: Accelerator
     config: Stage2Config
@@ -47,55 +49,50 @@ class UnifiedTask:
     tokenizer: FrozenTokenizer
     sharded: bool = False
 
+    def __post_init__(self) -> None:
+        self._update = OptimizerStep(
+            self.accelerator, self.objectives, self.optimizers, self.config.optim, self.config.loop.steps
+        )
+
     def step(self, micro_batches: list[StudyBatch], step: int) -> dict[str, Tensor | float]:
-        """One optimizer step; every mean is over the tokens of all micro-batches and processes."""
-        config = self.config
-        rate = config.optim.rate(step, config.loop.steps)
-        for optimizer in self.optimizers:
-            set_rate(optimizer, rate)
-        self.model.train()
+        """Run one optimizer step; every mean is over all micro-batches and processes."""
+        self.objectives.train()
         device = self.accelerator.device
-        batches = [replace(batch.to(device), draw_seed=step) for batch in micro_batches]
-        everything = self._everything(batches)
+        batches = [replace(batch.to(device), negative_seed=step) for batch in micro_batches]
+        global_batch = self._global_batch(batches)
         sums: dict[str, Tensor] = {}
         for number, batch in enumerate(batches):
-            whole = replace(everything, part=number) if everything else None
-            with self.accelerator.accumulate(self.model):
-                with self.accelerator.autocast():  # a prepared model has its own; a sharded one has not
-                    losses = self.model(batch=batch, step=whole)
-                check_finite(losses, step + 1)
-                self.accelerator.backward(losses["loss"])
-                if self.accelerator.sync_gradients:
-                    norm = self.accelerator.clip_grad_norm_(
-                        self.model.parameters(), config.optim.clip or float("inf")
-                    )
-                for optimizer in self.optimizers:
-                    optimizer.step()
-                    optimizer.zero_grad()
+            part = replace(global_batch, part=number) if global_batch else None
+            with self.accelerator.accumulate(self.objectives):
+                with self.accelerator.autocast():  # part of a prepared module's forward, but not of a sharded one's
+                    losses = self.objectives(batch=batch, step=part)
+                self._update(losses["loss"], losses, step)
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + value.detach() / len(batches)
-        chance = {f"{name}.chance": level for name, level in self._chance(config.loop.global_batch()).items()}
+        self._model.clamp_logit_scale()
+        assert self._update.gradient_norm is not None
+        update = {"gradient_norm": self._update.gradient_norm, "lr": self._update.rate(step)}
+        chance = {f"{name}.chance": level for name, level in self._chance(self.config.loop.global_batch()).items()}
         tokens = sums.pop(TOKENS) * len(batches)
-        work = {TOKENS: tokens, FLOP: tokens * self._flop_a_token}
-        return {**sums, "gradient_norm": norm, "lr": rate, **chance, **work}
+        return {**sums, **update, **chance, TOKENS: tokens, FLOP: tokens * self._flop_per_token}
 
     @cached_property
-    def _flop_a_token(self) -> int:
-        """Of a step, forward and backward: the products of the decoder's layers alone.
+    def _flop_per_token(self) -> int:
+        """FLOP of the decoder layers' matrix products, forward and backward.
 
-        Six a weight, four where it is frozen. Attention over the row and the heads come to a few per cent more, and
-        what is computed again (recomputed layers, the first pass of several micro-batches) is no progress.
+        Six a weight, four where it is frozen. Attention scores and the heads add a few per cent; recomputation
+        (gradient checkpointing, the first pass of several micro-batches) does not count as progress.
         """
-        layers = self.accelerator.unwrap_model(self.model).model.layers
+        layers = self._model.model.layers
         return sum(p.numel() * (6 if p.requires_grad else 4) for p in layers.parameters() if p.dim() == 2)
 
     @torch.no_grad()
-    def _everything(self, batches: list[StudyBatch]) -> GlobalBatch | None:
-        """All studies of the step, from a pass for their embeddings; None where one pass does both."""
+    def _global_batch(self, batches: list[StudyBatch]) -> GlobalBatch | None:
+        """Return all studies of the step, from a pass for their embeddings; None if one pass does both."""
         if len(batches) == 1:
             return None
         with self.accelerator.autocast():
-            embeddings = [self.model(batch=batch, embed_only=True) for batch in batches]
+            embeddings = [self.objectives(batch=batch, embed_only=True) for batch in batches]
         return gather_step(batches, embeddings, self.config.negative_hardness, self.processor.vocabulary[PAD])
 
     def _chance(self, contrasted: int) -> dict[str, float]:
@@ -104,15 +101,15 @@ class UnifiedTask:
 
     @torch.no_grad()
     def validate(self, step: int) -> dict[str, float]:
-        """Losses over the validation studies, with all texts; fixed samples go to ``pictures/``."""
+        """Return losses over the validation studies, with all texts; samples of fixed studies go to ``pictures/``."""
         if self.validation is None:
             return {}
-        self.model.eval()
+        self.objectives.eval()
         figures: dict[str, Tensor] = {}
         batches = 0
         for batch in self._validation_batches():
             with self.accelerator.autocast():
-                losses = self.model(batch=batch.to(self.accelerator.device))
+                losses = self.objectives(batch=batch.to(self.accelerator.device))
             for name, value in losses.items():
                 figures[name] = figures.get(name, 0.0) + value
             batches += 1
@@ -123,17 +120,19 @@ class UnifiedTask:
         self._warn_at_chance(result, step)
         if is_main() or self.sharded:
             with self.accelerator.autocast():
-                self._samples(step)
+                self.accelerator.unwrap_model(self.objectives).call_with_model(
+                    lambda model: self._samples(model, step)
+                )
         return result
 
     def _validation_batches(self) -> Iterator[StudyBatch]:
-        """Batches of equal size on every process, since the contrast gathers from all."""
+        """Yield batches of equal size on every process, since the contrast gathers from all."""
         assert self.validation is not None
         size = self._validation_size()
         count = min(VALIDATION_BATCHES, len(self.validation) // (size * world_size()))
         stream = sample_stream(
             self.validation,
-            self._collate(),
+            self._collator(),
             batch_size=size,
             seed=self.config.loop.seed,
             rank=rank(),
@@ -150,28 +149,30 @@ class UnifiedTask:
             return
         weights, chance = self.config.weights, self._chance(self._validation_size() * world_size())
         for name in OBJECTIVES:
-            if getattr(weights, name) > 0 and losses[name] > _AT_CHANCE * chance[name]:
+            if getattr(weights, name) > 0 and losses[name] > _AT_CHANCE * chance.get(name, float("inf")):
                 print(f"warning: at step {step} {name} is at chance ({losses[name]:.3f} nats): it learns nothing yet")
 
-    def _samples(self, step: int) -> None:
-        """Radiographs drawn from fixed reports, and reports written for fixed radiographs."""
+    def _samples(self, model: MedUnifierForConditionalGeneration, step: int) -> None:
+        """Write images generated from fixed reports, and reports generated from fixed images."""
         assert self.validation is not None
-        count = min(SHOWN_STUDIES, len(self.validation))
-        batch = self._collate()([(n, self.validation[n]) for n in range(count)])
+        count = min(SAMPLED_STUDIES, len(self.validation))
+        batch = self._collator()([(n, self.validation[n]) for n in range(count)])
         batch = batch.to(self.accelerator.device)
-        model = self._plain()
-        first = batch.spans  # of several images the first one is drawn
-        drawn = model.generate(
-            generation_mode="image",
-            report=batch.report,
-            report_length=batch.report_length,
-            view=first.view[:, 0],
+        images = batch.images
+        generated = generate_images(  # the first of several images
+            model,
+            batch.report,
+            batch.report_length,
+            images.view[:, 0],
             seeds=torch.arange(count),
-            prior_codes=batch.prior_codes,
-            prior_view=batch.prior_view,
+            prior_codes=images.prior_codes,
+            prior_view=images.prior_view,
         )
         grid = (-1, *self.tokenizer.grid)
-        rows = [("originals, as the tokenizer keeps them", first.codes[:, 0]), ("drawn from their reports", drawn)]
+        rows = [
+            ("originals, as the tokenizer keeps them", images.codes[:, 0]),
+            ("drawn from their reports", generated),
+        ]
         self.run.picture(
             "drawn",
             step,
@@ -180,19 +181,17 @@ class UnifiedTask:
                 scale=max(1, 128 // self.tokenizer.image_size),
             ),
         )
-        written = self.processor.write_reports(
-            model, batch.codes, batch.view, prior_codes=batch.prior_codes, prior_view=batch.prior_view
-        )
         lines = [
             f"[{number}] truth:   {' | '.join(self.validation[number].info['report'].get(s, '') for s in report)}\n"
             f"[{number}] written: {' | '.join(report.values())}\n"
-            for number, report in enumerate(written)
+            for number, report in enumerate(generate_reports(model, self.processor.codec, images))
         ]
         self.run.text("reports", step, "\n".join(lines))
 
-    def _collate(self) -> StudyCollator:
+    def _collator(self) -> StudyCollator:
         return StudyCollator(self.processor.codec, max_views=self.config.data.max_views)
 
-    def _plain(self) -> MedUnifierForConditionalGeneration:
-        plain: MedUnifierForConditionalGeneration = self.accelerator.unwrap_model(self.model)
-        return plain
+    @property
+    def _model(self) -> MedUnifierForConditionalGeneration:
+        model: MedUnifierForConditionalGeneration = self.accelerator.unwrap_model(self.objectives).model
+        return model

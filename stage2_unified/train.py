@@ -25,23 +25,25 @@ from shared.loop_config import MAY_CHANGE
 from shared.run_folder import RunFolder, export_once
 from stage1_tokenizer.frozen import FrozenTokenizer
 from stage2_unified.backbone import merge_adapters
-from stage2_unified.build import build_model, export_model, make_optimizers, text_tokenizer
+from stage2_unified.build import build_model, export_model, make_optimizers, run_text_tokenizer
 from stage2_unified.config import Stage2Config
 from stage2_unified.corpus import StudiesWithText, check_fingerprint
 from stage2_unified.inference import MedUnifierPipeline, model_fingerprint
 from stage2_unified.processor import MedUnifierProcessor
-from stage2_unified.sequences import StudyCollator, sections_of
+from stage2_unified.report_codec import sections_of
 from stage2_unified.sharding import checkpoint_whole, shard, take_over_fsdp, whole_model
 from stage2_unified.task import UnifiedTask
+from stage2_unified.training.collator import StudyCollator
+from stage2_unified.training.four_objectives import FourObjectives
 
 MODEL = "model"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train (or continue) the run that the arguments describe and export its model.
+    """Train, or continue, the run that the arguments describe and export its model.
 
     Raises:
-        UserError: for what the user can mend: tokens of another tokenizer, no text in the data, a full disk.
+        UserError: for what the user can correct: tokens of another tokenizer, no text in the data, a full disk.
     """
     config = parse_config(Stage2Config, argv, prog="stage2_unified/train.py")
     loop = config.loop
@@ -49,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if sharded and config.lora.rank:
         raise UsageError("lora.rank: adapters are not sharded; use configs/accelerate/ddp.yaml")
     if sharded and config.compile:
-        raise UsageError("compile: not beside FSDP, where nobody has compared its gradients; leave it out")
+        raise UsageError("compile: not supported with FSDP, where its gradients are untested; leave it out")
     accelerator = Accelerator(mixed_precision=loop.mixed_precision, gradient_accumulation_steps=loop.accumulation)
     if loop.batch_size * world_size() < 2:
         raise UsageError("loop.batch_size: the contrast needs at least 2 studies in the global batch, got 1")
@@ -62,42 +64,43 @@ def main(argv: Sequence[str] | None = None) -> None:
     training = StudiesWithText(shards, sections_of(text_choice), config.data.prior)
     if config.data.prior and not training.follow_ups:
         raise UserError(
-            f"data.prior: no study of {config.data.shards} has an earlier one of its patient: each patient has one, "
-            "or the shards do not tell the order (an older ingest, a source without dates); ingest again into "
-            "another folder, or leave data.prior out"
+            f"data.prior: no study of {config.data.shards} has a prior study: each patient has one study, or the "
+            "shards lack their order (an older ingest, a source without dates); ingest again into another folder, or "
+            "leave data.prior out"
         )
     validation = _validation(config, sections_of(text_choice))
     run = RunFolder(
         config.run_dir, config, (*MAY_CHANGE, "data.shards", "tokenizer", "recompute_activations", "compile")
     )
 
-    words = text_tokenizer(config, run, training)
-    model = build_model(config, words, tokenizer, text_choice)
-    processor = MedUnifierProcessor(words, tokenizer.to(accelerator.device), model.config)
+    text_tokenizer = run_text_tokenizer(config, run, training)
+    model = build_model(config, text_tokenizer, tokenizer, text_choice)
+    processor = MedUnifierProcessor(text_tokenizer, tokenizer.to(accelerator.device), model.config)
     if is_main():
-        most = config.data.max_report_tokens
-        follow_ups = f" {training.follow_ups} are shown behind the visit before," if config.data.prior else ""
-        long = sum(len(processor.codec.encode(report)) == most for report in training.reports())
+        limit = config.data.max_report_tokens
+        follow_ups = f" {training.follow_ups} have a prior study," if config.data.prior else ""
+        truncated = sum(len(processor.codec.encode(report)) == limit for report in training.reports())
         print(
-            f"{len(training)} of {len(shards)} training studies have text ({long} reports reach {most} ids and "
-            f"are cut there),{follow_ups} {model.num_parameters() / 1e6:.1f} M parameters",
+            f"{len(training)} of {len(shards)} training studies have text ({truncated} reports reach {limit} ids and "
+            f"are truncated),{follow_ups} {model.num_parameters() / 1e6:.1f} M parameters",
             flush=True,
         )
+    objectives = FourObjectives(model, config.weights, config.negative_hardness)
     if sharded:
-        shard(model.to(accelerator.device), bf16=loop.mixed_precision == "bf16")
-        plain_optimizers = make_optimizers(model, config.optim)
-        checkpoint_whole(accelerator, model, plain_optimizers)
-        optimizers = [AcceleratedOptimizer(optimizer) for optimizer in plain_optimizers]
+        shard(objectives.to(accelerator.device), bf16=loop.mixed_precision == "bf16")
+        unprepared = make_optimizers(model, config.optim)
+        checkpoint_whole(accelerator, model, unprepared)
+        optimizers = [AcceleratedOptimizer(optimizer) for optimizer in unprepared]
     else:
-        model, *optimizers = accelerator.prepare(model, *make_optimizers(model, config.optim))
-    task = UnifiedTask(model, optimizers, accelerator, config, run, validation, processor, tokenizer, sharded)
+        objectives, *optimizers = accelerator.prepare(objectives, *make_optimizers(model, config.optim))
+    task = UnifiedTask(objectives, optimizers, accelerator, config, run, validation, processor, tokenizer, sharded)
     data = config.data
     collate = StudyCollator(
         processor.codec, data.text_dropout, loop.seed, True, data.section_dropout, data.max_views, data.view_dropout
     )
     train(task, accelerator, run, training_stream(training, collate, loop), loop)
     folder = run.path / MODEL
-    trained = whole_model(model) if sharded else accelerator.unwrap_model(model)
+    trained = whole_model(model) if sharded else model
     if is_main():
         merge_adapters(trained)
         export_once(
@@ -111,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _validation(config: Stage2Config, sections: tuple[str, ...]) -> StudiesWithText | None:
-    """Validation studies with text; None (and a word about it) where there are too few to contrast."""
+    """Return the validation studies with text; None, with a message, if they are too few to contrast."""
     validation: StudiesWithText | None = None
     try:
         validation = StudiesWithText(ShardDataset(config.data.shards, "validate"), sections, config.data.prior)

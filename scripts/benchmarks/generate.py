@@ -13,6 +13,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from shared.bench import BenchConfig, Row, load_benchmark, paired
 from stage2_unified.causal_lm import generation_configs, to_causal_lm
 from stage2_unified.configuration import MedUnifierConfig
+from stage2_unified.image_generation import generate_images
 from stage2_unified.model import MedUnifierForConditionalGeneration
 from stage2_unified.vocabulary import UNCOND
 
@@ -58,14 +59,20 @@ def _prompts(model: MedUnifierForConditionalGeneration, batch: int) -> dict[str,
 
 def ours(model: MedUnifierForConditionalGeneration, prompt: dict[str, Tensor], temperature: float = 1.0) -> Tensor:
     """(B, N) codes."""
-    return model.generate(
-        generation_mode="image",
+    return generate_images(
+        model,
         **prompt,
         seeds=torch.arange(len(prompt["view"])),
         guidance=GUIDANCE,
         temperature=temperature,
         top_k=100,
     )
+
+
+def _prompt_ids(
+    model: MedUnifierForConditionalGeneration, report: Tensor, report_length: Tensor, view: Tensor
+) -> Tensor:
+    return model.sequences.text_first(report, report_length, next_view=view)[0].ids
 
 
 def peer(
@@ -75,9 +82,9 @@ def peer(
     temperature: float = 1.0,
 ) -> Tensor:
     """(B, N) codes by stock ``generate()``."""
-    ids = model.text_row_ids(**prompt)
+    ids = _prompt_ids(model, **prompt)
     negative = torch.full((len(ids), 1), model.vocabulary[UNCOND])
-    without = model.text_row_ids(negative, torch.ones(len(ids), dtype=torch.long), prompt["view"])
+    without = _prompt_ids(model, negative, torch.ones(len(ids), dtype=torch.long), prompt["view"])
     _, drawing = generation_configs(model.config)
     usual = {"do_sample": True, "temperature": temperature, "top_k": 100} if temperature else {"do_sample": False}
     drawn: Tensor = stock.generate(

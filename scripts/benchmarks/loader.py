@@ -24,9 +24,12 @@ from data.loader import sample_stream
 from data.shards import MANIFEST, ShardDataset, encode_info, encode_npy, shard_name, write_shard
 from shared.artifacts import FORMAT_VERSION, write_json
 from shared.bench import BenchConfig, Row, load_benchmark, paired
+from stage2_unified.config import LossWeights
 from stage2_unified.model import MedUnifierForConditionalGeneration
-from stage2_unified.sequences import ReportCodec, StudyCollator
+from stage2_unified.report_codec import ReportCodec
 from stage2_unified.text_tokenizer import train_text_tokenizer
+from stage2_unified.training.collator import StudyCollator
+from stage2_unified.training.four_objectives import FourObjectives
 
 SHARDS, STUDIES, BATCH = 8, 512, 32
 TARGET, MOST_WAIT = 5.0, 0.02
@@ -62,6 +65,7 @@ def _waiting(dataset: ShardDataset, config: BenchConfig) -> Row:
     shape = stage2.RADIOGRAPHS
     torch.manual_seed(0)
     model: MedUnifierForConditionalGeneration = stage2._model(shape)
+    objectives = FourObjectives(model, LossWeights())
     words = train_text_tokenizer(REPORT.values(), model.config.text_size)
     codec = ReportCodec(words, model.vocabulary, tuple(REPORT), shape.longest)
     stream = sample_stream(dataset, StudyCollator(codec, training=True), batch_size=shape.studies, seed=0)
@@ -70,7 +74,7 @@ def _waiting(dataset: ShardDataset, config: BenchConfig) -> Row:
         begin = time.perf_counter()
         batch = next(stream)
         ready = time.perf_counter()
-        stage2._step(model, model(batch=batch)["loss"])
+        stage2._step(objectives, objectives(batch)["loss"])
         if number:  # the first opens files and warms up
             waited, computed = waited + ready - begin, computed + time.perf_counter() - ready
     share = waited / (waited + computed)

@@ -16,11 +16,13 @@ from torch.nn.functional import cross_entropy
 from shared.bench import BenchConfig, Row, paired
 from shared.peak import peak_flops
 from stage2_unified.causal_lm import to_causal_lm
+from stage2_unified.config import LossWeights
 from stage2_unified.configuration import MedUnifierConfig
 from stage2_unified.model import MedUnifierForConditionalGeneration
 from stage2_unified.objectives.contrast import contrastive_loss
-from stage2_unified.rows import append
-from stage2_unified.sequences import StudyBatch
+from stage2_unified.sequence_layout import ImageSpans, append
+from stage2_unified.training.collator import StudyBatch
+from stage2_unified.training.four_objectives import FourObjectives
 from stage2_unified.vocabulary import PAD
 
 
@@ -55,23 +57,23 @@ def rows(config: BenchConfig) -> list[Row]:
     table = []
     for shape in (PHANTOMS, RADIOGRAPHS):
         model = _model(shape)
-        batch = _batch(model, shape)
+        objectives, batch = FourObjectives(model, LossWeights()), _batch(model, shape)
         table.append(
             paired(
                 f"four objectives against one pass each, {shape.studies} studies of {shape.what}, steps/s",
-                partial(_step_together, model, batch),
-                partial(_step_apart, model, batch),
+                partial(_step_together, objectives, batch),
+                partial(_step_apart, objectives, batch),
                 config,
                 TARGET,
             )
         )
     model = _model(PHANTOMS)
-    batch = _batch(model, PHANTOMS)
-    stock, ids = to_causal_lm(model), _as_many_tokens(model, batch)
+    objectives, batch = FourObjectives(model, LossWeights()), _batch(model, PHANTOMS)
+    stock, ids = to_causal_lm(model), _as_many_tokens(objectives, batch)
     table.append(
         paired(
             f"four objectives against {type(stock).__name__} on as many tokens ({ids.numel()}), steps/s",
-            partial(_step_together, model, batch),
+            partial(_step_together, objectives, batch),
             lambda: _step(stock, stock(input_ids=ids, labels=ids, use_cache=False).loss),
             config,
             OVERHEAD_TARGET,
@@ -84,12 +86,12 @@ def rows(config: BenchConfig) -> list[Row]:
     return table
 
 
-def _step_together(model: MedUnifierForConditionalGeneration, batch: StudyBatch) -> None:
-    _step(model, model(batch=batch)["loss"])
+def _step_together(objectives: FourObjectives, batch: StudyBatch) -> None:
+    _step(objectives, objectives(batch)["loss"])
 
 
-def _step_apart(model: MedUnifierForConditionalGeneration, batch: StudyBatch) -> None:
-    _step(model, one_pass_an_objective(model, batch))
+def _step_apart(objectives: FourObjectives, batch: StudyBatch) -> None:
+    _step(objectives, one_pass_an_objective(objectives, batch))
 
 
 def _step(model: torch.nn.Module, loss: Tensor) -> None:
@@ -107,8 +109,9 @@ def _batch(model: MedUnifierForConditionalGeneration, shape: Shape) -> StudyBatc
     v, studies = model.vocabulary, shape.studies
     length = torch.linspace(shape.shortest, shape.longest, studies).long()
     return StudyBatch(
-        codes=torch.randint(0, v.codes, (studies, model.config.image_tokens)),
-        view=torch.full((studies,), v.view("PA")),
+        images=ImageSpans.of(
+            torch.randint(0, v.codes, (studies, model.config.image_tokens)), torch.full((studies,), v.view("PA"))
+        ),
         report=torch.randint(0, v.text_size, (studies, shape.longest)),
         report_length=length[torch.randperm(studies)],
         report_key=torch.arange(studies),
@@ -117,22 +120,22 @@ def _batch(model: MedUnifierForConditionalGeneration, shape: Shape) -> StudyBatc
     )
 
 
-def _as_many_tokens(model: MedUnifierForConditionalGeneration, batch: StudyBatch) -> Tensor:
+def _as_many_tokens(objectives: FourObjectives, batch: StudyBatch) -> Tensor:
     """(5 B, L) ids, as many as pass through ours: a prefix, three branches and a text-first row a study."""
-    computed = []
+    computed, model = [], objectives.model
     hook = model.model.layers[0].register_forward_pre_hook(lambda _, given: computed.append(given[0].shape[:2]))
     with torch.no_grad():
-        model(batch=batch)
+        objectives(batch)
     hook.remove()
     tokens = sum(rows * length for rows, length in computed)
     length = tokens // (5 * len(batch))
     return torch.randint(0, model.vocabulary.offset, (tokens // length, length))
 
 
-def one_pass_an_objective(model: MedUnifierForConditionalGeneration, batch: StudyBatch) -> Tensor:
+def one_pass_an_objective(objectives: FourObjectives, batch: StudyBatch) -> Tensor:
     """The same weighted sum of losses, every objective with padded rows of its own."""
+    model, weights = objectives.model, objectives.weights
     v, n = model.vocabulary, len(batch)
-    weights = model.config.loss_weights
     here = torch.arange(n)
 
     def run(ids: Tensor) -> Tensor:
@@ -142,11 +145,11 @@ def one_pass_an_objective(model: MedUnifierForConditionalGeneration, batch: Stud
     def special(name: str, count: int = n) -> Tensor:
         return torch.full((count, 1), v[name])
 
-    prefix = model.image_prefix_ids(batch.codes, batch.view)
+    prefix = model.sequences.image_first(batch.images).ids
     begin, length = prefix.shape[1] - 1, batch.report_length
-    image = model._image_embedding(run(prefix)[:, -1])
+    image = model.image_embedding(run(prefix)[:, -1])
     text = model.get_text_features(batch.report, length)
-    similarity = model.scale * image @ text.T
+    similarity = model.logit_scale.exp() * image @ text.T
     contrast = contrastive_loss(similarity, batch.report_key, batch.patient_key, ~batch.drop_text)
 
     chosen = torch.stack([here, here.roll(1), here.roll(2)], dim=1).flatten()
@@ -160,15 +163,16 @@ def one_pass_an_objective(model: MedUnifierForConditionalGeneration, batch: Stud
     real = torch.arange(target.shape[1]) <= length[:, None]
     report = model.text_logits(run(torch.cat([prefix, target], 1))[:, begin:-1][real])
 
-    text_row = model.text_row_ids(batch.report, length, batch.view, batch.codes)
-    places = (length + 3)[:, None] + torch.arange(batch.codes.shape[1])
-    drawn = model.image_logits(run(text_row)[here[:, None], places]).flatten(0, 1)
+    codes = batch.images.codes[:, 0]
+    text_first = model.sequences.text_first(batch.report, length, batch.images)[0].ids
+    positions = (length + 3)[:, None] + torch.arange(codes.shape[1])
+    image_logits = model.image_logits(run(text_first)[here[:, None], positions]).flatten(0, 1)
     losses = {
         "contrast": contrast,
         "matching": matching,
         "report": cross_entropy(report, target[real]),
-        "image": cross_entropy(drawn, batch.codes.flatten()),
-        "z": report.logsumexp(-1).square().mean() + drawn.logsumexp(-1).square().mean(),
+        "image": cross_entropy(image_logits, codes.flatten()),
+        "z": report.logsumexp(-1).square().mean() + image_logits.logsumexp(-1).square().mean(),
     }
     total: Tensor = sum((weights[name] * loss for name, loss in losses.items()), start=torch.zeros(()))
     return total

@@ -20,7 +20,6 @@ from stage2_unified.evaluate.prompts import FINDINGS
 from stage2_unified.inference import MedUnifierPipeline
 from stage2_unified.prompt_scores import PromptScorer
 from stage2_unified.report_text import report_of, text_of_labels
-from stage2_unified.streaming import stream_report
 from stage2_unified.study_index import StudyIndex
 
 MOST_CHARACTERS = 5000
@@ -128,7 +127,7 @@ class Answers:
 
     def report(self, film: ReadFilm) -> Iterator[str]:
         """The draft report as it grows."""
-        for sections in stream_report(self.pipeline, film.codes, film.view):
+        for sections in self.pipeline.stream_report(film.codes, film.view):
             yield "\n\n".join(f"{name.upper()}: {text}" for name, text in sections.items() if text)
 
     def findings(self, film: ReadFilm, labels: str = "") -> list[Judged]:

@@ -19,7 +19,7 @@ from stage1_tokenizer.vqgan import VQGAN
 from stage2_unified.config import BackboneConfig
 from stage2_unified.configuration import MedUnifierConfig
 from stage2_unified.model import MedUnifierForConditionalGeneration
-from stage2_unified.rows import longest_row
+from stage2_unified.sequence_layout import longest_sequence
 
 TRAINING_BYTES = 16
 """A parameter in training: float32 weight and gradient, and two moments of AdamW."""
@@ -84,7 +84,7 @@ def _stage2(name: str, values: dict[str, Any], tokenizer: ModelConfig) -> Size:
     backbone = BackboneConfig(**values.get("model", {}))
     height, width = tokenizer.grid
     report = int(data.get("max_report_tokens", 192))
-    longest = longest_row(height * width, report, int(data.get("max_views", 1)), bool(data.get("prior", False)))
+    longest = longest_sequence(height * width, report, int(data.get("max_views", 1)), bool(data.get("prior", False)))
     config = MedUnifierConfig(
         text_config=backbone.to_transformers(longest),
         text_size=int(text.get("vocabulary_size", 8192)),

@@ -16,7 +16,8 @@ from shared.errors import UserError
 from stage2_unified.evaluate.prompts import LABEL_SETS, findings_of, prompt_set
 from stage2_unified.evaluate.result import digest
 from stage2_unified.evaluate.studies import JudgedData
-from stage2_unified.sequences import choose_view, view_name
+from stage2_unified.view_selection import choose_view
+from stage2_unified.vocabulary import view_name
 
 PER_CLASS = 200
 SUBSETS = {"5x200": "chexpert5", "8x200": "chexpert8"}

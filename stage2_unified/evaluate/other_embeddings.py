@@ -14,7 +14,7 @@ from shared.errors import UserError
 from stage2_unified.evaluate.result import TaskResult
 from stage2_unified.evaluate.retrieval_scores import Pool, score_retrieval
 from stage2_unified.evaluate.written_result import print_figures, write_result
-from stage2_unified.sequences import normalise_report
+from stage2_unified.report_codec import normalise_report
 
 DESCRIPTION = (
     "Judge retrieval with embeddings that any system computed. --embeddings is a NumPy .npz with the arrays image "

@@ -9,7 +9,7 @@ import numpy as np
 from data.shards import Sample
 from data.visits import studies_before
 from stage2_unified.evaluate.studies import JudgedData, Studies
-from stage2_unified.sequences import choose_prior_view, choose_views
+from stage2_unified.view_selection import choose_prior_view, choose_views
 
 Prior = tuple[np.ndarray, str]
 

@@ -12,7 +12,9 @@ import numpy as np
 from data.shards import Sample, ShardDataset, read_manifest
 from shared.artifacts import canonical_json
 from shared.errors import UserError
-from stage2_unified.sequences import choose_view, normalise_report, sections_of, view_name
+from stage2_unified.report_codec import normalise_report, sections_of
+from stage2_unified.view_selection import choose_view
+from stage2_unified.vocabulary import view_name
 
 
 class ImageTokenizer(Protocol):

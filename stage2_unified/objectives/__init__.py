@@ -1,5 +1,4 @@
-"""The four objectives, one a file: pure functions from hidden states and labels to losses.
+"""The four objectives, one a file: pure functions from hidden states and labels to losses, and their chance levels.
 
-To add one: write it here, call it in ``stage2_unified.model``'s ``losses``, give it a weight in
-``MedUnifierConfig.loss_weights`` and a chance level in ``stage2_unified.objectives.chance``.
+``stage2_unified.training.four_objectives`` combines them; CONTRIBUTING.md lists the steps to add one.
 """

@@ -1,4 +1,4 @@
-"""What each loss is worth to a model that knows nothing: logged beside it, so that a curve can be read."""
+"""Chance levels: the loss of a model that has learned nothing, logged beside each loss."""
 
 import math
 
@@ -6,12 +6,12 @@ from stage2_unified.objectives.matching import NEGATIVES
 
 
 def chance_levels(global_batch: int, text_classes: int, codes: int) -> dict[str, float]:
-    """Nats by loss.
+    """Return the chance level in nats by objective.
 
     Args:
         global_batch: B, studies contrasted with each other.
-        text_classes: ids that a text position chooses among.
-        codes: K, ids that an image position chooses among.
+        text_classes: ids that a text position is classified into.
+        codes: K, ids that an image position is classified into.
     """
     matched = 1 / (1 + NEGATIVES)
     prior_entropy = -matched * math.log(matched) - (1 - matched) * math.log(1 - matched)

@@ -1,7 +1,7 @@
-"""Next-token losses of both directions of generation: a report from an image, an image from a report.
+"""Next-token loss of both directions of generation: a report from an image, an image from a report.
 
-A position computes logits over its own modality alone: half the head's work, and nothing to forbid when
-sampling. The z term (PaLM, Chowdhery et al., 2022) keeps the logits' normaliser near 0.
+A position computes logits over its own modality alone, which halves the work of the head and leaves nothing to mask
+when sampling. The z term (PaLM, Chowdhery et al., 2022) keeps the logits' normaliser near 0.
 """
 
 from torch import Tensor
@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 
 def token_loss(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums over the tokens.
+    """Return sums over the tokens.
 
     Args:
         logits: (T, C) over the classes of one modality.

@@ -1,55 +1,35 @@
-"""Image-text matching (ITM): does this report belong to this image? Two-way, with hard negatives.
+"""Image-text matching (ITM): classify whether a report belongs to an image, with hard negatives.
 
-Negatives are drawn in proportion to the contrast's own similarity (ALBEF, Li et al., 2021), one in each
-direction: a report that this image takes for its own, and a report that takes this image for its own.
+Negatives are sampled in proportion to the contrast's similarity (ALBEF, Li et al., 2021), one in each direction: a
+report that is close to the image, and a report to which the image is close.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 NEGATIVES = 2
 
 
-class MatchHead(nn.Module):
-    """Two logits from what stands at ``<match>`` and what the image's prefix amounts to.
+def sample_negatives(similarity: Tensor, allowed: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Sample two negative reports for each image of the global batch.
 
-    The product of the two projections is a similarity that the head can read at once, where the hidden state of
-    ``<match>`` alone would first have to learn to compare.
-    """
-
-    def __init__(self, width: int, embedding_dim: int) -> None:
-        super().__init__()
-        self.image = nn.Linear(width, embedding_dim)
-        self.pair = nn.Linear(width, embedding_dim)
-        self.out = nn.Linear(width + embedding_dim, 2)
-
-    def forward(self, match: Tensor, image: Tensor) -> Tensor:
-        """(…, H) at ``<match>``, (…, H) at ``<emb_img>`` -> (…, 2); class 1 = belongs together."""
-        similarity: Tensor = self.image(image) * self.pair(match)
-        logits: Tensor = self.out(torch.cat([match, similarity], dim=-1))
-        return logits
-
-
-def draw_negatives(similarity: Tensor, allowed: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Draw two negative reports for each image of the global batch.
-
-    Every process draws the whole table from one seed, so the draw does not depend on their number.
+    Every process samples for all images from one seed, so the result does not depend on the number of processes.
 
     Args:
         similarity: (B, B) scaled, rows are images.
         allowed: (B, B) bool, where report j may be a negative of image i (another report of another patient).
-        seed: of the draw.
+        seed: of the random generator.
 
     Returns:
-        (B, 2) columns: drawn by image -> text, then by text -> image; and (B,) bool, False for images that
-        have no allowed negative (their columns are 0 and mean nothing).
+        (B, 2) columns, by image -> text and by text -> image similarity; and (B,) bool, False for images without any
+        allowed negative (their columns are 0 and must not be used).
     """
     similarity = similarity.detach().float().cpu()
     allowed = allowed.cpu()
     generator = torch.Generator().manual_seed(seed)
     usable = allowed.any(dim=1)
-    # A row without any allowed report still needs a distribution to draw from; `usable` marks it.
+    # A row without any allowed report still needs a distribution to sample from; `usable` marks it.
     safe = allowed | ~usable[:, None]
     columns = []
     for logits in (similarity.log_softmax(dim=1), similarity.log_softmax(dim=0)):
@@ -59,11 +39,11 @@ def draw_negatives(similarity: Tensor, allowed: Tensor, seed: int) -> tuple[Tens
 
 
 def matching_loss(logits: Tensor, usable: Tensor) -> Tensor:
-    """Sum of the cross-entropies over the matched report and the negatives of each image.
+    """Return the sum of the cross-entropies over the matched report and the negatives of each image.
 
     Args:
-        logits: (B, 1 + NEGATIVES, 2), the matched report first; class 1 = belongs together.
-        usable: (B,) bool, False where the negatives mean nothing.
+        logits: (B, 1 + NEGATIVES, 2), the matched report first; class 1 = belong together.
+        usable: (B,) bool, False where the negatives do not count.
 
     Returns:
         Scalar in nats, over the B + NEGATIVES x usable pairs that count.
@@ -77,12 +57,12 @@ def matching_loss(logits: Tensor, usable: Tensor) -> Tensor:
 
 
 def matching_accuracy(logits: Tensor, usable: Tensor) -> Tensor:
-    """Balanced accuracy of the decisions: the mean over the two classes; 0.5 at chance.
+    """Return the balanced accuracy in [0, 1], the mean over the two classes; 0.5 at chance.
 
-    Args as for :func:`matching_loss`. Where no negative counts, it is the matched pairs' alone.
+    Args as for :func:`matching_loss`. Where no negative counts, it is the accuracy of the matched pairs.
     """
-    belongs = logits.argmax(dim=-1) == 1
-    positive = belongs[:, 0].float().mean()
+    matched = logits.argmax(dim=-1) == 1
+    positive = matched[:, 0].float().mean()
     if not usable.any():
         return positive
-    return (positive + (~belongs[usable][:, 1:]).float().mean()) / 2
+    return (positive + (~matched[usable][:, 1:]).float().mean()) / 2

@@ -11,11 +11,14 @@ from data.phantom import Phantom
 from stage1_tokenizer.config import model_config
 from stage1_tokenizer.frozen import export
 from stage1_tokenizer.vqgan import VQGAN
+from stage2_unified.config import LossWeights
 from stage2_unified.configuration import MedUnifierConfig
 from stage2_unified.model import MedUnifierForConditionalGeneration
 from stage2_unified.processor import MedUnifierProcessor
-from stage2_unified.sequences import StudyBatch
+from stage2_unified.sequence_layout import ImageSpans
 from stage2_unified.text_tokenizer import train_text_tokenizer
+from stage2_unified.training.collator import StudyBatch
+from stage2_unified.training.four_objectives import FourObjectives
 
 GRID = (2, 3)
 CODES = 16
@@ -57,6 +60,11 @@ def make_model(**changes):
     return model
 
 
+def losses_of(model, batch, **weights):
+    """The losses of one batch that is the whole step."""
+    return FourObjectives(model, LossWeights(**weights))(batch)
+
+
 def make_batch(rows=6, dropped=(), seed=0, images=None, priors=None):
     draw = np.random.default_rng(seed)
     vocabulary = make_config().vocabulary
@@ -67,30 +75,33 @@ def make_batch(rows=6, dropped=(), seed=0, images=None, priors=None):
     drop = torch.zeros(rows, dtype=torch.bool)
     drop[list(dropped)] = True
     batch = StudyBatch(
-        codes=torch.from_numpy(draw.integers(0, CODES, (rows, GRID[0] * GRID[1]))),
-        view=torch.tensor([vocabulary.view(name) for name in draw.choice(["PA", "AP"], rows)]),
+        images=ImageSpans.of(
+            torch.from_numpy(draw.integers(0, CODES, (rows, GRID[0] * GRID[1]))),
+            torch.tensor([vocabulary.view(name) for name in draw.choice(["PA", "AP"], rows)]),
+        ),
         report=report,
         report_length=torch.from_numpy(lengths),
         report_key=torch.arange(rows) // (2 if rows > 4 else 1) * 7,
         patient_key=torch.arange(rows) * 3,
         drop_text=drop,
-        draw_seed=5,
+        negative_seed=5,
     )
     return batch if images is None else with_images(batch, images, priors or [0] * rows, draw)
 
 
 def with_images(batch, images, priors, draw):
-    """The same studies with so many images each, and so many of the visit before (None = no such tensors)."""
-    pad, tokens = make_config().vocabulary["<pad>"], batch.codes.shape[1]
+    """The same studies with so many images each, and so many of the prior study (None = no such tensors)."""
+    pad, tokens = make_config().vocabulary["<pad>"], batch.images.codes.shape[-1]
+    pa = int(batch.images.view.min())
 
     def spans(counts):
         codes = torch.from_numpy(draw.integers(0, CODES, (len(batch), max(counts), tokens)))
-        view = torch.from_numpy(draw.choice([batch.view.min() + 1, batch.view.min()], codes.shape[:2]))
+        view = torch.from_numpy(draw.choice([pa + 1, pa], codes.shape[:2]))
         return codes, view.masked_fill(torch.arange(max(counts)) >= torch.tensor(counts)[:, None], pad)
 
     codes, view = spans(images)
     prior_codes, prior_view = spans(priors) if any(priors) else (None, None)
-    return replace(batch, codes=codes, view=view, prior_codes=prior_codes, prior_view=prior_view)
+    return replace(batch, images=ImageSpans.of(codes, view, prior_codes, prior_view))
 
 
 @pytest.fixture

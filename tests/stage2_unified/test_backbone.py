@@ -9,7 +9,7 @@ from stage2_unified.backbone import add_adapters, merge_adapters, pretrained_con
 from stage2_unified.build import make_optimizers
 from stage2_unified.config import DecoderOptimConfig
 from stage2_unified.model import MedUnifierForConditionalGeneration
-from tests.stage2_unified.conftest import make_batch, make_config
+from tests.stage2_unified.conftest import losses_of, make_batch, make_config
 
 SIZES = {
     "vocab_size": 48, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -40,12 +40,12 @@ def test_it_begins_with_the_checkpoints_own_words(checkpoint):
     with torch.no_grad():
         ours, theirs = model(input_ids=ids).logits[..., :40], stock(input_ids=ids).logits[..., :40]
     assert torch.allclose(ours, theirs, atol=1e-5)
-    assert model(batch=make_batch())["loss"].isfinite()
+    assert losses_of(model, make_batch())["loss"].isfinite()
 
 
 def train(model, optimizer, steps=8):
     for _ in range(steps):
-        loss = model(batch=make_batch())["loss"]
+        loss = losses_of(model, make_batch())["loss"]
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -56,12 +56,14 @@ def test_adapters_leave_layers_and_words_alone_and_merge_into_them(checkpoint):
     model = begin_with(checkpoint[1])
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     names = set(model.state_dict())
-    first = model(batch=make_batch())["loss"].item()
+    first = losses_of(model, make_batch())["loss"].item()
     add_adapters(model, rank=2, alpha=16.0)
-    assert model(batch=make_batch())["loss"].item() == pytest.approx(first, rel=1e-6)  # an adapter begins as nothing
+    assert losses_of(model, make_batch())["loss"].item() == pytest.approx(
+        first, rel=1e-6
+    )  # an adapter begins as nothing
     (optimizer,) = make_optimizers(model, DecoderOptimConfig(lr=1e-2, kind="adamw", weight_decay=0.1))
     assert train(model, optimizer) < first
-    trained = model(batch=make_batch())["loss"].item()
+    trained = losses_of(model, make_batch())["loss"].item()
     for name, parameter in model.named_parameters():
         if "base_layer" in name or "norm" in name:
             assert torch.equal(parameter, before[name.replace(".base_layer", "")]), name
@@ -72,7 +74,7 @@ def test_adapters_leave_layers_and_words_alone_and_merge_into_them(checkpoint):
 
     merge_adapters(model)
     assert set(model.state_dict()) == names
-    assert model(batch=make_batch())["loss"].item() == pytest.approx(trained, rel=1e-5)
+    assert losses_of(model, make_batch())["loss"].item() == pytest.approx(trained, rel=1e-5)
     changed = model.model.layers[0].self_attn.q_proj.weight - before["model.layers.0.self_attn.q_proj.weight"]
     assert torch.linalg.matrix_rank(changed, rtol=1e-3) == 2
 

@@ -30,7 +30,7 @@ def test_the_preference_is_the_softmax_of_the_pair_at_the_models_temperature(pip
     scores = PromptScorer(pipeline, chosen_prompts("sentence", "edema, cardiac pacemaker"))(images)
     for column, name in enumerate(["edema", "cardiac pacemaker"]):
         pair = pipeline.embed_texts([{"findings": f"There is {no}{name}."} for no in ("", "no ")])
-        logits = images @ pair.T * float(pipeline.model.scale.detach())
+        logits = images @ pair.T * float(pipeline.model.logit_scale.detach().exp())
         expected = np.exp(logits[:, 0]) / np.exp(logits).sum(axis=1)
         assert np.allclose(scores.preference[:, column], expected, atol=1e-5)
         assert np.allclose(scores.similarity[:, column], images @ pair[0], atol=1e-6)

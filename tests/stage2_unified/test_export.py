@@ -12,8 +12,11 @@ from stage1_tokenizer.vqgan import VQGAN
 from stage2_unified.causal_lm import to_causal_lm
 from stage2_unified.causal_lm_export import IMAGE_GENERATION
 from stage2_unified.export_command import main
+from stage2_unified.generation.reports import generate_reports
+from stage2_unified.image_generation import generate_images
 from stage2_unified.model import MedUnifierForConditionalGeneration
 from stage2_unified.processor import MedUnifierProcessor
+from stage2_unified.sequence_layout import ImageSpans
 from stage2_unified.text_tokenizer import train_text_tokenizer
 from tests.stage2_unified.conftest import make_config, make_model
 from tests.stage2_unified.test_train import TINY_TOKENIZER
@@ -65,11 +68,12 @@ def inputs(processor, rows=2):
 def test_logits_on_interleaved_rows_are_each_positions_own(ours, stock):
     model, processor = ours
     given = inputs(processor)
-    prefix = model.image_prefix_ids(given["codes"], given["view"])
-    text_first = model.text_row_ids(given["report"], given["report_length"], given["view"], given["codes"])
+    prefix = model.sequences.image_first(given["images"]).ids
+    text_first = model.sequences.text_first(given["report"], given["report_length"], given["images"])[0].ids
     # Two images behind one of the visit before: the same ids, so the same logits.
-    pair = torch.stack([given["codes"], given["codes"].flip(1)], dim=1)
-    several = model.image_prefix_ids(pair, given["view"][:, None].repeat(1, 2), given["codes"].flip(0), given["view"])
+    codes, view = given["images"].codes, given["images"].view
+    pair = torch.cat([codes, codes.flip(2)], dim=1)
+    several = model.sequences.image_first(ImageSpans(pair, view.repeat(1, 2), codes.flip(0), view)).ids
     assert (several == model.vocabulary["<prior>"]).sum() == 2
     row = torch.cat([prefix, several, text_first], dim=1)
     hidden = model.model(inputs_embeds=model.embed_ids(row)).last_hidden_state
@@ -98,23 +102,24 @@ def test_the_tokenizer_holds_the_whole_id_space(ours, stock):
 def test_stock_generate_writes_the_same_reports_and_draws_codes_alone(folder, ours, stock):
     model, processor = ours
     given = inputs(processor)
-    prefix = model.image_prefix_ids(given["codes"], given["view"])
+    prefix = model.sequences.image_first(given["images"]).ids
     written = stock[0].generate(prefix, attention_mask=torch.ones_like(prefix), max_new_tokens=6)
-    same = processor.write_reports(model, given["codes"], given["view"], max_new_tokens=6)
+    same = generate_reports(model, processor.codec, given["images"], max_new_tokens=6)
     assert [processor.codec.decode(row) for row in written[:, prefix.shape[1] :].tolist()] == same
 
     one = inputs(processor, rows=1)
-    prompt = model.text_row_ids(one["report"], one["report_length"], one["view"])
+    view = one["images"].view[:, 0]
+    prompt = model.sequences.text_first(one["report"], one["report_length"], next_view=view)[0].ids
     drawing = GenerationConfig.from_pretrained(folder.with_name("model-causal-lm"), IMAGE_GENERATION)
     drawing.update(do_sample=False, guidance_scale=3.0)
-    uncond = model.text_row_ids(torch.tensor([[model.vocabulary["<uncond>"]]]), torch.tensor([1]), one["view"])
+    negative = torch.tensor([[model.vocabulary["<uncond>"]]])
+    uncond = model.sequences.text_first(negative, torch.tensor([1]), next_view=view)[0].ids
     drawn = stock[0].generate(
         prompt, attention_mask=torch.ones_like(prompt), negative_prompt_ids=uncond, generation_config=drawing
     )
-    greedy = model.generate(
-        generation_mode="image", report=one["report"], report_length=one["report_length"], view=one["view"],
-        seeds=torch.tensor([0]), guidance=3.0, temperature=0,
-    )  # fmt: skip
+    greedy = generate_images(
+        model, one["report"], one["report_length"], view, seeds=torch.tensor([0]), guidance=3.0, temperature=0
+    )
     assert torch.equal(drawn[:, prompt.shape[1] :] - model.vocabulary.offset, greedy)
 
 
@@ -122,12 +127,10 @@ def test_a_section_that_is_asked_for_is_written_alone(ours):
     model, processor = ours
     given = inputs(processor)
     for section, other in (("findings", "impression"), ("impression", "findings")):
-        for report in processor.write_reports(
-            model, given["codes"], given["view"], section=section, max_new_tokens=9
-        ):
+        for report in generate_reports(model, processor.codec, given["images"], section=section, max_new_tokens=9):
             assert report[section] and not report[other]
     with pytest.raises(UserError, match="history"):
-        processor.write_reports(model, given["codes"], given["view"], section="history")
+        generate_reports(model, processor.codec, given["images"], section="history")
 
 
 def test_a_second_export_finds_it_done_and_another_folder_is_left_alone(folder, tmp_path, capsys):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from stage2_unified.image_generation import _draw, _uniform, generate_images
+from stage2_unified.image_generation import _sample, _uniform, generate_images
 from tests.stage2_unified.conftest import make_batch, make_model
 
 
@@ -13,7 +13,7 @@ def model():
 
 
 def prompts(batch):
-    return {"report": batch.report, "report_length": batch.report_length, "view": batch.view}
+    return {"report": batch.report, "report_length": batch.report_length, "view": batch.images.view[:, 0]}
 
 
 def drawn_without_a_cache(model, report, view, guidance):
@@ -37,18 +37,18 @@ def test_cached_guided_drawing_equals_the_plain_one(model):
     drawn = generate_images(model, **prompts(batch), seeds=torch.arange(5), guidance=3.0, temperature=0)
     for row in range(5):
         report = batch.report[row, : batch.report_length[row]]
-        assert drawn[row].tolist() == drawn_without_a_cache(model, report, batch.view[row], 3.0)
+        assert drawn[row].tolist() == drawn_without_a_cache(model, report, batch.images.view[row, 0], 3.0)
 
 
 def test_a_row_depends_on_its_seed_and_not_on_its_batch(model):
     batch = make_batch(rows=4)
-    together = model.generate(generation_mode="image", **prompts(batch), seeds=torch.tensor([7, 8, 9, 7]))
+    together = generate_images(model, **prompts(batch), seeds=torch.tensor([7, 8, 9, 7]))
     for row, seed in enumerate([7, 8, 9, 7]):
         some = {name: value[row : row + 1] for name, value in prompts(batch).items()}
-        alone = model.generate(generation_mode="image", **some, seeds=torch.tensor([seed]))
+        alone = generate_images(model, **some, seeds=torch.tensor([seed]))
         assert torch.equal(alone[0], together[row])
     assert together.shape == (4, model.config.image_tokens) and together.max() < model.config.codes
-    other = model.generate(generation_mode="image", **prompts(batch), seeds=torch.tensor([1, 2, 3, 4]))
+    other = generate_images(model, **prompts(batch), seeds=torch.tensor([1, 2, 3, 4]))
     assert not torch.equal(other, together)
 
 
@@ -62,13 +62,13 @@ def test_no_guidance_is_one_row_and_the_report_alone(model):
 def test_filters_keep_what_they_say():
     logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]])).repeat(2000, 1)
     seeds = torch.arange(2000)
-    free = _draw(logits, seeds, 0, 1.0, None, None)
+    free = _sample(logits, seeds, 0, 1.0, None, None)
     assert torch.bincount(free, minlength=4) / 2000 == pytest.approx(torch.tensor([0.5, 0.3, 0.15, 0.05]), abs=0.04)
-    assert set(_draw(logits, seeds, 0, 1.0, 2, None).tolist()) == {0, 1}
-    assert set(_draw(logits, seeds, 0, 1.0, None, 0.7).tolist()) == {0, 1}
-    assert set(_draw(logits, seeds, 0, 1.0, None, 0.4).tolist()) == {0}
-    assert set(_draw(logits, seeds, 0, 0.0, None, None).tolist()) == {0}
-    assert (_draw(logits, seeds, 0, 0.3, None, None) == 0).float().mean() > 0.7
+    assert set(_sample(logits, seeds, 0, 1.0, 2, None).tolist()) == {0, 1}
+    assert set(_sample(logits, seeds, 0, 1.0, None, 0.7).tolist()) == {0, 1}
+    assert set(_sample(logits, seeds, 0, 1.0, None, 0.4).tolist()) == {0}
+    assert set(_sample(logits, seeds, 0, 0.0, None, None).tolist()) == {0}
+    assert (_sample(logits, seeds, 0, 0.3, None, None) == 0).float().mean() > 0.7
 
 
 def test_what_is_drawn_with_is_uniform_and_unrelated_between_seeds_numbers_and_places():
@@ -86,7 +86,7 @@ def test_what_is_drawn_with_is_uniform_and_unrelated_between_seeds_numbers_and_p
 @torch.no_grad()
 def test_text_by_generate_equals_a_loop_without_a_cache(model):
     batch = make_batch(rows=3)
-    ids = model.image_prefix_ids(batch.codes, batch.view)
+    ids = model.sequences.image_first(batch.images).ids
     generated = model.generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False, eos_token_id=None
     )
@@ -99,12 +99,10 @@ def test_text_by_generate_equals_a_loop_without_a_cache(model):
 
 def test_beams_and_sampling_are_generates_own(model):
     batch = make_batch(rows=2)
-    ids = model.image_prefix_ids(batch.codes, batch.view)
+    ids = model.sequences.image_first(batch.images).ids
     usual = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 5, "pad_token_id": model.vocabulary["<pad>"]}
     beams = model.generate(ids, num_beams=3, num_return_sequences=2, **usual)
     assert len(beams) == 4
     torch.manual_seed(1)
     sampled = model.generate(ids, do_sample=True, top_k=5, temperature=2.0, **usual)
     assert len(sampled) == 2
-    with pytest.raises(ValueError, match="generation_mode"):
-        model.generate(ids, generation_mode="music")

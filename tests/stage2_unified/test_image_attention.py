@@ -1,26 +1,28 @@
 """Images that are read in both directions: who sees whom, and that every use of the model agrees on it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from shared.errors import UserError
 from stage2_unified.causal_lm import to_causal_lm
-from stage2_unified.image_attention import read_both_ways
+from stage2_unified.image_attention import bidirectional_image_mask
 from stage2_unified.inference import MedUnifierPipeline
-from stage2_unified.rows import left_padded
+from stage2_unified.sequence_layout import ImageSpans, left_padded
 from tests.stage2_unified.conftest import GRID, make_batch, make_config, make_model, make_model_folder
 
 TOKENS = GRID[0] * GRID[1]
 
 
 def rows_of(model, batch):
-    return model.rows.image_first(batch.spans)
+    return model.sequences.image_first(batch.images)
 
 
 def test_codes_see_their_own_image_whole_and_nothing_else_that_comes_later():
     model, batch = make_model(), make_batch(rows=2, images=[2, 2], priors=[1, 1])
     ids = rows_of(model, batch).ids
-    mask = read_both_ways(ids, model.vocabulary)[:, 0]
+    mask = bidirectional_image_mask(ids, model.vocabulary)[:, 0]
     is_code = ids[0] >= model.vocabulary.offset
     begins = [4 + image * (TOKENS + 3) for image in range(3)]  # <bos> <prior> <view> <boi>, then <eoi> <view> <boi>
     expected = torch.ones_like(mask[0]).tril()
@@ -33,16 +35,16 @@ def test_codes_see_their_own_image_whole_and_nothing_else_that_comes_later():
 
 def test_an_image_that_is_drawn_stays_causal():
     model, batch = make_model(bidirectional_images=True), make_batch()
-    row, _ = model.rows.text_first(batch.report, batch.report_length, batch.spans)
-    assert read_both_ways(row.ids, model.vocabulary) is None
-    text_only = model.rows.begun(batch.report)
-    assert read_both_ways(text_only, model.vocabulary) is None
+    row, _ = model.sequences.text_first(batch.report, batch.report_length, batch.images)
+    assert bidirectional_image_mask(row.ids, model.vocabulary) is None
+    text_only = model.sequences.prepend_bos(batch.report)
+    assert bidirectional_image_mask(text_only, model.vocabulary) is None
 
 
 def test_pads_see_themselves_alone():
     model, batch = make_model(), make_batch(rows=2, images=[1, 2])
     ids, visible, _ = left_padded(rows_of(model, batch))
-    mask = read_both_ways(ids, model.vocabulary, visible)[0, 0]
+    mask = bidirectional_image_mask(ids, model.vocabulary, visible)[0, 0]
     pads = TOKENS + 3
     assert not visible[0, :pads].any() and torch.equal(mask[:pads], torch.eye(len(mask), dtype=torch.bool)[:pads])
     assert not mask[pads:, :pads].any()
@@ -54,10 +56,10 @@ def test_the_first_code_knows_the_last_one(both_ways):
     model, batch = make_model(bidirectional_images=both_ways), make_batch(rows=2)
     states = []
     model.model.register_forward_hook(lambda _, __, output: states.append(output.last_hidden_state[:, 3]))
-    model.read_images(batch.spans)
-    changed = batch.codes.clone()
-    changed[:, -1] = (changed[:, -1] + 1) % 16
-    model.get_image_features(changed, batch.view)
+    model.encode_images(batch.images)
+    changed = batch.images.codes.clone()
+    changed[..., -1] = (changed[..., -1] + 1) % 16
+    model.get_image_features(replace(batch.images, codes=changed))
     assert torch.allclose(*states, atol=1e-6) != both_ways
 
 
@@ -65,8 +67,8 @@ def test_the_first_code_knows_the_last_one(both_ways):
 def test_the_embedding_of_a_padded_study_is_that_of_it_alone():
     model = make_model(bidirectional_images=True)
     batch = make_batch(rows=3, images=[1, 2, 2], priors=[0, 1, 0])
-    together = model.get_image_features(batch.codes, batch.view, batch.prior_codes, batch.prior_view)
-    alone = model.get_image_features(batch.codes[:1, :1], batch.view[:1, :1])
+    together = model.get_image_features(batch.images)
+    alone = model.get_image_features(ImageSpans(batch.images.codes[:1, :1], batch.images.view[:1, :1]))
     assert torch.allclose(together[:1], alone, atol=1e-5)
 
 
@@ -81,7 +83,7 @@ def test_generated_words_are_those_of_uncached_passes_over_whole_rows():
     for number in range(3):
         row = ids[number][visible[number]]
         for _ in range(5):
-            mask = read_both_ways(row[None], model.vocabulary)
+            mask = bidirectional_image_mask(row[None], model.vocabulary)
             hidden = model.model(inputs_embeds=model.embed_ids(row[None]), attention_mask=mask).last_hidden_state
             row = torch.cat([row, model.text_logits(hidden[:, -1]).argmax(-1)])
         assert torch.equal(row[-5:], written[number, -5:])

@@ -8,13 +8,14 @@ from stage2_unified.image_backbone import ImageBackbone
 
 def test_its_states_are_those_of_the_models_prefix(model, batch):
     backbone = ImageBackbone(model.eval()).eval()
-    whole, cells = backbone(batch.codes, batch.view)
-    assert torch.allclose(whole, model.read_images(batch.spans).hidden, atol=1e-5)
-    assert cells.shape == (len(batch), batch.codes.shape[1], backbone.width)
+    codes, view = batch.images.codes[:, 0], batch.images.view[:, 0]
+    whole, cells = backbone(codes, view)
+    assert torch.allclose(whole, model.encode_images(batch.images).hidden, atol=1e-5)
+    assert cells.shape == (len(batch), codes.shape[1], backbone.width)
     # A code's state depends on it and on those before, not on those behind.
-    changed = batch.codes.clone()
+    changed = codes.clone()
     changed[:, 3] = (changed[:, 3] + 1) % 16
-    moved = (backbone(changed, batch.view)[1] - cells).abs().amax(dim=(0, 2))
+    moved = (backbone(changed, view)[1] - cells).abs().amax(dim=(0, 2))
     assert moved[:3].max() < 1e-5 < moved[3:].min()
 
 
@@ -29,7 +30,8 @@ def test_training_it_leaves_the_model_as_it_was(model, batch):
     model.requires_grad_(False)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     backbone = ImageBackbone(model)
-    whole, cells = backbone(batch.codes, batch.view)
+    codes, view = batch.images.codes[:, 0], batch.images.view[:, 0]
+    whole, cells = backbone(codes, view)
     (whole.sum() + cells.sum()).backward()
     with torch.no_grad():
         for parameter in backbone.parameters():
@@ -37,7 +39,7 @@ def test_training_it_leaves_the_model_as_it_was(model, batch):
                 parameter.sub_(parameter.grad)
     after = model.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
-    assert not torch.equal(backbone(batch.codes, batch.view)[0], whole)
+    assert not torch.equal(backbone(codes, view)[0], whole)
 
 
 def test_fresh_weights_are_a_function_of_the_seed_and_keep_the_codebook(model, batch):
@@ -46,6 +48,7 @@ def test_fresh_weights_are_a_function_of_the_seed_and_keep_the_codebook(model, b
     a, b, c = (ImageBackbone(model, seed).eval() for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(a.model.codebook, model.codebook)
-    outcomes = [x(batch.codes, batch.view)[0] for x in (a, b, c, ImageBackbone(model).eval())]
+    codes, view = batch.images.codes[:, 0], batch.images.view[:, 0]
+    outcomes = [x(codes, view)[0] for x in (a, b, c, ImageBackbone(model).eval())]
     assert torch.equal(outcomes[0], outcomes[1])
     assert not torch.allclose(outcomes[0], outcomes[2]) and not torch.allclose(outcomes[0], outcomes[3])

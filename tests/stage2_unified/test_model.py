@@ -8,18 +8,20 @@ import torch
 from torch.nn.functional import cross_entropy, normalize, pad
 from transformers import AutoConfig, AutoModel
 
-from stage2_unified.config import BackboneConfig
+from stage2_unified.config import BackboneConfig, LossWeights
 from stage2_unified.configuration import MedUnifierConfig
-from stage2_unified.image_attention import read_both_ways
+from stage2_unified.image_attention import bidirectional_image_mask
 from stage2_unified.model import MedUnifierForConditionalGeneration
 from stage2_unified.objectives.contrast import contrastive_loss
-from stage2_unified.objectives.matching import draw_negatives
-from tests.stage2_unified.conftest import BACKBONE, GRID, make_batch, make_model
+from stage2_unified.objectives.matching import sample_negatives
+from stage2_unified.sequence_layout import ImageSpans
+from stage2_unified.training.four_objectives import FourObjectives
+from tests.stage2_unified.conftest import BACKBONE, GRID, losses_of, make_batch, make_model
 
 
 def hidden_of(model, ids):
     """One plain pass of a row of ids, nothing shared and nothing padded."""
-    mask = read_both_ways(ids[None], model.vocabulary) if model.config.bidirectional_images else None
+    mask = bidirectional_image_mask(ids[None], model.vocabulary) if model.config.bidirectional_images else None
     return model.model(
         inputs_embeds=model.embed_ids(ids[None]), attention_mask=mask, use_cache=False
     ).last_hidden_state[0]
@@ -44,21 +46,21 @@ def one_pass_an_objective(model, batch):
     special = lambda name: torch.tensor([v[name]])  # noqa: E731
     reports = [batch.report[i, : batch.report_length[i]] for i in range(n)]
     earlier = [[torch.cat([special("<prior>"), span]) for span in spans] for spans in
-               image_spans(v, batch.prior_codes, batch.prior_view, n)]  # fmt: skip
-    own = image_spans(v, batch.codes, batch.view, n)
+               image_spans(v, batch.images.prior_codes, batch.images.prior_view, n)]  # fmt: skip
+    own = image_spans(v, batch.images.codes, batch.images.view, n)
     prefixes = [torch.cat([special("<bos>"), *earlier[i], *own[i], special("<emb_img>")]) for i in range(n)]
     seen = [special("<uncond>") if batch.drop_text[i] else reports[i] for i in range(n)]
     image = torch.stack([hidden_of(model, prefix)[-1] for prefix in prefixes])
     text = torch.stack([hidden_of(model, torch.cat([special("<bos>"), t, special("<emb_txt>")]))[-1] for t in seen])
     image = normalize(image @ model.image_projection.weight.T, dim=-1)
     text = normalize(text @ model.text_projection.weight.T, dim=-1)
-    similarity = model.scale * image @ text.T
+    similarity = model.logit_scale.exp() * image @ text.T
     contrast = contrastive_loss(similarity, batch.report_key, batch.patient_key, ~batch.drop_text)
 
     allowed = (batch.report_key[:, None] != batch.report_key[None]) & (
         batch.patient_key[:, None] != batch.patient_key[None]
     )
-    columns, _ = draw_negatives(similarity, allowed & ~batch.drop_text[None], batch.draw_seed)
+    columns, _ = sample_negatives(similarity, allowed & ~batch.drop_text[None], batch.negative_seed)
     matching, report_losses, image_losses, z = [], [], [], []
     for i in range(n):
         for j, belongs in [(i, 1), (int(columns[i, 0]), 0), (int(columns[i, 1]), 0)]:
@@ -110,10 +112,10 @@ def test_every_loss_equals_a_separate_pass_and_so_do_the_gradients(dropped, even
     batch = make_batch(dropped=dropped, **images)
     if even:
         batch = replace(batch, report=batch.report[:, :1], report_length=torch.ones_like(batch.report_length))
-    ours, separate = model(batch=batch), one_pass_an_objective(model, batch)
+    ours, separate = losses_of(model, batch), one_pass_an_objective(model, batch)
     for name, value in separate.items():
         assert ours[name].item() == pytest.approx(value.item(), rel=1e-5), name
-    weights = model.config.loss_weights
+    weights = FourObjectives(model, LossWeights()).weights
     ours["loss"].backward()
     shared = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     model.zero_grad()
@@ -126,27 +128,27 @@ def test_every_loss_equals_a_separate_pass_and_so_do_the_gradients(dropped, even
 
 def test_padding_changes_nothing(model, batch):
     wider = replace(batch, report=pad(batch.report, (0, 5), value=model.vocabulary["<pad>"]))
-    plain, padded = model(batch=batch), model(batch=wider)
-    assert 0 < plain.pop("padding_share") < padded.pop("padding_share")
+    plain, padded = losses_of(model, batch), losses_of(model, wider)
+    assert 0 < plain.pop("padding_fraction") < padded.pop("padding_fraction")
     assert padded.pop("tokens") > plain.pop("tokens")
     for name, value in plain.items():
         assert padded[name].item() == pytest.approx(value.item(), rel=1e-5), name
 
 
-def test_uneven_branches_run_in_two_groups_and_the_padding_share_is_what_was_computed_for_nothing(model, batch):
+def test_uneven_branches_run_in_two_groups_and_the_padding_fraction_is_what_was_computed_for_nothing(model, batch):
     shapes = []
     model.model.layers[0].register_forward_pre_hook(lambda _, given: shapes.append(given[0].shape[:2]))
     alike = replace(batch, report_length=torch.full_like(batch.report_length, batch.report.shape[1]))
-    assert model(batch=alike)["padding_share"] == 0 and len(shapes) == 3
+    assert losses_of(model, alike)["padding_fraction"] == 0 and len(shapes) == 3
     shapes.clear()
-    share = model(batch=batch)["padding_share"].item()
+    share = losses_of(model, batch)["padding_fraction"].item()
     (rows, prefix), (_, text_first), (short, narrow), (long, wide) = shapes
     assert short + long == 3 * rows and narrow < wide
     branches = short * narrow + long * wide
     needed = rows * prefix + int((batch.report_length + 3 + GRID[0] * GRID[1]).sum())
     # Of the branches at least one a study is padded up to no more than its group's width.
     computed = rows * (prefix + text_first) + branches
-    assert model(batch=batch)["tokens"] == computed
+    assert losses_of(model, batch)["tokens"] == computed
     assert 1 - (needed + branches) / computed <= share <= 1 - (needed + 3 * rows * 3) / computed
 
 
@@ -154,13 +156,15 @@ def test_what_lies_in_the_padding_changes_nothing(model, batch):
     noisy = batch.report.clone()
     real = torch.arange(noisy.shape[1]) < batch.report_length[:, None]
     noisy[~real] = 3
-    for name, value in model(batch=batch).items():
-        assert model(batch=replace(batch, report=noisy))[name].item() == pytest.approx(value.item(), rel=1e-6), name
+    for name, value in losses_of(model, batch).items():
+        assert losses_of(model, replace(batch, report=noisy))[name].item() == pytest.approx(value.item(), rel=1e-6), (
+            name
+        )
 
 
 @torch.no_grad()
 def test_a_negatives_text_changes_its_own_branch_alone(model, batch):
-    prefix = model.read_images(batch.spans)
+    prefix = model.encode_images(batch.images)
     reports = batch.report.repeat_interleave(3, 0)
     lengths = batch.report_length.repeat_interleave(3)
     prefixes = torch.arange(len(batch)).repeat_interleave(3)
@@ -176,28 +180,31 @@ def test_a_negatives_text_changes_its_own_branch_alone(model, batch):
 def test_a_study_with_the_same_report_everywhere_has_no_negative(model):
     batch = make_batch(rows=4)
     batch = replace(batch, report_key=torch.zeros(4, dtype=torch.long))
-    losses = model(batch=batch)
+    losses = losses_of(model, batch)
     assert losses["matching"].isfinite() and losses["loss"].isfinite()
-    belongs = model.match(batch.codes, batch.view, batch.report, batch.report_length)
+    belongs = model.match(batch.images, batch.report, batch.report_length)
     assert losses["matching"].item() == pytest.approx(-belongs.log().mean().item(), rel=1e-4)
 
 
 def test_features_and_matching_agree_with_training(model, batch):
     with torch.no_grad():
-        image = model.get_image_features(batch.codes, batch.view)
+        image = model.get_image_features(batch.images)
         text = model.get_text_features(batch.report, batch.report_length)
-        loss = contrastive_loss(model.scale * image @ text.T, batch.report_key, batch.patient_key, ~batch.drop_text)
-        assert loss.item() == pytest.approx(model(batch=batch)["contrast"].item(), rel=1e-5)
+        loss = contrastive_loss(
+            model.logit_scale.exp() * image @ text.T, batch.report_key, batch.patient_key, ~batch.drop_text
+        )
+        assert loss.item() == pytest.approx(losses_of(model, batch)["contrast"].item(), rel=1e-5)
         assert torch.allclose(image.norm(dim=-1), torch.ones(len(batch)))
-        alone = [model.match(*(x[i : i + 1] for x in (batch.codes, batch.view, batch.report, batch.report_length)))
-                 for i in range(len(batch))]  # fmt: skip
-        together = model.match(batch.codes, batch.view, batch.report, batch.report_length)
+        alone = []
+        for i in range(len(batch)):
+            image = ImageSpans(batch.images.codes[i : i + 1], batch.images.view[i : i + 1])
+            alone.append(model.match(image, batch.report[i : i + 1], batch.report_length[i : i + 1]))
+        together = model.match(batch.images, batch.report, batch.report_length)
     assert torch.allclose(torch.cat(alone), together, rtol=1e-4)
 
 
-def test_weights_scale_the_losses(batch):
-    half = make_model(loss_weights={"contrast": 0.0, "matching": 0.0, "report": 0.5, "image": 0.0, "z": 0.0})
-    losses = half(batch=batch)
+def test_weights_scale_the_losses(model, batch):
+    losses = losses_of(model, batch, contrast=0.0, matching=0.0, report=0.5, image=0.0, z=0.0)
     assert losses["loss"].item() == pytest.approx(0.5 * losses["report"].item())
 
 
@@ -213,18 +220,18 @@ def test_saved_and_loaded_it_gives_the_same_losses_and_auto_classes_know_it(mode
     assert (tmp_path / "model.safetensors").is_file()
     for loaded in (MedUnifierForConditionalGeneration.from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path)):
         assert AutoConfig.from_pretrained(tmp_path).vocabulary == model.vocabulary
-        for name, value in model(batch=batch).items():
-            assert torch.equal(loaded(batch=batch)[name], value), name
+        for name, value in losses_of(model, batch).items():
+            assert torch.equal(losses_of(loaded, batch)[name], value), name
 
 
 @pytest.mark.parametrize("objective", ["contrast", "matching", "report", "image"])
 def test_each_objective_alone_overfits_one_batch(objective):
     weights = dict.fromkeys(["contrast", "matching", "report", "image", "z"], 0.0) | {objective: 1.0}
-    model, batch = make_model(loss_weights=weights), make_batch(rows=4)
+    model, batch = make_model(), make_batch(rows=4)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(100):
         optimizer.zero_grad()
-        losses = model(batch=batch)
+        losses = losses_of(model, batch, **weights)
         if losses[objective] < 0.05:
             return
         losses["loss"].backward()
@@ -235,7 +242,7 @@ def test_each_objective_alone_overfits_one_batch(objective):
 def test_layers_computed_again_in_the_backward_pass_give_the_same_gradients(model, batch):
     def gradients():
         model.zero_grad()
-        model(batch=batch)["loss"].backward()
+        losses_of(model, batch)["loss"].backward()
         return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
     plain, passes = gradients(), []
@@ -268,7 +275,7 @@ def test_compiled_layers_share_their_graphs_and_give_the_same_gradients(recomput
 
     def gradients(batch):
         model.zero_grad()
-        losses = model(batch=batch)
+        losses = losses_of(model, batch)
         losses["loss"].backward()
         return losses["loss"].item(), {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 

@@ -7,7 +7,7 @@ from torch.nn.functional import cross_entropy, normalize
 from stage2_unified.objectives.chance import chance_levels
 from stage2_unified.objectives.contrast import contrastive_loss, contrastive_similarity
 from stage2_unified.objectives.generation import token_loss
-from stage2_unified.objectives.matching import draw_negatives, matching_accuracy, matching_loss
+from stage2_unified.objectives.matching import matching_accuracy, matching_loss, sample_negatives
 
 ALL = torch.ones(6, dtype=torch.bool)
 
@@ -76,14 +76,14 @@ def test_negatives_are_allowed_ones_the_same_from_one_seed_and_hard():
     logits[:, 3] = 4.0
     allowed = ~torch.eye(6, dtype=torch.bool)
     allowed[0] = False  # nothing may be drawn for image 0
-    drawn = torch.stack([draw_negatives(logits, allowed, seed)[0] for seed in range(300)])
-    usable = draw_negatives(logits, allowed, 0)[1]
+    drawn = torch.stack([sample_negatives(logits, allowed, seed)[0] for seed in range(300)])
+    usable = sample_negatives(logits, allowed, 0)[1]
     assert usable.tolist() == [False] + [True] * 5
     for image in range(1, 6):
         assert (drawn[:, image] != image).all()
     # exp(4) = 54.6 against four or three others: image -> text draws report 3 nearly always.
     assert (drawn[:, 1, 0] == 3).float().mean() > 0.85
-    assert (draw_negatives(logits, allowed, 9)[0] == draw_negatives(logits, allowed, 9)[0]).all()
+    assert (sample_negatives(logits, allowed, 9)[0] == sample_negatives(logits, allowed, 9)[0]).all()
 
 
 def test_second_negative_follows_what_texts_take_for_theirs():
@@ -92,7 +92,7 @@ def test_second_negative_follows_what_texts_take_for_theirs():
     logits[2, 2] = 6.0
     logits[1, 3] = 5.9
     logits[3, 3] = logits[0, 3] = logits[2, 3] = 12.0  # report 3 prefers every other image
-    drawn = torch.stack([draw_negatives(logits, ~torch.eye(4, dtype=torch.bool), s)[0] for s in range(200)])
+    drawn = torch.stack([sample_negatives(logits, ~torch.eye(4, dtype=torch.bool), s)[0] for s in range(200)])
     towards = (drawn[:, 1] == 3).float().mean(dim=0)
     assert towards[0] > 0.4 and towards[1] < 0.1
 

@@ -5,13 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 
+from stage2_unified.config import LossWeights
 from stage2_unified.image_generation import generate_images
-from stage2_unified.rows import RowBuilder, Spans, left_padded
+from stage2_unified.sequence_layout import ImageSpans, SequenceBuilder, left_padded
+from stage2_unified.training.four_objectives import FourObjectives
 from stage2_unified.vocabulary import Vocabulary
-from tests.stage2_unified.conftest import make_batch, make_model
+from tests.stage2_unified.conftest import losses_of, make_batch, make_model
 
 V = Vocabulary(40, 16)
-ROWS = RowBuilder(V)
+SEQUENCES = SequenceBuilder(V)
 PA, LATERAL = V.view("PA"), V.view("LATERAL")
 RAGGED = {"images": [1, 2, 3, 1, 2, 2], "priors": [0, 1, 0, 2, 0, 1]}
 
@@ -26,39 +28,37 @@ def alone(batch, row):
     pad = V["<pad>"]
     own = {name: getattr(batch, name)[row : row + 1] for name in ("report_key", "patient_key", "drop_text")}
     length = int(batch.report_length[row])
-    images, earlier = int((batch.view[row] != pad).sum()), int((batch.prior_view[row] != pad).sum())
+    spans = batch.images
+    images, earlier = int((spans.view[row] != pad).sum()), int((spans.prior_view[row] != pad).sum())
     own |= {"report": batch.report[row : row + 1, :length], "report_length": batch.report_length[row : row + 1]}
-    own |= {"codes": batch.codes[row : row + 1, :images], "view": batch.view[row : row + 1, :images]}
-    prior = (batch.prior_codes[row : row + 1, :earlier], batch.prior_view[row : row + 1, :earlier])
-    own |= dict(zip(("prior_codes", "prior_view"), prior if earlier else (None, None), strict=True))
+    prior = (spans.prior_codes[row : row + 1, :earlier], spans.prior_view[row : row + 1, :earlier])
+    own["images"] = ImageSpans(
+        spans.codes[row : row + 1, :images], spans.view[row : row + 1, :images], *(prior if earlier else ())
+    )
     return replace(batch, **own)
-
-
-def seen(batch):
-    return {name: getattr(batch, name) for name in ("codes", "view", "prior_codes", "prior_view")}
 
 
 def test_the_sequences_of_one_image():
     """Shipped models were trained on this order: another one would make their weights meaningless."""
-    model, view = make_model(), torch.tensor([PA, LATERAL])
     codes = torch.tensor([[1, 2, 3, 4, 5, 6], [15, 14, 13, 12, 11, 10]])
-    assert model.image_prefix_ids(codes, view).tolist() == [
+    images = ImageSpans.of(codes, torch.tensor([PA, LATERAL]))
+    assert SEQUENCES.image_first(images).ids.tolist() == [
         ids("bos", "view:pa", "boi", 1, 2, 3, 4, 5, 6, "eoi", "emb_img"),
         ids("bos", "view:lateral", "boi", 15, 14, 13, 12, 11, 10, "eoi", "emb_img"),
     ]
     report, length = torch.tensor([[20, 21, 22], [23, V["<pad>"], V["<pad>"]]]), torch.tensor([3, 1])
-    assert model.text_row_ids(report, length, view, codes).tolist() == [
+    assert SEQUENCES.text_first(report, length, images)[0].ids.tolist() == [
         [V["<bos>"], 20, 21, 22, *ids("emb_txt", "view:pa", "boi", 1, 2, 3, 4, 5, 6, "eoi")],
         [V["<bos>"], 23, *ids("emb_txt", "view:lateral", "boi", 15, 14, 13, 12, 11, 10, "eoi", "pad", "pad")],
     ]
 
 
 def test_earlier_images_come_first_and_rows_are_padded_on_the_right():
-    spans = Spans.of(
+    spans = ImageSpans.of(
         torch.tensor([[[1, 2], [3, 4]], [[5, 6], [9, 9]]]), torch.tensor([[PA, LATERAL], [PA, V["<pad>"]]]),
         torch.tensor([[[9, 9]], [[7, 8]]]), torch.tensor([[V["<pad>"]], [PA]]),
     )  # fmt: skip
-    row = ROWS.image_first(spans)
+    row = SEQUENCES.image_first(spans)
     pa, lateral, pad = "view:pa", "view:lateral", "pad"
     assert row.ids.tolist() == [
         ids("bos", pa, "boi", 1, 2, "eoi", lateral, "boi", 3, 4, "eoi", "emb_img", pad),
@@ -66,7 +66,7 @@ def test_earlier_images_come_first_and_rows_are_padded_on_the_right():
     ]
     assert row.length.tolist() == [12, 13]
     report, length = torch.tensor([[20, V["<pad>"]], [21, 22]]), torch.tensor([1, 2])
-    row, begin = ROWS.text_first(report, length, spans)
+    row, begin = SEQUENCES.text_first(report, length, spans)
     assert row.ids.tolist() == [
         [V["<bos>"], 20, *ids("emb_txt", pa, "boi", 1, 2, "eoi", lateral, "boi", 3, 4, "eoi", pad, pad)],
         [V["<bos>"], 21, 22, *ids("emb_txt", "prior", pa, "boi", 7, 8, "eoi", pa, "boi", 5, 6, "eoi")],
@@ -81,73 +81,76 @@ def test_earlier_images_come_first_and_rows_are_padded_on_the_right():
 def test_images_and_views_that_do_not_fit_are_refused():
     one = torch.zeros(2, 3, dtype=torch.long)
     with pytest.raises(ValueError, match="do not fit"):
-        Spans.of(one[:, None], torch.zeros(2, 2, dtype=torch.long))
+        ImageSpans.of(one[:, None], torch.zeros(2, 2, dtype=torch.long))
     with pytest.raises(ValueError, match="do not fit"):
-        Spans.of(one, one[:, 0], prior_codes=one)
+        ImageSpans.of(one, one[:, 0], prior_codes=one)
     with pytest.raises(ValueError, match="do not fit"):
-        Spans.of(one, one[:, 0], one[:1], one[:1, 0])
+        ImageSpans.of(one, one[:, 0], one[:1], one[:1, 0])
 
 
 @torch.no_grad()
 def test_a_study_among_others_gives_what_it_gives_alone():
     model, batch = make_model().eval(), make_batch(**RAGGED)
-    together = model.get_image_features(**seen(batch))
-    matched = model.match(**seen(batch), report=batch.report, report_length=batch.report_length)
+    together = model.get_image_features(batch.images)
+    matched = model.match(batch.images, batch.report, batch.report_length)
     for row in range(len(batch)):
         one = alone(batch, row)
-        assert torch.allclose(model.get_image_features(**seen(one))[0], together[row], atol=2e-6)
-        own = model.match(**seen(one), report=one.report, report_length=one.report_length)
+        assert torch.allclose(model.get_image_features(one.images)[0], together[row], atol=2e-6)
+        own = model.match(one.images, one.report, one.report_length)
         assert own.item() == pytest.approx(matched[row].item(), rel=1e-4)
 
 
 def test_what_lies_in_absent_images_changes_nothing():
     model, batch = make_model(), make_batch(**RAGGED)
-    noisy = replace(batch, codes=batch.codes.clone(), prior_codes=batch.prior_codes.clone())
-    noisy.codes[batch.view == V["<pad>"]] = 15
-    noisy.prior_codes[batch.prior_view == V["<pad>"]] = 15
-    assert not torch.equal(noisy.codes, batch.codes) and not torch.equal(noisy.prior_codes, batch.prior_codes)
+    images = batch.images
+    noisy = replace(images, codes=images.codes.clone(), prior_codes=images.prior_codes.clone())
+    noisy.codes[images.view == V["<pad>"]] = 15
+    noisy.prior_codes[images.prior_view == V["<pad>"]] = 15
+    assert not torch.equal(noisy.codes, images.codes) and not torch.equal(noisy.prior_codes, images.prior_codes)
     wider = replace(
-        batch,
-        codes=torch.nn.functional.pad(batch.codes, (0, 0, 0, 2)),
-        view=torch.nn.functional.pad(batch.view, (0, 2), value=V["<pad>"]),
+        images,
+        codes=torch.nn.functional.pad(images.codes, (0, 0, 0, 2)),
+        view=torch.nn.functional.pad(images.view, (0, 2), value=V["<pad>"]),
     )
-    plain = model(batch=batch)
+    plain = losses_of(model, batch)
     for other in (noisy, wider):
-        for name, value in model(batch=other).items():
+        for name, value in losses_of(model, replace(batch, images=other)).items():
             assert torch.equal(value, plain[name]), name
 
 
 def test_codes_of_an_earlier_visit_are_seen_and_get_no_loss():
     """The head's gradient is that of the study's own codes, which are others than the earlier image's."""
-    model = make_model(loss_weights={"contrast": 0.0, "matching": 0.0, "report": 0.0, "image": 1.0, "z": 0.0})
-    batch = make_batch(images=[1] * 6, priors=[1] * 6)
-    batch = replace(batch, codes=batch.codes % 8, prior_codes=8 + batch.prior_codes % 8)
-    losses = model(batch=batch)
+    model, batch = make_model(), make_batch(images=[1] * 6, priors=[1] * 6)
+    images = replace(batch.images, codes=batch.images.codes % 8, prior_codes=8 + batch.images.prior_codes % 8)
+    batch = replace(batch, images=images)
+    losses = losses_of(model, batch, contrast=0.0, matching=0.0, report=0.0, image=1.0, z=0.0)
     losses["loss"].backward()
     with torch.no_grad():
-        row, begin = ROWS.text_first(batch.report, batch.report_length, batch.spans)
+        row, begin = SEQUENCES.text_first(batch.report, batch.report_length, images)
         hidden = model.model(inputs_embeds=model.embed_ids(row.ids[:, :-2]), use_cache=False).last_hidden_state
         places = begin[..., None] + torch.arange(6)
         states = hidden[torch.arange(6)[:, None], places.flatten(1)].flatten(0, 1)
-        target = torch.nn.functional.one_hot(batch.codes.flatten(), 16)
+        target = torch.nn.functional.one_hot(images.codes.flatten(), 16)
         expected = (model.image_logits(states).softmax(-1) - target).T @ states / len(states)
     assert torch.allclose(model.lm_head.weight.grad[V.offset :], expected, atol=1e-6)
-    other = replace(batch, prior_codes=8 + (batch.prior_codes + 1) % 8)
-    assert model(batch=other)["image"].item() != pytest.approx(losses["image"].item(), rel=1e-4)
+    other = replace(batch, images=replace(images, prior_codes=8 + (images.prior_codes + 1) % 8))
+    assert losses_of(model, other)["image"].item() != pytest.approx(losses["image"].item(), rel=1e-4)
     # The text's side of the contrast must not know it: both sides could else meet in the earlier image.
     text = model.get_text_features(batch.report, batch.report_length)
-    assert torch.allclose(model.embeddings(other).text, text, atol=1e-6)
-    assert not torch.allclose(model.embeddings(other).image, model.embeddings(batch).image, atol=1e-3)
+    embeddings, others = (FourObjectives(model, LossWeights())(x, embed_only=True) for x in (batch, other))
+    assert torch.allclose(others.text, text, atol=1e-6)
+    assert not torch.allclose(others.image, embeddings.image, atol=1e-3)
 
 
 def drawn_without_a_cache(model, one, guidance):
     """Greedy, every image of one study, the whole row anew for each code."""
     before = []
-    if one.prior_view is not None:
+    images = one.images
+    if images.prior_view is not None:
         before = [[V["<prior>"], int(view), V["<boi>"], *(codes + V.offset).tolist(), V["<eoi>"]]
-                  for view, codes in zip(one.prior_view[0], one.prior_codes[0], strict=True)]  # fmt: skip
+                  for view, codes in zip(images.prior_view[0], images.prior_codes[0], strict=True)]  # fmt: skip
     drawn = []
-    for view in one.view[0].tolist():
+    for view in images.view[0].tolist():
         codes = []
         for _ in range(model.config.image_tokens):
             logits = []
@@ -165,7 +168,8 @@ def drawn_without_a_cache(model, one, guidance):
 @torch.no_grad()
 def test_several_views_and_a_follow_up_are_drawn_as_the_plain_row_would_be():
     model, batch = make_model().eval(), make_batch(rows=3, images=[2, 1, 2], priors=[1, 1, 0])
-    given = {name: getattr(batch, name) for name in ("report", "report_length", "view", "prior_codes", "prior_view")}
+    given = {"report": batch.report, "report_length": batch.report_length}
+    given |= {name: getattr(batch.images, name) for name in ("view", "prior_codes", "prior_view")}
     drawn = generate_images(model, **given, seeds=torch.arange(3), guidance=3.0, temperature=0)
     assert drawn.shape == (3, 2, 6) and not drawn[1, 1].any()
     for row, images in enumerate([2, 1, 2]):
@@ -181,9 +185,9 @@ def test_several_views_and_a_follow_up_are_drawn_as_the_plain_row_would_be():
 def test_reports_of_studies_of_different_size_are_written_as_alone():
     model, batch = make_model().eval(), make_batch(rows=4, images=[1, 3, 2, 1], priors=[0, 0, 1, 1])
     usual = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": V["<pad>"]}
-    rows, visible, _ = left_padded(ROWS.image_first(batch.spans))
+    rows, visible, _ = left_padded(SEQUENCES.image_first(batch.images))
     together = model.generate(rows, attention_mask=visible.long(), **usual)[:, rows.shape[1] :]
     for row in range(4):
-        prefix = ROWS.image_first(alone(batch, row).spans).ids
+        prefix = SEQUENCES.image_first(alone(batch, row).images).ids
         own = model.generate(prefix, attention_mask=torch.ones_like(prefix), **usual)
         assert own[0, prefix.shape[1] :].tolist() == together[row].tolist()

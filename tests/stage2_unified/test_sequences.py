@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 
 from data.shards import Sample
 from shared.errors import UserError
-from stage2_unified.sequences import ReportCodec, StudyCollator, choose_prior_view, normalise_report, sections_of
+from stage2_unified.report_codec import ReportCodec, normalise_report, sections_of
 from stage2_unified.text_tokenizer import load_text_tokenizer, train_text_tokenizer
+from stage2_unified.training.collator import StudyCollator
+from stage2_unified.view_selection import choose_prior_view
 from stage2_unified.vocabulary import SPECIALS, Vocabulary, view_name
 
 CORPUS = ["The heart is enlarged.", "No pleural effusion.", "The lungs are clear.", "Heart size is normal."] * 3
@@ -69,8 +71,8 @@ def study(number, views=("LATERAL", "PA"), **report):
 def test_collated_rows_hold_the_frontal_view_and_keys():
     samples = [(0, study(0, findings="The lungs are clear.")), (1, study(1, impression="the lungs are clear"))]
     batch = StudyCollator(CODEC)(samples)
-    assert batch.codes[:, 0].tolist() == [1, 11]  # the second image of each: PA
-    assert batch.view.tolist() == [CODEC.vocabulary.view("PA")] * 2
+    assert batch.images.codes[:, 0, 0].tolist() == [1, 11]  # the second image of each: PA
+    assert batch.images.view.tolist() == [[CODEC.vocabulary.view("PA")]] * 2
     assert batch.report_key[0] == batch.report_key[1] and batch.patient_key[0] == batch.patient_key[1]
     assert not batch.drop_text.any()
     assert (batch.report[0, batch.report_length[0] :] == CODEC.vocabulary["<pad>"]).all()
@@ -81,9 +83,9 @@ def test_what_is_drawn_depends_on_the_position_alone():
     samples = [(position, study(position, findings="Clear.")) for position in range(40)]
     whole, parts = collate(samples), [collate(samples[:7]), collate(samples[7:])]
     assert torch.equal(whole.drop_text, torch.cat([part.drop_text for part in parts]))
-    assert torch.equal(whole.codes, torch.cat([part.codes for part in parts]))
+    assert torch.equal(whole.images.codes, torch.cat([part.images.codes for part in parts]))
     assert 8 < whole.drop_text.sum() < 32
-    assert set((whole.codes[:, 0] % 10).tolist()) == {0, 1}  # both views of a study are shown
+    assert set((whole.images.codes[:, 0, 0] % 10).tolist()) == {0, 1}  # both views of a study are shown
 
 
 def test_a_share_of_the_reports_shows_one_section_alone_and_keeps_its_key():
@@ -97,7 +99,7 @@ def test_a_share_of_the_reports_shows_one_section_alone_and_keeps_its_key():
         {("findings", "impression"): 0.5, ("findings",): 0.25, ("impression",): 0.25}, abs=0.08
     )
     assert shown[200] == ("impression",)
-    assert torch.equal(some.report_key, whole.report_key) and torch.equal(some.codes, whole.codes)
+    assert torch.equal(some.report_key, whole.report_key) and torch.equal(some.images.codes, whole.images.codes)
 
 
 def test_several_views_are_shown_in_a_drawn_order_and_the_prior_is_taken_alike():
@@ -107,18 +109,19 @@ def test_several_views_are_shown_in_a_drawn_order_and_the_prior_is_taken_alike()
                for n in range(60)]  # fmt: skip
     pad, name_of = CODEC.vocabulary["<pad>"], {CODEC.vocabulary.view(view): view for view in views}
     batch = StudyCollator(CODEC, seed=1, training=True, max_views=2, view_dropout=0.4)(samples)
-    shown = [[name_of[int(v)] for v in row if v != pad] for row in batch.view]
+    shown = [[name_of[int(v)] for v in row if v != pad] for row in batch.images.view]
     assert {len(row) for row in shown} == {1, 2} and 12 < sum(len(row) == 1 for row in shown) < 36
     assert {tuple(row) for row in shown if len(row) == 2} == {(a, b) for a in views for b in views if a != b}
     for number, row in enumerate(shown):
-        assert batch.codes[number, : len(row), 0].tolist() == [10 * number + views.index(view) for view in row]
+        assert batch.images.codes[number, : len(row), 0].tolist() == [10 * number + views.index(view) for view in row]
         if number % 2:
-            assert name_of[int(batch.prior_view[number, 0])] == ("LATERAL" if row[0] == "LATERAL" else "PA")
-            assert batch.prior_codes[number, 0, 0] == 900 + (row[0] == "LATERAL")
+            assert name_of[int(batch.images.prior_view[number, 0])] == ("LATERAL" if row[0] == "LATERAL" else "PA")
+            assert batch.images.prior_codes[number, 0, 0] == 900 + (row[0] == "LATERAL")
         else:
-            assert batch.prior_view[number].tolist() == [pad]
+            assert batch.images.prior_view[number].tolist() == [pad]
     fixed = StudyCollator(CODEC, max_views=3)(samples[:1])
-    assert [name_of[int(v)] for v in fixed.view[0]] == ["PA", "LATERAL", "AP"] and fixed.prior_view is None
+    assert [name_of[int(v)] for v in fixed.images.view[0]] == ["PA", "LATERAL", "AP"]
+    assert fixed.images.prior_view is None
     assert (choose_prior_view(["LATERAL", "AP"], like="PA"), choose_prior_view(["LATERAL"], like="PA")) == (1, 0)
 
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from stage2_unified.inference import MedUnifierPipeline
-from stage2_unified.streaming import stream_report
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +19,7 @@ def codes(pipeline):
 
 
 def test_it_grows_to_the_whole_report(pipeline, codes):
-    steps = list(stream_report(pipeline, codes, "PA"))
+    steps = list(pipeline.stream_report(codes, "PA"))
     assert steps[-1] == pipeline.write_reports(codes[None], ["PA"])[0]
     assert len(steps) > 3 and len(str(steps[0])) <= len(str(steps[-1]))
 
@@ -28,7 +27,7 @@ def test_it_grows_to_the_whole_report(pipeline, codes):
 def test_closing_the_stream_stops_the_generation(pipeline, codes):
     before, passes = threading.active_count(), []
     hook = pipeline.model.model.register_forward_hook(lambda *_: passes.append(1))
-    stream = stream_report(pipeline, codes, "PA", max_new_tokens=400, min_new_tokens=400)
+    stream = pipeline.stream_report(codes, "PA", max_new_tokens=400, min_new_tokens=400)
     next(stream)
     stream.close()
     hook.remove()
@@ -38,4 +37,4 @@ def test_closing_the_stream_stops_the_generation(pipeline, codes):
 
 def test_an_error_of_the_writer_reaches_the_reader(pipeline, codes):
     with pytest.raises(ValueError):
-        list(stream_report(pipeline, codes, "PA", num_beams=4))
+        list(pipeline.stream_report(codes, "PA", num_beams=4))

@@ -23,8 +23,8 @@ from stage2_unified.evaluate.studies import JudgedData
 from stage2_unified.films import open_films, seen_of
 from stage2_unified.inference import MedUnifierPipeline
 from stage2_unified.report_command import main as report
-from stage2_unified.sequences import StudyCollator
 from stage2_unified.synthesize_command import main as synthesize
+from stage2_unified.training.collator import StudyCollator
 from tests.stage2_unified.conftest import make_model_folder
 
 STUDIES, SIZE = 40, 32
@@ -153,9 +153,12 @@ def test_a_processor_refuses_what_the_model_was_not_trained_with(made):
         pipeline.embed_images(stack[:1], ["PA"], [(stack[0], "PA")])
     images = [torch.rand(1, 1, SIZE, SIZE), torch.rand(2, 1, SIZE, SIZE)]
     inputs = pipeline.processor(images=images, views=[["PA"], ["AP", "LATERAL"]])
-    assert inputs["codes"].shape[:2] == (2, 2) and inputs["view"][0, 1] == pipeline.processor.vocabulary["<pad>"]
+    assert (
+        inputs["images"].codes.shape[:2] == (2, 2)
+        and inputs["images"].view[0, 1] == pipeline.processor.vocabulary["<pad>"]
+    )
     alone = pipeline.processor(images=images[1][1:], views=["LATERAL"])
-    assert torch.equal(alone["codes"][0], inputs["codes"][1, 1])
+    assert torch.equal(alone["images"].codes[0, 0], inputs["images"].codes[1, 1])
 
 
 def test_batches_of_shards_are_the_same_whoever_makes_them(made):
@@ -163,7 +166,7 @@ def test_batches_of_shards_are_the_same_whoever_makes_them(made):
     studies = StudiesWithText(ShardDataset(made.codes, "train"), ("findings", "impression"), prior=True)
     collate = StudyCollator(pipeline.processor.codec, 0.1, 3, True, max_views=2, view_dropout=0.3)
     samples = [(position, studies[position % len(studies)]) for position in range(24)]
-    whole, parts = collate(samples), [collate(samples[:9]), collate(samples[9:])]
+    whole, parts = collate(samples).images, [collate(samples[:9]).images, collate(samples[9:]).images]
     pad = pipeline.processor.vocabulary["<pad>"]
     for row, part in enumerate([(0, n) for n in range(9)] + [(1, n) for n in range(15)]):
         other = parts[part[0]]

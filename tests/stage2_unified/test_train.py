@@ -172,7 +172,7 @@ def test_data_without_text_is_refused(fails, made, tmp_path):
 def test_two_views_and_the_visit_before_train_and_are_what_the_model_knows(made, tmp_path, capsys, fails):
     seeing = {"data__max_views": 2, "data__view_dropout": 0.3, "data__prior": "true", "loop__checkpoint_every": 2}
     train(arguments(made, tmp_path / "run", **seeing, loop__steps=4, loop__validate_every=4))
-    assert "are shown behind the visit before" in capsys.readouterr().out
+    assert "have a prior study" in capsys.readouterr().out
     figures = [line for line in lines(tmp_path / "run") if "validation/loss" in line]
     assert figures and all(np.isfinite(figures[-1][f"validation/{name}"]) for name in ("report", "image"))
     pipeline = MedUnifierPipeline.from_pretrained(tmp_path / "run" / "model")

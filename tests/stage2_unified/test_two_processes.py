@@ -12,9 +12,11 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
-from stage2_unified.config import DataConfig, DecoderOptimConfig, Stage2Config
-from stage2_unified.sequences import StudyBatch
+from stage2_unified.config import DataConfig, DecoderOptimConfig, LossWeights, Stage2Config
+from stage2_unified.sequence_layout import ImageSpans
 from stage2_unified.task import UnifiedTask
+from stage2_unified.training.collator import StudyBatch
+from stage2_unified.training.four_objectives import FourObjectives
 from tests.stage2_unified.conftest import make_batch, make_config, make_model
 from tests.two_processes import two_processes
 
@@ -26,11 +28,16 @@ def part(batch: StudyBatch, number: int, parts: int) -> StudyBatch:
     values = {f.name: getattr(batch, f.name) for f in fields(batch)}
     rows = StudyBatch(**{name: v[mine] if isinstance(v, Tensor) else v for name, v in values.items()})
     rows.report = rows.report[:, : int(rows.report_length.max())]
-    if rows.prior_view is not None:
-        pad = make_config().vocabulary["<pad>"]
-        images, earlier = (int((view != pad).sum(1).max()) for view in (rows.view, rows.prior_view))
-        rows.codes, rows.view = rows.codes[:, :images], rows.view[:, :images]
-        rows.prior_codes, rows.prior_view = rows.prior_codes[:, :earlier], rows.prior_view[:, :earlier]
+    spans = batch.images
+    if spans.prior_view is None:
+        rows.images = ImageSpans(spans.codes[mine], spans.view[mine], unpadded=spans.unpadded)
+        return rows
+    pad = make_config().vocabulary["<pad>"]
+    images, earlier = (int((view[mine] != pad).sum(1).max()) for view in (spans.view, spans.prior_view))
+    rows.images = ImageSpans(
+        spans.codes[mine, :images], spans.view[mine, :images],
+        spans.prior_codes[mine, :earlier], spans.prior_view[mine, :earlier],
+    )  # fmt: skip
     return rows
 
 
@@ -39,12 +46,14 @@ def one_step(batches: list[StudyBatch]) -> tuple[dict[str, float], dict[str, Ten
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=len(batches))
     plain = make_model()
-    model, optimizer = accelerator.prepare(plain, torch.optim.SGD(plain.parameters(), lr=1.0))
+    objectives, optimizer = accelerator.prepare(
+        FourObjectives(plain, LossWeights()), torch.optim.SGD(plain.parameters(), lr=1.0)
+    )
     config = Stage2Config(
         DataConfig("codes"), "tokenizer", "run", optim=DecoderOptimConfig(lr=1.0, warmup_steps=0, clip=0.0)
     )
     processor = SimpleNamespace(vocabulary=plain.vocabulary)
-    task = UnifiedTask(model, [optimizer], accelerator, config, None, None, processor, None)
+    task = UnifiedTask(objectives, [optimizer], accelerator, config, None, None, processor, None)
     figures = {name: float(value) for name, value in task.step(batches, step=3).items()}
     return figures, {name: parameter.detach() for name, parameter in plain.named_parameters()}
 

@@ -1,0 +1,1 @@
+"""Generation of reports and images with a trained model."""

@@ -1,0 +1,134 @@
+"""Collate samples of token shards into batches of studies."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from data.shards import Sample
+from shared.errors import UserError
+from stage2_unified.report_codec import ReportCodec, normalise_report, pad_reports
+from stage2_unified.sequence_layout import ImageSpans
+from stage2_unified.view_selection import choose_prior_view, choose_views
+from stage2_unified.vocabulary import PAD
+
+
+@dataclass
+class StudyBatch:
+    """B studies as tensors.
+
+    Attributes:
+        images: image spans of the studies.
+        report: (B, T) ids of the reports with their section tokens, padded on the right.
+        report_length: (B,) ids of each without the padding.
+        report_key, patient_key: (B,) integers, equal for equal normalised reports, and for one patient.
+        drop_text: (B,) bool, the image is learned without its text (classifier-free guidance).
+        negative_seed: seed of the sampled negatives, the same on all processes.
+    """
+
+    images: ImageSpans
+    report: Tensor
+    report_length: Tensor
+    report_key: Tensor
+    patient_key: Tensor
+    drop_text: Tensor
+    negative_seed: int = 0
+
+    def __len__(self) -> int:
+        return len(self.report)
+
+    def to(self, device: torch.device) -> "StudyBatch":
+        """Return the batch on another device."""
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        tensors = {name: v.to(device, non_blocking=True) for name, v in values.items() if isinstance(v, Tensor)}
+        return StudyBatch(**values | tensors | {"images": self.images.to(device)})
+
+
+def key64(text: str) -> int:
+    """Return a signed 64-bit hash of a text, for comparisons on tensors."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)
+
+
+class StudyCollator:
+    """Collate samples of token shards into a :class:`StudyBatch`, each with its ``prior`` where it has one.
+
+    Args:
+        codec: of the reports.
+        text_dropout: fraction of the studies whose image is learned without text.
+        seed: random choices for a sample depend on it and the sample's position alone.
+        training: choose views and dropouts at random; otherwise the first frontal view and all texts.
+        section_dropout: fraction of the reports with several sections that are reduced to one of them.
+        max_views: images of a study at most.
+        view_dropout: fraction of the studies of which one image is used though they have more.
+    """
+
+    def __init__(
+        self,
+        codec: ReportCodec,
+        text_dropout: float = 0.0,
+        seed: int = 0,
+        training: bool = False,
+        section_dropout: float = 0.0,
+        max_views: int = 1,
+        view_dropout: float = 0.0,
+    ) -> None:
+        self.codec, self.text_dropout, self.seed, self.training = codec, text_dropout, seed, training
+        self.section_dropout, self.max_views, self.view_dropout = section_dropout, max_views, view_dropout
+
+    def __call__(self, samples: Sequence[tuple[int, Sample]]) -> StudyBatch:
+        studies: list[dict[str, Any]] = [self._study(position, sample) for position, sample in samples]
+        report, length = pad_reports([study["report"] for study in studies], self.codec.vocabulary[PAD])
+        codes, view = self._padded([study["images"] for study in studies])
+        priors = [study["prior"] for study in studies]
+        prior_codes, prior_view = self._padded(priors) if any(len(view) for _, view in priors) else (None, None)
+        return StudyBatch(
+            # With one image a study only a prior can be absent.
+            images=ImageSpans(codes, view, prior_codes, prior_view, self.max_views == 1 and prior_view is None),
+            report=report,
+            report_length=length,
+            report_key=torch.tensor([study["report_key"] for study in studies]),
+            patient_key=torch.tensor([study["patient_key"] for study in studies]),
+            drop_text=torch.tensor([study["drop_text"] for study in studies]),
+        )
+
+    def _padded(self, images: Sequence[tuple[np.ndarray, list[int]]]) -> tuple[Tensor, Tensor]:
+        """Return (S, N) codes and S view ids of each study as (B, S, N) and (B, S), padded."""
+        codes = pad_sequence([torch.from_numpy(codes) for codes, _ in images], batch_first=True)
+        views = [torch.tensor(view, dtype=torch.long) for _, view in images]
+        return codes, pad_sequence(views, batch_first=True, padding_value=self.codec.vocabulary[PAD])
+
+    def _images(self, sample: Sample, numbers: Sequence[int]) -> tuple[np.ndarray, list[int]]:
+        """Return (S, N) codes and S view ids of the images with these numbers."""
+        if sample.codes is None:
+            raise UserError("these shards hold images, not codes: run `medunifier tokenize` on them first")
+        codes = sample.codes[list(numbers)].reshape(len(numbers), sample.codes[0].size).astype(np.int64)
+        return codes, [self.codec.vocabulary.view(sample.info["views"][number]) for number in numbers]
+
+    def _study(self, position: int, sample: Sample) -> dict[str, Any]:
+        generator = np.random.default_rng((self.seed, position)) if self.training else None
+        views = sample.info["views"]
+        numbers = choose_views(views, self.max_views, generator, self.view_dropout)
+        images, prior = self._images(sample, numbers), self._images(sample, [])
+        if sample.prior is not None:
+            number = choose_prior_view(sample.prior.info["views"], like=views[numbers[0]])
+            prior = self._images(sample.prior, [number])
+        report = sample.info["report"]
+        text = " ".join(report.get(section, "") for section in self.codec.sections)
+        drop_text = generator is not None and bool(generator.random() < self.text_dropout)
+        if generator is not None and generator.random() < self.section_dropout:
+            present = [section for section in self.codec.sections if report.get(section, "").strip()]
+            report = {section: report[section] for section in present[int(generator.integers(len(present))) :][:1]}
+        return {
+            "images": images,
+            "prior": prior,
+            "report": self.codec.encode(report),
+            # Of all sections: section dropout must not change which studies count as positives of each other.
+            "report_key": key64(normalise_report(text)),
+            "patient_key": key64(sample.info["patient_id"]),
+            "drop_text": drop_text,
+        }

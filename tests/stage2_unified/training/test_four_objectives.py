@@ -1,0 +1,84 @@
+"""The training step as a module: its checkpoints have the model's names, and the logit scale stays bounded."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+
+from stage2_unified.config import OBJECTIVES, DataConfig, DecoderOptimConfig, LossWeights, Stage2Config
+from stage2_unified.objectives.chance import chance_levels
+from stage2_unified.task import UnifiedTask
+from stage2_unified.training.four_objectives import FourObjectives
+from tests.stage2_unified.conftest import losses_of, make_batch, make_model
+
+LIMIT = math.log(100.0)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerator():
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def make_task(model, lr):
+    accelerator = Accelerator(cpu=True)
+    objectives, optimizer = accelerator.prepare(
+        FourObjectives(model, LossWeights()), torch.optim.SGD(model.parameters(), lr=lr)
+    )
+    optim = DecoderOptimConfig(lr=lr, warmup_steps=0, schedule="constant")
+    config = Stage2Config(DataConfig("codes"), "tokenizer", "run", optim=optim)
+    processor = SimpleNamespace(vocabulary=model.vocabulary)
+    return UnifiedTask(objectives, [optimizer], accelerator, config, None, None, processor, None)
+
+
+def test_a_logit_scale_above_its_bound_comes_back_and_can_go_down_again(model, batch):
+    with torch.no_grad():
+        model.logit_scale.fill_(LIMIT + 1)
+    losses_of(model, batch)["contrast"].backward()
+    assert model.logit_scale.grad > 0  # of an untrained model at this scale: it has to go down
+    model.zero_grad()
+    task = make_task(model, lr=1e-3)
+    assert task.step([batch], step=0)["logit_scale"].item() == pytest.approx(math.exp(LIMIT + 1), rel=1e-5)
+    first = model.logit_scale.item()
+    assert first <= LIMIT + 1e-6
+    task.step([batch], step=1)
+    assert model.logit_scale.item() < min(first, LIMIT - 1e-5)
+
+
+def test_a_logit_scale_is_bounded_below_and_unchanged_between_the_bounds(model):
+    for value, bounded in [(-0.5, 0.0), (0.3, 0.3), (4.6, 4.6), (4.7, LIMIT)]:
+        with torch.no_grad():
+            model.logit_scale.fill_(value)
+        model.clamp_logit_scale()
+        assert model.logit_scale.item() == pytest.approx(bounded, abs=1e-6)
+
+
+def test_a_checkpoint_has_the_names_of_the_model_and_loads_into_another(model, tmp_path):
+    accelerator = Accelerator(cpu=True)
+    accelerator.prepare(FourObjectives(model, LossWeights()))
+    accelerator.save_state(str(tmp_path))
+    saved = load_file(tmp_path / "model.safetensors")
+    assert saved.keys() == model.state_dict().keys()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    accelerator.load_state(str(tmp_path))
+    assert all(torch.equal(value, saved[name]) for name, value in model.state_dict().items())
+    # Within another module, as DistributedDataParallel holds it.
+    outer, other = (torch.nn.ModuleDict({"module": FourObjectives(m, LossWeights())}) for m in (model, make_model()))
+    assert set(outer.state_dict()) == {f"module.{name}" for name in saved}
+    other.load_state_dict(outer.state_dict())
+    assert all(torch.equal(value, saved[name]) for name, value in other["module"].model.state_dict().items())
+
+
+def test_every_objective_has_a_loss_a_weight_and_a_chance_level(model):
+    losses = losses_of(model, make_batch())
+    assert {*OBJECTIVES, "z"} == set(LossWeights.__dataclass_fields__) <= losses.keys()
+    assert chance_levels(8, 64, 16).keys() == set(OBJECTIVES)
+    for name in (*OBJECTIVES, "z"):
+        alone = losses_of(model, make_batch(), **{weight: float(weight == name) for weight in (*OBJECTIVES, "z")})
+        assert alone["loss"] == losses[name]
