@@ -63,7 +63,6 @@ def _usage() -> str:
             "",
             *lines,
             "",
-            "medunifier completion bash|zsh prints a script for the shell's completion.",
             "Trainings: accelerate launch stage1_tokenizer/train.py, accelerate launch stage2_unified/train.py",
             "Research software: not a medical device.",
         ]
@@ -79,17 +78,11 @@ def main() -> int:
     if arguments[0] in ("-V", "--version"):
         print(f"medunifier {__version__}")
         return 0
-    if arguments[0] not in (*COMMANDS, "completion"):
+    if arguments[0] not in COMMANDS:
         print(f"error: unknown command {arguments[0]!r}; there are: {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     from shared.command import run_command
 
-    if arguments[0] == "completion":
-        from shared.completion import main as completion
-
-        return run_command(
-            lambda shell: completion({verb: m for verb, (m, _) in COMMANDS.items()}, shell), arguments[1:]
-        )
     return run_command(import_module(COMMANDS[arguments[0]][0]).main, arguments[1:])
 
 

@@ -92,9 +92,7 @@ def test_its_commands_are_understood(root, page, monkeypatch):
         monkeypatch.chdir(root)
         words = [word.replace("TASK", "all") for word in line.words]
         if words[0] in ("medunifier", "accelerate"):
-            if words[1] == "completion":
-                assert words[2] in ("bash", "zsh")
-            elif words[1:] != ["--help"]:
+            if words[1:] != ["--help"]:
                 understand(words, monkeypatch)
         elif words[0] == "make":
             assert set(words[1:]) <= targets, line.text
@@ -158,7 +156,7 @@ def run(line, capsys):
     """One command, in this process: no interpreter is started, and what it prints is looked at."""
     text = line.text.replace("/data/archive", "data/archive").replace("/data/new", "films").replace("TASK", "all")
     words = type(line)(line.page, text).words
-    if words[1] in ("completion", "--help", "doctor"):
+    if words[1] in ("--help", "doctor"):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("sys.argv", words)
             code = medunifier.main()
