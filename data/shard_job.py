@@ -24,6 +24,7 @@ from data.sections import FULL_REPORT, LAST_PARAGRAPH, one_line, split_sections,
 from data.shards import encode_info, encode_png, write_shard
 from data.view_positions import view_position
 from shared.artifacts import atomic_file, write_json
+from shared.pixels import to_grey_levels
 
 Unsectioned = Literal["leave_out", "findings"]
 
@@ -140,7 +141,7 @@ def _samples(
             except UnreadableImage as error:
                 tally.rejects.append({"study_id": study, "view": number, "reason": error.reason})
                 continue
-            pixels = _quantize(film.pixels, how.bits)
+            pixels = to_grey_levels(film.pixels, how.bits)
             members[f"{len(views)}.png"] = encode_png(pixels)
             for finding, mask in masks.items():
                 members[member_name(len(views), finding)] = encode_png(mask.astype(np.uint8) * np.uint8(255))
@@ -150,12 +151,6 @@ def _samples(
         if views:
             members["json"] = encode_info(_info(job, record, study, views, tally))
             yield study, members
-
-
-def _quantize(pixels: np.ndarray, bits: int) -> np.ndarray:
-    """[0, 1] -> uint8 or uint16, rounded."""
-    top = 2**bits - 1
-    return (pixels * top + 0.5).astype(np.uint16 if bits > 8 else np.uint8)
 
 
 def _info(job: ShardJob, record: StudyRecord, study: str, views: list[str], tally: _Tally) -> dict[str, Any]:

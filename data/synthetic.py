@@ -20,6 +20,7 @@ from data.labels import label_report
 from data.observations import NEGATIVE, POSITIVE, UNCERTAIN
 from data.view_positions import view_position
 from shared.artifacts import atomic_file
+from shared.pixels import to_uint8
 
 NOTICE = "Synthetic image drawn by a model. It shows no patient. Not for diagnosis."
 RECONSTRUCTION = "Synthetic image computed by a model from a radiograph, which may be a patient's. Not for diagnosis."
@@ -53,7 +54,7 @@ def save_synthetic_png(path: Path, pixels: np.ndarray, description: str, notice:
     marks.add_text("Software", "medunifier")
     marks.add_itxt("Description", description)
     with atomic_file(path) as partial:
-        Image.fromarray(_to_uint8(pixels)).save(partial, format="PNG", pnginfo=marks)
+        Image.fromarray(to_uint8(pixels)).save(partial, format="PNG", pnginfo=marks)
 
 
 def save_synthetic_dicom(path: Path, pixels: np.ndarray, description: str, view: str, notice: str = NOTICE) -> None:
@@ -68,7 +69,7 @@ def save_synthetic_dicom(path: Path, pixels: np.ndarray, description: str, view:
         view: ViewPosition; what is no word of that field is left out.
         notice: what kind of image it is.
     """
-    values = _to_uint8(pixels)
+    values = to_uint8(pixels)
     now = datetime.now(UTC)
     position = view_position(view).upper()
     dataset = Dataset()
@@ -105,7 +106,3 @@ def save_synthetic_dicom(path: Path, pixels: np.ndarray, description: str, view:
     dataset.PixelData = content + b"\0" * (len(content) % 2)
     with atomic_file(path) as partial:
         dataset.save_as(partial, enforce_file_format=True)
-
-
-def _to_uint8(pixels: np.ndarray) -> np.ndarray:
-    return (np.clip(pixels, 0, 1) * 255 + 0.5).astype(np.uint8)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from shared.artifacts import atomic_file
 from shared.page_style import STYLE
-from shared.plots import to_uint8
+from shared.pixels import to_uint8
 
 RESEARCH_ONLY = "Research software, not a medical device: nothing here may guide the care of a patient."
 PHANTOM = (

@@ -7,12 +7,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from shared.artifacts import atomic_file
+from shared.pixels import to_uint8
 from shared.run_folder import read_metrics
-
-
-def to_uint8(images: np.ndarray) -> np.ndarray:
-    """[0, 1] floats -> uint8, clipped and rounded."""
-    return (np.clip(images, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
 def labelled_rows(rows: Sequence[tuple[str, np.ndarray]], scale: int = 1, gap: int = 2) -> np.ndarray:

@@ -12,6 +12,7 @@ import numpy as np
 
 from data.synthetic import describe_drawing, save_synthetic_png
 from shared.errors import UserError
+from shared.pixels import to_uint8
 from stage2_unified.app.code_grid import Region, edited
 from stage2_unified.app.reader import FilmReader
 from stage2_unified.classify_command import chosen_prompts
@@ -229,12 +230,7 @@ class Answers:
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """(h, w) codes -> (S, S) uint8."""
-        return as_uint8(self.pipeline.decode(codes[None])[0])
-
-
-def as_uint8(pixels: np.ndarray) -> np.ndarray:
-    """(H, W) in [0, 1] -> uint8."""
-    return (np.clip(pixels, 0, 1) * 255 + 0.5).astype(np.uint8)
+        return to_uint8(self.pipeline.decode(codes[None])[0])
 
 
 def _remembered(known: OrderedDict[K, V], key: K, make: Callable[[], V]) -> V:

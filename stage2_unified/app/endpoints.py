@@ -8,7 +8,8 @@ import gradio as gr
 import numpy as np
 
 from shared.errors import UserError
-from stage2_unified.app.answers import DRAFTS, Answers, as_uint8
+from shared.pixels import to_uint8
+from stage2_unified.app.answers import DRAFTS, Answers
 from stage2_unified.app.code_grid import Region, cell_pixels, picture_of
 from stage2_unified.app.phantoms import Example
 
@@ -34,7 +35,7 @@ class Endpoints:
 
     def show(self, path: str | None, view: str) -> np.ndarray:
         """A film -> (S, S) uint8, as the model sees it."""
-        return as_uint8(self._answers.read(path, view).pixels)
+        return to_uint8(self._answers.read(path, view).pixels)
 
     def report(self, path: str | None, view: str) -> Iterator[str]:
         """A film -> its draft report, anew with every word."""

@@ -11,7 +11,7 @@ from PIL import Image
 from data.phantom import Phantom, PhantomStudy
 from data.pixels import fit_square
 from data.sections import one_line, split_sections
-from stage2_unified.app.answers import as_uint8
+from shared.pixels import to_uint8
 from stage2_unified.evaluate.prompts import FINDINGS
 from stage2_unified.inference import MedUnifierPipeline
 from stage2_unified.study_index import StudyIndex
@@ -43,7 +43,7 @@ def write_examples(folder: Path, size: int, count: int = 8) -> list[Example]:
         if stated in chosen:
             continue
         path = folder / f"phantom-{len(chosen) + 1}.png"
-        Image.fromarray(as_uint8(study.images[0])).save(path)
+        Image.fromarray(to_uint8(study.images[0])).save(path)
         report = _report_of(study)
         truth = "\n\n".join(f"{name.upper()}: {text}" for name, text in report.items() if text)
         chosen[stated] = Example(path, study.views[0], truth)
@@ -68,7 +68,7 @@ def phantom_index(pipeline: MedUnifierPipeline, count: int) -> tuple[StudyIndex,
     stated = Counter(name for study in studies for name, value in study.labels.items() if value == 1)
     shown = [name for name in FINDINGS if stated[name] >= count / 50]
     about = {"source": f"phantoms of seed {_INDEX_SEED}", "studies": count, "findings": shown}
-    pictures = {study.study_id: as_uint8(image) for study, image in zip(studies, images, strict=True)}
+    pictures = {study.study_id: to_uint8(image) for study, image in zip(studies, images, strict=True)}
     return StudyIndex(embeddings, rows, about), pictures
 
 

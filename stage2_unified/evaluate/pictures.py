@@ -9,7 +9,7 @@ from PIL import Image
 
 from data.synthetic import NOTICE, RECONSTRUCTION, save_synthetic_png
 from shared.artifacts import atomic_folder
-from shared.plots import to_uint8
+from shared.pixels import to_uint8
 
 _COMPUTED = {"generated": NOTICE, "reconstruction": RECONSTRUCTION}
 
