@@ -124,11 +124,13 @@ def load_saved_config(path: str | Path) -> dict[str, Any]:
 
 
 def with_later_options(saved: dict[str, Any], config: Any) -> dict[str, Any]:
-    """A saved configuration, with the options that its version did not have yet at the defaults of ``config``'s.
+    """A saved configuration as this version has it, so that a run goes on as it was begun.
 
-    So a run that was begun before an option existed goes on as it was.
+    Options that came later are at the defaults of ``config``'s; options that exist no more are left out if they were
+    off (false, none, zero or empty).
     """
-    filled = dict(saved)
+    known = {field.name for field in dataclasses.fields(config)}
+    filled = {name: value for name, value in saved.items() if name in known or value}
     for field in dataclasses.fields(config):
         name, value = field.name, getattr(config, field.name)
         if isinstance(filled.get(name), dict) and dataclasses.is_dataclass(value):

@@ -116,6 +116,14 @@ def test_a_run_from_before_an_option_existed_is_the_run_with_its_default():
     assert with_later_options({}, Outer("x")).get("name") is None
 
 
+def test_an_option_that_exists_no_more_stops_a_saved_run_only_if_it_was_on():
+    now = config_to_dict(Outer("x"))
+    gone = config_differences(with_later_options(now | {"kernel": False}, Outer("x")), now)
+    assert gone == []
+    (line,) = config_differences(with_later_options(now | {"kernel": True}, Outer("x")), now)
+    assert line.startswith("kernel")
+
+
 def test_help_shows_defaults_and_docstrings(capsys):
     with pytest.raises(SystemExit) as stop:
         parse_config(Outer, ["--help"], prog="test")
