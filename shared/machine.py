@@ -5,6 +5,10 @@ import platform
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 _CGROUP = Path("/sys/fs/cgroup")
 GIB = 2**30
@@ -55,8 +59,6 @@ def this_machine(place: str | Path = ".") -> Machine:
     folder = Path(place).resolve()
     while not folder.exists():
         folder = folder.parent
-    processor = _processor()
-    flags = processor.get("flags", processor.get("Features", "")).split()
     return Machine(
         system=f"{platform.system()} {platform.machine()}, {processor_name()}",
         cores=cores,
@@ -64,7 +66,7 @@ def this_machine(place: str | Path = ".") -> Machine:
         threads=torch.get_num_threads(),
         memory=memory,
         memory_free=free,
-        bf16=bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags)),
+        bf16=has_bf16("cpu"),
         accelerators=tuple(_accelerators()),
         disk=str(folder),
         disk_free=shutil.disk_usage(folder).free,
@@ -74,6 +76,23 @@ def this_machine(place: str | Path = ".") -> Machine:
 def processor_name() -> str:
     """Of the CPU, such as "AMD EPYC 7B13"; the architecture where nothing says more."""
     return _processor().get("model name") or platform.processor() or platform.machine()
+
+
+def has_bf16(device: "torch.device | str") -> bool:
+    """Whether a device computes bfloat16 in hardware; where it is emulated it is many times slower than float32.
+
+    A CPU does with AVX-512 BF16, AMX or Arm's bf16; one whose features Linux does not list counts as without.
+    """
+    import torch
+
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.version.hip is not None or torch.cuda.get_device_capability(device)[0] >= 8
+    if device.type != "cpu":
+        return False
+    processor = _processor()
+    flags = processor.get("flags", processor.get("Features", "")).split()
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)
 
 
 def _processor() -> dict[str, str]:
@@ -112,6 +131,6 @@ def _accelerators() -> list[Accelerator]:
     found = []
     for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         properties = torch.cuda.get_device_properties(number)
-        bf16 = torch.version.hip is not None or properties.major >= 8
-        found.append(Accelerator(f"cuda:{number}", properties.name, properties.total_memory, bf16))
+        device = f"cuda:{number}"
+        found.append(Accelerator(device, properties.name, properties.total_memory, has_bf16(device)))
     return found

@@ -257,9 +257,6 @@ class Stage1Config:
     """How long, and what is left on the way."""
     compile: bool = False
     """torch.compile for the blocks of encoder and decoder. It needs a compiler, and minutes at the start."""
-    winograd: bool = False
-    """On a CPU in float32: wide 3 x 3 convolutions with fewer multiplications; gradients differ by some 1e-5. It
-    needs a C compiler."""
     recompute_activations: bool = False
     """Gradient checkpointing: less memory a step, about a third more arithmetic, the same gradients."""
     average_decay: float = 0.999
@@ -268,5 +265,3 @@ class Stage1Config:
     def __post_init__(self) -> None:
         if not 0 <= self.average_decay < 1:
             raise ValueError(f"average_decay must lie in [0, 1), got {self.average_decay}")
-        if self.winograd and (self.compile or self.loop.mixed_precision != "no"):
-            raise ValueError("winograd is for plain float32: leave it out, or compile and loop.mixed_precision")

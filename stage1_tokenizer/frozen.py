@@ -20,11 +20,11 @@ from shared.artifacts import FORMAT_VERSION, atomic_folder, fingerprint, read_js
 from shared.config import config_to_dict
 from shared.errors import UserError
 from shared.hub import PushFolder
+from shared.precision import Precision, autocast
 from stage1_tokenizer.config import ModelConfig, QuantizerConfig, model_config
 from stage1_tokenizer.images import to_model
 from stage1_tokenizer.quantizers import largest_logit, nearest_entry
 from stage1_tokenizer.vqgan import VQGAN
-from stage1_tokenizer.winograd import use_winograd
 
 CONFIG, WEIGHTS, CODEBOOK, CARD = "config.json", "model.safetensors", "codebook.safetensors", "README.md"
 
@@ -150,17 +150,19 @@ class FrozenTokenizer(nn.Module, PushFolder):
         """Entries of the codebook, K."""
         return len(self.codebook)
 
-    def use_winograd(self) -> None:
-        """Encode faster on a CPU in float32; of codes that are nearly tied few come out otherwise."""
-        use_winograd(self._model.encoder)
-
     @torch.no_grad()
-    def encode_indices(self, images: Tensor) -> Tensor:
-        """(B, 1, H, W) in [-1, 1] -> codes (B, h, w), int64. The lookup is float32 also under autocast.
+    def encode_indices(self, images: Tensor, precision: Precision = "float32") -> Tensor:
+        """Encode images to codes.
 
-        A model of three channels takes (B, 3, H, W) as it is, and repeats grey.
+        Args:
+            images: (B, 1, H, W) in [-1, 1]; a model of three channels takes (B, 3, H, W) as it is, and repeats grey.
+            precision: of the encoder; ``auto`` is bf16 where the device has units for it. The lookup is float32.
+
+        Returns:
+            (B, h, w) int64.
         """
-        z = self.encode_vectors(images)
+        with autocast(images.device, precision):
+            z = self.encode_vectors(images)
         rows = z.permute(0, 2, 3, 1).reshape(-1, z.shape[1])
         table, bias, code = self.lookup_tables()
         codes = nearest_entry(rows, table) if bias is None else largest_logit(rows, table, bias)
@@ -187,8 +189,12 @@ class FrozenTokenizer(nn.Module, PushFolder):
             return proj.weight.flatten(1), proj.bias, None
         return (self.codebook, None, None) if self._entries is None else (self._entries, None, self._code_of_entry)
 
-    def encode_images(self, images: Sequence[np.ndarray], batch_size: int = 32) -> np.ndarray:
-        """Arrays (H, W) uint8 or uint16 of the tokenizer's size -> codes (N, h, w), int64.
+    def encode_images(
+        self, images: Sequence[np.ndarray], batch_size: int = 32, precision: Precision = "auto"
+    ) -> np.ndarray:
+        """Encode arrays (H, W), uint8 or uint16, of the tokenizer's size to codes (N, h, w), int64.
+
+        ``precision`` is that of :meth:`encode_indices`.
 
         Raises:
             ValueError: for another size or dtype.
@@ -199,7 +205,8 @@ class FrozenTokenizer(nn.Module, PushFolder):
         parts = []
         for begin in range(0, len(images), batch_size):
             batch = np.stack([to_model(image) for image in images[begin : begin + batch_size]])
-            parts.append(self.encode_indices(torch.from_numpy(batch)[:, None].to(self.codebook.device)).cpu().numpy())
+            codes = self.encode_indices(torch.from_numpy(batch)[:, None].to(self.codebook.device), precision)
+            parts.append(codes.cpu().numpy())
         return np.concatenate(parts) if parts else np.zeros((0, *self.grid), dtype=np.int64)
 
     def state_dict_of_model(self) -> dict[str, Tensor]:

@@ -9,31 +9,15 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad, silu
 from torch.utils.checkpoint import checkpoint
 
-from stage1_tokenizer.group_norm import CompiledGroupNorm
-from stage1_tokenizer.winograd import WinogradConv2d
-
 
 def group_norm(channels: int, groups: int) -> nn.GroupNorm:
     """GroupNorm with taming's epsilon."""
     return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
-def norm_swish_conv(
-    norm: nn.GroupNorm, layer: nn.Conv2d, x: Tensor, add: Tensor | None = None, overwrite: bool = False
-) -> Tensor:
-    """``layer(swish(norm(x))) + add``; with ``overwrite``, which only inference may say, x may be lost."""
-    if isinstance(norm, CompiledGroupNorm):
-        h, swish = norm(x, swish=True, overwrite=overwrite), False
-    elif isinstance(layer, WinogradConv2d) and not layer.compiled:
-        h, swish = norm(x), True
-    else:
-        h, swish = silu(norm(x), inplace=not torch.is_grad_enabled()), False
-    if isinstance(layer, WinogradConv2d):
-        return layer(h, swish=swish, add=add)
-    h = layer(h)
-    if add is None:
-        return h
-    return h + add if torch.is_grad_enabled() else h.add_(add)
+def swish(x: Tensor) -> Tensor:
+    """``x * sigmoid(x)``, in place without gradients: a CPU encodes a third faster (fewer page faults)."""
+    return silu(x, inplace=not torch.is_grad_enabled())
 
 
 class ResnetBlock(nn.Module):
@@ -49,11 +33,9 @@ class ResnetBlock(nn.Module):
         self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(self, x: Tensor) -> Tensor:
-        h = norm_swish_conv(self.norm1, self.conv1, x)
-        shortcut = x if self.nin_shortcut is None else self.nin_shortcut(x)
-        if self.training:
-            return self.conv2(self.dropout(silu(self.norm2(h)))) + shortcut
-        return norm_swish_conv(self.norm2, self.conv2, h, add=shortcut, overwrite=True)
+        h = self.conv1(swish(self.norm1(x)))
+        h = self.conv2(self.dropout(swish(self.norm2(h))))
+        return h + (x if self.nin_shortcut is None else self.nin_shortcut(x))
 
 
 class AttnBlock(nn.Module):
@@ -186,7 +168,7 @@ class Encoder(nn.Module):
         h = self.conv_in(x)
         for level in self.down:
             h = level(h)
-        return norm_swish_conv(self.norm_out, self.conv_out, self.mid(h), overwrite=True)
+        return self.conv_out(swish(self.norm_out(self.mid(h))))
 
 
 class Decoder(nn.Module):
@@ -224,4 +206,4 @@ class Decoder(nn.Module):
         h = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             h = level(h)
-        return norm_swish_conv(self.norm_out, self.conv_out, h, overwrite=True)
+        return self.conv_out(swish(self.norm_out(h)))

@@ -31,7 +31,6 @@ from stage1_tokenizer.losses import (
 )
 from stage1_tokenizer.perceptual import build_perceptual
 from stage1_tokenizer.vqgan import VQGAN
-from stage1_tokenizer.winograd import train_by_winograd
 
 
 def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
@@ -67,8 +66,6 @@ class TokenizerTask:
         self.average = WeightAverage(generator, config.average_decay)
         if config.recompute_activations:
             generator.recompute_activations()
-        if config.winograd and train_by_winograd(generator) == 0 and is_main():
-            print("winograd: no convolution is wide enough, or no C compiler is here; the direct ones are used")
         if config.compile:  # after the average was copied, which is not trained
             generator.compile_blocks()
         self._generator: Any = accelerator.prepare(generator)

@@ -7,8 +7,7 @@ kept when the command is started again.
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from shared.config import parse_config
 from shared.distributed import barrier, gather_objects, is_main, rank, world_size
 from shared.errors import UserError
 from shared.loop import use_threads
+from shared.precision import Precision, resolve_precision
 from shared.progress import Progress
 from stage1_tokenizer.frozen import FrozenTokenizer
 from stage1_tokenizer.images import stack_images
@@ -52,19 +52,15 @@ class TokenizeConfig:
     """Folder of the token shards; what is finished there is kept."""
     batch_size: int = 32
     """Images that are encoded at once."""
-    bf16: bool = False
-    """Run the encoder in bfloat16 (a few codes differ); the lookup stays in float32."""
-    winograd: bool = False
-    """Encode with Winograd's convolutions, up to twice as fast on a CPU; of codes that are nearly tied few come out
-    otherwise. Not with bf16."""
+    precision: Precision = "auto"
+    """Of the encoder: auto is bf16 where the device has units for it, else float32. Some percent of the codes differ
+    between the two; the codebook lookup is float32 in both."""
     threads: int = 0
     """CPU threads of a process; 0 shares the cores among the processes of this machine."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
-        if self.winograd and self.bf16:
-            raise ValueError("winograd is for float32: leave out either winograd or bf16")
 
 
 @dataclass(frozen=True)
@@ -90,8 +86,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     state = PartialState()
     use_threads(config.threads)
     tokenizer = FrozenTokenizer.from_pretrained(config.tokenizer).to(state.device)
-    if config.winograd:
-        tokenizer.use_winograd()
+    # Machines of different kinds may share a run: the first process decides for all.
+    precision = gather_objects(resolve_precision(config.precision, state.device))[0]
+    config = replace(config, precision=precision)
     source = read_manifest(config.shards)
     identity = _identity(tokenizer, config)
     out = Path(config.out)
@@ -127,13 +124,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _identity(tokenizer: FrozenTokenizer, config: TokenizeConfig) -> dict[str, Any]:
-    precision = "bfloat16" if config.bf16 else "float32, Winograd" if config.winograd else "float32"
     return {
         "fingerprint": tokenizer.fingerprint,
         "grid": list(tokenizer.grid),
         "codes": tokenizer.codes,
         "image_size": tokenizer.image_size,
-        "precision": precision,
+        "precision": "bfloat16" if config.precision == "bf16" else config.precision,
     }
 
 
@@ -168,7 +164,7 @@ def _finished(out: Path, identity: Mapping[str, Any]) -> dict[str, dict[str, Any
             made_by = f"{record['tokenizer']['fingerprint'][:12]} in {record['tokenizer']['precision']}"
             raise UserError(
                 f"{out} holds tokens of tokenizer {made_by}, not of {identity['fingerprint'][:12]} in "
-                f"{identity['precision']}: give another --out or remove it"
+                f"{identity['precision']}: give another --out, remove it, or use its --tokenizer and --precision"
             )
         rows[name] = record["row"]
     return rows
@@ -211,8 +207,7 @@ def _flush(
 ) -> Iterator[tuple[str, dict[str, bytes]]]:
     images = stack_images(list(enumerate(studies)), tokenizer.image_size)
     device = tokenizer.codebook.device
-    with torch.autocast(device.type, torch.bfloat16) if config.bf16 else nullcontext():
-        parts = [tokenizer.encode_indices(part.to(device)) for part in images.split(config.batch_size)]
+    parts = [tokenizer.encode_indices(part.to(device), config.precision) for part in images.split(config.batch_size)]
     dtype = np.uint16 if tokenizer.codes <= 2**16 else np.uint32
     codes = torch.cat(parts).cpu().numpy().astype(dtype)
     begin = 0

@@ -104,7 +104,7 @@ class MedUnifierPipeline:
 
         def run(begin: int, end: int) -> Tensor:
             batch = torch.from_numpy(np.ascontiguousarray(images[begin:end], dtype=np.float32))
-            return self.tokenizer.encode_indices((batch[:, None] * 2 - 1).to(self.device))
+            return self.tokenizer.encode_indices((batch[:, None] * 2 - 1).to(self.device), "auto")
 
         return self._batched(len(images), run)
 

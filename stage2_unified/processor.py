@@ -80,7 +80,7 @@ class MedUnifierProcessor(PushFolder):
         inputs: dict[str, Any] = {}
         if images is not None:
             stacks = [images] if isinstance(images, Tensor) else list(images)
-            encoded = self.image_tokenizer.encode_indices(torch.cat(stacks)).cpu()
+            encoded = self.image_tokenizer.encode_indices(torch.cat(stacks), "auto").cpu()
             codes = encoded if isinstance(images, Tensor) else encoded.split([len(stack) for stack in stacks])
         if views is not None:
             inputs["view"] = self._views(views)

@@ -3,8 +3,7 @@
 Both sides train generator and discriminator on the same images, with the adversarial loss counting and with the same
 perceptual net, in the place of the VGG-16 that the fork would download. The peer's step is that of its ``VQModel``:
 Lightning calls it once an optimizer, so generator and losses run twice. Ours is the step of :class:`TokenizerTask`
-with the Haar front end of the ``cxr_*`` presets and, where there is a C compiler, ``winograd``. Width and size, equal
-on both sides, are what two cores can do.
+with the Haar front end of the ``cxr_*`` presets. Width and size, equal on both sides, are what two cores can do.
 """
 
 import contextlib
@@ -73,7 +72,6 @@ def _task() -> TokenizerTask:
         LossConfig(perceptual=PERCEPTUAL, discriminator=discriminator),
         OPTIM,
         LoopConfig(),
-        winograd=True,
     )
     nowhere: Any = SimpleNamespace()  # run folder and validation set, which a step does not touch
     return TokenizerTask(config, Accelerator(cpu=True), nowhere, nowhere)

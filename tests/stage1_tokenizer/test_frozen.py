@@ -52,12 +52,27 @@ def test_arrays_of_8_and_16_bits_are_taken_and_others_refused(folder):
     eight = [blobs(n) for n in range(5)]
     sixteen = [image.astype(np.uint16) * 257 for image in eight]
     expected = frozen.encode_indices(images()).numpy()
-    assert np.array_equal(frozen.encode_images(eight, batch_size=2), expected)
-    assert np.array_equal(frozen.encode_images(sixteen), expected)
+    assert np.array_equal(frozen.encode_images(eight, batch_size=2, precision="float32"), expected)
+    assert np.array_equal(frozen.encode_images(sixteen, precision="float32"), expected)
     with pytest.raises(ValueError, match="uint8 or uint16"):
         frozen.encode_images([eight[0].astype(float)])
     with pytest.raises(ValueError, match="pixels"):
         frozen.encode_images([eight[0][:16]])
+
+
+def test_auto_encodes_as_bf16_does_where_the_device_has_it(folder, monkeypatch):
+    """The vectors are bfloat16's, the lookup is float32: the nearest of all entries in float64."""
+    frozen = FrozenTokenizer.from_pretrained(folder)
+    monkeypatch.setattr("shared.precision.has_bf16", lambda device: True)
+    seen = []
+    frozen._model.quant_conv.register_forward_hook(lambda module, inputs, z: seen.append(z))
+    codes = frozen.encode_indices(images(), "auto")
+    (z,) = seen
+    assert z.dtype == torch.bfloat16
+    rows = z.double().permute(0, 2, 3, 1).flatten(0, 2)
+    assert torch.equal(torch.cdist(rows, frozen.codebook.double()).argmin(1), codes.flatten())
+    frozen.encode_indices(images())
+    assert seen[1].dtype == torch.float32
 
 
 def test_fingerprint_is_a_function_of_the_weights_not_of_the_writing(model, folder, tmp_path):

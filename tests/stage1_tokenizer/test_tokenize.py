@@ -8,6 +8,7 @@ import torch
 
 from data.shards import ShardDataset
 from shared.command import run_command
+from shared.precision import resolve_precision
 from stage1_tokenizer import tokenize
 from stage1_tokenizer.frozen import FrozenTokenizer, export
 from stage1_tokenizer.vqgan import VQGAN
@@ -48,7 +49,8 @@ def test_codes_are_the_tokenizers_under_the_same_keys(tokenizer, image_shards, t
             assert np.array_equal(own.codes, frozen.encode_images(study.images))
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["tokenizer"] == {
-        "fingerprint": frozen.fingerprint, "grid": [8, 8], "codes": 32, "image_size": 32, "precision": "float32",
+        "fingerprint": frozen.fingerprint, "grid": [8, 8], "codes": 32, "image_size": 32,
+        "precision": {"float32": "float32", "bf16": "bfloat16"}[resolve_precision("auto", "cpu")],
     }  # fmt: skip
     assert manifest["transform"] == {"size": 32} and manifest["source"] == "blobs"
 
@@ -106,10 +108,10 @@ def test_tokens_of_another_tokenizer_are_not_mixed_in(tokenizer, image_shards, t
     run(tokenizer, image_shards, tmp_path / "out")
     before = contents(tmp_path / "out")
     assert run(make_tokenizer(tmp_path / "other", seed=1), image_shards, tmp_path / "out") == 1
-    assert run(tokenizer, image_shards, tmp_path / "out", "--bf16", "true") == 1
-    assert run(tokenizer, image_shards, tmp_path / "out", "--winograd", "true") == 1
+    other = {"float32": "bf16", "bf16": "float32"}[resolve_precision("auto", "cpu")]
+    assert run(tokenizer, image_shards, tmp_path / "out", "--precision", other) == 1
     errors = capsys.readouterr().err.splitlines()
-    assert sum("give another --out" in line for line in errors) == 3
+    assert sum("give another --out" in line for line in errors) == 2
     assert contents(tmp_path / "out") == before
 
 
@@ -127,7 +129,7 @@ def test_wrong_use_is_answered_in_one_line(tokenizer, image_shards, tmp_path, ca
     assert run(small, image_shards, tmp_path / "out") == 1
     assert run(tokenizer, image_shards, image_shards) == 1
     assert run(tokenizer, image_shards, tmp_path / "out", "--batch_size", "0") == 2
-    assert run(tokenizer, image_shards, tmp_path / "out", "--bf16", "true", "--winograd", "true") == 2
+    assert run(tokenizer, image_shards, tmp_path / "out", "--precision", "float16") == 2
     assert run(tokenizer, image_shards, tmp_path / "out", "--colour", "red") == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     expected = [
@@ -136,7 +138,7 @@ def test_wrong_use_is_answered_in_one_line(tokenizer, image_shards, tmp_path, ca
         "32 x 32 pixels, the model reads 16 x 16",
         "holds image shards",
         "batch_size",
-        "winograd",
+        "precision",
     ]
     assert len(lines) == 7
     for line, part in zip(lines, [*expected, "colour"], strict=True):
