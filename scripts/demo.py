@@ -38,7 +38,8 @@ THRESHOLDS = {
     "reports.clinical_f1_micro": 0.8,
     "synthesis.label_auroc": 0.8,
 }
-
+# What every single finding is compared with: F1 of its mentions in reports, AUROC of its generated images.
+FINDING_THRESHOLDS = {"reports": 0.8, "synthesis": 0.8}
 
 # Those that a model of two million parameters learns to see at 64 pixels within minutes.
 FINDINGS = ("cardiomegaly", "effusion", "pneumothorax", "opacity", "nodule")
@@ -201,36 +202,39 @@ def write_results(run: Path, seconds: Mapping[str, float]) -> dict[str, Any]:
 
 
 def write_page(run: Path, evaluation: Mapping[str, Any], content: Mapping[str, Any]) -> None:
-    """The page: what was reached, pictures, reports, curves, seconds."""
+    """Write the page: thresholds, a section for every task, training curves, time."""
     # Imported late: torch takes seconds, and the steps before should not wait for it.
-    from shared.page import Page
     from shared.plots import curve_panels
-    from stage2_unified.evaluate.pages import add_tasks
+    from shared.report_page import Page
+    from stage2_unified.evaluate.definitions import definitions_of
+    from stage2_unified.evaluate.pages import BASELINE, TITLES, add_tasks, findings_below
     from stage2_unified.evaluate.pictures import pictures_folder
 
     page = Page(
-        "medunifier: one model that reads and draws chest radiographs",
-        f"Trained from nothing on {evaluation['data']['counts']['train']} studies at 64 pixels, "
-        "judged on held-out patients.",
+        "medunifier: one model that understands and generates chest radiographs",
+        f"Trained from scratch on {evaluation['data']['counts']['train']} studies at 64 pixels, "
+        f"evaluated on held-out patients. {BASELINE}",
         source=evaluation["data"]["source"],
     )
     metrics = evaluation["metrics"]
-    page.section("What was reached", "The mark on each bar is what chance or a trivial prediction earns.")
-    page.metrics(
-        {name: value for name, value in metrics.items() if name.removesuffix(".baseline") in THRESHOLDS}, THRESHOLDS
-    )
+    page.section("Thresholds")
+    compared = {name: value for name, value in metrics.items() if name.removesuffix(".baseline") in THRESHOLDS}
+    page.metrics(compared, THRESHOLDS)
+    page.definitions(definitions_of(compared))
+    # Averages hide a finding that the model does not see.
+    for task, below in findings_below(evaluation, FINDING_THRESHOLDS).items():
+        listed = ", ".join(f"{finding} ({value:.2f})" for finding, value in below.items())
+        page.paragraph(f"{TITLES[task]}, findings below {FINDING_THRESHOLDS[task]:.2f}: {listed or 'none'}.")
     order = ("tokenizer", "synthesis", "reports", "retrieval", "zero-shot", "finetune")
     details = {task: evaluation["details"][task] for task in order if task in evaluation["details"]}
-    add_tasks(page, {**evaluation, "details": details}, pictures_folder(run / "evaluation.json"))
+    add_tasks(page, {**evaluation, "details": details}, pictures_folder(run / "evaluation.json"), FINDING_THRESHOLDS)
     for stage, title in (("stage1", "Training the tokenizer"), ("stage2", "Training the model")):
         page.section(f"{title}: curves over steps")
         page.curves(curve_panels(run / stage))
-    page.section("All figures")
-    page.metrics(metrics)
     page.section("Time")
     total = sum(content["seconds"].values())
-    page.table(["step", "seconds"], [*content["seconds"].items(), ("together", round(total, 1))])
-    page.paragraph(f"On {content['machine']['cores']} cores of {content['machine']['cpu']}, installation apart.")
+    page.table(["step", "seconds"], [*content["seconds"].items(), ("total", round(total, 1))])
+    page.paragraph(f"On {content['machine']['cores']} cores of {content['machine']['cpu']}, without installation.")
     page.table(["package", "version"], list(content["versions"].items()))
     page.save(run / "index.html")
 

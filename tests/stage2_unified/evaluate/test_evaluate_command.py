@@ -12,7 +12,7 @@ from shared.artifacts import write_json
 from shared.command import run_command
 from shared.errors import UsageError, UserError
 from shared.metrics.samples import load_samples
-from shared.page import PHANTOM
+from shared.report_page import PHANTOM
 from stage1_tokenizer.config import model_config
 from stage1_tokenizer.frozen import FrozenTokenizer
 from stage1_tokenizer.vqgan import VQGAN
@@ -100,7 +100,7 @@ def test_all_tasks_in_one_file_and_one_page(studies, image_shards, tmp_path, mon
     assert PHANTOM in page and all(name in page for name in REQUIRED)
     assert (
         "AUROC by finding" in page
-        and 'class="curve"' in page
+        and 'class="model"' in page
         and "METEOR" not in page
         and "--scorers.wordnet" in page
     )

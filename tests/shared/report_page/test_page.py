@@ -1,4 +1,4 @@
-"""The page: escaped, self-contained, with its notices, and true in what it marks."""
+"""HTML pages: every text is escaped, nothing is fetched, notices are present, marks and verdicts are correct."""
 
 import base64
 import io
@@ -8,7 +8,9 @@ from html.parser import HTMLParser
 import numpy as np
 from PIL import Image
 
-from shared.page import PHANTOM, RESEARCH_ONLY, Figure, Page, mark_differences, png_data_uri
+from shared.notice import RESEARCH_ONLY
+from shared.report_page import PHANTOM, Bar, Figure, Page
+from shared.report_page.page import mark_differences, png_data_uri
 
 VOID = {"meta", "img", "rect", "polyline"}
 
@@ -40,17 +42,21 @@ def full_page(source="phantom"):
     page.section(HOSTILE, HOSTILE)
     page.heading(HOSTILE)
     page.table([HOSTILE, "n"], [[HOSTILE, 1.0], [None, None]], caption=HOSTILE)
-    page.metrics({HOSTILE: 0.5, f"{HOSTILE}.baseline": 0.1, "psnr": 31.0}, {HOSTILE: 0.4, "psnr": 40.0}, HOSTILE)
+    page.metrics(
+        {HOSTILE: 0.5, f"{HOSTILE}.baseline": 0.1, "psnr": 31.0}, {HOSTILE: 0.4, "psnr": 40.0}, caption=HOSTILE
+    )
     page.figures([Figure([(HOSTILE, np.zeros((4, 4)))], HOSTILE)])
-    page.report_beside_truth(
+    page.definitions({HOSTILE: HOSTILE})
+    page.report_comparison(
         HOSTILE,
         "<b>x</b>",
         title=HOSTILE,
         image=np.zeros((4, 4)),
-        said=["Edema", HOSTILE],
-        true=["Edema", "Fracture"],
+        generated_findings=["Edema", HOSTILE],
+        reference_findings=["Edema", "Fracture"],
     )
-    page.curves({HOSTILE: {"training": [(0, 1.0), (5, float("nan")), (10, 0.5)], "chance": [(0, 2.0), (10, 2.0)]}})
+    curves = {"training": [(0, 1.0), (5, float("nan")), (10, 0.5)], "chance": [(0, 2.0), (10, 2.0)]}
+    page.curves({HOSTILE: curves}, x=HOSTILE, y=HOSTILE)
     return page.html()
 
 
@@ -90,23 +96,47 @@ def test_pictures_come_back_pixel_for_pixel():
 
 
 def test_differences_are_marked_word_by_word():
-    truth, written = mark_differences("Heart is large. No effusion.", "heart is normal. No effusion seen")
-    assert truth == "Heart is <del>large.</del> No effusion."
-    assert written == "heart is <ins>normal.</ins> No effusion <ins>seen</ins>"
-    assert mark_differences("", "new words") == ("", "<ins>new words</ins>")
+    reference, generated = mark_differences("Heart is large. No effusion.", "heart is normal. No effusion seen")
+    assert reference == [("", "Heart is"), ("del", "large."), ("", "No effusion.")]
+    assert generated == [("", "heart is"), ("ins", "normal."), ("", "No effusion"), ("ins", "seen")]
+    assert mark_differences("", "new words") == ([], [("ins", "new words")])
 
 
-def test_findings_are_hits_misses_and_inventions():
-    html = full_page()
-    assert "hit: Edema" in html and "missed: Fracture" in html and "invented: &lt;script" in html
-
-
-def test_a_figure_stands_beside_its_baseline_and_its_verdict():
+def test_marked_words_are_set_off_in_their_sentence():
     page = Page("t")
-    page.metrics({"good": 0.9, "good.baseline": 0.1, "bad": 0.2}, {"good": 0.5, "bad": 0.5})
-    rows = re.findall(r"<tr><td>(.*?)</td>(.*?)</tr>", page.html())
+    page.report_comparison("heart is normal.", "Heart is large.")
+    assert "Heart is <del>large.</del></div>" in page.html() and "heart is <ins>normal.</ins></div>" in page.html()
+
+
+def test_findings_are_found_missed_or_false_positive():
+    html = full_page()
+    assert "found: Edema" in html and "missed: Fracture" in html and "false positive: &lt;script" in html
+
+
+def test_a_metric_has_its_baseline_its_interval_and_its_verdict():
+    page = Page("t")
+    metrics = {"good": 0.9, "good.baseline": 0.1, "bad": 0.2}
+    page.metrics(metrics, {"good": 0.5, "bad": 0.5}, intervals={"good": [0.8, 0.95], "bad": None})
+    rows = re.findall(r"<tr><td>(.*?)</td>(.*?)</tr>", page.html(), re.DOTALL)
     assert [name for name, _ in rows] == ["good", "bad"]
     assert "0.100" in rows[0][1] and ">yes<" in rows[0][1] and ">no<" in rows[1][1]
+    assert "0.800 to 0.950" in rows[0][1]
+
+
+def test_a_bar_is_shown_only_for_values_between_0_and_1():
+    page = Page("t")
+    page.table(["a"], [[Bar(0.25, 0.5)], [Bar(31.0)], [Bar(0.5, -1.0)]])
+    assert re.findall(r'class="bar".*?width:([\d.]+)%', page.html()) == ["25.0"]
+    assert re.findall(r'<b style="left:([\d.]+)%', page.html()) == ["50.0"]
+
+
+def test_every_plot_has_a_legend_with_a_key_for_each_curve():
+    page = Page("t")
+    page.curves({"loss": {"training": [(0, 1.0), (9, 2.0)], "validation": [(9, 1.5), (10, 1.0)]}, "empty": {}})
+    html = page.html()
+    assert html.count("<svg") == 1
+    assert re.findall(r'<i class="(\w+)"></i>(\w+)', html) == [("training", "training"), ("validation", "validation")]
+    assert set(re.findall(r"<text[^>]*>([^<]+)", html)) == {"0", "10", "1", "2", "step"}
 
 
 def test_an_empty_table_and_an_empty_curve_do_not_fail():
