@@ -38,7 +38,8 @@ COMMANDS = {
     "serve": ("stage2_unified.app.command", "a page that reads and draws, in the browser"),
     "export": ("stage2_unified.export_command", "a trained model in a stock format, for other software"),
     "bench": ("shared.bench", "compare with a peer in the same run"),
-    "evaluate": ("stage2_unified.evaluate.command", "judge a model or a tokenizer: one JSON, one page"),
+    "evaluate": ("stage2_unified.evaluate.command", "evaluate a model or a tokenizer: one JSON, one page"),
+    "subset": ("stage2_unified.evaluate.draws", "write the study ids and prompts of published protocols"),
     "doctor": ("stage2_unified.doctor.command", "what this machine can do, what is missing, which sizes fit"),
 }
 

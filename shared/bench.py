@@ -7,6 +7,7 @@ Times of one machine say little about another's, and a shared machine's say litt
 So ours and the peer take turns, and what is reported is the median of the paired ratios.
 """
 
+import ast
 import importlib.util
 import os
 import platform
@@ -20,8 +21,7 @@ from types import ModuleType
 from typing import Any
 
 from shared.artifacts import write_json
-from shared.config import parse_config
-from shared.errors import UsageError
+from shared.config import Subcommand, parse_subcommand
 from shared.machine import processor_name
 from shared.progress import Progress
 
@@ -100,29 +100,29 @@ def machine() -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """``medunifier bench NAME [--out FILE.json]``.
+    """Run ``medunifier bench NAME [--out FILE.json]``.
 
     Raises:
-        UsageError: for a name that is no benchmark.
+        UsageError: for an unknown benchmark or option.
     """
     arguments = list(argv or [])
-    names = sorted(path.stem for path in BENCHMARKS.glob("*.py"))
-    if arguments and not arguments[0].startswith("-"):
-        name = arguments.pop(0)
-    elif {"-h", "--help"} & set(arguments):
-        name = ""
-    else:
-        raise UsageError(f"which benchmark? medunifier bench NAME, with NAME in {', '.join(names)}")
-    if name and name not in names:
-        raise UsageError(f"unknown benchmark {name!r}; there are: {', '.join(names)}")
-    module = load_benchmark(name) if name else None
-    config_class: type[Any] = getattr(module, "Config", BenchConfig)
-    config = parse_config(config_class, arguments, prog=f"medunifier bench {name or '|'.join(names)}")
-    assert module is not None  # --help has left
+    commands: dict[str, Subcommand] = {}
+    for path in sorted(BENCHMARKS.glob("*.py")):
+        # Only the benchmark that runs is imported: most of them load torch, and some their peer.
+        module = load_benchmark(path.stem) if arguments[:1] == [path.stem] else None
+        docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        commands[path.stem] = Subcommand(getattr(module, "Config", BenchConfig), docstring.partition("\n")[0])
+    name, config = parse_subcommand(
+        commands,
+        arguments,
+        prog="medunifier bench",
+        metavar="NAME",
+        description="Compare with a peer in the same run.",
+    )
     import torch
 
     torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
-    rows: list[Row] = module.rows(config)
+    rows: list[Row] = load_benchmark(name).rows(config)
     for row in rows:
         target = "" if row.target is None else f"   (target {row.target:g})"
         print(f"{row.what}: ours {row.ours:.4g}, peer {row.peer:.4g}, ratio {row.ratio:.2f}{target}")
@@ -131,7 +131,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def load_benchmark(name: str) -> ModuleType:
-    """The module ``scripts/benchmarks/NAME.py``."""
+    """Import ``scripts/benchmarks/NAME.py`` once."""
+    if f"benchmark_{name}" in sys.modules:
+        return sys.modules[f"benchmark_{name}"]
     spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -6,7 +6,7 @@ Every command and both trainings take ``--config FILE.yaml``, dotted overrides (
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -51,19 +51,90 @@ def parse_config(
         UsageError: for an unknown key, a value of the wrong type, a missing or an impossible combination
             (a ValueError from the dataclass' ``__post_init__``).
     """
-    summary = description or (config_class.__doc__ or "").strip().splitlines()[0]
-    parser = _Parser(prog=prog, description=summary, default_env=False)
+    parser = _parser_of(config_class, description or _summary(config_class), prog)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    _check_config_file(arguments)
+    return _instantiate(parser, parser.parse_args(arguments), config_class)
+
+
+@dataclasses.dataclass(frozen=True)
+class Subcommand:
+    """A sub-command: its configuration, and what ``--help`` shows.
+
+    Attributes:
+        config_class: dataclass of its options.
+        summary: one line for the list of sub-commands; by default the first line of the dataclass' docstring.
+        description: for the sub-command's own ``--help``; by default the summary.
+        positional: whether required options are given by position (``compare A.json B.json``).
+    """
+
+    config_class: type[Any]
+    summary: str = ""
+    description: str = ""
+    positional: bool = False
+
+
+def parse_subcommand(
+    commands: Mapping[str, Subcommand], argv: Sequence[str], *, prog: str, metavar: str, description: str
+) -> tuple[str, Any]:
+    """Read ``SUBCOMMAND [options]`` into the name of the sub-command and its configuration.
+
+    Args:
+        commands: name -> sub-command, in the order of ``--help``.
+        argv: arguments without the program's name.
+        prog: name that ``--help`` shows.
+        metavar: what ``--help`` calls the sub-command, such as TASK.
+        description: what the command does.
+
+    Raises:
+        UsageError: for a missing or unknown sub-command, and as :func:`parse_config` does.
+    """
+    parser = _Parser(prog=prog, description=description, default_env=False)
+    choices = parser.add_subcommands(required=True, dest=_CHOICE, metavar=metavar, title="sub-commands")
+    for name, command in commands.items():
+        summary = command.summary or _summary(command.config_class)
+        description = command.description or summary
+        sub_parser = _parser_of(command.config_class, description, positional=command.positional)
+        choices.add_subcommand(name, sub_parser, help=summary)
+        sub_parser.prog = f"{prog} {name}"  # add_subcommand puts "[options]" between the two
+    arguments = list(argv)
+    if not arguments:
+        raise UsageError(f"{prog} needs a {metavar}: {', '.join(commands)}")
+    if arguments[0] not in commands and not arguments[0].startswith("-"):
+        raise UsageError(f"{prog}: unknown {metavar} {arguments[0]!r}; there are: {', '.join(commands)}")
+    _check_config_file(arguments)
+    try:
+        values = parser.parse_args(arguments)
+    except UsageError as error:  # it names a required option after its sub-command: "reports.model"
+        text, required, names = str(error).partition("are required: ")
+        raise UsageError(text + required + names.replace(f"{arguments[0]}.", "")) from error
+    name = values[_CHOICE]
+    return name, _instantiate(choices.choices[name], values[name], commands[name].config_class)
+
+
+_CHOICE = "sub-command"
+
+
+def _summary(config_class: type[Any]) -> str:
+    return (config_class.__doc__ or "").strip().splitlines()[0]
+
+
+def _parser_of(
+    config_class: type[Any], description: str, prog: str | None = None, positional: bool = False
+) -> ArgumentParser:
+    parser = _Parser(prog=prog, description=description, default_env=False)
     parser.add_argument("--config", action="config", help="YAML file with any of the options below.")
-    parser.add_class_arguments(config_class, nested_key=None)
+    parser.add_class_arguments(config_class, nested_key=None, as_positional=positional)
     for action in parser._actions:
         # jsonargparse wants a value with every option; "--check" alone means true to whoever types it.
         if getattr(action, "_typehint", None) is bool:
             action.nargs, action.const = "?", True
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    _check_config_file(arguments)
-    namespace = parser.parse_args(arguments)
+    return parser
+
+
+def _instantiate(parser: ArgumentParser, parsed: Namespace, config_class: type[Config]) -> Config:
     try:
-        values = parser.instantiate_classes(namespace)
+        values = parser.instantiate_classes(parsed)
         return config_class(**{f.name: values[f.name] for f in dataclasses.fields(config_class)})  # type: ignore[arg-type]
     except (ValueError, TypeError) as error:
         raise UsageError(_one_line(str(error))) from error

@@ -74,22 +74,29 @@ def test_importing_it_registers_the_auto_classes():
     assert result.stdout.strip() == "MedUnifierForConditionalGeneration"
 
 
-@pytest.mark.parametrize("verb", medunifier.COMMANDS)
-def test_every_command_shows_its_help(verb, capsys):
-    module, summary = medunifier.COMMANDS[verb]
+def help_of(module, arguments, capsys):
     with pytest.raises(SystemExit) as stop:
-        import_module(module).main(["--help"])
+        import_module(module).main([*arguments, "--help"])
     assert stop.value.code == 0
-    shown = capsys.readouterr().out
-    assert f"medunifier {verb}" in shown and "--help" in shown and summary
-    options = [" ".join(block.split()) for block in re.split(r"\n  (?=-)", shown)[1:]]
-    own = [o for o in options if not re.match(r"(-h|--config|--print_config|--\S+ CONFIG Path to a config)", o)]
-    silent = [option for option in own if "(required" not in option and "default: " not in option]
-    assert own and not silent, f"neither required nor with a default: {silent}"
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", medunifier.COMMANDS)
+def test_every_command_and_sub_command_shows_its_help(verb, capsys):
+    module, summary = medunifier.COMMANDS[verb]
+    shown = help_of(module, [], capsys)
+    assert f"medunifier {verb}" in shown and summary
+    nested = re.findall(r"^    (\w[\w-]*)", shown.partition("Available subcommands:")[2], re.MULTILINE)
+    for arguments in [[name] for name in nested] or [[]]:
+        shown = help_of(module, arguments, capsys)
+        options = [" ".join(block.split()) for block in re.split(r"\n  (?=-)", shown)[1:]]
+        own = [o for o in options if not re.match(r"(-h|--config|--print_config|--\S+ CONFIG Path to a config)", o)]
+        silent = [option for option in own if "(required" not in option and "default: " not in option]
+        assert own and not silent, f"{arguments}, neither required nor with a default: {silent}"
 
 
 def test_help_does_not_wait_for_torch():
-    waits = {"tokenize", "convert", "evaluate"}  # their functions' types are torch's
+    waits = {"tokenize", "convert", "evaluate", "subset"}  # their functions' types are torch's
     code = (
         "import sys; sys.argv = ['medunifier']; from importlib import import_module; import medunifier\n"
         f"for verb in set(medunifier.COMMANDS) - {waits}: import_module(medunifier.COMMANDS[verb][0])\n"

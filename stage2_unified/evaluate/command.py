@@ -5,15 +5,15 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from shared.artifacts import read_json
-from shared.config import parse_config
-from shared.errors import UsageError, UserError
+from shared.config import Subcommand, parse_subcommand
+from shared.errors import UserError
 from stage1_tokenizer.config import PerceptualConfig
 from stage1_tokenizer.frozen import CODEBOOK, FrozenTokenizer
+from stage2_unified.evaluate import compare, other_embeddings, other_images, other_reports
 from stage2_unified.evaluate.finetune import judge_finetune
 from stage2_unified.evaluate.reports import judge_reports
 from stage2_unified.evaluate.result import Judging, JudgingOptions, Pipeline, TaskResult
@@ -36,27 +36,15 @@ TASKS = ("tokenizer", *MODEL_TASKS)
 WITH_REPORTS = ("retrieval", "reports", "synthesis", "all")
 """Tasks whose figures depend on which sections make a report."""
 
-# Other forms of the command: (first argument or "", option that tells) -> module with a main of its own.
-OTHER_FORMS = {
-    ("", "--compare"): "stage2_unified.evaluate.compare",
-    ("", "--draw"): "stage2_unified.evaluate.draws",
-    ("reports", "--predictions"): "stage2_unified.evaluate.other_reports",
-    ("synthesis", "--generated"): "stage2_unified.evaluate.other_images",
-    ("retrieval", "--embeddings"): "stage2_unified.evaluate.other_embeddings",
-}
-
 DESCRIPTION = (
-    "Judge a model; TASK is tokenizer, retrieval, zero-shot, reports, synthesis, finetune, or all of them. "
-    "Other systems' outputs, no model needed: `evaluate reports --predictions FILE.csv --references FILE.csv`, "
-    "`evaluate synthesis --generated DIR --real DIR`, `evaluate retrieval --embeddings FILE.npz`. "
-    "Two results: `evaluate --compare A.json B.json`. Published draws: `evaluate --draw 5x200 | 8x200 | pool | "
-    "prompts`. Each of these has a --help of its own."
+    "Evaluate a model or a tokenizer by one TASK or by all of them, evaluate the outputs of another system "
+    "(external-…), or compare two results. Subsets of published protocols: medunifier subset."
 )
 
 
 @dataclass(frozen=True)
 class EvaluateConfig(JudgingOptions):
-    """Judge a model; TASK is tokenizer, retrieval, zero-shot, reports, synthesis, finetune, or all of them."""
+    """Evaluate a model or a tokenizer on a shard folder."""
 
     model: str
     """Model folder; for the task tokenizer also a frozen tokenizer's folder."""
@@ -65,9 +53,9 @@ class EvaluateConfig(JudgingOptions):
     out: str
     """Result file, NAME.json; the page NAME.html and the folder NAME-pictures lie beside it."""
     ids: str | None = None
-    """File with the ids of the studies to judge: what --draw wrote, or one id a line; --limit is set aside."""
+    """File with the ids of the studies to evaluate, of `medunifier subset` or one id a line; --limit is ignored."""
     sections: str | None = None
-    """Sections that make a report; the data's. A model trained on others is refused unless this says so."""
+    """Sections that make a report; by default the data's. If the model was trained on others, this is required."""
     tokenizer_limit: int = 0
     """Studies for the task tokenizer; 0 = all, since codebook usage grows with the number."""
     perceptual: PerceptualConfig = field(default_factory=lambda: PerceptualConfig("none"))
@@ -88,34 +76,46 @@ class EvaluateConfig(JudgingOptions):
             raise ValueError(f"temperature must be positive, got {self.temperature}")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """``medunifier evaluate TASK …``, and its other forms.
+SUBCOMMANDS = {
+    "tokenizer": Subcommand(EvaluateConfig, "reconstruction: PSNR, SSIM, codebook usage, findings that survive"),
+    "retrieval": Subcommand(EvaluateConfig, "image-text retrieval and matching: recall and precision at k, AUROC"),
+    "zero-shot": Subcommand(EvaluateConfig, "zero-shot classification by prompts: AUROC, F1, accuracy"),
+    "reports": Subcommand(EvaluateConfig, "report generation: BLEU, ROUGE-L, CIDEr, clinical F1"),
+    "synthesis": Subcommand(EvaluateConfig, "image generation: label AUROC, FID, KID, precision, recall, copies"),
+    "finetune": Subcommand(EvaluateConfig, "linear probe and fine-tuning with a percentage of the labels; masks"),
+    "all": Subcommand(EvaluateConfig, "every task that the data allow"),
+    "external-reports": Subcommand(other_reports.ExternalReportsConfig, description=other_reports.DESCRIPTION),
+    "external-images": Subcommand(other_images.ExternalImagesConfig, description=other_images.DESCRIPTION),
+    "external-embeddings": Subcommand(
+        other_embeddings.ExternalEmbeddingsConfig, description=other_embeddings.DESCRIPTION
+    ),
+    "compare": Subcommand(compare.CompareConfig, description=compare.DESCRIPTION, positional=True),
+}
+EXTERNAL = {
+    "external-reports": other_reports,
+    "external-images": other_images,
+    "external-embeddings": other_embeddings,
+}
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run ``medunifier evaluate TASK …``.
 
     Raises:
         UsageError: for an unknown task or option.
-        UserError: for data or a model that the task cannot be judged on.
+        UserError: for data or a model that the task cannot be evaluated on.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    wants_help = bool({"-h", "--help"} & set(arguments))
-    for (first, option), module in OTHER_FORMS.items():
-        given = any(argument == option or argument.startswith(f"{option}=") for argument in arguments)
-        if given and (arguments[0] == first or (not first and arguments[0].startswith("--"))):
-            import_module(module).main(["--help"] if wants_help else arguments[1:] if first else arguments)
-            return
-    task = next((name for name in (*TASKS, "all") if arguments[:1] == [name]), None)
-    if task is None and not wants_help:
-        given_first = f"got {arguments[0]}" if arguments else "none was given"
-        raise UsageError(f"the first argument is the task: {', '.join(TASKS)} or all; {given_first}")
-    config = parse_config(
-        EvaluateConfig,
-        arguments[1:] if task else arguments,
-        prog=f"medunifier evaluate {task or 'TASK'}",
-        description=DESCRIPTION,
+    task, config = parse_subcommand(
+        SUBCOMMANDS, argv, prog="medunifier evaluate", metavar="TASK", description=DESCRIPTION
     )
-    assert task is not None  # --help has left
-    tokenizer, pipeline = load_model(config.model, task, config.device)
-    result = evaluate(task, config, tokenizer, pipeline, shlex.join(["medunifier", "evaluate", *arguments]))
-    print_figures(result, config.out)
+    command = shlex.join(["medunifier", "evaluate", *argv])
+    if task == "compare":
+        compare.run(config)
+    elif task in EXTERNAL:
+        EXTERNAL[task].run(config, command)
+    else:
+        tokenizer, pipeline = load_model(config.model, task, config.device)
+        print_figures(evaluate(task, config, tokenizer, pipeline, command), config.out)
 
 
 def load_model(folder: str, task: str, device: str | None) -> tuple[FrozenTokenizer, Pipeline | None]:
@@ -190,16 +190,16 @@ def evaluate(
 
 
 def read_ids(path: str) -> set[str]:
-    """Ids from what ``--draw`` wrote, or one a line.
+    """Read ids from a file of ``medunifier subset``, or one a line.
 
     Raises:
         UserError: if the file is absent or holds none.
     """
     if path.endswith(".json"):
-        content = read_json(path, "a published draw")
+        content = read_json(path, "a published subset")
         found = content.get("ids") if isinstance(content, dict) else None
         if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
-            raise UserError(f'{path} has no "ids": give a file that `medunifier evaluate --draw` wrote')
+            raise UserError(f'{path} has no "ids": pass a file written by `medunifier subset`')
     else:
         try:
             found = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]

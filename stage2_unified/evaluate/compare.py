@@ -1,4 +1,4 @@
-"""``medunifier evaluate --compare A.json B.json``: is one system better, on the same studies, beyond chance?"""
+"""``medunifier evaluate compare A.json B.json``: paired bootstrap of two results on the same studies."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from shared.artifacts import read_json, write_json
-from shared.config import parse_config
-from shared.errors import UsageError, UserError
+from shared.errors import UserError
 from shared.metrics.samples import load_samples, paired_difference
 
 DESCRIPTION = (
-    "Compare two results of `medunifier evaluate` on the same data: every figure that is made of scores by sample is "
-    "tested by a paired bootstrap over patients. Results of other data, split, sections, rows, labels or feature net "
-    "are refused. p is not corrected for the number of figures."
+    "Compare two results on the same data: every metric with scores by sample is tested by a paired bootstrap over "
+    "patients. Results that differ in data, split, sections, studies, labels or feature network are refused. p is "
+    "not corrected for the number of metrics."
 )
 
 
@@ -22,33 +21,31 @@ DESCRIPTION = (
 class CompareConfig:
     """Compare two results."""
 
-    compare: tuple[str, str]
-    """A.json B.json; their NAME-samples.npz must lie beside them."""
+    a: str
+    """First result, A.json; its A-samples.npz must lie beside it."""
+    b: str
+    """Second result, B.json, likewise."""
     out: str | None = None
-    """JSON of the comparison, if it is to be kept."""
-    draws: int = 2000
+    """JSON file for the comparison."""
+    bootstrap: int = 2000
     """Resamples of the patients."""
     seed: int = 0
-    """Of the draws."""
+    """Seed of the resamples."""
 
     def __post_init__(self) -> None:
-        if self.draws < 2:
-            raise ValueError(f"draws must be at least 2, got {self.draws}")
+        if self.bootstrap < 2:
+            raise ValueError(f"bootstrap must be at least 2, got {self.bootstrap}")
         if self.out is not None and not self.out.endswith(".json"):
             raise ValueError(f"out must be a file NAME.json, got {self.out}")
 
 
-def main(argv: Sequence[str]) -> None:
-    """Compare, print a table, write it if asked for.
+def run(config: CompareConfig) -> None:
+    """Compare, print a table, and write it if ``out`` is set.
 
     Raises:
-        UsageError: for anything but two files.
-        UserError: for results that are not comparable, in words.
+        UserError: for results that are not comparable, with the first difference.
     """
-    config = parse_config(
-        CompareConfig, _as_list(argv), prog="medunifier evaluate --compare", description=DESCRIPTION
-    )
-    content = compare(*config.compare, config.draws, config.seed)
+    content = compare(config.a, config.b, config.bootstrap, config.seed)
     print(f"{'':44} {'A':>8} {'B':>8} {'A - B':>9}   95 % interval        p")
     for name, row in content["figures"].items():
         low, high = row["interval"]
@@ -61,23 +58,6 @@ def main(argv: Sequence[str]) -> None:
     if config.out is not None:
         write_json(config.out, content)
         print(f"{config.out} written")
-
-
-def _as_list(argv: Sequence[str]) -> list[str]:
-    """``--compare A B`` as the parser wants a pair: ``--compare [A, B]``."""
-    arguments = list(argv)
-    if arguments == ["--help"]:
-        return arguments
-    if "--compare" not in arguments:
-        raise UsageError("name the two results apart: --compare A.json B.json")
-    place = arguments.index("--compare")
-    names: list[str] = []
-    while place + 1 + len(names) < len(arguments) and not arguments[place + 1 + len(names)].startswith("--"):
-        names.append(arguments[place + 1 + len(names)])
-    if len(names) != 2:
-        raise UsageError(f"--compare needs two results, A.json B.json; got {len(names)}")
-    quoted = ", ".join("'" + name.replace("'", "''") + "'" for name in names)
-    return [*arguments[:place], "--compare", f"[{quoted}]", *arguments[place + 3 :]]
 
 
 def compare(a: str, b: str, draws: int = 2000, seed: int = 0) -> dict[str, Any]:

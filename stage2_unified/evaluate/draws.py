@@ -1,17 +1,17 @@
-"""``medunifier evaluate --draw …``: subsets and prompts of published protocols, as files that can be published."""
+"""``medunifier subset``: write the study ids and prompts of published protocols to files that can be published."""
 
 import csv
 import gzip
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, TextIO
 
 import numpy as np
 
 from data.observations import OBSERVATIONS
 from shared.artifacts import sha256_file, write_json
-from shared.config import parse_config
+from shared.config import Subcommand, parse_subcommand
 from shared.errors import UserError
 from stage2_unified.evaluate.prompts import LABEL_SETS, findings_of, prompt_set
 from stage2_unified.evaluate.result import digest
@@ -23,20 +23,20 @@ PER_CLASS = 200
 SUBSETS = {"5x200": "chexpert5", "8x200": "chexpert8"}
 
 DESCRIPTION = (
-    "Draw what a protocol is judged on and write it down, with its seed. 5x200 and 8x200: so many studies of each "
-    "class, frontal, with exactly that finding present and every other of the 14 absent or not mentioned; "
-    "from --labels (CheXpert's train.csv, or a CSV with study_id and the observations) or --data (a shard folder). "
-    'pool: studies for retrieval, from --data. prompts: the sentences of a style. The file has the ids under "ids"; '
-    "`medunifier evaluate TASK --ids FILE` judges on them, --prompts FILE reads a prompt set."
+    'Sample the studies of a published protocol and write their ids (under "ids") with the seed and the rule, or '
+    "write a prompt set. `medunifier evaluate TASK --ids FILE` evaluates them, --prompts FILE reads a prompt set."
 )
 
 
-@dataclass(frozen=True)
-class DrawConfig:
-    """Draw what a protocol is judged on."""
+def _check_out(out: str) -> None:
+    if not out.endswith(".json"):
+        raise ValueError(f"out must be a file NAME.json, got {out}")
 
-    draw: Literal["5x200", "8x200", "pool", "prompts"]
-    """What is drawn."""
+
+@dataclass(frozen=True)
+class ClassesConfig:
+    """Sample the same number of studies of each class: frontal, with exactly that finding of the 14 present."""
+
     out: str
     """FILE.json."""
     labels: str | None = None
@@ -44,32 +44,72 @@ class DrawConfig:
     data: str | None = None
     """Shard folder, in place of --labels."""
     split: str = "test"
-    """Of --data."""
+    """Split of --data."""
     per_class: int = PER_CLASS
     """Studies of each class."""
-    size: int = 0
-    """Studies of a pool; 0 = all."""
     seed: int = 0
-    """Of the draw."""
-    style: str = "sentence"
-    """Of prompts: sentence, chexzero, biovil, severity."""
-    label_set: str = "all"
-    """Findings of prompts: all, chexpert5, chexpert8, medunifier5, rsna, or names with commas."""
+    """Seed of the sample."""
 
     def __post_init__(self) -> None:
-        if not self.out.endswith(".json"):
-            raise ValueError(f"out must be a file NAME.json, got {self.out}")
-        if self.per_class < 1 or self.size < 0:
-            raise ValueError("per_class must be at least 1, size at least 0")
-        if self.draw in SUBSETS and (self.labels is None) == (self.data is None):
-            raise ValueError(f"{self.draw} needs either --labels FILE.csv or --data DIR")
-        if self.draw == "pool" and (self.data is None or self.labels is not None):
-            raise ValueError("a pool needs --data DIR, and no --labels")
+        _check_out(self.out)
+        if self.per_class < 1:
+            raise ValueError(f"per_class must be at least 1, got {self.per_class}")
+        if (self.labels is None) == (self.data is None):
+            raise ValueError("pass either --labels FILE.csv or --data DIR")
+
+
+@dataclass(frozen=True)
+class PoolConfig:
+    """Sample studies for retrieval: a frontal image and a report each."""
+
+    data: str
+    """Shard folder."""
+    out: str
+    """FILE.json."""
+    split: str = "test"
+    """Split of --data."""
+    size: int = 0
+    """Studies; 0 = all."""
+    seed: int = 0
+    """Seed of the sample."""
+
+    def __post_init__(self) -> None:
+        _check_out(self.out)
+        if self.size < 0:
+            raise ValueError(f"size must be at least 0, got {self.size}")
+
+
+@dataclass(frozen=True)
+class PromptsConfig:
+    """Write the prompts of a style."""
+
+    out: str
+    """FILE.json."""
+    style: str = "sentence"
+    """sentence, chexzero, biovil or severity."""
+    label_set: str = "all"
+    """Findings: all, chexpert5, chexpert8, medunifier5, rsna, or names with commas."""
+
+    def __post_init__(self) -> None:
+        _check_out(self.out)
+
+
+SUBCOMMANDS = {
+    **{
+        name: Subcommand(ClassesConfig, f"{PER_CLASS} studies of each class of {label_set}: {description}")
+        for name, label_set, description in (
+            ("5x200", "chexpert5", "GLoRIA, MGCA, CXR-CLIP"),
+            ("8x200", "chexpert8", "eight classes"),
+        )
+    },
+    "pool": Subcommand(PoolConfig),
+    "prompts": Subcommand(PromptsConfig),
+}
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A study that may be drawn.
+    """A study that may be sampled.
 
     Attributes:
         name: its id.
@@ -83,61 +123,70 @@ class Candidate:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Draw and write.
+    """Run ``medunifier subset KIND …``.
 
     Raises:
         UserError: if there are too few studies of a class, or the source cannot be read.
     """
-    config = parse_config(DrawConfig, argv, prog="medunifier evaluate --draw", description=DESCRIPTION)
-    content: dict[str, Any] = {"kind": config.draw, "seed": config.seed}
-    if config.draw == "prompts":
+    kind, config = parse_subcommand(
+        SUBCOMMANDS, argv, prog="medunifier subset", metavar="KIND", description=DESCRIPTION
+    )
+    if kind == "prompts":
         content = prompt_set(config.style, findings_of(config.label_set)).to_json()
         print(f"{len(content['prompts'])} findings")
-    elif config.draw == "pool":
-        assert config.data is not None
-        data = JudgedData(config.data, None, config.seed)
-        studies = data.studies(config.split, config.size)
-        content |= {"rule": "a frontal image and a report; one image a study"}
-        content |= {"source": _shards(data, config.split), "distinct_reports": len(set(studies.text_ids.tolist()))}
-        content["ids"] = studies.ids
-        print(f"{len(studies)} studies, {content['distinct_reports']} distinct reports")
     else:
-        candidates, source = _candidates(config)
-        classes = LABEL_SETS[SUBSETS[config.draw]]
-        drawn = draw_classes(candidates, classes, config.per_class, config.seed)
-        content |= {
-            "per_class": config.per_class,
-            "rule": "frontal; the finding present, every other of the 14 absent or not mentioned",
-            "source": source,
-            "classes": drawn,
-            "ids": [name for names in drawn.values() for name in names],
-        }
-        print(", ".join(f"{name} {len(names)}" for name, names in drawn.items()))
-    if "ids" in content:
+        content = {"kind": kind, "seed": config.seed}
+        content |= _pool(config) if kind == "pool" else _classes(config, LABEL_SETS[SUBSETS[kind]])
         content["ids_sha256"] = digest(content["ids"])
     write_json(config.out, content)
     print(f"{config.out} written")
 
 
-def draw_classes(
+def _pool(config: PoolConfig) -> dict[str, Any]:
+    data = JudgedData(config.data, None, config.seed)
+    studies = data.studies(config.split, config.size)
+    distinct = len(set(studies.text_ids.tolist()))
+    print(f"{len(studies)} studies, {distinct} distinct reports")
+    return {
+        "rule": "a frontal image and a report; one image a study",
+        "source": _shards(data, config.split),
+        "distinct_reports": distinct,
+        "ids": studies.ids,
+    }
+
+
+def _classes(config: ClassesConfig, classes: Sequence[str]) -> dict[str, Any]:
+    candidates, source = _candidates(config)
+    sampled = sample_classes(candidates, classes, config.per_class, config.seed)
+    print(", ".join(f"{name} {len(names)}" for name, names in sampled.items()))
+    return {
+        "per_class": config.per_class,
+        "rule": "frontal; the finding present, every other of the 14 absent or not mentioned",
+        "source": source,
+        "classes": sampled,
+        "ids": [name for names in sampled.values() for name in names],
+    }
+
+
+def sample_classes(
     candidates: Sequence[Candidate], classes: Sequence[str], per_class: int, seed: int
 ) -> dict[str, list[str]]:
-    """So many studies of each class, a pure function of the candidates' set and the seed.
+    """Sample ``per_class`` studies of each class: a pure function of the set of candidates and the seed.
 
     Raises:
         UserError: if a class has too few.
     """
     rng = np.random.default_rng(seed)
-    drawn: dict[str, list[str]] = {}
+    sampled: dict[str, list[str]] = {}
     for finding in classes:
         fit = sorted(c.name for c in candidates if c.frontal and _only(c.labels, finding))
         if len(fit) < per_class:
             raise UserError(
-                f"{finding} is the only finding of {len(fit)} frontal studies, {per_class} were asked for: give more "
-                f"data, or --per_class {max(len(fit), 1)} and say so wherever the figure stands"
+                f"{finding} is the only finding of {len(fit)} frontal studies, {per_class} were requested: pass "
+                f"more data, or --per_class {max(len(fit), 1)} and report it with the figure"
             )
-        drawn[finding] = sorted(fit[i] for i in rng.choice(len(fit), per_class, replace=False))
-    return drawn
+        sampled[finding] = sorted(fit[i] for i in rng.choice(len(fit), per_class, replace=False))
+    return sampled
 
 
 def _only(labels: Mapping[str, int], finding: str) -> bool:
@@ -145,7 +194,7 @@ def _only(labels: Mapping[str, int], finding: str) -> bool:
     return labels.get(finding) == 1 and all(labels.get(other, 0) == 0 for other in OBSERVATIONS if other != finding)
 
 
-def _candidates(config: DrawConfig) -> tuple[list[Candidate], dict[str, Any]]:
+def _candidates(config: ClassesConfig) -> tuple[list[Candidate], dict[str, Any]]:
     if config.labels is not None:
         return read_labels(config.labels), {"file": Path(config.labels).name, "sha256": sha256_file(config.labels)}
     assert config.data is not None

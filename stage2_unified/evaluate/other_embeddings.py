@@ -1,15 +1,12 @@
-"""``medunifier evaluate retrieval --embeddings …``: retrieval with embeddings that any system computed."""
+"""``medunifier evaluate external-embeddings``: evaluate retrieval with the embeddings of another system."""
 
-import shlex
 import zipfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from shared.artifacts import sha256_file
-from shared.config import parse_config
 from shared.errors import UserError
 from stage2_unified.evaluate.result import TaskResult
 from stage2_unified.evaluate.retrieval_scores import Pool, score_retrieval
@@ -17,7 +14,7 @@ from stage2_unified.evaluate.written_result import print_figures, write_result
 from stage2_unified.report_codec import normalise_report
 
 DESCRIPTION = (
-    "Judge retrieval with embeddings that any system computed. --embeddings is a NumPy .npz with the arrays image "
+    "Evaluate retrieval with the embeddings of any system. --embeddings is a NumPy .npz with the arrays image "
     "(N, D) and text (N, D), row i of both from study i; cosine similarity is taken. Further arrays, each of N rows: "
     "texts (the reports: equal ones count as one), ids, patients (intervals resample patients), classes (P@K by "
     'class; "" = none). Without texts every report counts as another.'
@@ -26,11 +23,11 @@ KNOWN = ("image", "text", "texts", "ids", "patients", "classes")
 
 
 @dataclass(frozen=True)
-class OtherEmbeddingsConfig:
-    """Judge retrieval with embeddings that any system computed."""
+class ExternalEmbeddingsConfig:
+    """Evaluate retrieval with the embeddings of any system."""
 
     embeddings: str
-    """FILE.npz: image (N, D), text (N, D); if there are, texts, ids, patients, classes (N,)."""
+    """FILE.npz: image (N, D), text (N, D); optionally texts, ids, patients, classes (N,)."""
     out: str
     """Result file, NAME.json; the page NAME.html lies beside it."""
     seed: int = 0
@@ -45,15 +42,12 @@ class OtherEmbeddingsConfig:
             raise ValueError(f"bootstrap must be at least 2, got {self.bootstrap}")
 
 
-def main(argv: Sequence[str]) -> None:
-    """Judge and write.
+def run(config: ExternalEmbeddingsConfig, command: str) -> None:
+    """Evaluate and write the result, in which ``command`` is recorded.
 
     Raises:
         UserError: for a file that does not fit.
     """
-    config = parse_config(
-        OtherEmbeddingsConfig, argv, prog="medunifier evaluate retrieval --embeddings", description=DESCRIPTION
-    )
     arrays = read_embeddings(config.embeddings)
     count = len(arrays["image"])
     notes = []
@@ -92,7 +86,7 @@ def main(argv: Sequence[str]) -> None:
         },
         data=data,
         model={"embeddings": config.embeddings, "embeddings SHA-256": sha256_file(config.embeddings)},
-        command=shlex.join(["medunifier", "evaluate", "retrieval", *argv]),
+        command=command,
         seed=config.seed,
         bootstrap=config.bootstrap,
         notes=notes,

@@ -1,8 +1,6 @@
-"""``medunifier evaluate synthesis --generated …``: radiographs that another system drew, beside real ones."""
+"""``medunifier evaluate external-images``: compare generated radiographs of another system with held-out ones."""
 
 import hashlib
-import shlex
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,6 @@ import numpy as np
 from data.pixels import UnreadableImage, fit_square
 from data.radiograph import read_radiograph
 from shared.artifacts import sha256_file
-from shared.config import parse_config
 from shared.errors import UserError
 from shared.metrics.feature_nets import load_feature_net
 from shared.metrics.variety import WINDOW, scales_of, similarity_within
@@ -25,19 +22,19 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".dcm.gz")
 EXAMPLES = 12
 
 DESCRIPTION = (
-    "Judge radiographs that any system drew. --generated and --real are folders of PNG, JPEG or DICOM files, read "
-    "with all their subfolders; the two may share no file. Images of one subfolder of --generated are taken as drawn "
-    "for one prompt, and compared with each other (MS-SSIM). --train DIR, the images that the system was trained on, "
-    "adds the distance to the nearest of them. Every image is fitted into --image_size pixels, its aspect kept."
+    "Evaluate generated radiographs of any system. --generated and --real are folders of PNG, JPEG or DICOM files, "
+    "read with all subfolders; the two may share no file. Images in one subfolder of --generated count as generated "
+    "from one prompt and are compared with each other (MS-SSIM). --train DIR, the images that the system was trained "
+    "on, adds the distance to the nearest of them. Every image is fitted into --image_size pixels, aspect ratio kept."
 )
 
 
 @dataclass(frozen=True)
-class OtherImagesConfig:
-    """Judge radiographs that any system drew."""
+class ExternalImagesConfig:
+    """Evaluate generated radiographs of any system."""
 
     generated: str
-    """Folder of drawn radiographs; a subfolder holds those of one prompt."""
+    """Folder of generated radiographs; a subfolder holds those of one prompt."""
     real: str
     """Folder of real ones, which the system was not trained on."""
     out: str
@@ -87,15 +84,12 @@ class Folder:
         return [str(file.relative_to(self.root)) for file in self.files]
 
 
-def main(argv: Sequence[str]) -> None:
-    """Judge and write.
+def run(config: ExternalImagesConfig, command: str) -> None:
+    """Evaluate and write the result, in which ``command`` is recorded.
 
     Raises:
         UserError: for folders that do not fit.
     """
-    config = parse_config(
-        OtherImagesConfig, argv, prog="medunifier evaluate synthesis --generated", description=DESCRIPTION
-    )
     net = load_feature_net(config.feature_net, config.feature_weights, config.device)
     places = {"generated": config.generated, "real": config.real}
     if config.train is not None:
@@ -133,7 +127,7 @@ def main(argv: Sequence[str]) -> None:
         results={"synthesis": result},
         data=data,
         model={"generated": config.generated, "generated SHA-256": digest(sorted(sides["generated"].hashes))},
-        command=shlex.join(["medunifier", "evaluate", "synthesis", *argv]),
+        command=command,
         seed=config.seed,
         bootstrap=config.bootstrap,
         notes=notes,

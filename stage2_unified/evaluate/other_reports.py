@@ -1,13 +1,10 @@
-"""``medunifier evaluate reports --predictions …``: reports that another system wrote, judged as our own are."""
+"""``medunifier evaluate external-reports``: evaluate the reports of another system as our own are."""
 
-import shlex
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from data.labels import label_report
 from shared.artifacts import sha256_file
-from shared.config import parse_config
 from shared.errors import UserError
 from stage2_unified.evaluate.report_scores import LocalScorers, References, Scorers, score_reports
 from stage2_unified.evaluate.reports import EXAMPLES, examples, judge_written, protocol_of
@@ -17,16 +14,16 @@ from stage2_unified.evaluate.tables import check_same_ids, read_reports
 from stage2_unified.evaluate.written_result import print_figures, write_result
 
 DESCRIPTION = (
-    "Judge reports that any system wrote. --predictions is a CSV with the columns study_id,report; --references one "
-    "with study_id,report and, if there are, patient_id (intervals resample patients) and columns named as the 14 "
+    "Evaluate the reports of any system. --predictions is a CSV with the columns study_id,report; --references one "
+    "with study_id,report and optionally patient_id (intervals resample patients) and columns named as the 14 "
     "observations with 1, 0, -1 or nothing (else labels are read from the reference's text). --data DIR takes the "
     "references from a shard folder instead. Both sides must have the same ids, each once."
 )
 
 
 @dataclass(frozen=True)
-class OtherReportsConfig:
-    """Judge reports that any system wrote."""
+class ExternalReportsConfig:
+    """Evaluate the reports of any system."""
 
     predictions: str
     """CSV: study_id,report."""
@@ -56,15 +53,12 @@ class OtherReportsConfig:
             raise ValueError(f"bootstrap must be at least 2, got {self.bootstrap}")
 
 
-def main(argv: Sequence[str]) -> None:
-    """Judge and write.
+def run(config: ExternalReportsConfig, command: str) -> None:
+    """Evaluate and write the result, in which ``command`` is recorded.
 
     Raises:
         UserError: for files that do not fit.
     """
-    config = parse_config(
-        OtherReportsConfig, argv, prog="medunifier evaluate reports --predictions", description=DESCRIPTION
-    )
     scorers = Scorers(config.scorers)
     predictions = read_reports(config.predictions)
     notes: list[str] = []
@@ -78,7 +72,7 @@ def main(argv: Sequence[str]) -> None:
         results={"reports": result},
         data=data,
         model={"predictions": config.predictions, "predictions SHA-256": sha256_file(config.predictions)},
-        command=shlex.join(["medunifier", "evaluate", "reports", *argv]),
+        command=command,
         seed=config.seed,
         bootstrap=config.bootstrap,
         notes=notes,
@@ -87,7 +81,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _against_table(
-    config: OtherReportsConfig, written: dict[str, str], scorers: Scorers, notes: list[str]
+    config: ExternalReportsConfig, written: dict[str, str], scorers: Scorers, notes: list[str]
 ) -> tuple[TaskResult, dict[str, Any]]:
     assert config.references is not None
     table = read_reports(config.references)
@@ -133,7 +127,7 @@ def _against_table(
 
 
 def _against_shards(
-    config: OtherReportsConfig, written: dict[str, str], scorers: Scorers, notes: list[str]
+    config: ExternalReportsConfig, written: dict[str, str], scorers: Scorers, notes: list[str]
 ) -> tuple[TaskResult, dict[str, Any]]:
     assert config.data is not None
     data = JudgedData(config.data, None, config.seed, config.sections, set(written))

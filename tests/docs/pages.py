@@ -1,9 +1,7 @@
 """The commands of README and docs, taken from the text, and what reads them."""
 
-import pkgutil
 import re
 import shlex
-import sys
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -92,21 +90,13 @@ def understand(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """
     name, arguments = module_and_arguments(words)
     module = import_module(name)
-    # All forms of `evaluate` first: one that is imported later would have the real parser, and go on.
-    for package in ("stage2_unified.evaluate", "shared", "stage1_tokenizer"):
-        for found in pkgutil.iter_modules(import_module(package).__path__):
-            if not found.ispkg:
-                import_module(f"{package}.{found.name}")
-    original = shared_config.parse_config
+    original = shared_config._instantiate
 
-    def parse(*given: object, **options: object) -> None:
-        original(*given, **options)  # type: ignore[arg-type]
+    def stop(*parsed: object) -> None:
+        original(*parsed)  # type: ignore[arg-type]
         raise Understood
 
-    for loaded in list(sys.modules.values()):
-        # Not in its own module: what is imported only now would take the replacement with it.
-        if loaded is not shared_config and getattr(loaded, "parse_config", None) is original:
-            monkeypatch.setattr(loaded, "parse_config", parse)
+    monkeypatch.setattr(shared_config, "_instantiate", stop)
     try:
         with pytest.raises(Understood):
             module.main(arguments)

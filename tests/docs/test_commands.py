@@ -38,7 +38,7 @@ NOT_RUN = {
     r"--feature_net inception": "files of weights; tests/stage1_tokenizer/test_evaluate.py has their like",
     r"--format onnx": "half a minute; tests/stage1_tokenizer/test_onnx_export.py runs the command",
     r"--generated": "sets of images of another system; tests/stage2_unified/evaluate/test_other_systems.py",
-    r"--draw (5|8)x200|CheXpert": "CheXpert's table; tests/stage2_unified/evaluate/test_draws.py writes its like",
+    r"subset (5|8)x200|CheXpert": "CheXpert's table; tests/stage2_unified/evaluate/test_draws.py writes its like",
     r"--source (?!phantom|dicom-folder --root /data)": "an archive of patients; tests/data/sources builds its layout",
     r"evaluate (all|TASK|tokenizer|synthesis|finetune)": "minutes; tests/stage2_unified/evaluate judges every task",
     r"^accelerate": "minutes; run by the slow test below",
@@ -48,7 +48,7 @@ SMALL = {
     r"medunifier phantom": ["--studies=40", "--size=48"],
     r"medunifier ingest": ["--size=32", "--workers=1"],
     r"--beams": ["--beams=1"],
-    r"--draw pool": ["--size=3"],
+    r"subset pool": ["--size=3"],
     r"medunifier evaluate [a-z-]+ --": ["--bootstrap=5"],
 }
 TRAINING = {
@@ -107,7 +107,7 @@ def test_a_wrong_option_would_be_found(root, monkeypatch):
     monkeypatch.chdir(root)
     for words in (
         ["medunifier", "report", "--model", "M", "--input", "x", "--nope"],
-        ["medunifier", "evaluate", "reports", "--predictions", "a.csv", "--nope", "1", "--out", "a.json"],
+        ["medunifier", "evaluate", "external-reports", "--predictions", "a.csv", "--nope", "1", "--out", "a.json"],
         ["accelerate", "launch", "stage2_unified/train.py", "--config", "configs/stage2/demo.yaml", "--nope", "1"],
     ):
         with pytest.raises(UsageError):
@@ -175,7 +175,7 @@ def test_its_commands_run_in_order_on_phantoms(page, workplace, capsys):
     lines = quick(page)
     bring_shards(lines, workplace)
     for line in lines:
-        if "--compare" in line.text:
+        if "evaluate compare" in line.text:
             shutil.copy("theirs.json", "ours.json")
         said = run(line, capsys)
         out = re.search(r"--out (\S+)", line.text)

@@ -5,10 +5,12 @@ import yaml
 
 from shared.command import run_command
 from shared.config import (
+    Subcommand,
     config_differences,
     config_to_dict,
     load_saved_config,
     parse_config,
+    parse_subcommand,
     save_config,
     with_later_options,
 )
@@ -130,3 +132,61 @@ def test_help_shows_defaults_and_docstrings(capsys):
     assert stop.value.code == 0
     shown = capsys.readouterr().out
     assert "Rate." in shown and "0.1" in shown and "--optim.lr" in shown
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two files."""
+
+    a: str
+    """First."""
+    b: str
+    """Second."""
+    seed: int = 0
+    """Seed."""
+
+
+COMMANDS = {
+    "outer": Subcommand(Outer, "the outer"),
+    "set-off": Subcommand(Switched),
+    "pair": Subcommand(Pair, positional=True),
+}
+
+
+def parsed(*argv):
+    return parse_subcommand(COMMANDS, argv, prog="test run", metavar="TASK", description="Run.")
+
+
+def test_a_sub_command_reads_its_own_options(tmp_path):
+    assert parsed("outer", "--name", "x", "--optim.lr", "0.5") == ("outer", Outer("x", Inner(0.5)))
+    assert parsed("set-off", "--check") == ("set-off", Switched(check=True))
+    assert parsed("pair", "a.json", "b.json", "--seed=3") == ("pair", Pair("a.json", "b.json", 3))
+    (tmp_path / "c.yaml").write_text("name: y\n")
+    assert parsed("outer", "--config", str(tmp_path / "c.yaml")) == ("outer", Outer("y"))
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        ([], ["TASK", "outer, set-off, pair"]),
+        (["inner"], ["TASK", "'inner'", "outer, set-off, pair"]),
+        (["outer"], ["required: name"]),
+        (["outer", "--name", "bad"], ["must not be bad"]),
+        (["outer", "--name", "x", "--check"], ["--check"]),
+        (["pair", "outer.a"], ["required: b"]),
+        (["pair", "a", "b", "c"], ["c"]),
+        (["outer", "--config", "none.yaml"], ["none.yaml"]),
+    ],
+)
+def test_a_wrong_sub_command_is_one_line_that_names_it(argv, named):
+    with pytest.raises(UsageError) as refusal:
+        parsed(*argv)
+    assert all(text in str(refusal.value) for text in named) and "\n" not in str(refusal.value)
+
+
+def test_the_help_of_a_sub_command_is_its_own(capsys):
+    for argv, here, absent in (([], "the outer", "--name"), (["outer"], "--optim.lr", "--check")):
+        with pytest.raises(SystemExit):
+            parsed(*argv, "--help")
+        shown = capsys.readouterr().out
+        assert here in shown and absent not in shown

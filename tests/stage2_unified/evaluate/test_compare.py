@@ -40,7 +40,9 @@ def results(studies, image_shards, tmp_path_factory):
 
 def test_the_better_one_is_found_and_the_figures_are_those_of_the_results(results, capsys):
     out = results / "comparison.json"
-    main(["--compare", str(results / "best.json"), str(results / "worst.json"), "--out", str(out), "--draws", "200"])
+    main(
+        ["compare", str(results / "best.json"), str(results / "worst.json"), "--out", str(out), "--bootstrap", "200"]
+    )
     content = json.loads(out.read_text())
     for name in ("reports.clinical_f1_micro", "reports.bleu4", "reports.rouge_l", "reports.cider"):
         row = content["figures"][name]
@@ -98,13 +100,13 @@ def test_wrong_calls_and_files_are_answered_in_one_line(results, tmp_path, capsy
     alone.pop("samples")
     (tmp_path / "bare.json").write_text(json.dumps(alone))
     for argv, code, text in [
-        (["--compare", best], 2, "got 1"),
-        (["--compare", best, best, best], 2, "got 3"),
-        (["--compare", best, str(tmp_path / "none.json")], 1, "not found"),
-        (["--compare", best, str(tmp_path / "odd.json")], 1, "odd.json"),
-        (["--compare", best, str(tmp_path / "bare.json")], 1, "bare.json"),
-        (["--compare", best, str(tmp_path / "alone.json")], 1, "best-samples.npz"),
-        (["--compare", best, best, "--draws", "1"], 2, "at least 2"),
+        (["compare", best], 2, "required: b"),
+        (["compare", best, best, best], 2, "unrecognized"),
+        (["compare", best, str(tmp_path / "none.json")], 1, "not found"),
+        (["compare", best, str(tmp_path / "odd.json")], 1, "is no result of `medunifier evaluate`"),
+        (["compare", best, str(tmp_path / "bare.json")], 1, "no scores by sample"),
+        (["compare", best, str(tmp_path / "alone.json")], 1, "must lie beside its result"),
+        (["compare", best, best, "--bootstrap", "1"], 2, "bootstrap must be at least 2"),
     ]:
         assert run_command(main, argv) == code
         lines = capsys.readouterr().err.strip().splitlines()

@@ -9,8 +9,8 @@ import pytest
 from data.observations import LEADERBOARD, OBSERVATIONS
 from shared.command import run_command
 from shared.errors import UserError
-from stage2_unified.evaluate.command import main, read_ids
-from stage2_unified.evaluate.draws import Candidate, draw_classes, read_labels
+from stage2_unified.evaluate.command import read_ids
+from stage2_unified.evaluate.draws import Candidate, main, read_labels, sample_classes
 from stage2_unified.evaluate.prompts import BIOVIL, FINDINGS, LABEL_SETS, findings_of, prompt_pair, prompt_set
 from stage2_unified.evaluate.studies import JudgedData
 
@@ -41,7 +41,7 @@ def train_csv(tmp_path):
 
 def draw(tmp_path, *argv):
     out = tmp_path / "draw.json"
-    main(["--draw", *map(str, argv), "--out", str(out)])
+    main([*map(str, argv), "--out", str(out)])
     return json.loads(out.read_text())
 
 
@@ -67,7 +67,7 @@ def test_5x200_follows_its_rule_and_the_seed(train_csv, tmp_path):
 
 def test_the_draw_does_not_depend_on_the_order_of_the_rows():
     rows = [Candidate(f"s{i}", True, {"Edema": 1}) for i in range(30)]
-    assert draw_classes(rows, ["Edema"], 5, 0) == draw_classes(rows[::-1], ["Edema"], 5, 0)
+    assert sample_classes(rows, ["Edema"], 5, 0) == sample_classes(rows[::-1], ["Edema"], 5, 0)
 
 
 def test_too_few_are_refused_with_how_many_there_are(train_csv, tmp_path):
@@ -134,15 +134,15 @@ def test_wrong_calls_and_tables_are_answered_in_one_line(tmp_path, capsys, train
     (tmp_path / "text.csv").write_text("Path," + ",".join(OBSERVATIONS) + "\na," + ",".join(["x"] * 14) + "\n")
     out = ["--out", str(tmp_path / "o.json")]
     for argv, code, text in [
-        (["4x200", *out], 2, "draw"),
-        (["5x200", *out], 2, "--labels"),
-        (["pool", "--labels", str(train_csv), *out], 2, "--data"),
+        (["4x200", *out], 2, "4x200"),
+        (["5x200", *out], 2, "either --labels FILE.csv or --data DIR"),
+        (["pool", "--labels", str(train_csv), *out], 2, "--labels"),
         (["5x200", "--labels", str(tmp_path / "odd.csv"), *out], 1, "13 are missing"),
         (["5x200", "--labels", str(tmp_path / "text.csv"), *out], 1, "text.csv"),
         (["5x200", "--labels", str(tmp_path / "none.csv"), *out], 1, "not found"),
         (["prompts", "--label_set", "Oedema", *out], 1, "Oedema"),
     ]:
-        assert run_command(main, ["--draw", *argv]) == code
+        assert run_command(main, argv) == code
         lines = capsys.readouterr().err.strip().splitlines()
         assert len(lines) == 1 and text in lines[0], lines
     assert not (tmp_path / "o.json").exists()

@@ -2,31 +2,37 @@
 
 import re
 
+from shared.config import parse_subcommand
+from stage2_unified.evaluate import command, draws
 from stage2_unified.evaluate.command import TASKS, EvaluateConfig
-from stage2_unified.evaluate.compare import CompareConfig
-from stage2_unified.evaluate.draws import DrawConfig
 from stage2_unified.evaluate.fine_tuning import FineTuning
-from stage2_unified.evaluate.other_embeddings import OtherEmbeddingsConfig
-from stage2_unified.evaluate.other_images import OtherImagesConfig
-from stage2_unified.evaluate.other_reports import OtherReportsConfig
 from stage2_unified.evaluate.prompts import LABEL_SETS, STYLES
 
-CONFIGS = (
-    EvaluateConfig, CompareConfig, OtherReportsConfig, OtherImagesConfig, OtherEmbeddingsConfig, DrawConfig,
-)  # fmt: skip
+TABLES = {"evaluate": command.SUBCOMMANDS, "subset": draws.SUBCOMMANDS}
 
 
 def page_of(root):
     return (root / "docs" / "evaluation.md").read_text(encoding="utf-8")
 
 
+def test_its_commands_are_understood(root):
+    blocks = re.findall(r"```sh\n(.*?)```", page_of(root), re.DOTALL)
+    shown = set()
+    for line in (line for block in blocks for line in block.splitlines() if line):
+        program, verb, *arguments = shlex.split(line.replace("TASK", "all"))
+        assert program == "medunifier"
+        shown.add(parse_subcommand(TABLES[verb], arguments, prog=verb, metavar="TASK", description="")[0])
+    tasks = {"tokenizer", "retrieval", "reports", "synthesis"}  # as ``all``
+    assert shown == {*command.SUBCOMMANDS, *draws.SUBCOMMANDS} - tasks
+
+
 def test_its_options_exist(root):
-    known = {f"--{name}" for config in CONFIGS for name in config.__dataclass_fields__} | {
-        "--text",
-        "--source",
-        "--validate_share",
-        "--test_share",
-    }  # of ingest
+    known = {
+        f"--{name}"
+        for table in TABLES.values()
+        for subcommand in table.values()
+        for name in subcommand.config_class.__dataclass_fields__
+    } | {"--text", "--source", "--validate_share", "--test_share"}  # of ingest
     options = set(re.findall(r"--[a-z_]+", page_of(root)))
     assert options - {"--scorers"} <= known, options - known
     scorers = EvaluateConfig.__dataclass_fields__["scorers"].default_factory()

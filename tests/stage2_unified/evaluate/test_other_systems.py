@@ -45,7 +45,7 @@ def test_flipped_reports_move_clinical_f1_by_the_computed_amount(flipped, tmp_pa
     truth = [{"study_id": f"s{i}", "patient_id": f"p{i // 2}", "report": texts[i % 2]} for i in range(100)]
     said = [{"study_id": row["study_id"], "report": texts[(i + (i < flipped)) % 2]} for i, row in enumerate(truth)]
     result = judged(
-        ["reports", "--predictions", write_csv(tmp_path / "p.csv", said[::-1]),
+        ["external-reports", "--predictions", write_csv(tmp_path / "p.csv", said[::-1]),
          "--references", write_csv(tmp_path / "r.csv", truth)], tmp_path / "o.json"
     )  # fmt: skip
     assert result["metrics"]["reports.clinical_f1_micro"] == pytest.approx((100 - flipped) / 100)
@@ -62,7 +62,7 @@ def test_given_labels_are_the_truth_and_empty_reports_are_reports(tmp_path):
             {"study_id": "b", "report": "Edema.", "Edema": "", "Fracture": "0"}]  # fmt: skip
     said = [{"study_id": "a", "report": "Edema."}, {"study_id": "b", "report": ""}]
     result = judged(
-        ["reports", "--predictions", write_csv(tmp_path / "p.csv", said),
+        ["external-reports", "--predictions", write_csv(tmp_path / "p.csv", said),
          "--references", write_csv(tmp_path / "r.csv", rows)], tmp_path / "o.json"
     )  # fmt: skip
     per_finding = result["details"]["reports"]["per_finding"]
@@ -76,7 +76,7 @@ def test_one_study_alone_has_its_figures_and_an_interval_without_width(tmp_path)
     truth = [{"study_id": "a", "report": "There is edema. No effusion."}]
     said = [{"study_id": "a", "report": "There is edema."}]
     result = judged(
-        ["reports", "--predictions", write_csv(tmp_path / "p.csv", said),
+        ["external-reports", "--predictions", write_csv(tmp_path / "p.csv", said),
          "--references", write_csv(tmp_path / "r.csv", truth)], tmp_path / "o.json"
     )  # fmt: skip
     assert result["metrics"]["reports.clinical_f1_micro"] == 1 > result["metrics"]["reports.rouge_l"] > 0.5
@@ -87,7 +87,7 @@ def test_our_own_reports_handed_in_as_anothers_score_the_same(studies, image_sha
     config = EvaluateConfig("m", str(image_shards), str(tmp_path / "own.json"), limit=30, bootstrap=5)
     own = evaluate("reports", config, FakeTokenizer(), Oracle(studies, shuffled=True), "")
     handed = judged(
-        ["reports", "--predictions", str(tmp_path / own["reports"]), "--data", str(image_shards)],
+        ["external-reports", "--predictions", str(tmp_path / own["reports"]), "--data", str(image_shards)],
         tmp_path / "other.json",
     )
     assert handed["metrics"] == own["metrics"] and handed["protocol"] == own["protocol"]
@@ -120,7 +120,7 @@ def test_tables_that_do_not_fit_are_answered_in_one_line(tmp_path, capsys):
         (str(tmp_path / "none.csv"), good, "none.csv not found"),
     ]:
         argv = [
-            "reports",
+            "external-reports",
             "--predictions",
             predictions,
             "--references",
@@ -131,10 +131,20 @@ def test_tables_that_do_not_fit_are_answered_in_one_line(tmp_path, capsys):
         code, line = refusal(argv, capsys)
         assert code == 1 and text in line, line
     assert not (tmp_path / "o.json").exists()
-    both = ["reports", "--predictions", good, "--references", good, "--data", "d", "--out", str(tmp_path / "o.json")]
+    both = [
+        "external-reports",
+        "--predictions",
+        good,
+        "--references",
+        good,
+        "--data",
+        "d",
+        "--out",
+        str(tmp_path / "o.json"),
+    ]
     assert refusal(both, capsys)[0] == 2
     missing = ["--scorers.wordnet", str(tmp_path), "--references", good, "--out", str(tmp_path / "o.json")]
-    assert "no WordNet" in refusal(["reports", "--predictions", good, *missing], capsys)[1]
+    assert "no WordNet" in refusal(["external-reports", "--predictions", good, *missing], capsys)[1]
 
 
 # images
@@ -156,14 +166,14 @@ def phantoms(studies):
 def test_copies_in_another_folder_are_at_zero_and_that_is_said(phantoms, tmp_path, capsys):
     real = save_images(tmp_path / "real", phantoms[:24])
     copies = shutil.copytree(real, tmp_path / "copies")
-    argv = ["synthesis", "--generated", str(copies), "--real", real, "--image_size", "32"]
+    argv = ["external-images", "--generated", str(copies), "--real", real, "--image_size", "32"]
     result = judged(argv, tmp_path / "o.json")
     figures = result["metrics"]
     assert figures["synthesis.fid"] < 1e-6 and figures["synthesis.recall"] == figures["synthesis.precision"] == 1
     assert result["notes"] == ["24 images of generated are copies, pixel for pixel, of images of real."]
     assert "note: 24 images" in capsys.readouterr().out
     other = judged(
-        ["synthesis", "--generated", save_images(tmp_path / "other", phantoms[24:]), "--real", real,
+        ["external-images", "--generated", save_images(tmp_path / "other", phantoms[24:]), "--real", real,
          "--image_size", "32", "--train", str(copies)], tmp_path / "other.json"
     )  # fmt: skip
     assert other["metrics"]["synthesis.fid"] > 1e-4 and other["data"]["manifest_sha256"]
@@ -179,9 +189,11 @@ def test_copies_in_another_folder_are_at_zero_and_that_is_said(phantoms, tmp_pat
 def test_a_subfolder_is_a_prompt(phantoms, tmp_path):
     same = [phantoms[i % 4] for i in range(12)]
     argv = ["--real", save_images(tmp_path / "real", phantoms[24:40]), "--image_size", "32"]
-    dull = judged(["synthesis", "--generated", save_images(tmp_path / "a", same, 4), *argv], tmp_path / "a.json")
+    dull = judged(
+        ["external-images", "--generated", save_images(tmp_path / "a", same, 4), *argv], tmp_path / "a.json"
+    )
     varied = judged(
-        ["synthesis", "--generated", save_images(tmp_path / "b", phantoms[:12], 4), *argv], tmp_path / "b.json"
+        ["external-images", "--generated", save_images(tmp_path / "b", phantoms[:12], 4), *argv], tmp_path / "b.json"
     )
     assert dull["metrics"]["synthesis.ms_ssim_within"] == pytest.approx(1, abs=1e-5)
     assert varied["metrics"]["synthesis.ms_ssim_within"] < 0.99
@@ -213,10 +225,20 @@ def test_folders_that_do_not_fit_are_answered_in_one_line(phantoms, tmp_path, ca
         (f"{drawn}/8.png", real, "is no folder"),
         (str(tmp_path / "broken"), real, "2.png"),
     ]:
-        argv = ["synthesis", "--generated", generated, "--real", truth, "--out", "o.json", "--image_size", "32"]
+        argv = ["external-images", "--generated", generated, "--real", truth, "--out", "o.json", "--image_size", "32"]
         code, line = refusal(argv, capsys)
         assert code == 1 and text in line, line
-    net = ["synthesis", "--generated", drawn, "--real", real, "--out", "o.json", "--feature_net", "inception_v3"]
+    net = [
+        "external-images",
+        "--generated",
+        drawn,
+        "--real",
+        real,
+        "--out",
+        "o.json",
+        "--feature_net",
+        "inception_v3",
+    ]
     assert "nothing is downloaded" in refusal(net, capsys)[1]
     assert not (tmp_path / "o.json").exists()
 
@@ -231,8 +253,8 @@ def test_an_oracles_embeddings_are_at_the_ceiling_and_shuffled_ones_at_chance(tm
     shared = {"classes": classes, "patients": np.arange(120) // 2}
     np.savez(tmp_path / "best.npz", image=own, text=own * 3, **shared)
     np.savez(tmp_path / "worst.npz", image=rng.permutation(own), text=own, **shared)
-    best = judged(["retrieval", "--embeddings", str(tmp_path / "best.npz")], tmp_path / "best.json")
-    worst = judged(["retrieval", "--embeddings", str(tmp_path / "worst.npz")], tmp_path / "worst.json")
+    best = judged(["external-embeddings", "--embeddings", str(tmp_path / "best.npz")], tmp_path / "best.json")
+    worst = judged(["external-embeddings", "--embeddings", str(tmp_path / "worst.npz")], tmp_path / "worst.json")
     for way in ("image_to_text", "text_to_image"):
         assert best["metrics"][f"retrieval.{way}_r1"] == best["metrics"][f"retrieval.{way}_p10"] == 1
         assert worst["metrics"][f"retrieval.{way}_r10"] == pytest.approx(10 / 120, abs=0.1)
@@ -246,7 +268,7 @@ def test_equal_texts_are_one_candidate(tmp_path):
     rows = np.random.default_rng(0).normal(size=(4, 8))
     twice = np.concatenate([rows, rows])
     np.savez(tmp_path / "e.npz", image=twice, text=twice, texts=["Clear.", "a", "b", "c", "clear", "A", "b.", "c"])
-    result = judged(["retrieval", "--embeddings", str(tmp_path / "e.npz")], tmp_path / "o.json")
+    result = judged(["external-embeddings", "--embeddings", str(tmp_path / "e.npz")], tmp_path / "o.json")
     assert result["metrics"]["retrieval.image_to_text_r1"] == result["metrics"]["retrieval.text_to_image_r1"] == 1
     assert result["details"]["retrieval"]["distinct_reports"] == 4
     assert result["samples"]["groups"]["retrieval-texts"]["count"] == 4
@@ -272,23 +294,23 @@ def test_embeddings_that_do_not_fit_are_answered_in_one_line(tmp_path, capsys):
     ]:
         np.savez(tmp_path / "e.npz", **arrays)
         code, line = refusal(
-            ["retrieval", "--embeddings", str(tmp_path / "e.npz"), "--out", str(tmp_path / "o.json")], capsys
+            ["external-embeddings", "--embeddings", str(tmp_path / "e.npz"), "--out", str(tmp_path / "o.json")],
+            capsys,
         )
         assert code == 1 and text in line, line
     (tmp_path / "text.npz").write_text("no arrays")
     for name in ("text.npz", "absent.npz"):
-        argv = ["retrieval", "--embeddings", str(tmp_path / name), "--out", str(tmp_path / "o.json")]
+        argv = ["external-embeddings", "--embeddings", str(tmp_path / name), "--out", str(tmp_path / "o.json")]
         assert refusal(argv, capsys)[0] == 1
 
 
 @pytest.mark.parametrize(
     ("argv", "text"),
     [
-        (["reports", "--predictions", "--help"], "study_id,report"),
-        (["synthesis", "--generated", "--help"], "subfolder"),
-        (["retrieval", "--embeddings", "--help"], "image (N, D)"),
-        (["--compare", "--help"], "paired bootstrap"),
-        (["--draw", "--help"], "5x200"),
+        (["external-reports", "--help"], "study_id,report"),
+        (["external-images", "--help"], "subfolder"),
+        (["external-embeddings", "--help"], "image (N, D)"),
+        (["compare", "--help"], "paired bootstrap"),
     ],
 )
 def test_every_form_says_what_it_reads(argv, text, capsys):
