@@ -1,6 +1,5 @@
 """DICOM: every real file of the manifest, spellings of one picture, and files that must be refused."""
 
-import csv
 import gzip
 from collections.abc import Callable
 from io import BytesIO
@@ -25,8 +24,8 @@ from pydicom.uid import (
 from data.dicom import read_dicom
 from data.pixels import UnreadableImage
 from data.radiograph import read_radiograph
-
-RAMP = np.arange(32 * 40, dtype=np.uint16).reshape(32, 40) * 3  # 0 to 3837: twelve bits
+from tests.data.dicom_samples import RAMP
+from tests.files import read_csv
 
 
 def film(**changes: object) -> Dataset:
@@ -80,8 +79,7 @@ REASONS = {
 
 def test_every_file_of_the_manifest(shared_data: Callable[[str], Path]) -> None:
     root = shared_data("dicom")
-    with open(root / "manifest.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(root / "manifest.csv")
     assert len(rows) == 49
     for row in rows:
         name = row["path"]

@@ -1,4 +1,3 @@
-import csv
 import json
 
 import numpy as np
@@ -15,6 +14,7 @@ from data.sources import SourceOptions, read_source
 from data.splits import assign_splits
 from shared.artifacts import sha256_file
 from shared.errors import UserError
+from tests.files import contents, read_csv
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +28,6 @@ def config(root, out, **changes):
     return IngestConfig(
         **{"source": "phantom", "root": str(root), "out": str(out), "size": 48, "workers": 1} | changes
     )
-
-
-def contents(folder):
-    return {path.name: sha256_file(path) for path in folder.rglob("*") if path.is_file()}
 
 
 def test_manifest_says_what_lies_there(archive, tmp_path):
@@ -85,8 +81,7 @@ def test_unreadable_images_are_rejected_with_a_reason_and_never_replaced(tmp_pat
     (root / "manifest.csv").write_text("\n".join(rows) + "\n")
     manifest = ingest(config(root, tmp_path / "out", source="csv"))
     assert manifest["counts"]["kept_studies"] == 2 and manifest["counts"]["rejected_images"] == 3
-    with open(tmp_path / "out" / "rejects.csv", newline="") as file:
-        rejects = list(csv.DictReader(file))
+    rejects = read_csv(tmp_path / "out" / "rejects.csv")
     assert len(rejects) == 3 and all(row["reason"] for row in rejects)
     told = capsys.readouterr().err
     assert "constant image" in told

@@ -15,7 +15,7 @@ import pytest
 from data.ingest import IngestConfig, ingest
 from data.phantom.command import PhantomConfig, write_archive
 from data.pseudonyms import load_key
-from shared.artifacts import sha256_file
+from tests.files import contents
 
 STUDIES, STUDIES_A_SHARD = 48, 2
 
@@ -37,7 +37,7 @@ def undisturbed(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
     load_key(_config(archive, out).key_file)  # made before the clock runs
     begun = time.monotonic()
     assert _start(archive, out, workers=1).wait() == 0
-    return _contents(out), time.monotonic() - begun
+    return contents(out), time.monotonic() - begun
 
 
 def _config(archive: Path, out: Path, **changes: object) -> IngestConfig:
@@ -67,10 +67,6 @@ def _wait_for(what: Callable[[], bool]) -> None:
         time.sleep(0.002)
 
 
-def _contents(folder: Path) -> dict[str, str]:
-    return {str(path.relative_to(folder)): sha256_file(path) for path in folder.rglob("*") if path.is_file()}
-
-
 def test_killed_twice_and_started_again_it_writes_the_same_bytes(
     archive: Path, undisturbed: tuple[dict[str, str], float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -83,7 +79,7 @@ def test_killed_twice_and_started_again_it_writes_the_same_bytes(
     # Ten times slower, and for films that end their readers alone.
     monkeypatch.setattr("data.shard_job.read_film_apart", None)
     ingest(_config(archive, out))
-    assert _contents(out) == undisturbed[0]
+    assert contents(out) == undisturbed[0]
 
 
 @pytest.mark.slow
@@ -100,7 +96,7 @@ def test_killed_at_ten_random_moments(
         if _kill(process):
             kills += 1
             ingest(_config(archive, out, workers=2 - number % 2))
-        assert _contents(out) == expected, f"run {number}"
+        assert contents(out) == expected, f"run {number}"
         if kills == 10:
             return
     pytest.fail(f"only {kills} of 30 runs were killed before their end")
@@ -119,7 +115,7 @@ def test_killed_ten_times_over_one_folder(
         time.sleep(random.uniform(0, 0.01))
         assert _kill(process), f"run {number} was faster than the killer"
     ingest(_config(archive, out))
-    assert _contents(out) == undisturbed[0]
+    assert contents(out) == undisturbed[0]
 
 
 def test_killed_between_two_acts_of_its_beginning_or_end(
@@ -130,12 +126,12 @@ def test_killed_between_two_acts_of_its_beginning_or_end(
     (out / ".ingest").mkdir(parents=True)
     (out / ".ingest" / ".partial-1-plan.json").write_text('{"pl')
     ingest(_config(archive, out))
-    assert _contents(out) == undisturbed[0]
+    assert contents(out) == undisturbed[0]
     (out / ".ingest").mkdir()
     (out / ".ingest" / "train-000000.tar.json").write_text("{}")
     (out / ".partial-1-train-000000.tar").write_text("half")
     ingest(_config(archive, out))
-    assert _contents(out) == undisturbed[0]
+    assert contents(out) == undisturbed[0]
 
 
 def test_a_dask_cluster_of_two_processes_writes_the_same_bytes(
@@ -146,4 +142,4 @@ def test_a_dask_cluster_of_two_processes_writes_the_same_bytes(
         n_workers=2, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address=None
     ) as cluster:
         ingest(_config(archive, tmp_path / "out", cluster=cluster.scheduler_address))
-    assert _contents(tmp_path / "out") == undisturbed[0]
+    assert contents(tmp_path / "out") == undisturbed[0]

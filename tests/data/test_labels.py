@@ -1,6 +1,5 @@
 """The labeler against its published examples, Open-I's headings, phantoms, and sentences that mislead."""
 
-import csv
 import tarfile
 from collections.abc import Callable
 from functools import lru_cache
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 
 from data.labels import label_report
 from data.observations import OBSERVATIONS
+from tests.files import read_csv
 
 
 @pytest.mark.parametrize(
@@ -90,8 +90,7 @@ def test_an_indication_states_nothing() -> None:
 
 def test_published_examples(shared_data: Callable[[str], Path]) -> None:
     """The four reports of stanfordmlgroup/chexpert-labeler with the labels that it gives them."""
-    with open(shared_data("chexpert-labeler/labeled_reports.csv"), newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(shared_data("chexpert-labeler/labeled_reports.csv"))
     assert len(rows) == 4
     for row in rows:
         text = row.pop("Reports")

@@ -1,6 +1,5 @@
 """Damaged DICOM files of every coding: a picture or a refusal, in bounded time and memory, and never a crash."""
 
-import csv
 import subprocess
 import sys
 from collections import Counter
@@ -15,6 +14,7 @@ from data.pixels import UnreadableImage
 from data.radiograph import read_radiograph
 from data.shards import ShardDataset
 from tests.data.dicom_samples import RAMP, SAMPLES, mutate, mutated_file, sample
+from tests.files import read_csv
 
 
 @pytest.mark.parametrize("name", SAMPLES)
@@ -84,8 +84,7 @@ def test_ingest_accounts_for_every_damaged_file(tmp_path: Path) -> None:
         if any(row["samples"] for row in shards.values())
         for info in ShardDataset(out, split).infos()
     )
-    with open(out / "rejects.csv", newline="") as file:
-        rejects = list(csv.DictReader(file))
+    rejects = read_csv(out / "rejects.csv")
     assert kept + len(rejects) == 120 and min(kept, len(rejects)) > 20
     assert len({(row["study_id"], row["view"]) for row in rejects}) == len(rejects)
     assert all(row["reason"] for row in rejects)

@@ -22,6 +22,7 @@ from stage1_tokenizer import tokenize
 from stage1_tokenizer.frozen import export
 from stage1_tokenizer.vqgan import VQGAN
 from tests.data.dicom_samples import RAMP, film
+from tests.files import read_csv
 from tests.stage1_tokenizer.conftest import TINY
 
 
@@ -161,8 +162,7 @@ def test_none_of_forty_identifiers_leaves_the_archive(archive: Path, tmp_path: P
     said = (ran.stdout + ran.stderr).replace(str(tmp_path).encode(), b"")
     assert not _leaked(planted, said)
     assert not _leaked(planted, _all_bytes(out))
-    with open(out / "rejects.csv", newline="") as file:
-        rejects = list(csv.DictReader(file))
+    rejects = read_csv(out / "rejects.csv")
     assert len(rejects) == 5, rejects  # four of the films, and what says that it is a PNG
     assert ShardDataset(out, "train")[0].info["views"] == [""]
 

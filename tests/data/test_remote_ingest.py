@@ -6,18 +6,14 @@ import data.ingest
 from data.ingest import IngestConfig, ingest, main
 from data.phantom.command import PhantomConfig, write_archive
 from data.radiograph import read_radiograph
-from shared.artifacts import sha256_file
 from shared.errors import UsageError, UserError
+from tests.files import contents
 
 
 @pytest.fixture
 def archive(tmp_path):
     write_archive(PhantomConfig(out=tmp_path / "server" / "tree", studies=6, seed=3, size=48))
     return tmp_path / "server" / "tree"
-
-
-def contents(folder):
-    return {path.name: sha256_file(path) for path in folder.rglob("*") if path.is_file()}
 
 
 def test_a_remote_archive_gives_the_shards_of_a_local_one(archive, served, tmp_path, capsys):

@@ -19,7 +19,8 @@ from shared.command import run_command
 from shared.errors import UsageError
 from tests.conftest import ROOT
 from tests.docs.pages import commands, module_and_arguments, pages, strays, understand
-from tests.stage2_unified.test_train import OPTIONS, TINY_TOKENIZER
+from tests.stage1_tokenizer.conftest import TINY_TOKENIZER
+from tests.stage2_unified.test_train import OPTIONS
 
 # What no test can have, by what stands in the line: looked at in this order, the first that fits is the reason.
 NOT_RUN = {

@@ -27,6 +27,9 @@ TINY = {
     "front_end_levels": 1,
 }
 
+TINY_TOKENIZER = {name: value for name, value in TINY.items() if name != "quantizer"}
+"""The same with the default quantizer."""
+
 
 @pytest.fixture(autouse=True)
 def one_thread():

@@ -12,6 +12,7 @@ from shared.precision import resolve_precision
 from stage1_tokenizer import tokenize
 from stage1_tokenizer.frozen import FrozenTokenizer, export
 from stage1_tokenizer.vqgan import VQGAN
+from tests.files import contents
 from tests.stage1_tokenizer.conftest import TINY, write_image_shards
 
 
@@ -30,10 +31,6 @@ def tokenizer(tmp_path_factory):
 def run(tokenizer, shards, out, *options):
     arguments = ["--tokenizer", str(tokenizer), "--shards", str(shards), "--out", str(out)]
     return run_command(tokenize.main, [*arguments, "--threads", "1", *options])
-
-
-def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_codes_are_the_tokenizers_under_the_same_keys(tokenizer, image_shards, tmp_path):

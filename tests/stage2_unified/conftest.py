@@ -19,6 +19,7 @@ from stage2_unified.sequence_layout import ImageSpans
 from stage2_unified.text_tokenizer import train_text_tokenizer
 from stage2_unified.training.collator import StudyBatch
 from stage2_unified.training.four_objectives import FourObjectives
+from tests.stage1_tokenizer.conftest import TINY_TOKENIZER
 
 GRID = (2, 3)
 CODES = 16
@@ -128,8 +129,6 @@ def other_model_folder(tmp_path_factory):
 
 def make_model_folder(root, seed=0, **changes):
     """Write an untrained model of 32 x 32 pixels into root/model."""
-    from tests.stage2_unified.test_train import TINY_TOKENIZER  # here: it imports both trainings
-
     torch.manual_seed(seed)
     frozen = export(VQGAN(model_config(TINY_TOKENIZER)), root / "tokenizer")
     words = train_text_tokenizer(["The lungs are clear.", "No effusion.", "The heart is enlarged."] * 3, 300)

@@ -12,6 +12,7 @@ from stage2_unified.classify_command import chosen_prompts, main
 from stage2_unified.films import codes_of, open_films
 from stage2_unified.inference import MedUnifierPipeline
 from stage2_unified.prompt_scores import PromptScorer
+from tests.files import read_csv
 
 
 def classify(model_folder, *more):
@@ -69,8 +70,7 @@ def test_files_to_json_lines_and_shards_to_csv(model_folder, films_folder, phant
 
     options = ["--input", phantom_shards, "--split=test", "--prompts=severity", "--labels=Edema", "--out"]
     assert classify(model_folder, *options, tmp_path / "scores.csv") == 0
-    with open(tmp_path / "scores.csv", newline="") as file:
-        table = list(csv.DictReader(file))
+    table = read_csv(tmp_path / "scores.csv")
     assert len(table) == 4 and float(table[0]["Edema similarity"]) and table[0]["Edema statement_over_denial"] == ""
     assert classify(model_folder, *options, tmp_path / "scores.csv") == 0
     assert "done already" in capsys.readouterr().out

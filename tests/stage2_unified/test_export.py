@@ -6,9 +6,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from shared.command import run_command
 from shared.errors import UserError
-from stage1_tokenizer.config import model_config
-from stage1_tokenizer.frozen import export
-from stage1_tokenizer.vqgan import VQGAN
 from stage2_unified.causal_lm import to_causal_lm
 from stage2_unified.causal_lm_export import IMAGE_GENERATION
 from stage2_unified.export_command import main
@@ -17,30 +14,17 @@ from stage2_unified.image_generation import generate_images
 from stage2_unified.model import MedUnifierForConditionalGeneration
 from stage2_unified.processor import MedUnifierProcessor
 from stage2_unified.sequence_layout import ImageSpans
-from stage2_unified.text_tokenizer import train_text_tokenizer
-from tests.stage2_unified.conftest import make_config, make_model
-from tests.stage2_unified.test_train import TINY_TOKENIZER
+from tests.stage2_unified.conftest import make_config, make_model, make_model_folder
 
 REPORT = {"findings": "The lungs are clear.", "impression": "No effusion."}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A model folder as a training leaves it, untrained."""
-    root = tmp_path_factory.mktemp("trained")
-    torch.manual_seed(0)
-    frozen = export(VQGAN(model_config(TINY_TOKENIZER)), root / "tokenizer")
-    words = train_text_tokenizer([*REPORT.values(), "The heart is enlarged."] * 3, 300)
-    codes, dim = frozen.codebook.shape
-    config = make_config(
-        text_size=len(words), codes=codes, code_dim=dim, grid=frozen.grid, tokenizer_fingerprint=frozen.fingerprint
-    )
-    model = MedUnifierForConditionalGeneration(config)
-    model.set_codebook(frozen.codebook)
-    model.save_pretrained(root / "model")
-    MedUnifierProcessor(words, frozen, config).save_pretrained(root / "model")
-    assert run_command(main, ["--model", str(root / "model"), "--format", "causal-lm"]) == 0
-    return root / "model"
+    """An untrained model's folder, exported beside it."""
+    folder = make_model_folder(tmp_path_factory.mktemp("trained"))
+    assert run_command(main, ["--model", str(folder), "--format", "causal-lm"]) == 0
+    return folder
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,8 @@ import torch
 
 from stage2_unified.build import make_optimizers
 from stage2_unified.config import DecoderOptimConfig
-from stage2_unified.configuration import MedUnifierConfig
-from stage2_unified.model import MedUnifierForConditionalGeneration
 from stage2_unified.muon import Muon, orthogonalise
+from tests.stage2_unified.conftest import make_model
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (12, 40), (40, 12)])
@@ -64,22 +63,9 @@ def test_takes_matrices_alone():
         Muon([torch.nn.Parameter(torch.zeros(3))])
 
 
-def _model():
-    backbone = {
-        "model_type": "qwen3",
-        "hidden_size": 16,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 8,
-        "intermediate_size": 24,
-    }
-    return MedUnifierForConditionalGeneration(MedUnifierConfig(text_config=backbone, codes=32, code_dim=4))
-
-
 @pytest.mark.parametrize("kind", ["muon", "adamw"])
 def test_every_parameter_has_one_optimizer(kind):
-    model = _model()
+    model = make_model()
     optimizers = make_optimizers(model, DecoderOptimConfig(kind=kind))
     held = [id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
     assert sorted(held) == sorted(id(p) for p in model.parameters())
@@ -87,7 +73,7 @@ def test_every_parameter_has_one_optimizer(kind):
 
 
 def test_muon_holds_the_layers_matrices_alone():
-    model = _model()
+    model = make_model()
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     muon = make_optimizers(model, DecoderOptimConfig())[1]
     held = {names[id(p)] for group in muon.param_groups for p in group["params"]}

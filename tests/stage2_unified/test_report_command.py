@@ -1,6 +1,5 @@
 """Reports for files, folders and shards; a row a film, in order, whatever is broken; stopped and continued."""
 
-import csv
 import json
 
 import pytest
@@ -12,6 +11,7 @@ from stage2_unified.films import codes_of, open_films
 from stage2_unified.inference import MedUnifierPipeline
 from stage2_unified.report_command import main
 from tests.data.dicom_samples import film
+from tests.files import read_csv
 
 
 def report(model_folder, *more):
@@ -71,8 +71,7 @@ def test_stopped_and_started_again_it_equals_the_uninterrupted_run(model_folder,
 
 def test_shards_have_a_row_a_study_and_csv_a_column_a_finding(model_folder, phantom_shards, tmp_path):
     assert report(model_folder, "--input", phantom_shards, "--split=test", "--out", tmp_path / "reports.csv") == 0
-    with open(tmp_path / "reports.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(tmp_path / "reports.csv")
     assert len(rows) == 4 and {"study_id", *OBSERVATIONS} <= rows[0].keys()
     assert {row["view"] for row in rows} <= {"PA", "AP"}
     assert report(model_folder, "--input", phantom_shards, "--split=nope") == 1

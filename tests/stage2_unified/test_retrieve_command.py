@@ -1,6 +1,5 @@
 """An index answers as a plain comparison of all with all does; it knows its model and survives a stop."""
 
-import csv
 import json
 
 import numpy as np
@@ -14,6 +13,7 @@ from stage2_unified.films import codes_of, open_films
 from stage2_unified.inference import MedUnifierPipeline
 from stage2_unified.retrieve_command import main
 from stage2_unified.study_index import StudyIndex
+from tests.files import read_csv
 
 
 def retrieve(model_folder, *more):
@@ -82,8 +82,7 @@ def test_a_radiograph_finds_itself_and_a_text_an_order(index, model_folder, phan
     view = Phantom(32, 3).study(4).views[0]
     out = tmp_path / "found.csv"
     assert retrieve(model_folder, "--index", index, "--image", films, "--view", view, "--out", out, "--top=3") == 0
-    with open(out, newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(out)
     assert [row["rank"] for row in rows] == ["1", "2", "3", ""] and rows[3]["error"]
     assert rows[0]["study_id"] == Phantom(32, 3).study(4).study_id and float(rows[0]["similarity"]) > 0.999
 

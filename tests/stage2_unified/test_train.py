@@ -26,10 +26,9 @@ from stage1_tokenizer.vqgan import VQGAN
 from stage2_unified.inference import MedUnifierPipeline
 from stage2_unified.model import MedUnifierForConditionalGeneration
 from stage2_unified.train import main as train
-from tests.stage1_tokenizer.conftest import SIZE, TINY
+from tests.stage1_tokenizer.conftest import SIZE, TINY_TOKENIZER
 from tests.two_processes import free_port
 
-TINY_TOKENIZER = {name: value for name, value in TINY.items() if name != "quantizer"}  # its defaults
 OPTIONS = {
     "model.width": 32,
     "model.layers": 2,

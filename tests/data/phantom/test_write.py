@@ -1,7 +1,5 @@
 """The archive on disk: MIMIC's layout, real DICOM, safe to run twice."""
 
-import csv
-import gzip
 import json
 from pathlib import Path
 
@@ -14,17 +12,9 @@ from data.phantom import Phantom
 from data.phantom.command import PhantomConfig, main, write_archive
 from data.radiograph import read_film
 from shared.errors import UsageError, UserError
+from tests.files import contents, read_csv
 
 COUNT = 30
-
-
-def contents(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
-
-
-def table(path: Path) -> list[dict[str, str]]:
-    with gzip.open(path, "rt", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.fixture(scope="module")
@@ -50,13 +40,13 @@ def test_pixels_come_back_from_every_spelling_of_the_header(archive: Path) -> No
 
 
 def test_tables(archive: Path) -> None:
-    records = table(archive / "cxr-record-list.csv.gz")
+    records = read_csv(archive / "cxr-record-list.csv.gz")
     assert len(records) == COUNT and all((archive / row["path"]).is_file() for row in records)
     assert list(records[0]) == ["subject_id", "study_id", "dicom_id", "path"]
-    studies = table(archive / "cxr-study-list.csv.gz")
-    metadata = {row["study_id"]: row for row in table(archive / "mimic-cxr-2.0.0-metadata.csv.gz")}
-    splits = {row["study_id"]: row["split"] for row in table(archive / "mimic-cxr-2.0.0-split.csv.gz")}
-    labels = {row["study_id"]: row for row in table(archive / "mimic-cxr-2.0.0-chexpert.csv.gz")}
+    studies = read_csv(archive / "cxr-study-list.csv.gz")
+    metadata = {row["study_id"]: row for row in read_csv(archive / "mimic-cxr-2.0.0-metadata.csv.gz")}
+    splits = {row["study_id"]: row["split"] for row in read_csv(archive / "mimic-cxr-2.0.0-split.csv.gz")}
+    labels = {row["study_id"]: row for row in read_csv(archive / "mimic-cxr-2.0.0-chexpert.csv.gz")}
     assert set(splits.values()) == {"train", "validate", "test"}
     for row in studies:
         told = {name: value for name, value in labels[row["study_id"]].items() if value and not name.endswith("_id")}
@@ -67,7 +57,7 @@ def test_tables(archive: Path) -> None:
 
 
 def test_dates_rise_with_a_patients_visits(archive: Path) -> None:
-    dates = {row["study_id"]: row["StudyDate"] for row in table(archive / "mimic-cxr-2.0.0-metadata.csv.gz")}
+    dates = {row["study_id"]: row["StudyDate"] for row in read_csv(archive / "mimic-cxr-2.0.0-metadata.csv.gz")}
     visits: dict[str, list[str]] = {}
     for index in range(COUNT):
         study = Phantom(32, 3).study(index)
@@ -120,7 +110,7 @@ def test_the_full_spread_keeps_pixels_views_and_sizes(tmp_path: Path) -> None:
     options = ["--lateral_share", "0.6", "--history", "true", "--headers", "openi", "--workers", "2"]
     main(["--out", str(root), "--studies", str(count), "--seed", "3", "--size", "40", *options])
     phantom, seen = Phantom(40, 3, lateral_share=0.6, history=True), []
-    metadata = {row["dicom_id"]: row for row in table(root / "mimic-cxr-2.0.0-metadata.csv.gz")}
+    metadata = {row["dicom_id"]: row for row in read_csv(root / "mimic-cxr-2.0.0-metadata.csv.gz")}
     for index in range(count):
         study = phantom.study(index)
         folder = root / f"files/p{study.patient_id[:2]}/p{study.patient_id}/s{study.study_id}"

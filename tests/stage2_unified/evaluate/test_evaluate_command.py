@@ -22,12 +22,8 @@ from stage2_unified.evaluate.fine_tuning import FineTuning
 from stage2_unified.evaluate.pictures import save_pictures
 from stage2_unified.evaluate.result import TaskResult, defined
 from stage2_unified.evaluate.studies import JudgedData
+from tests.stage1_tokenizer.conftest import TINY_TOKENIZER
 from tests.stage2_unified.evaluate.phantom_oracle import SIZE, FakeTokenizer, Oracle, write_shards
-
-TINY = {
-    "resolution": SIZE, "ch": 8, "ch_mult": [1, 2], "num_res_blocks": 1, "attn_resolutions": [], "z_channels": 8,
-    "n_embed": 32, "embed_dim": 4, "norm_groups": 4, "front_end": "haar", "front_end_levels": 1,
-}  # fmt: skip
 
 REQUIRED = (
     "retrieval.image_to_text_r10",
@@ -41,7 +37,7 @@ REQUIRED = (
 @pytest.fixture(scope="module")
 def tokenizer_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("frozen") / "tokenizer"
-    FrozenTokenizer(VQGAN(model_config(TINY))).save(folder)
+    FrozenTokenizer(VQGAN(model_config(TINY_TOKENIZER))).save(folder)
     return folder
 
 
