@@ -49,7 +49,7 @@ def public_parts(name):
 
 
 @pytest.mark.parametrize("name", medunifier.__all__)
-def test_public_names_and_methods_say_what_they_do_and_take(name):
+def test_public_names_and_methods_have_docstrings_and_types(name):
     undocumented, untyped = [], []
     for where, thing in public_parts(name):
         if not (thing.__doc__ or "").strip() or thing.__doc__.startswith(f"{thing.__name__}("):  # a dataclass' own

@@ -1,4 +1,4 @@
-"""Small films in every coding that DICOM files come in, and damage done to them by number."""
+"""Small DICOM files in every transfer syntax, and reproducible damage to them."""
 
 import gzip
 import struct
@@ -30,7 +30,7 @@ RAMP = np.arange(32 * 40, dtype=np.uint16).reshape(32, 40) * 3  # 0 to 3837: twe
 
 
 def film(pixels: np.ndarray = RAMP, bits: int = 12, syntax: UID = ExplicitVRLittleEndian) -> Dataset:
-    """A small valid film with most of what the reader looks at: window, rescale, a sequence, private tags."""
+    """Return a small valid data set with most of what the reader uses: window, rescale, a sequence, private tags."""
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = syntax

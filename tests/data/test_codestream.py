@@ -46,7 +46,7 @@ def test_components_are_counted() -> None:
     assert stream_frame(good[:at] + b"\xff" + good[at + 1 :]) == Frame(32, 40, 255)
 
 
-def test_a_sequential_scan_names_all_coefficients_and_no_other_stream_is_judged() -> None:
+def test_a_sequential_scan_names_all_coefficients_and_other_streams_pass() -> None:
     dataset = pydicom.dcmread(pydicom.filebase.DicomBytesIO(sample("jpeg")))
     good = next(generate_frames(dataset.PixelData, number_of_frames=1))
     at = good.index(b"\xff\xda") + 7  # behind marker, length, count, component and tables

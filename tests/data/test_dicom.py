@@ -1,4 +1,4 @@
-"""DICOM: every real file of the manifest, spellings of one picture, and files that must be refused."""
+"""DICOM: every real file of the manifest, encodings of one image, and files that must be refused."""
 
 import gzip
 from collections.abc import Callable
@@ -29,7 +29,7 @@ from tests.files import read_csv
 
 
 def film(**changes: object) -> Dataset:
-    """A small valid film; attributes can be changed, or removed by None."""
+    """Return a small valid DICOM data set; attributes can be changed, or removed by None."""
     ds = Dataset()
     ds.file_meta = FileMetaDataset()
     ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -114,7 +114,7 @@ def test_lossless_transcodes_and_the_inverted_twin_are_identical(shared_data: Ca
 
 
 def test_twelve_bit_jpeg(shared_data: Callable[[str], Path], path: Path) -> None:
-    """NEMA's film, with the scan header that its encoder should have written; eight pixels ring beyond ten bits."""
+    """NEMA's radiograph with the correct scan header; eight pixels ring beyond ten bits."""
     root = shared_data("dicom/radiograph-other")
     lossy = pydicom.dcmread(root / "wg04-RG3_JPLY.dcm")
     stream = next(generate_frames(lossy.PixelData, number_of_frames=1))
@@ -148,7 +148,7 @@ def test_range_is_that_of_the_bits(path: Path) -> None:
     assert np.allclose(read_radiograph(saved(film(), path)), RAMP / 4095, atol=1e-6)
 
 
-def test_header_words(path: Path) -> None:
+def test_view_modality_and_body_part_come_from_the_header(path: Path) -> None:
     radiograph = read_dicom(saved(film(), path))
     assert (radiograph.view, radiograph.modality, radiograph.body_part, radiograph.bits) == ("PA", "CR", "CHEST", 12)
 
@@ -217,7 +217,7 @@ def test_voi_table(path: Path) -> None:
 
 
 def test_containers(path: Path) -> None:
-    """Gzipped, deflated, run-length coded and without preamble: the same picture."""
+    """Gzipped, deflated, run-length coded and without preamble: the same image."""
     plain = read_radiograph(saved(film(), path))
     path.write_bytes(gzip.compress(path.read_bytes()))
     assert np.array_equal(read_radiograph(path), plain)
@@ -261,7 +261,7 @@ def test_refused_with_a_reason(path: Path, changes: dict[str, object], reason: s
     assert str(path) not in caught.value.reason
 
 
-def test_a_stream_larger_than_its_header_says_is_refused(path: Path, shared_data: Callable[[str], Path]) -> None:
+def test_a_stream_larger_than_its_header_is_refused(path: Path, shared_data: Callable[[str], Path]) -> None:
     ds = pydicom.dcmread(shared_data("dicom/derived/barre-chest-j2k-lossless.dcm"))
     ds.Rows = 400
     with pytest.raises(UnreadableImage, match="440 x 440"):

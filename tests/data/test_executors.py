@@ -41,7 +41,7 @@ def test_jobs_run_on_the_cluster(dask):
         assert sorted(run_jobs(abs, [-3, 2, -1], pool)) == [1, 2, 3]
 
 
-def test_a_job_that_kills_its_workers_is_told_as_on_one_machine(dask):
+def test_a_job_that_kills_its_workers_raises_worker_died(dask):
     def die(_):
         raise KilledWorker("('run_shard_job', <WorkerState>)")
 
@@ -49,7 +49,7 @@ def test_a_job_that_kills_its_workers_is_told_as_on_one_machine(dask):
         list(run_jobs(die, [1], pool))
 
 
-def test_what_a_job_says_is_not_changed(dask):
+def test_the_error_of_a_job_is_not_changed(dask):
     def refuse(_):
         raise UserError("disk full")
 
@@ -57,7 +57,7 @@ def test_what_a_job_says_is_not_changed(dask):
         list(run_jobs(refuse, [1, 2, 3], pool))
 
 
-def test_no_scheduler_and_no_dask_are_said(dask, monkeypatch):
+def test_missing_scheduler_and_missing_dask_are_named(dask, monkeypatch):
     with (
         pytest.raises(UserError, match="tcp://nobody:1"),
         open_executor(1, "tcp://nobody:1"),

@@ -1,4 +1,4 @@
-"""What of a film is taken, and what of its grey levels is shown: options of ingest, recorded in the manifest."""
+"""Options of ingest for the crop and the grey levels of an image, recorded in the manifest."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from shared.errors import UserError
 from tests.data.test_dicom import RAMP, film, saved
 
 
-def test_a_crop_is_the_middle_of_the_film_at_a_larger_scale() -> None:
+def test_a_crop_is_the_middle_of_the_image_at_a_larger_scale() -> None:
     picture = np.zeros((60, 100), np.float32)
     picture[:, 20:80] = np.linspace(0, 1, 60, dtype=np.float32)[:, None]
     cut = fit_square(picture, 60, "crop")
@@ -103,14 +103,14 @@ def test_fit_and_window_reach_the_shards_and_the_manifest(tree: Path, tmp_path: 
         _ingested(tree, tmp_path / "plain", fit="crop")
 
 
-def test_a_film_that_is_read_apart_is_read_alike(tree: Path) -> None:
+def test_isolated_decoding_gives_the_same_pixels(tree: Path) -> None:
     for how in (("pad", "full"), ("crop", "header")):
         here, apart = read_film(tree / "chest.dcm", 16, *how), read_film_apart(tree / "chest.dcm", 16, *how)
         assert np.array_equal(here.pixels, apart.pixels)
     assert not np.array_equal(here.pixels, read_film(tree / "chest.dcm", 16).pixels)
 
 
-def test_a_mask_is_cut_as_its_film_is(tmp_path: Path) -> None:
+def test_a_mask_is_cropped_like_its_image(tmp_path: Path) -> None:
     mask = np.zeros((40, 60), np.uint8)
     mask[:, 30:] = 255
     Image.fromarray(mask).save(tmp_path / "mask.png")

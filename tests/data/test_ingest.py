@@ -30,7 +30,7 @@ def config(root, out, **changes):
     )
 
 
-def test_manifest_says_what_lies_there(archive, tmp_path):
+def test_manifest_matches_the_shards(archive, tmp_path):
     manifest = ingest(config(archive, tmp_path / "out", shard_studies=10))
     assert sum(row["samples"] for rows in manifest["splits"].values() for row in rows.values()) == 40
     for rows in manifest["splits"].values():
@@ -50,7 +50,7 @@ def test_any_number_of_workers_writes_the_same_bytes(archive, tmp_path):
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
-def test_a_second_start_says_that_it_is_done_and_other_options_are_refused(archive, tmp_path, capsys):
+def test_a_second_start_changes_nothing_and_other_options_are_refused(archive, tmp_path, capsys):
     ingest(config(archive, tmp_path / "out"))
     before = contents(tmp_path / "out")
     ingest(config(archive, tmp_path / "out"))

@@ -22,7 +22,7 @@ STUDIES, STUDIES_A_SHARD = 48, 2
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Phantoms, two of their films damaged, so that rejects are compared too."""
+    """Phantoms, two of whose files are damaged, so that rejects are compared too."""
     root = tmp_path_factory.mktemp("phantom") / "tree"
     write_archive(PhantomConfig(out=root, studies=STUDIES, seed=3, size=48))
     for path in sorted(root.rglob("*.dcm"))[5:7]:

@@ -163,7 +163,7 @@ WORDS = [
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.sampled_from(WORDS), max_size=14).map(" ".join))
-def test_values_and_order_hold_for_any_words(text: str) -> None:
+def test_values_and_order_hold_for_any_text(text: str) -> None:
     labels = label_report(text)
     assert set(labels.values()) <= {1, 0, -1}
     assert list(labels) == [name for name in OBSERVATIONS if name in labels]

@@ -46,12 +46,12 @@ def test_run_lengths_come_back(seed: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["3", "1 2 3", "-1", "0 -3", "x 2", "", "9 2"])
-def test_run_lengths_that_are_none_or_leave_the_picture_are_refused(text: str) -> None:
+def test_invalid_run_lengths_are_refused(text: str) -> None:
     with pytest.raises(UnreadableImage, match="its mask"):
         decode_runs(text, 2, 5)
 
 
-def test_masks_of_one_finding_are_joined_and_fitted_as_the_film_is(tmp_path: Path) -> None:
+def test_masks_of_one_finding_are_merged_and_resized_like_the_image(tmp_path: Path) -> None:
     wide = np.zeros((20, 40), dtype=bool)
     wide[:, :20] = True
     Image.fromarray(wide.astype(np.uint8) * 255).save(tmp_path / "a.png")
@@ -80,7 +80,7 @@ def test_masks_of_one_finding_are_joined_and_fitted_as_the_film_is(tmp_path: Pat
         ("Atelectasis", {"atelectasis": ("right",)}),
     ],
 )
-def test_a_phantoms_mask_is_where_its_picture_changes(finding: str, change: dict[str, object]) -> None:
+def test_a_phantoms_mask_is_where_its_image_changes(finding: str, change: dict[str, object]) -> None:
     state = replace(PLAIN, **change)
     found = places(state, 64, np.random.default_rng(5))
     assert list(found) == [finding] and not places(PLAIN, 64, np.random.default_rng(5))
@@ -109,7 +109,7 @@ def samples(out: Path) -> list[tuple[np.ndarray, dict[str, np.ndarray]]]:
     return [(data[i].images[0], data.masks(i, 0)) for data in datasets for i in range(len(data))]
 
 
-def test_masks_travel_with_their_pictures(archive: Path, tmp_path: Path) -> None:
+def test_masks_are_stored_with_their_images(archive: Path, tmp_path: Path) -> None:
     phantom = Phantom(64, 2)
     expected = {}
     for index in range(40):
@@ -128,7 +128,7 @@ def test_masks_travel_with_their_pictures(archive: Path, tmp_path: Path) -> None
         shards(archive, tmp_path / "out", masks="")
 
 
-def test_without_masks_the_shards_are_those_of_before(archive: Path, tmp_path: Path) -> None:
+def test_masks_do_not_change_the_images(archive: Path, tmp_path: Path) -> None:
     bare = shards(archive, tmp_path / "bare", masks="")
     assert not any(masks for _, masks in samples(bare))
     assert [image.tobytes() for image, _ in samples(bare)] == [
@@ -136,8 +136,8 @@ def test_without_masks_the_shards_are_those_of_before(archive: Path, tmp_path: P
     ]
 
 
-def test_a_picture_that_is_taken_out_takes_its_masks_along(tmp_path: Path) -> None:
-    """A study of two films, of which the first stands in test too: what was image 1 becomes image 0, mask and all."""
+def test_removing_an_image_removes_its_masks(tmp_path: Path) -> None:
+    """A study of two images, the first of which is also in test: image 1 becomes image 0, with its mask."""
     phantom = Phantom(64, 0)
     films = [phantom.study(20 * i).images[0] for i in range(3)]
     (tmp_path / "masks").mkdir()
@@ -157,7 +157,7 @@ def test_a_picture_that_is_taken_out_takes_its_masks_along(tmp_path: Path) -> No
     assert train.masks(0, 0)["Pleural Other"].sum() == 64 * 32 and not train.masks(0, 1)
 
 
-def test_folders_and_options_that_do_not_fit_are_answered_in_words(archive: Path, tmp_path: Path) -> None:
+def test_folders_and_options_that_do_not_fit_are_refused(archive: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"[0-9a-f-]+\.pleural-effusion\.png"):
         shards(archive, tmp_path / "out", masks=str(tmp_path))
     with pytest.raises(UsageError, match="choose one"):

@@ -1,4 +1,4 @@
-"""Damaged DICOM files of every coding: a picture or a refusal, in bounded time and memory, and never a crash."""
+"""Damaged DICOM files of every coding: an image or a refusal, in bounded time and memory, and never a crash."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ from tests.files import read_csv
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_every_undamaged_sample_is_a_picture(name: str, tmp_path: Path) -> None:
+def test_every_undamaged_sample_is_decoded(name: str, tmp_path: Path) -> None:
     """Else the damage would be done to files that are refused anyhow."""
     (tmp_path / "film.dcm").write_bytes(sample(name))
     pixels = read_radiograph(tmp_path / "film.dcm")
@@ -54,7 +54,7 @@ def test_ten_thousand_damaged_files(tmp_path: Path, root: Path) -> None:
 
 
 @pytest.mark.slow
-def test_damaged_real_films(shared_data, tmp_path: Path) -> None:
+def test_damaged_real_files(shared_data, tmp_path: Path) -> None:
     for number, path in enumerate(sorted(shared_data("dicom").rglob("*.dcm"))):
         data = path.read_bytes()
         for damage in range(3 if len(data) < 300_000 else 1):

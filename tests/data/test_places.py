@@ -1,4 +1,4 @@
-"""Archives at a URL are read as those of this machine are, and what cannot be reached is said in one line."""
+"""Archives at a URL are read like local ones, and unreachable ones are refused in one line."""
 
 import os
 import pickle
@@ -62,7 +62,7 @@ def test_a_remote_path_is_a_url_travels_to_workers_and_is_never_taken_for_a_file
         (path / "absent").read_bytes()
 
 
-def test_what_lies_there_is_listed_afresh_by_every_command(both):
+def test_remote_listings_are_not_cached_between_commands(both):
     root = both[1]
     assert not (root / "new.csv").exists()
     fsspec.filesystem("memory").pipe_file("/bucket/new.csv", b"")
@@ -83,7 +83,7 @@ def test_file_urls_are_of_this_machine(tmp_path):
         ("zip://a::s3://bucket/b.zip", "zip://"),
     ],
 )
-def test_what_cannot_be_an_archive_is_said(url, said):
+def test_invalid_urls_are_refused_by_name(url, said):
     with pytest.raises(UserError, match=said):
         open_root(url)
 
@@ -107,7 +107,7 @@ def test_trouble_on_the_way_is_no_property_of_the_file(both, monkeypatch):
             read()
 
 
-def test_an_absent_file_is_told_from_a_dead_server(tmp_path, served):
+def test_a_missing_file_is_distinguished_from_a_dead_server(tmp_path, served):
     (tmp_path / "a.txt").write_text("a")
     url, end = served(tmp_path)
     root = open_root(url)

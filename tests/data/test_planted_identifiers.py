@@ -111,7 +111,7 @@ def archive(tmp_path: Path) -> Path:
 
 
 def _all_bytes(folder: Path) -> bytes:
-    """Every byte of every file, of every member of a tar, of every picture as pixels and as its chunks unpacked."""
+    """Every byte of every file, of every member of a tar, of every image as pixels and as its chunks unpacked."""
     found = [str(path.relative_to(folder)).encode() for path in folder.rglob("*")]
     for path in folder.rglob("*"):
         if not path.is_file():

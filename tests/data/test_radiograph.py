@@ -25,7 +25,7 @@ def test_png_of_8_and_16_bits(tmp_path: Path) -> None:
     assert np.allclose(film.pixels, deep / 65535, atol=1e-7) and film.bits == 16
 
 
-def test_kind_is_told_by_content(tmp_path: Path) -> None:
+def test_the_file_type_follows_from_its_content(tmp_path: Path) -> None:
     Image.fromarray(GREY).save(tmp_path / "a.png")
     (tmp_path / "a.png").rename(tmp_path / "a.dcm")
     assert read_radiograph(tmp_path / "a.dcm").shape == (40, 32)
@@ -43,7 +43,7 @@ def test_grey_in_other_spellings(tmp_path: Path, mode: str) -> None:
     assert np.allclose(read_radiograph(tmp_path / "a.png"), GREY / 255, atol=1e-6)
 
 
-def test_a_small_coloured_arrow_is_borne_and_colour_is_not(tmp_path: Path) -> None:
+def test_a_small_coloured_arrow_is_accepted_and_a_colour_image_is_not(tmp_path: Path) -> None:
     picture = np.repeat(GREY[:, :, None], 3, axis=2)
     picture[:3, :4] = (255, 0, 0)  # 12 of 1,280 pixels
     Image.fromarray(picture).save(tmp_path / "a.png")

@@ -1,4 +1,4 @@
-"""A film that ends or holds up its reader: it is refused, all others are kept, and no second start is needed."""
+"""A file that crashes or blocks its decoder is refused, all others are kept, and no second start is needed."""
 
 import multiprocessing
 import os
@@ -75,7 +75,7 @@ def test_it_reads_what_is_read_in_one_process(tree: Path) -> None:
         read_film_apart(tree / "a.png", 32)
 
 
-def test_crash_hang_and_want_of_memory_are_told_apart(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_crash_hang_and_lack_of_memory_are_distinguished(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("data.reading_apart._CHILD", _CRASHING)
     with pytest.raises(UnreadableImage, match="process"):
         read_film_apart(tree / "bad.png", 32)
@@ -101,7 +101,7 @@ def test_crash_hang_and_want_of_memory_are_told_apart(tree: Path, monkeypatch: p
     multiprocessing.get_start_method() != "fork", reason="workers are not forked, no patch reaches them"
 )
 @pytest.mark.parametrize("how", ["crashes", "hangs"])
-def test_ingest_survives_a_film_that_ends_its_worker(
+def test_ingest_survives_a_file_that_kills_its_worker(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     def read(path: Path, *asked: object) -> Radiograph:

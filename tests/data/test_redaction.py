@@ -1,4 +1,4 @@
-"""Redaction by patterns: what has the form of an identifier goes, what only resembles one stays."""
+"""Redaction by patterns: identifiers are replaced, similar numbers and words stay."""
 
 import json
 import signal
@@ -148,7 +148,7 @@ def test_the_options_are_read_from_the_command_line() -> None:
 
 
 @pytest.mark.parametrize(("flag", "kept"), [("YES", 0), ("NO", 1), ("", 1), (None, 1)])
-def test_burned_in_words_are_refused_unless_accepted(tmp_path: Path, flag: str | None, kept: int) -> None:
+def test_burned_in_text_is_refused_unless_accepted(tmp_path: Path, flag: str | None, kept: int) -> None:
     tree = tmp_path / "tree"
     tree.mkdir()
     dataset = film()

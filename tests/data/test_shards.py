@@ -21,7 +21,7 @@ from shared.errors import UserError
 
 
 def write_folder(root, counts=(5, 3), bits=8):
-    """Shards of the train split whose pixels say which sample they are."""
+    """Shards of the train split; the pixels of a sample are its number."""
     rows, number = {}, 0
     for shard, count in enumerate(counts):
         samples = []
@@ -77,7 +77,7 @@ def test_a_missing_or_damaged_index_is_made_again(tmp_path):
         assert index.read_bytes() == content
 
 
-def test_what_is_wrong_is_said(tmp_path):
+def test_damaged_and_missing_shards_are_named(tmp_path):
     with pytest.raises(UserError, match=r"not found.*shard folder"):
         ShardDataset(tmp_path / "absent", "train")
     write_folder(tmp_path)
@@ -159,7 +159,7 @@ def test_order_is_a_function_of_seed_epoch_and_position():
     assert [sample_at(p, 100, 5) for p in range(200, 300)] == list(epoch_order(100, 5, 2))
 
 
-def test_one_pass_for_judging_covers_all_without_repeats(tmp_path):
+def test_one_evaluation_pass_covers_all_without_repeats(tmp_path):
     dataset = ShardDataset(write_folder(tmp_path), "train")
     both = [entry for rank in (0, 1) for batch in batches_once(dataset, numbers, batch_size=3, rank=rank, world=2)
             for entry in batch]  # fmt: skip

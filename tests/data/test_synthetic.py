@@ -1,4 +1,4 @@
-"""A drawn radiograph's file is what the standard asks for, opens elsewhere with the same pixels, and names nobody."""
+"""The DICOM file of a generated radiograph follows the standard, opens in viewers, and has no patient."""
 
 import getpass
 import json
@@ -100,7 +100,7 @@ def test_every_value_obeys_its_representation(film, monkeypatch):
     assert len(pydicom.dcmread(film.with_name("long.dcm")).DerivationDescription) == 1024
 
 
-def test_viewers_show_the_pixels_that_were_drawn(film):
+def test_viewers_show_the_generated_pixels(film):
     wanted = grey_levels(PIXELS)
     viewer = pytest.importorskip("SimpleITK", reason="SimpleITK opens it as a viewer would")
     image = viewer.ReadImage(str(film))
@@ -127,12 +127,12 @@ def test_it_is_marked_and_has_no_patient(film):
     ("PA", "PA"), ("lateral", "LATERAL"), ("", ""), ("Smith^Anna", ""), ("PA Smith", ""), ("PA\\AP", ""),
     ("LEFT LATERAL DECUBITUS", ""),
 ])  # fmt: skip
-def test_the_view_is_a_word_of_its_field(tmp_path, given, written):
+def test_only_a_valid_view_position_is_written(tmp_path, given, written):
     save_synthetic_dicom(tmp_path / "film.dcm", PIXELS, "", given)
     assert pydicom.dcmread(tmp_path / "film.dcm").ViewPosition == written
 
 
-def test_of_a_prompts_words_only_the_names_of_observations_come_through():
+def test_only_observation_names_of_a_prompt_are_written():
     report = {
         "findings": "Dr. Smith: Anna has edema. No effusion.",
         "impression": "Possible pneumonia, 617-555-0123.",

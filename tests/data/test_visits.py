@@ -1,4 +1,4 @@
-"""The order of a patient's studies, from dates to the study before: never a later one, never another patient's."""
+"""The order of a patient's studies and their priors: never a later study, never another patient's."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,7 +19,7 @@ def test_visits_are_numbered_by_time_whatever_the_order_of_the_source():
 
 
 @given(STUDIES)
-def test_the_study_before_is_the_patients_latest_earlier_one(studies):
+def test_the_prior_is_the_patients_latest_earlier_study(studies):
     numbered = number_visits(records(studies))
     infos = [{"patient_id": r.patient_id, "visit": r.visit} for r in numbered]
     for number, before in enumerate(studies_before(infos)):
@@ -31,5 +31,5 @@ def test_the_study_before_is_the_patients_latest_earlier_one(studies):
             assert studies[before] == (patient, max(earlier))
 
 
-def test_shards_that_tell_no_order_have_no_study_before():
+def test_shards_without_an_order_have_no_prior():
     assert studies_before([{"patient_id": "a"}, {"patient_id": "a"}]) == [None, None]

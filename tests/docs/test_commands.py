@@ -125,7 +125,7 @@ def test_every_command_is_shown_somewhere_and_no_reason_is_left_over(root):
 
 @pytest.fixture
 def workplace(root, tmp_path, monkeypatch, model_folder, phantom_shards, films_folder):
-    """A folder with what the pages' commands find: a model, a tokenizer, films, an archive, tables."""
+    """A folder with what the pages' commands find: a model, a tokenizer, images, an archive, tables."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(root / "configs")
     (tmp_path / "MODEL").symlink_to(model_folder)

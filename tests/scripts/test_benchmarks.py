@@ -35,7 +35,7 @@ def test_both_loaders_give_every_sample_of_an_epoch(tmp_path, monkeypatch):
     assert not torch.equal(ours, stock)
 
 
-def test_the_ingest_benchmark_runs_and_its_peer_draws_the_same_films(tmp_path, monkeypatch, capsys):
+def test_the_ingest_benchmark_runs(tmp_path, monkeypatch, capsys):
     bench = load_benchmark("ingest")
     for name, value in (("STUDIES", 3), ("FILM", 64), ("COPIES", 1), ("SIZE", 48), ("REAL_FILMS", tmp_path / "none")):
         monkeypatch.setattr(bench, name, value)
@@ -111,7 +111,7 @@ def test_the_stage2_benchmarks_peer_computes_the_same_losses():
     assert 0.6 < tokens.numel() / (4 * (9 + 3 * 11 + 9 + 7)) <= 1
 
 
-def test_both_sides_of_the_generate_benchmark_draw_the_same_codes(monkeypatch):
+def test_both_sides_of_the_generate_benchmark_sample_the_same_codes(monkeypatch):
     bench = load_benchmark("generate")
     monkeypatch.setattr(bench, "GRID", (2, 3))
     model = bench._model().eval()

@@ -1,4 +1,4 @@
-"""`make try` opens the page with the model of this repository, and says so at once where that is absent."""
+"""`make try` opens the page with the model of this repository, and fails at once where that is absent."""
 
 import os
 import shutil
@@ -28,7 +28,7 @@ def test_it_serves_the_shipped_model_to_this_machine_alone(root, tmp_path):
         assert "serve --model models/phantom/model " in default.stdout
 
 
-def test_without_a_model_it_says_so_before_anything_is_installed(root, tmp_path):
+def test_a_missing_model_is_an_error_before_anything_is_installed(root, tmp_path):
     said = make(root, "try", f"MODEL={tmp_path}/none", f"VENV={tmp_path}/venv")
     assert said.returncode == 2 and not (tmp_path / "venv").exists()
     assert f"{tmp_path}/none" in said.stderr and "make demo" in said.stderr

@@ -1,4 +1,4 @@
-"""What a share of peak is a share of, and how the loop turns amounts into rates."""
+"""The peak FLOP/s that MFU refers to, and how the loop turns amounts into rates."""
 
 import pytest
 import torch

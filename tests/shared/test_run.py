@@ -93,7 +93,7 @@ def test_an_export_is_kept_where_it_is_of_the_same_weights_and_no_other(tmp_path
     assert ["done" in line for line in lines] == [False, True, False]
 
 
-def test_schedule_rises_to_the_peak_and_falls_to_its_share():
+def test_schedule_rises_to_the_peak_and_falls_to_its_minimum():
     optim = OptimConfig(lr=1.0, warmup_steps=10, final_share=0.1)
     rates = [optim.rate(step, 110) for step in range(111)]
     assert rates[0] == pytest.approx(0.1)

@@ -37,7 +37,7 @@ def one_thread():
 
 
 def blobs(number: int, size: int = SIZE) -> np.ndarray:
-    """A smooth grey picture, a pure function of its number."""
+    """Return a smooth grey image, a pure function of its number."""
     draw = np.random.default_rng(number)
     y, x = np.mgrid[:size, :size] / size
     picture = np.zeros((size, size))

@@ -78,7 +78,7 @@ def test_gradients_of_both_networks_wait_for_the_last_micro_batch(image_shards, 
 
 
 def test_the_discriminator_sees_both_sides_in_one_pass(image_shards, tmp_path, monkeypatch):
-    """Two passes through a BatchNorm under DDP were an in-place error, and statistics of their own tell the sides."""
+    """Two passes through a BatchNorm under DDP were an in-place error, and separate statistics reveal the sides."""
     batches = []
     honest = PatchDiscriminator.forward
     monkeypatch.setattr(

@@ -50,7 +50,7 @@ def test_a_mapping_with_unknown_keys_is_refused():
 
 
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "configs" / "stage1").glob("*.yaml")), ids=str)
-def test_every_preset_is_a_configuration_whose_head_says_how_to_run_it(path):
+def test_every_preset_is_valid_and_its_head_shows_how_to_run_it(path):
     config = parse_config(Stage1Config, ["--config", str(path), "--data.shards", "x", "--run_dir", "y"])
     with torch.device("meta"):
         VQGAN(config.model)

@@ -246,7 +246,7 @@ def test_classes_of_lightning_are_not_run(tmp_path, capsys):
     assert_back(tmp_path, state, capsys)
 
 
-def test_what_is_no_checkpoint_is_answered_in_one_line(tmp_path, capsys):
+def test_invalid_checkpoints_are_refused_in_one_line(tmp_path, capsys):
     params = CASES["no level attention, one channel"]
     state = write(tmp_path, params, Fork(params))
     (tmp_path / "text.ckpt").write_text("hello")

@@ -56,7 +56,7 @@ def test_baseline_is_the_training_mean(tokenizer, image_shards):
     assert "lpips" not in result
 
 
-def test_equal_pictures_are_perfect_and_large_ones_have_ms_ssim():
+def test_equal_images_are_perfect_and_large_ones_have_ms_ssim():
     fidelity = Fidelity(4, 176, None)
     images = torch.rand(2, 1, 176, 176) * 2 - 1
     fidelity.add(images, images, torch.zeros(2, 2, 2, dtype=torch.int64))

@@ -33,7 +33,7 @@ def images(count=5):
     return torch.from_numpy(np.stack([blobs(n) for n in range(count)])[:, None]).float() / 127.5 - 1
 
 
-def test_round_trip_gives_the_models_codes_and_pictures(model, folder):
+def test_round_trip_gives_the_models_codes_and_reconstructions(model, folder):
     frozen = FrozenTokenizer.from_pretrained(folder)
     with torch.no_grad():
         codes = model.encode_indices(images())
@@ -100,7 +100,7 @@ def test_a_changed_folder_is_refused(folder, tmp_path, change):
 
 
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "codebook.safetensors"])
-def test_what_is_no_tokenizer_is_said_in_one_line(folder, missing):
+def test_an_incomplete_tokenizer_folder_is_refused_in_one_line(folder, missing):
     (folder / missing).unlink()
     with pytest.raises(UserError, match=missing) as caught:
         FrozenTokenizer.from_pretrained(folder)

@@ -1,4 +1,4 @@
-"""The tokenizer's ONNX graphs beside PyTorch: equal codes, equal images, any batch; and what is said otherwise."""
+"""The tokenizer's ONNX graphs beside PyTorch: equal codes, equal images, any batch; anything else is refused."""
 
 import json
 
@@ -58,7 +58,7 @@ def test_codes_are_equal_and_images_within_the_tolerance_for_any_batch(exported)
         assert np.abs(pictures - frozen.decode_indices(codes).numpy()).max() <= PIXEL_TOLERANCE
 
 
-def test_the_sidecar_says_what_goes_in_and_out(exported):
+def test_the_sidecar_describes_inputs_and_outputs(exported):
     folder, out = exported
     said, frozen = json.loads((out / SIDECAR).read_text()), FrozenTokenizer.from_pretrained(folder)
     assert said["fingerprint"] == frozen.fingerprint and said["grid"] == list(frozen.grid)
@@ -116,7 +116,7 @@ def test_a_near_tie_may_fall_either_way_and_nothing_else(exported):
     assert onnx_export._tied(frozen, given, codes, other).all()
 
 
-def test_without_the_extra_it_says_how_to_get_it(exported, tmp_path, monkeypatch, capsys):
+def test_a_missing_extra_is_named(exported, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(onnx_export, "_NEEDED", ("onnx", "not_installed_anywhere"))
     options = ["--tokenizer", str(exported[0]), "--format", "onnx", "--out", str(tmp_path / "out")]
     assert run_command(main, options) == 1

@@ -1,4 +1,4 @@
-"""The distance by a net of radiographs: its features, its file, and what is said without it."""
+"""The perceptual distance by a net of radiographs: its features, its file, and errors without it."""
 
 import hashlib
 

@@ -112,7 +112,7 @@ def test_tokens_of_another_tokenizer_are_not_mixed_in(tokenizer, image_shards, t
     assert contents(tmp_path / "out") == before
 
 
-def test_a_large_book_is_written_in_32_bits(tmp_path):
+def test_a_large_codebook_is_written_in_32_bits(tmp_path):
     image_shards = write_image_shards(tmp_path / "images", shards=1, studies=1)
     large = make_tokenizer(tmp_path / "large", n_embed=2**16 + 1)
     assert run(large, image_shards, tmp_path / "out") == 0

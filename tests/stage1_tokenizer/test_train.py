@@ -83,7 +83,7 @@ def test_run_folder_holds_what_people_and_stage_2_need(whole):
     assert "psnr" in (run / "tokenizer" / "README.md").read_text()
 
 
-def test_second_start_says_that_it_is_done(whole, capsys):
+def test_a_second_start_changes_nothing(whole, capsys):
     config, run = whole
     before = (run / "tokenizer" / "model.safetensors").stat().st_mtime_ns
     assert run_command(main, ["--config", str(config)]) == 0
@@ -174,7 +174,7 @@ def test_stopped_and_continued_run_keeps_every_moving_state(kind, image_shards, 
     assert frozen["whole"] == frozen["parts"]
 
 
-def test_collapse_of_the_codebook_is_told_when_it_happens(whole, image_shards, tmp_path, capsys, monkeypatch):
+def test_a_collapse_of_the_codebook_is_reported_when_it_happens(whole, image_shards, tmp_path, capsys, monkeypatch):
     """Per-batch figures hide it (bytedance/1d-tokenizer#27): the validation set's usage is watched."""
     usage = iter([0.9, 0.5, 0.4, 0.8])
     honest = Fidelity.figures

@@ -34,7 +34,7 @@ def begin_with(folder):
     return model
 
 
-def test_it_begins_with_the_checkpoints_own_words(checkpoint):
+def test_the_model_starts_with_the_checkpoints_logits(checkpoint):
     stock, folder = checkpoint
     model, ids = begin_with(folder).eval(), torch.randint(0, 40, (2, 12))
     with torch.no_grad():
@@ -52,7 +52,7 @@ def train(model, optimizer, steps=8):
     return loss.item()
 
 
-def test_adapters_leave_layers_and_words_alone_and_merge_into_them(checkpoint):
+def test_adapters_keep_base_layers_and_word_embeddings_and_merge(checkpoint):
     model = begin_with(checkpoint[1])
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     names = set(model.state_dict())
@@ -79,7 +79,7 @@ def test_adapters_leave_layers_and_words_alone_and_merge_into_them(checkpoint):
     assert torch.linalg.matrix_rank(changed, rtol=1e-3) == 2
 
 
-def test_what_does_not_fit_is_refused_in_words(checkpoint, tmp_path):
+def test_checkpoints_that_do_not_fit_are_refused(checkpoint, tmp_path):
     _, folder = checkpoint
     with pytest.raises(UserError, match="longest row"):
         pretrained_config(folder, 65)

@@ -1,4 +1,4 @@
-"""Classification is the similarity to sentences and nothing else; any label, any input, both kinds of file."""
+"""Classification by similarity to sentences: any label, any input, both file formats."""
 
 import csv
 import json
@@ -24,7 +24,7 @@ def pipeline(model_folder):
     return MedUnifierPipeline.from_pretrained(model_folder, "cpu", 8)
 
 
-def test_the_preference_is_the_softmax_of_the_pair_at_the_models_temperature(pipeline, phantom_shards):
+def test_the_preference_is_the_softmax_of_the_pair_at_the_model_temperature(pipeline, phantom_shards):
     films = open_films(str(phantom_shards), "test", pipeline.tokenizer)
     read = [films.read(number) for number in range(4)]
     images = pipeline.embed_images(codes_of(pipeline, read), [film.view for film in read])
@@ -77,7 +77,7 @@ def test_files_to_json_lines_and_shards_to_csv(model_folder, films_folder, phant
     assert classify(model_folder, *options[:-2], "--labels=Edema,Fracture", "--out", tmp_path / "scores.csv") == 1
 
 
-def test_wrong_prompts_are_told(tmp_path):
+def test_invalid_prompts_are_refused(tmp_path):
     with pytest.raises(UsageError, match="sentence, chexzero"):
         chosen_prompts("poem", "all")
     with pytest.raises(UserError, match="Pneumonia"):

@@ -83,7 +83,7 @@ def test_the_tokenizer_holds_the_whole_id_space(ours, stock):
     assert ids == [v["<bos>"], *report, v["<emb_txt>"], v.view("PA"), v["<boi>"], v.offset, v.offset + 31]
 
 
-def test_stock_generate_writes_the_same_reports_and_draws_codes_alone(folder, ours, stock):
+def test_stock_generate_gives_the_same_reports_and_only_codes_for_images(folder, ours, stock):
     model, processor = ours
     given = inputs(processor)
     prefix = model.sequences.image_first(given["images"]).ids
@@ -107,7 +107,7 @@ def test_stock_generate_writes_the_same_reports_and_draws_codes_alone(folder, ou
     assert torch.equal(drawn[:, prompt.shape[1] :] - model.vocabulary.offset, greedy)
 
 
-def test_a_section_that_is_asked_for_is_written_alone(ours):
+def test_only_the_requested_section_is_written(ours):
     model, processor = ours
     given = inputs(processor)
     for section, other in (("findings", "impression"), ("impression", "findings")):

@@ -1,4 +1,4 @@
-"""Generation: cached equals uncached, a row does not depend on its batch, guidance and filters do what they say."""
+"""Generation: cached equals uncached, independent of the batch; guidance and filters follow their definitions."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def drawn_without_a_cache(model, report, view, guidance):
 
 
 @torch.no_grad()
-def test_cached_guided_drawing_equals_the_plain_one(model):
+def test_cached_guided_generation_equals_the_uncached_one(model):
     batch = make_batch(rows=5)
     drawn = generate_images(model, **prompts(batch), seeds=torch.arange(5), guidance=3.0, temperature=0)
     for row in range(5):
@@ -59,7 +59,7 @@ def test_no_guidance_is_one_row_and_the_report_alone(model):
     assert torch.equal(plain, paired)
 
 
-def test_filters_keep_what_they_say():
+def test_top_k_top_p_and_temperature_filter_as_defined():
     logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]])).repeat(2000, 1)
     seeds = torch.arange(2000)
     free = _sample(logits, seeds, 0, 1.0, None, None)
@@ -71,7 +71,7 @@ def test_filters_keep_what_they_say():
     assert (_sample(logits, seeds, 0, 0.3, None, None) == 0).float().mean() > 0.7
 
 
-def test_what_is_drawn_with_is_uniform_and_unrelated_between_seeds_numbers_and_places():
+def test_the_noise_is_uniform_and_independent_between_seeds_steps_and_entries():
     noise = torch.stack([_uniform(torch.arange(200), number, 100) for number in range(20)])  # (20, 200, 100)
     assert noise.min() > 0 and noise.max() < 1
     for dim in range(3):

@@ -1,4 +1,4 @@
-"""Folders for the hub: complete, with cards that say what was counted and what is unknown; and uploads by a mock."""
+"""Folders for the hub: complete, with cards that state counts and unknowns; uploads are recorded, not sent."""
 
 import json
 
@@ -35,7 +35,7 @@ def card_of(folder):
     return split_card((folder / "README.md").read_text(encoding="utf-8"))
 
 
-def test_what_lies_in_them_loads_as_before(folders, model_folder, phantom_shards):
+def test_the_exported_folders_load_unchanged(folders, model_folder, phantom_shards):
     frozen = FrozenTokenizer.from_pretrained(folders / "tokenizer")
     assert MedUnifierProcessor.from_pretrained(folders / "model").image_tokenizer.fingerprint == frozen.fingerprint
     theirs, ours = (
@@ -51,7 +51,7 @@ def test_what_lies_in_them_loads_as_before(folders, model_folder, phantom_shards
 
 
 @pytest.mark.parametrize("name", ["model", "tokenizer", "data"])
-def test_every_card_has_front_matter_and_says_what_is_not_known(folders, name):
+def test_every_card_has_front_matter_and_states_what_is_unknown(folders, name):
     values, text = card_of(folders / name)
     assert values["license"] == "other" and values["license_name"] == "unknown-ask"
     assert {"chest-radiograph", "research-only"} <= set(values["tags"])
@@ -87,7 +87,7 @@ def test_a_second_export_finds_it_done_and_another_folder_is_left_alone(
     assert export("--out", tmp_path / "x") == 2 and export("--model", tmp_path, "--out", tmp_path / "x") == 1
 
 
-def test_shards_of_patients_need_a_word(phantom_shards, tmp_path, capsys):
+def test_shards_of_patients_need_an_explicit_option(phantom_shards, tmp_path, capsys):
     shards = tmp_path / "shards"
     shards.mkdir()
     for path in phantom_shards.iterdir():

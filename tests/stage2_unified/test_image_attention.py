@@ -1,4 +1,4 @@
-"""Images that are read in both directions: who sees whom, and that every use of the model agrees on it."""
+"""Bidirectional images: the attention mask, and that every use of the model agrees on it."""
 
 from dataclasses import replace
 
@@ -19,7 +19,7 @@ def rows_of(model, batch):
     return model.sequences.image_first(batch.images)
 
 
-def test_codes_see_their_own_image_whole_and_nothing_else_that_comes_later():
+def test_codes_attend_to_their_whole_image_and_to_nothing_later():
     model, batch = make_model(), make_batch(rows=2, images=[2, 2], priors=[1, 1])
     ids = rows_of(model, batch).ids
     mask = bidirectional_image_mask(ids, model.vocabulary)[:, 0]
@@ -33,7 +33,7 @@ def test_codes_see_their_own_image_whole_and_nothing_else_that_comes_later():
     assert torch.equal(mask[0], expected) and torch.equal(mask[1], expected)
 
 
-def test_an_image_that_is_drawn_stays_causal():
+def test_a_generated_image_stays_causal():
     model, batch = make_model(bidirectional_images=True), make_batch()
     row, _ = model.sequences.text_first(batch.report, batch.report_length, batch.images)
     assert bidirectional_image_mask(row.ids, model.vocabulary) is None
@@ -52,7 +52,7 @@ def test_pads_see_themselves_alone():
 
 @torch.no_grad()
 @pytest.mark.parametrize("both_ways", [False, True])
-def test_the_first_code_knows_the_last_one(both_ways):
+def test_the_first_code_attends_to_the_last_only_in_both_directions(both_ways):
     model, batch = make_model(bidirectional_images=both_ways), make_batch(rows=2)
     states = []
     model.model.register_forward_hook(lambda _, __, output: states.append(output.last_hidden_state[:, 3]))
@@ -73,7 +73,7 @@ def test_the_embedding_of_a_padded_study_is_that_of_it_alone():
 
 
 @torch.no_grad()
-def test_generated_words_are_those_of_uncached_passes_over_whole_rows():
+def test_generated_tokens_equal_uncached_passes_over_whole_sequences():
     """Rows of unlike length, on the left of each its padding, by generate() with its cache and beams."""
     model = make_model(bidirectional_images=True).eval()
     batch = make_batch(rows=3, images=[1, 2, 1])
@@ -91,7 +91,7 @@ def test_generated_words_are_those_of_uncached_passes_over_whole_rows():
     assert beams.shape == written.shape
 
 
-def test_what_it_cannot_do_is_said():
+def test_unsupported_uses_of_bidirectional_images_are_refused():
     model, batch = make_model(bidirectional_images=True).eval(), make_batch(rows=2)
     with pytest.raises(UserError, match="both directions"):
         to_causal_lm(model)

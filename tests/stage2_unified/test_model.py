@@ -135,7 +135,7 @@ def test_padding_changes_nothing(model, batch):
         assert padded[name].item() == pytest.approx(value.item(), rel=1e-5), name
 
 
-def test_uneven_branches_run_in_two_groups_and_the_padding_fraction_is_what_was_computed_for_nothing(model, batch):
+def test_uneven_branches_run_in_two_groups_and_the_padding_fraction_is_exact(model, batch):
     shapes = []
     model.model.layers[0].register_forward_pre_hook(lambda _, given: shapes.append(given[0].shape[:2]))
     alike = replace(batch, report_length=torch.full_like(batch.report_length, batch.report.shape[1]))
@@ -152,7 +152,7 @@ def test_uneven_branches_run_in_two_groups_and_the_padding_fraction_is_what_was_
     assert 1 - (needed + branches) / computed <= share <= 1 - (needed + 3 * rows * 3) / computed
 
 
-def test_what_lies_in_the_padding_changes_nothing(model, batch):
+def test_the_content_of_the_padding_changes_nothing(model, batch):
     noisy = batch.report.clone()
     real = torch.arange(noisy.shape[1]) < batch.report_length[:, None]
     noisy[~real] = 3

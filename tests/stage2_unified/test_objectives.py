@@ -86,7 +86,7 @@ def test_negatives_are_allowed_ones_the_same_from_one_seed_and_hard():
     assert (sample_negatives(logits, allowed, 9)[0] == sample_negatives(logits, allowed, 9)[0]).all()
 
 
-def test_second_negative_follows_what_texts_take_for_theirs():
+def test_the_second_negative_follows_the_text_to_image_similarity():
     logits = torch.zeros(4, 4)
     logits[1, 2] = 6.0  # report 2 takes image 1 for its own, and image 1 is alike to it alone
     logits[2, 2] = 6.0
@@ -107,7 +107,7 @@ def test_matching_counts_only_what_means_something():
     assert total.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
-def test_balanced_accuracy_of_an_oracle_a_liar_and_a_constant():
+def test_balanced_accuracy_of_an_oracle_its_opposite_and_a_constant():
     right = torch.zeros(4, 3, 2)
     right[:, 0, 1] = right[:, 1:, 0] = 1.0
     usable = torch.ones(4, dtype=torch.bool)

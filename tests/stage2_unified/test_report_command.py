@@ -1,4 +1,4 @@
-"""Reports for files, folders and shards; a row a film, in order, whatever is broken; stopped and continued."""
+"""Reports for files, folders and shards: one row per image, in order, with errors; stopped and continued."""
 
 import json
 
@@ -22,7 +22,7 @@ def rows_of(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_a_folder_has_a_row_a_file_and_says_what_is_broken(model_folder, films_folder, tmp_path, capsys):
+def test_a_folder_gives_one_row_per_file_with_errors(model_folder, films_folder, tmp_path, capsys):
     out = tmp_path / "reports.jsonl"
     assert report(model_folder, "--input", films_folder, "--out", out, "--view", "AP") == 0
     assert "1 of them unreadable" in capsys.readouterr().out
@@ -77,7 +77,7 @@ def test_shards_have_a_row_a_study_and_csv_a_column_a_finding(model_folder, phan
     assert report(model_folder, "--input", phantom_shards, "--split=nope") == 1
 
 
-def test_films_are_the_same_from_a_shard_and_through_the_tokenizer(model_folder, phantom_shards):
+def test_studies_of_shards_are_encoded_independently_of_their_batch(model_folder, phantom_shards):
     pipeline = MedUnifierPipeline.from_pretrained(model_folder, "cpu", 4)
     films = open_films(str(phantom_shards), "", pipeline.tokenizer)
     assert len(films.keys) == 40 and len(set(films.keys)) == 40

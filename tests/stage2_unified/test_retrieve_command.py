@@ -53,7 +53,7 @@ def test_it_finds_what_a_plain_comparison_finds(index, pipeline, phantom_shards,
     assert loaded.nearest(queries, 400)[1].shape == (6, 40)
 
 
-def test_faiss_gives_the_same_or_is_asked_for_in_words(index, pipeline):
+def test_faiss_gives_the_same_or_is_required_by_name(index, pipeline):
     loaded = StudyIndex.load(index, pipeline.fingerprint)
     queries = loaded.embeddings[:3]
     try:

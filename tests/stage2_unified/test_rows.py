@@ -100,7 +100,7 @@ def test_a_study_among_others_gives_what_it_gives_alone():
         assert own.item() == pytest.approx(matched[row].item(), rel=1e-4)
 
 
-def test_what_lies_in_absent_images_changes_nothing():
+def test_the_content_of_absent_images_changes_nothing():
     model, batch = make_model(), make_batch(**RAGGED)
     images = batch.images
     noisy = replace(images, codes=images.codes.clone(), prior_codes=images.prior_codes.clone())
@@ -118,7 +118,7 @@ def test_what_lies_in_absent_images_changes_nothing():
             assert torch.equal(value, plain[name]), name
 
 
-def test_codes_of_an_earlier_visit_are_seen_and_get_no_loss():
+def test_codes_of_the_prior_are_attended_to_and_get_no_loss():
     """The head's gradient is that of the study's own codes, which are others than the earlier image's."""
     model, batch = make_model(), make_batch(images=[1] * 6, priors=[1] * 6)
     images = replace(batch.images, codes=batch.images.codes % 8, prior_codes=8 + batch.images.prior_codes % 8)
@@ -166,7 +166,7 @@ def drawn_without_a_cache(model, one, guidance):
 
 
 @torch.no_grad()
-def test_several_views_and_a_follow_up_are_drawn_as_the_plain_row_would_be():
+def test_several_views_and_a_follow_up_equal_uncached_generation():
     model, batch = make_model().eval(), make_batch(rows=3, images=[2, 1, 2], priors=[1, 1, 0])
     given = {"report": batch.report, "report_length": batch.report_length}
     given |= {name: getattr(batch.images, name) for name in ("view", "prior_codes", "prior_view")}

@@ -78,7 +78,7 @@ def test_collated_rows_hold_the_frontal_view_and_keys():
     assert (batch.report[0, batch.report_length[0] :] == CODEC.vocabulary["<pad>"]).all()
 
 
-def test_what_is_drawn_depends_on_the_position_alone():
+def test_random_choices_depend_on_the_position_alone():
     collate = StudyCollator(CODEC, text_dropout=0.5, seed=1, training=True)
     samples = [(position, study(position, findings="Clear.")) for position in range(40)]
     whole, parts = collate(samples), [collate(samples[:7]), collate(samples[7:])]
@@ -88,7 +88,7 @@ def test_what_is_drawn_depends_on_the_position_alone():
     assert set((whole.images.codes[:, 0, 0] % 10).tolist()) == {0, 1}  # both views of a study are shown
 
 
-def test_a_share_of_the_reports_shows_one_section_alone_and_keeps_its_key():
+def test_section_dropout_keeps_one_section_and_the_key():
     samples = [(n, study(n, findings="The lungs are clear.", impression="No effusion.")) for n in range(200)]
     samples += [(200, study(200, impression="No effusion."))]
     whole = StudyCollator(CODEC, seed=1, training=True)(samples)
@@ -102,7 +102,7 @@ def test_a_share_of_the_reports_shows_one_section_alone_and_keeps_its_key():
     assert torch.equal(some.report_key, whole.report_key) and torch.equal(some.images.codes, whole.images.codes)
 
 
-def test_several_views_are_shown_in_a_drawn_order_and_the_prior_is_taken_alike():
+def test_several_views_come_in_random_order_with_a_prior_of_the_same_kind():
     views = ("LATERAL", "PA", "AP")
     earlier = study(90, views=("PA", "LATERAL"), findings="Clear.")
     samples = [(n, replace(study(n, views=views, findings="Clear."), prior=earlier if n % 2 else None))
@@ -125,7 +125,7 @@ def test_several_views_are_shown_in_a_drawn_order_and_the_prior_is_taken_alike()
     assert (choose_prior_view(["LATERAL", "AP"], like="PA"), choose_prior_view(["LATERAL"], like="PA")) == (1, 0)
 
 
-def test_image_shards_are_refused_in_words():
+def test_image_shards_are_refused():
     with pytest.raises(UserError, match="medunifier tokenize"):
         StudyCollator(CODEC)([(0, Sample(key="a", info={"views": ["PA"], "patient_id": "p", "report": {}}))])
     with pytest.raises(UserError, match="text choice"):

@@ -1,4 +1,4 @@
-"""A streamed report ends as the whole one; a reader who leaves stops the writing."""
+"""A streamed report ends as the whole one, and closing the stream stops the generation."""
 
 import threading
 

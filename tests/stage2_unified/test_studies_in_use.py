@@ -1,4 +1,4 @@
-"""Several views and the visit before, from the phantom's dates to reports and drawings of an untrained model."""
+"""Several views and the prior, from the phantom's dates to reports and images of an untrained model."""
 
 import json
 from types import SimpleNamespace
@@ -48,7 +48,7 @@ def names():
     return {pseudonym(key, "study", phantom.study(number).study_id): number for number in range(STUDIES)}
 
 
-def test_the_study_before_is_the_patients_last_visit_in_the_same_split(made):
+def test_the_prior_is_the_patients_last_study_in_the_same_split(made):
     number_of, follow_ups = names(), 0
     for split in ("train", "validate", "test"):
         studies = StudiesWithText(ShardDataset(made.codes, split), ("findings", "impression"), prior=True)
@@ -93,7 +93,7 @@ def test_reports_of_shards_see_both_views_and_the_prior(made, tmp_path):
     assert [p is None for p in from_pixels.priors] == [film.prior is None for film in read]
 
 
-def test_a_folder_of_files_is_one_study_if_asked_for(made, tmp_path):
+def test_a_folder_of_files_is_one_study_if_requested(made, tmp_path):
     for name, views in (("one", 2), ("two", 1)):
         (tmp_path / "films" / name).mkdir(parents=True)
         for view in range(views):
@@ -110,7 +110,7 @@ def test_a_folder_of_files_is_one_study_if_asked_for(made, tmp_path):
     assert len((tmp_path / "files.jsonl").read_text().splitlines()) == 4
 
 
-def test_two_views_of_a_study_and_a_follow_up_are_drawn(made, tmp_path, capsys):
+def test_two_views_of_a_study_and_a_follow_up_are_generated(made, tmp_path, capsys):
     def draw(out, *more, model=made.model):
         return run_command(synthesize, ["--model", str(model), "--out", str(tmp_path / out), "--text=Clear.", *more])
 

@@ -1,4 +1,4 @@
-"""What is drawn is what was asked for: texts, findings by name, a count a prompt; and every file says synthetic."""
+"""Generated images follow texts, findings and counts, and every file is marked synthetic."""
 
 import json
 
@@ -52,7 +52,7 @@ def test_a_file_has_texts_labels_counts_and_views(tmp_path):
     ("a.jsonl", "[1]\n", "expected names"),
     ("a.jsonl", "{\n", "cannot be read"),
 ])  # fmt: skip
-def test_a_file_that_says_nothing_is_told(tmp_path, name, content, words):
+def test_invalid_prompt_files_are_refused(tmp_path, name, content, words):
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=words):
         read_prompts(tmp_path / name, 1, "PA")
@@ -60,7 +60,7 @@ def test_a_file_that_says_nothing_is_told(tmp_path, name, content, words):
         read_prompts(tmp_path / "a.xlsx", 1, "PA")
 
 
-def test_counts_and_views_are_drawn_and_a_second_start_draws_what_is_missing(model_folder, tmp_path, capsys):
+def test_counts_and_views_are_generated_and_a_second_start_completes_them(model_folder, tmp_path, capsys):
     table, out = tmp_path / "prompts.csv", tmp_path / "drawn"
     table.write_text("labels,count,view\nEdema,3,PA\nFracture,1,LATERAL\n")
     options = ["--file", table, "--out", out, "--guidance=1", "--seed=5"]
@@ -80,7 +80,7 @@ def test_counts_and_views_are_drawn_and_a_second_start_draws_what_is_missing(mod
     assert "another --out" in capsys.readouterr().err
 
 
-def test_dicom_is_marked_synthetic_and_names_nobody(model_folder, tmp_path):
+def test_dicom_is_marked_synthetic_and_has_no_patient(model_folder, tmp_path):
     out = tmp_path / "drawn"
     options = ["--labels=Edema, no Fracture", "--format=dicom", "--count=2", "--out", out, "--view=AP"]
     assert synthesize(model_folder, *options) == 0
@@ -95,7 +95,7 @@ def test_dicom_is_marked_synthetic_and_names_nobody(model_folder, tmp_path):
 PLANTED = ("Zebedee", "Quimby", "617-555-0123", "MRN 4471", "19031203")
 
 
-def test_no_patient_can_come_through(model_folder, tmp_path):
+def test_no_identifier_of_a_prompt_is_written(model_folder, tmp_path):
     """Whatever a table of prompts holds, a drawing's file holds nothing of it but observations and a view."""
     table = tmp_path / "prompts.csv"
     table.write_text(

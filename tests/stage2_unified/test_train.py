@@ -168,7 +168,7 @@ def test_data_without_text_is_refused(fails, made, tmp_path):
     fails(arguments(made, tmp_path / "run", data__shards=silent), 1, "no text in the data")
 
 
-def test_two_views_and_the_visit_before_train_and_are_what_the_model_knows(made, tmp_path, capsys, fails):
+def test_two_views_and_the_prior_are_trained_and_recorded_in_the_model(made, tmp_path, capsys, fails):
     seeing = {"data__max_views": 2, "data__view_dropout": 0.3, "data__prior": "true", "loop__checkpoint_every": 2}
     train(arguments(made, tmp_path / "run", **seeing, loop__steps=4, loop__validate_every=4))
     assert "have a prior study" in capsys.readouterr().out

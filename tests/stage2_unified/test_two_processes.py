@@ -1,4 +1,4 @@
-"""However a step is split over processes and micro-batches: losses, gradients and drawn negatives are the same."""
+"""However a step is split over processes and micro-batches: losses, gradients and sampled negatives are the same."""
 
 import os
 from dataclasses import fields

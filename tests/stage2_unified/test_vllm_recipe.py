@@ -58,7 +58,7 @@ def test_the_report_is_the_models_own(recipe, exported, model_folder, films_fold
     assert [i - first for i in request["prompt"][3:-2]] == codes.ravel().tolist()
 
 
-def test_a_drawing_is_exactly_the_grids_codes(recipe, exported):
+def test_a_generated_image_has_exactly_the_codes_of_the_grid(recipe, exported):
     words = AutoTokenizer.from_pretrained(exported / "exported")
     report = words("<findings> The lungs are clear.", add_special_tokens=False).input_ids
     request = recipe["drawing_request"](report)

@@ -1,4 +1,4 @@
-"""Change over time: the truth of it, and reports that tell it in words that the labeler reads."""
+"""Change over time: its truth, and reports that state it so that the labeler reads it."""
 
 from collections import Counter
 from dataclasses import replace
@@ -48,7 +48,7 @@ def test_the_labeler_reads_every_comparison_as_written() -> None:
         assert label_report(report.text) == report.labels, report.text
 
 
-def test_new_unchanged_increased_and_resolved_are_told_where_they_are_true() -> None:
+def test_reports_state_new_unchanged_increased_and_resolved_findings() -> None:
     told: Counter[str] = Counter()
     for prior, state, report in visits(7, 2500):
         text = " ".join(report.text.split()).lower()
@@ -68,7 +68,7 @@ def test_new_unchanged_increased_and_resolved_are_told_where_they_are_true() -> 
     assert set(told) == {"new", "unchanged", "increased", "decreased", "resolved", "doubted"}
 
 
-def test_history_changes_the_words_of_later_visits_and_no_picture() -> None:
+def test_history_changes_the_reports_of_later_visits_and_no_image() -> None:
     plain, told = Phantom(32, 5), Phantom(32, 5, history=True)
     first = later = 0
     for index in range(40):

@@ -1,4 +1,4 @@
-"""Pictures: within range, and every finding visible at 64 pixels, on its side."""
+"""Generated images: within range, and every finding visible at 64 pixels, on its side."""
 
 from dataclasses import replace
 
@@ -26,7 +26,7 @@ PLAIN = replace(
 
 
 def change(state: State) -> np.ndarray:
-    """(64, 64) what a state adds to the plain film; noise is below 0.06."""
+    """Return the (64, 64) difference to the normal image; noise is below 0.06."""
     seeds = range(4)
     with_it = np.mean([draw(state, 64, np.random.default_rng(seed)) for seed in seeds], axis=0)
     without = np.mean([draw(PLAIN, 64, np.random.default_rng(seed)) for seed in seeds], axis=0)
@@ -40,7 +40,7 @@ def test_range_and_form(size: int) -> None:
     assert 0 <= image.min() < 0.1 and 0.6 < image.max() <= 1
 
 
-def test_size_changes_the_sampling_and_not_the_picture() -> None:
+def test_size_changes_the_sampling_and_not_the_content() -> None:
     small = draw(PLAIN, 64, np.random.default_rng(0))
     large = draw(PLAIN, 256, np.random.default_rng(0)).reshape(64, 4, 64, 4).mean(axis=(1, 3))
     assert np.corrcoef(small.ravel(), large.ravel())[0, 1] > 0.98
@@ -51,7 +51,7 @@ def test_size_changes_the_sampling_and_not_the_picture() -> None:
     ("kind", "least"),
     [("effusion 0", 25), ("effusion 2", 220), ("pneumothorax 0", 25), ("pneumothorax 2", 150), ("fracture", 12)],
 )
-def test_sided_findings_are_seen_on_their_side(kind: str, least: int, side: str) -> None:
+def test_sided_findings_are_visible_on_their_side(kind: str, least: int, side: str) -> None:
     name, *size = kind.split()
     lesion = Lesion(side, int(size[0])) if size else None
     state = {
@@ -68,7 +68,7 @@ def test_sided_findings_are_seen_on_their_side(kind: str, least: int, side: str)
 @pytest.mark.parametrize("zone", ZONES)
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize(("name", "least"), [("nodule", 14), ("consolidation", 45), ("opacity", 12)])
-def test_focal_findings_are_seen_in_their_zone(name: str, least: int, side: str, zone: str) -> None:
+def test_focal_findings_are_visible_in_their_zone(name: str, least: int, side: str, zone: str) -> None:
     seen = change(replace(PLAIN, **{name: Lesion(side, 0, zone)})) > 0.07
     rows, columns = np.nonzero(seen)
     assert len(rows) >= least
@@ -93,7 +93,7 @@ def test_devices_are_the_whitest(device: str) -> None:
     assert (draw(replace(PLAIN, devices=(device,)), 64, np.random.default_rng(0)) > 0.80).sum() >= 8
 
 
-def test_edema_and_atelectasis_are_seen() -> None:
+def test_edema_and_atelectasis_are_visible() -> None:
     assert (change(replace(PLAIN, edema=1)) > 0.07).sum() > 60
     assert (change(replace(PLAIN, edema=2)) > 0.15).sum() > 100
     assert (change(replace(PLAIN, atelectasis=("left",))) > 0.07)[:, 32:].sum() > 12

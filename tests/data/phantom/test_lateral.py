@@ -1,4 +1,4 @@
-"""The lateral view: every finding that it can show is seen, at the height that it has on the frontal film."""
+"""The lateral view: every finding that it can show is visible, at the height of the frontal view."""
 
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ from tests.data.phantom.test_draw import PLAIN
 
 
 def change(state: State) -> np.ndarray:
-    """(64, 64) what a state adds to the plain film."""
+    """Return the (64, 64) difference to the normal image."""
     seeds = range(4)
     with_it = np.mean([draw_lateral(state, 64, np.random.default_rng(seed)) for seed in seeds], axis=0)
     without = np.mean([draw_lateral(PLAIN, 64, np.random.default_rng(seed)) for seed in seeds], axis=0)
@@ -27,7 +27,7 @@ def test_range_and_form() -> None:
 
 @pytest.mark.parametrize("zone", ZONES)
 @pytest.mark.parametrize(("name", "least"), [("nodule", 10), ("consolidation", 25), ("opacity", 10)])
-def test_focal_findings_lie_on_the_frontal_films_height(name: str, least: int, zone: str) -> None:
+def test_focal_findings_have_the_height_of_the_frontal_view(name: str, least: int, zone: str) -> None:
     rows, _ = np.nonzero(change(replace(PLAIN, **{name: Lesion("right", 0, zone)})) > 0.07)
     assert len(rows) >= least
     low, high = {"upper": (6, 21), "mid": (16, 36), "lower": (28, 48)}[zone]
@@ -47,7 +47,7 @@ def test_focal_findings_lie_on_the_frontal_films_height(name: str, least: int, z
         (replace(PLAIN, devices=("central line",)), 10),
     ],
 )
-def test_other_findings_are_seen(state: State, least: int) -> None:
+def test_other_findings_are_visible(state: State, least: int) -> None:
     assert (np.abs(change(state)) > 0.06).sum() >= least
 
 

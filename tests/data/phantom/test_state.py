@@ -1,4 +1,4 @@
-"""Truth: who is in which split, what may stand together, and what a later visit keeps."""
+"""States of phantoms: splits, findings that may occur together, and what a later visit keeps."""
 
 from collections import Counter, defaultdict
 
@@ -43,7 +43,7 @@ def test_hearts_leave_a_gap_between_normal_and_enlarged(states: list[State]) -> 
     assert max(normal) < 0.50 and min(enlarged) > 0.56
 
 
-def test_what_could_not_be_seen_does_not_stand_together(states: list[State]) -> None:
+def test_findings_that_would_hide_each_other_do_not_occur_together(states: list[State]) -> None:
     for state in states:
         wet = {lesion.side for lesion in state.effusions}
         focal = [lesion for lesion in (state.consolidation, state.opacity, state.nodule) if lesion]

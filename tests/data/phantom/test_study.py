@@ -1,4 +1,4 @@
-"""`Phantom`: a pure function; reports in MIMIC's form that say what the labels say."""
+"""`Phantom`: a pure function; reports in MIMIC's form that agree with the labels."""
 
 import re
 
@@ -14,7 +14,7 @@ from data.sections import split_sections, training_text
 
 
 def reports(seed: int, count: int) -> list:
-    """Reports without pictures, which cost most."""
+    """Reports without images, which take most of the time."""
     found = []
     for index in range(count):
         place = slot(seed, index)
@@ -91,7 +91,7 @@ def test_mimics_page() -> None:
         assert sections["impression"].endswith(".") and sections["findings"].endswith(".")
 
 
-def test_texts_are_short_varied_and_of_few_words() -> None:
+def test_reports_are_short_varied_and_of_a_small_vocabulary() -> None:
     texts = [training_text(split_sections(report.text)) for _, report in reports(0, 400)]
     lengths = [len(text.split()) for text in texts]
     assert 25 <= np.mean(lengths) <= 45 and max(lengths) <= 90
@@ -99,7 +99,7 @@ def test_texts_are_short_varied_and_of_few_words() -> None:
     assert len(set(re.findall("[a-z]+", " ".join(texts).lower()))) <= 150
 
 
-def test_side_size_and_zone_are_told() -> None:
+def test_reports_state_side_size_and_zone() -> None:
     for state, report in reports(3, 300):
         findings = " ".join(split_sections(report.text)["findings"].lower().split())
         if state.nodule:
@@ -119,7 +119,7 @@ def test_only_the_chosen_findings_occur_and_unknown_ones_are_named():
         Phantom(findings=("devices",))
 
 
-def test_lateral_views_join_a_share_of_the_upright_studies():
+def test_lateral_views_join_a_fraction_of_the_upright_studies():
     plain, both = Phantom(32, 1), Phantom(32, 1, lateral_share=0.5)
     upright = lateral = 0
     for index in range(120):

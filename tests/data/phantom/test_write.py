@@ -105,7 +105,7 @@ def test_bad_use(archive: Path, tmp_path: Path) -> None:
 
 
 def test_the_full_spread_keeps_pixels_views_and_sizes(tmp_path: Path) -> None:
-    """Film formats, windows, machines and codings as Open-I's table has them: what is read is what was drawn."""
+    """Formats, windows, devices and transfer syntaxes of Open-I's table: the pixels read are those generated."""
     root, count = tmp_path / "full", 60
     options = ["--lateral_share", "0.6", "--history", "true", "--headers", "openi", "--workers", "2"]
     main(["--out", str(root), "--studies", str(count), "--seed", "3", "--size", "40", *options])
@@ -131,7 +131,7 @@ def test_the_full_spread_keeps_pixels_views_and_sizes(tmp_path: Path) -> None:
     assert {"", "PA", "AP", "LL"} <= views
 
 
-def test_an_archive_of_before_the_new_options_is_known_again(archive: Path) -> None:
+def test_an_archive_without_the_newer_options_is_recognised(archive: Path) -> None:
     assert set(json.loads((archive / "phantom.json").read_text())) == {
         "version", "studies", "seed", "size", "findings", "complete",
     }  # fmt: skip

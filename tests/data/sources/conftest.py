@@ -1,4 +1,4 @@
-"""Small trees in the layout of each data set, made on the spot: tables as documented, films of 40 x 32 pixels."""
+"""Small trees in the layout of each data set: tables as documented, images of 40 x 32 pixels."""
 
 import csv
 import gzip
@@ -21,7 +21,7 @@ from data.sources import Archive, SourceOptions, read_source
 
 @pytest.fixture(scope="session")
 def film() -> Callable[..., Path]:
-    """``film(path)`` writes a radiograph of the kind that the name's suffix says; no two paths look alike."""
+    """``film(path)`` writes a radiograph in the format of the suffix; its pixels depend on the path."""
 
     def write(path: Path, bits: int = 8) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)

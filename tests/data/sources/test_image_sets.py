@@ -155,7 +155,7 @@ def test_nih(tmp_path, film, table, read, ingested):
     assert by_split in ([1, 2, 1], [2, 1, 1])  # patient 1, with two images, stays whole; patient 3 is the test
 
 
-def test_nih_without_its_lists_is_split_anew(tmp_path, film, table, read):
+def test_nih_without_its_lists_has_no_official_split(tmp_path, film, table, read):
     nih_tree(tmp_path, film, table, lists=False)
     archive = read("nih", tmp_path)
     assert {record.split for record in archive.records} == {None} and len(archive.problems) == 2

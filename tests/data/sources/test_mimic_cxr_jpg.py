@@ -75,7 +75,7 @@ def test_a_wrong_reports_root_is_refused(root, tmp_path, read):
         read("mimic-cxr-jpg", root, reports_root=str(tmp_path))
 
 
-def test_absent_tables_are_told_and_only_the_metadata_is_indispensable(root, read):
+def test_absent_tables_are_problems_and_only_the_metadata_is_required(root, read):
     (root / "mimic-cxr-2.1.0-split.csv.gz").unlink()
     (root / "mimic-cxr-2.1.0-chexpert.csv.gz").unlink()
     archive = read("mimic-cxr-jpg", root)

@@ -1,4 +1,4 @@
-"""What the sources tell of the order of a patient's studies."""
+"""The order of a patient's studies, from dates in tables and headers."""
 
 import pydicom
 import pytest
@@ -21,11 +21,11 @@ def numbered(archive):
         ([], ""),
     ],
 )
-def test_a_study_of_mimic_was_taken_when_its_first_film_was(films, taken):
+def test_a_mimic_study_has_the_time_of_its_first_image(films, taken):
     assert moment(Row({"StudyDate": day, "StudyTime": time}) for day, time in films) == taken
 
 
-def test_a_table_has_a_column_for_it(tmp_path, film, table, read):
+def test_a_date_column_of_a_table_gives_the_order(tmp_path, film, table, read):
     rows = [("b.png", "p", "late", "2031-04-05"), ("a.png", "p", "early", "2031-01-31"), ("c.png", "p", "when", "")]
     table(tmp_path / "manifest.csv", "image,patient_id,study_id,taken_on", rows)
     for name, *_ in rows:
@@ -34,7 +34,7 @@ def test_a_table_has_a_column_for_it(tmp_path, film, table, read):
     assert set(numbered(read("csv", tmp_path)).values()) == {None}
 
 
-def test_headers_of_a_folder_say_it(tmp_path, film, read):
+def test_dicom_headers_of_a_folder_give_the_order(tmp_path, film, read):
     for name, study, day, time in [("x", "1", "20310405", "090000.5"), ("y", "2", "20310405", "081500"),
                                    ("z", "3", "unknown", "")]:  # fmt: skip
         path = film(tmp_path / f"{name}.dcm")

@@ -98,7 +98,7 @@ def test_neither_out_nor_check_is_a_usage_error(root):
         main(["--source", "csv", "--root", str(root)])
 
 
-def test_the_exit_code_says_whether_ingest_could_succeed(root, monkeypatch, tmp_path, capsys):
+def test_the_exit_code_is_0_only_if_ingest_could_succeed(root, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     command = ["--source", "csv", "--root", str(root), "--check", "--workers", "1"]
     assert run_command(main, command) == 0  # some files are missing and broken: they will be left out

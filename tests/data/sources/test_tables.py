@@ -54,7 +54,7 @@ def test_split_names():
         split_name("dev", "t.csv, line 3")
 
 
-def test_every_observation_is_its_own_name_and_strangers_are_left_out():
+def test_every_observation_has_its_own_name_and_unknown_names_have_none():
     assert all(observation(name.upper()) == name for name in OBSERVATIONS)
     assert observation("Pleural_Thickening") == "Pleural Other" and observation("Hernia") is None
     assert positive_labels(["Hernia", "Mass", "Nodule"]) == {"Lung Lesion": 1}

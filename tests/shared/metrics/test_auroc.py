@@ -11,7 +11,7 @@ from tests.seeds import for_seeds
 
 
 @for_seeds(200)
-def test_equals_the_share_of_pairs_in_the_right_order(seed):
+def test_equals_the_fraction_of_pairs_in_the_right_order(seed):
     rng = np.random.default_rng(seed)
     truth = rng.choice([0.0, 1.0, np.nan], size=30, p=[0.5, 0.4, 0.1])
     scores = rng.integers(0, 8, size=30) / 7
@@ -65,7 +65,7 @@ def test_an_undefined_statistic_gives_no_interval():
 
 
 @for_seeds(200)
-def test_the_area_under_the_drawn_curve_is_the_auroc(seed):
+def test_the_area_under_the_plotted_curve_is_the_auroc(seed):
     rng = np.random.default_rng(seed)
     truth = rng.choice([0.0, 1.0, np.nan], size=40, p=[0.5, 0.4, 0.1])
     scores = rng.integers(0, 12, size=40) / 11

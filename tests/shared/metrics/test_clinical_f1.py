@@ -58,7 +58,7 @@ def test_a_finding_only_ever_stated_wrongly_counts_zero():
     assert clinical_f1([{"Edema": 1}], [{}], ("Edema",))["macro"] == 0
 
 
-def test_nobody_states_anything():
+def test_without_any_statement_f1_is_undefined():
     got = clinical_f1([{}], [{"Edema": 0}], ("Edema",))
     assert np.isnan(got["micro"]) and np.isnan(got["macro"])
 

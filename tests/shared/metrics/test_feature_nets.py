@@ -11,7 +11,7 @@ from shared.metrics.feature_nets import load_feature_net
 IMAGES = np.random.default_rng(0).random((3, 40, 40)).astype(np.float32)
 
 
-def test_the_random_net_is_the_same_everywhere_and_says_so():
+def test_the_random_net_is_reproducible_and_named_random():
     torch.manual_seed(5)
     before = torch.get_rng_state()
     a, b = load_feature_net("random", device="cpu"), load_feature_net("random", device="cpu")
@@ -30,7 +30,7 @@ def test_nothing_is_downloaded(name, tmp_path):
         load_feature_net(name, str(tmp_path / "none"))
 
 
-def test_wrong_calls_and_files_are_answered_in_words(tmp_path):
+def test_invalid_calls_and_files_are_named(tmp_path):
     with pytest.raises(UserError, match="vgg.*random"):
         load_feature_net("vgg")
     with pytest.raises(UserError, match="random.*weights"):

@@ -68,7 +68,7 @@ def test_meteor_equals_its_definition(seed):
     assert got[0] == pytest.approx(by_hand([*words, "."], [*truth, "."]))
 
 
-def test_meteor_of_an_empty_report_is_zero_and_wordnet_is_asked_for(tmp_path):
+def test_meteor_of_an_empty_report_is_zero_and_wordnet_is_required(tmp_path):
     assert meteor_each(["", "clear"], ["clear", ""], SmallWordnet()).tolist() == [0, 0]
     with pytest.raises(UserError, match="WordNet.*downloaded"):
         load_wordnet(str(tmp_path))
@@ -144,7 +144,7 @@ def test_chexbert_reads_the_published_checkpoints_form(bert_folder):
     assert len(labeler(["lungs " * 200])) == 1  # longer than the positions
 
 
-def test_chexbert_says_what_is_missing_or_odd(bert_folder, tmp_path):
+def test_chexbert_names_missing_and_invalid_files(bert_folder, tmp_path):
     with pytest.raises(UserError, match=r"chexbert\.pth, config\.json, vocab\.txt"):
         Chexbert(str(tmp_path), OBSERVATIONS)
     for name in ("config.json", "vocab.txt"):

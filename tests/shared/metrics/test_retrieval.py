@@ -41,7 +41,7 @@ def test_equals_the_definition_with_ties_and_shared_texts(seed):
         assert got[f"text_to_image_r{k}"] == pytest.approx(t2i)
 
 
-def test_chance_is_what_random_scores_earn():
+def test_chance_equals_the_mean_of_random_scores():
     rng = np.random.default_rng(0)
     ids = [0, 0, 0, 1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]
     draws = []
@@ -53,7 +53,7 @@ def test_chance_is_what_random_scores_earn():
         assert mean == pytest.approx(draws[0][f"{way}.baseline"], abs=0.02)
 
 
-def test_a_constant_score_earns_nothing_and_an_oracle_everything():
+def test_a_constant_score_is_0_and_an_oracle_1():
     ids = list(range(30))
     assert recall_at_k(np.ones((30, 30)), ids, ids)["image_to_text_r10"] == 0
     assert recall_at_k(np.eye(30), ids, ids)["text_to_image_r1"] == 1

@@ -16,7 +16,7 @@ VOID = {"meta", "img", "rect", "polyline"}
 
 
 class Balanced(HTMLParser):
-    """Fails on a tag that is closed out of order, and notes every tag and its attributes."""
+    """Fail on a tag that is closed out of order, and record every tag and its attributes."""
 
     def __init__(self):
         super().__init__()
@@ -88,7 +88,7 @@ def test_notices_follow_the_source():
     assert RESEARCH_ONLY in full_page("mimic-cxr") and PHANTOM not in full_page("mimic-cxr")
 
 
-def test_pictures_come_back_pixel_for_pixel():
+def test_images_are_embedded_without_loss():
     image = np.arange(256, dtype=np.uint8).reshape(16, 16)
     content = base64.b64decode(png_data_uri(image).split(",")[1])
     assert (np.asarray(Image.open(io.BytesIO(content))) == image).all()

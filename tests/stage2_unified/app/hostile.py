@@ -1,4 +1,4 @@
-"""Two hundred files that somebody might drop on a public page to harm it, forty of each kind; none is a film."""
+"""Two hundred hostile uploads, forty of each kind; none is a radiograph."""
 
 import gzip
 import io
@@ -56,7 +56,7 @@ def hostile_uploads() -> dict[str, list[tuple[str, bytes]]]:
 
 
 def png(width: int, height: int, depth: int = 8, colour: int = 0, body: bytes = b"") -> bytes:
-    """A PNG whose head says what it likes."""
+    """Return a PNG with an arbitrary header."""
     return b"\x89PNG\r\n\x1a\n" + b"".join([
         _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)),
         _chunk(b"IDAT", body), _chunk(b"IEND", b""),
@@ -73,7 +73,7 @@ def _zeros(mebibytes: int, wbits: int) -> bytes:
 
 
 def _bombs() -> list[tuple[str, bytes]]:
-    """A little that becomes much, or says so: pictures, gzip, gzip within gzip, deflated DICOM, text chunks."""
+    """Decompression bombs: images, gzip, gzip within gzip, deflated DICOM, text chunks."""
     sides = (8_500, 9_999, 12_000, 16_000, 16_384, 16_385, 30_000, 65_535, 2**20, 2**31 - 1)
     small = zlib.compress(bytes(1_000_000))
     pictures = [png(side, side, depth, 0, small) for depth in (8, 16) for side in sides]
@@ -111,7 +111,7 @@ def _cut(rng: Random) -> list[tuple[str, bytes, float]]:
 
 
 def _scripted() -> list[bytes]:
-    """DICOM that says scripts wherever it may say words, and lacks what a film has."""
+    """DICOM files with scripts in their text elements, each lacking something that an image needs."""
     films = []
     for way in range(4):
         for script in SCRIPTS:

@@ -1,4 +1,4 @@
-"""The page as a person uses it, in Chromium: drop, read, type, draw, edit codes; nothing is asked of other machines.
+"""The page in Chromium: upload, report, type, generate, edit codes; no request leaves this machine.
 
 ``MEDUNIFIER_PICTURES=docs/pictures`` before this test's command refreshes the documents' screenshots.
 """
@@ -98,7 +98,7 @@ def film(tmp_path):
 
 
 def pixels(page, selector):
-    """The picture in a box, as the browser got it."""
+    """Return the image of an element as the browser received it."""
     source = page.locator(f"{selector} img").get_attribute("src")
     return np.asarray(Image.open(io.BytesIO(page.request.get(source).body())).convert("L")).astype(int)
 
@@ -108,7 +108,7 @@ def until(page, expression):
 
 
 def keep(page, name, tmp_path):
-    """A screenshot: beside the test's other files, or where the documents' pictures are refreshed."""
+    """Save a screenshot beside the test's other files, or where the documentation's images are refreshed."""
     folder = Path(os.environ.get("MEDUNIFIER_PICTURES") or tmp_path)
     folder.mkdir(parents=True, exist_ok=True)
     page.mouse.move(0, 0)

@@ -1,4 +1,4 @@
-"""A region is filled as it says and nothing else changes; a picture shows equal codes alike."""
+"""A region is filled as requested and nothing else changes; equal codes have equal colours."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ CODES = np.random.default_rng(0).integers(0, 64, (6, 8))
     top=st.integers(0, 5), left=st.integers(0, 7), height=st.integers(1, 6), width=st.integers(1, 8),
     way=st.sampled_from(WAYS),
 )  # fmt: skip
-def test_only_the_region_changes_and_as_it_was_asked(top, left, height, width, way):
+def test_only_the_region_changes_and_as_requested(top, left, height, width, way):
     region = Region(top, left, height, width)
     if top + height > 6 or left + width > 8 or (way == WAYS[2] and top == 0):
         with pytest.raises(UserError):
@@ -38,7 +38,7 @@ def test_what_cannot_be_is_refused(region, way, code):
         edited(CODES, region, way, code, 64)
 
 
-def test_the_picture_shows_codes_and_frames_a_region():
+def test_the_code_map_shows_codes_and_frames_a_region():
     codes = np.array([[1, 2], [2, 1]])
     picture, cell = picture_of(codes, 64), cell_pixels((2, 2))
     assert picture.shape == (2 * cell, 2 * cell, 3) and picture.dtype == np.uint8

@@ -38,7 +38,7 @@ def upload(web, name, content):
 
 
 def shown(web, name, content):
-    """(whether the film was shown, what was said): by the upload itself, or by /show."""
+    """Return whether the image was shown, and the response, of the upload itself or of /show."""
     answer = upload(web, name, content)
     if answer.status_code != 200:
         assert 400 <= answer.status_code < 500, (name, answer.status_code)

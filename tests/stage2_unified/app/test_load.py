@@ -1,4 +1,4 @@
-"""Many clients at once: nothing is answered but what was asked for and "queue is full", and memory stays bounded."""
+"""Many clients at once: each gets its answer or "queue is full", and memory stays bounded."""
 
 import json
 import threading
@@ -28,7 +28,7 @@ def memory(process):
 
 
 def questions(folder, number):
-    """What client ``number`` asks, in turn: films of its own, a text, a drawing, an edit, a file that is none."""
+    """The requests of client ``number``: its own DICOM file, a text, a generation, an edit, an invalid file."""
     film, letter = folder / f"film-{number}.dcm", folder / f"letter-{number}.png"
     save_synthetic_dicom(film, Phantom(64, 5).study(number).images[0], "a phantom", "PA")
     letter.write_text(f"letter {number}")

@@ -1,4 +1,4 @@
-"""Examples say different things and are what they say; the index finds a phantom by its own picture."""
+"""Examples differ and match their reports; the index finds a phantom by its own image."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def pipeline(model_folder):
     return MedUnifierPipeline.from_pretrained(model_folder, "cpu")
 
 
-def test_a_phantoms_own_picture_finds_it(pipeline):
+def test_a_phantom_is_found_by_its_own_image(pipeline):
     index, pictures = phantom_index(pipeline, 12)
     assert len(index.studies) == 12 and set(pictures) == {row["study_id"] for row in index.studies}
     assert {"Pleural Effusion", "Cardiomegaly"} <= set(index.about["findings"]) < set(FINDINGS)

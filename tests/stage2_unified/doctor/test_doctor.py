@@ -1,4 +1,4 @@
-"""What the doctor counts is what the models are; what is missing is named with its remedy."""
+"""The doctor's counts equal those of the models, and missing things are named with their remedy."""
 
 import json
 
@@ -45,7 +45,7 @@ def test_larger_images_keep_more_and_a_batch_is_what_is_left(sizes):
     assert demo.state == demo.parameters * TRAINING_BYTES
 
 
-def test_what_fits_is_said(sizes):
+def test_the_largest_batch_that_fits_is_shown(sizes):
     one = Accelerator("cuda:0", "a GPU", 24 * GIB, True)
     machine = Machine("x", 2, 2.0, 2, 8 * GIB, 7 * GIB, False, (one,), ".", GIB)
     lines = {line.split()[0]: line for line in _size_lines(machine, list(sizes.values()))[3:]}
@@ -70,7 +70,7 @@ def test_missing_things_come_with_their_remedy(monkeypatch, tmp_path):
     assert needs.weights(CONFIGS)[0].found
 
 
-def test_the_command_says_all_of_it(tmp_path, capsys):
+def test_the_command_prints_machine_packages_and_sizes(tmp_path, capsys):
     main(["--out", str(tmp_path / "doctor.json"), "--place", str(tmp_path)])
     said = capsys.readouterr().out
     for words in ("cores", "memory", "disk", "JPEG 2000", "gradio", "stage1/cxr_f16", "stage2/base_256"):

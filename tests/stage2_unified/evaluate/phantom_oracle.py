@@ -1,4 +1,4 @@
-"""Shards of phantoms, and a model that knows the truth: whoever judges it must find it perfect."""
+"""Shards of phantoms, and an oracle that knows the truth and must be evaluated as perfect."""
 
 import hashlib
 from collections import Counter, defaultdict

@@ -14,7 +14,7 @@ from tests.stage2_unified.evaluate.phantom_oracle import FakeTokenizer, Oracle, 
 
 @pytest.fixture(scope="module")
 def results(studies, image_shards, tmp_path_factory):
-    """An oracle and one that answers for others, judged on the same 40 studies; and oracles judged otherwise."""
+    """Results of an oracle and of a shuffled one on the same 40 studies, and results with other options."""
     folder = tmp_path_factory.mktemp("results")
     other_shards = write_shards(tmp_path_factory.mktemp("other"), studies[:400])
 
@@ -77,7 +77,7 @@ def test_retrieval_is_compared_on_images_texts_and_pairs(results):
         ("labels", "all-labels", "findings"),
     ],
 )
-def test_what_is_not_comparable_is_refused_in_words(results, a, b, text):
+def test_results_that_are_not_comparable_are_refused(results, a, b, text):
     with pytest.raises(UserError) as refusal:
         compare(str(results / f"{a}.json"), str(results / f"{b}.json"))
     assert text in str(refusal.value) and "\n" not in str(refusal.value)

@@ -1,4 +1,4 @@
-"""Published draws: by their rule, a function of the seed, and readable by what judges on them."""
+"""Published subsets: by their rule, a function of the seed, and readable by the evaluation."""
 
 import csv
 import gzip
@@ -65,7 +65,7 @@ def test_5x200_follows_its_rule_and_the_seed(train_csv, tmp_path):
     assert draw(tmp_path, "5x200", "--labels", tmp_path / "train.csv.gz", "--per_class", 10)["ids"] == drawn["ids"]
 
 
-def test_the_draw_does_not_depend_on_the_order_of_the_rows():
+def test_a_subset_does_not_depend_on_the_order_of_the_rows():
     rows = [Candidate(f"s{i}", True, {"Edema": 1}) for i in range(30)]
     assert sample_classes(rows, ["Edema"], 5, 0) == sample_classes(rows[::-1], ["Edema"], 5, 0)
 
@@ -77,7 +77,7 @@ def test_too_few_are_refused_with_how_many_there_are(train_csv, tmp_path):
         draw(tmp_path, "8x200", "--labels", train_csv, "--per_class", 2)
 
 
-def test_shards_are_drawn_from_and_judged_on_what_was_drawn(image_shards, image_data, tmp_path):
+def test_a_subset_of_shards_is_what_is_evaluated(image_shards, image_data, tmp_path):
     pool = draw(tmp_path, "pool", "--data", image_shards, "--size", 20, "--seed", 3)
     assert pool["ids"] == JudgedData(str(image_shards), None, 3).studies("test", 20).ids
     assert set(pool["source"]) == {"source", "split", "sections", "manifest_sha256"}
@@ -87,7 +87,7 @@ def test_shards_are_drawn_from_and_judged_on_what_was_drawn(image_shards, image_
     assert len(everything["ids"]) == 60 >= everything["distinct_reports"] > 1
 
 
-def test_prompts_come_back_from_their_file(tmp_path):
+def test_prompts_round_trip_through_their_file(tmp_path):
     for style in ("sentence", "chexzero", "severity"):
         content = draw(tmp_path, "prompts", "--style", style, "--label_set", "chexpert5")
         made = prompt_set(style, LEADERBOARD)

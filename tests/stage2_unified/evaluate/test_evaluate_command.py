@@ -1,4 +1,4 @@
-"""The command: what it writes, what it says of its circumstances, and how it refuses."""
+"""The evaluate command: its files, its record of data and versions, and its refusals."""
 
 import csv
 import json
@@ -113,7 +113,7 @@ def test_token_shards_leave_out_what_needs_images(studies, token_shards, tmp_pat
     assert {"retrieval", "zero-shot", "reports", "finetune"} == set(result["details"])
 
 
-def test_a_frozen_tokenizer_is_judged_alone(image_shards, tokenizer_folder, tmp_path, capsys):
+def test_a_frozen_tokenizer_is_evaluated_alone(image_shards, tokenizer_folder, tmp_path, capsys):
     out = tmp_path / "tokenizer.json"
     main(
         ["tokenizer", "--model", str(tokenizer_folder), "--data", str(image_shards), "--out", str(out),
@@ -155,7 +155,7 @@ def test_refusals_are_one_line(image_shards, token_shards, tokenizer_folder, stu
     assert not (tmp_path / "o.json").exists()
 
 
-def test_no_text_in_the_data_is_said(studies, tmp_path):
+def test_data_without_reports_are_refused(studies, tmp_path):
     empty = {"findings": "", "impression": "", "text": ""}
     silent = [(pixels, info | {"report": empty}) for pixels, info in studies[:40]]
     config = EvaluateConfig(model="m", data=str(write_shards(tmp_path / "d", silent)), out=str(tmp_path / "o.json"))
@@ -167,13 +167,13 @@ def test_figures_that_are_no_numbers_are_named_not_written():
     assert defined({"a": 1.0, "b": float("nan"), "c": float("inf")}) == ({"a": 1.0}, ["b", "c"])
 
 
-def test_picture_names_cannot_leave_their_folder(tmp_path):
+def test_image_names_cannot_leave_their_folder(tmp_path):
     with pytest.raises(ValueError, match="no file stem"):
         save_pictures(tmp_path / "p", {"../x": np.zeros((2, 2))})
     assert not list(tmp_path.iterdir())
 
 
-def test_a_reconstruction_does_not_say_that_it_shows_no_patient(tmp_path):
+def test_a_reconstruction_is_not_marked_as_showing_no_patient(tmp_path):
     save_pictures(tmp_path, {name: np.zeros((2, 2)) for name in ("a-generated-0", "a-reconstruction-0", "a-real-0")})
     said = [Image.open(tmp_path / f"a-{name}-0.png").info for name in ("generated", "reconstruction", "real")]
     assert "shows no patient" in said[0]["Comment"] and said[1]["Source"] == "synthetic" and not said[2]
@@ -204,7 +204,7 @@ def run(studies, shards, out, trained_on, task="reports", sections=None):
     return evaluate(task, config, FakeTokenizer(), Oracle(studies, sections=trained_on), "")
 
 
-def test_a_model_of_other_sections_is_refused_unless_it_is_asked_for(studies, image_shards, tmp_path):
+def test_a_model_of_other_sections_is_refused_unless_requested(studies, image_shards, tmp_path):
     out = tmp_path / "o.json"
     with pytest.raises(UserError, match="--sections findings"):
         run(studies, image_shards, out, "findings")
@@ -217,7 +217,7 @@ def test_a_model_of_other_sections_is_refused_unless_it_is_asked_for(studies, im
     assert run(studies, image_shards, out, "findings", task="zero-shot")["notes"] == []  # no report is read
 
 
-def test_published_ids_are_judged_and_no_others(studies, image_shards, tmp_path):
+def test_published_ids_are_evaluated_and_no_others(studies, image_shards, tmp_path):
     ids = [info["study_id"] for _, info in studies if info["split"] == "test"][:25]
     (tmp_path / "ids.txt").write_text("\n".join(ids))
     config = EvaluateConfig("m", str(image_shards), str(tmp_path / "o.json"), limit=5, bootstrap=2)

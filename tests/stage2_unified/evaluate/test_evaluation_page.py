@@ -1,6 +1,7 @@
 """docs/evaluation.md names the options, prompt styles, label sets and tasks that exist."""
 
 import re
+import shlex
 
 from shared.config import parse_subcommand
 from stage2_unified.evaluate import command, draws

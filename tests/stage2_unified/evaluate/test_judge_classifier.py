@@ -1,4 +1,4 @@
-"""The classifier that judges drawn images must itself be able to see."""
+"""The finding classifier that evaluates generated images must itself be able to classify."""
 
 import numpy as np
 import torch

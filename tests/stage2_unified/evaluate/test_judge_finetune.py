@@ -56,7 +56,7 @@ def test_an_oracles_states_are_at_the_ceiling_and_noise_is_at_chance(image_shard
         assert worst[f"finetune.{way}_auroc_100"] == pytest.approx(0.5, abs=0.12)
 
 
-def test_masks_of_an_oracle_of_a_stranger_and_of_noise(masked_shards, studies, masks):
+def test_dice_of_an_oracle_of_a_shuffled_oracle_and_of_noise(masked_shards, studies, masks):
     result = judge(masked_shards, Oracle(studies, masks=masks), finetune=BY_MASKS)
     figures = result.metrics
     for way in ("frozen", "full"):
@@ -122,7 +122,7 @@ def test_a_codes_pixels_are_where_the_code_is():
     assert moved.amin(dim=0).tolist() == [6, 4] and moved.amax(dim=0).tolist() == [11, 7]
 
 
-def test_a_frozen_backbone_is_not_changed_and_every_study_is_seen_before_any_comes_again():
+def test_a_frozen_backbone_is_not_changed_and_an_epoch_has_every_study_once():
     seen = []
 
     class Backbone(torch.nn.Module):
@@ -163,7 +163,7 @@ def test_doubt_is_read_as_the_options_say(studies, tmp_path):
     assert figures["ignore"] == 0.5 and figures["chexpert"] > 0.95
 
 
-def test_a_label_set_by_name_is_judged_alone(image_shards, studies):
+def test_only_a_named_label_set_is_evaluated(image_shards, studies):
     result = judge(image_shards, Oracle(studies), label_set="chexpert5", finetune=replace(QUICK, steps=0))
     assert set(result.details["positives"]) <= {
         "Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion",
@@ -171,7 +171,7 @@ def test_a_label_set_by_name_is_judged_alone(image_shards, studies):
 
 
 def test_the_command_with_a_real_network(model_folder, phantom_shards, tmp_path, capsys):
-    """Untrained and tiny: it runs, writes every figure with its interval, and says on the page what was done."""
+    """Untrained and tiny: it runs, and writes every figure with its interval and the recipe on the page."""
     out = tmp_path / "o.json"
     recipe = ["--finetune.steps", "3", "--finetune.batch_size", "4", "--finetune.shares", "[50]", "--bootstrap", "5"]
     main(["finetune", "--model", str(model_folder), "--data", str(phantom_shards), "--out", str(out), *recipe])
@@ -199,7 +199,7 @@ def test_the_page_shows_where_findings_were_marked(masked_shards, studies, masks
 @pytest.mark.parametrize(
     "wrong", [["--finetune.shares", "[0]"], ["--finetune.rate", "0"], ["--finetune.steps", "-1"]]
 )
-def test_odd_recipes_are_refused(wrong):
+def test_invalid_recipes_are_refused(wrong):
     with pytest.raises(UsageError, match="steps must|shares must"):
         main(["finetune", "--model", "m", "--data", "d", "--out", "o.json", *wrong])
 

@@ -1,4 +1,4 @@
-"""The tokenizer's task: what a perfect one and a coarse one earn, and what is said of nets and labels."""
+"""The tokenizer task: figures of a lossless and of a coarse tokenizer, and its notes on nets and labels."""
 
 import json
 
@@ -42,7 +42,7 @@ def judge(tokenizer, shards, **options):
     return judge_tokenizer(tokenizer, JudgedData(str(shards), tokenizer), TokenizerJudging(**options))
 
 
-def test_one_that_loses_nothing_loses_no_finding(image_shards):
+def test_a_lossless_tokenizer_loses_no_finding(image_shards):
     result = judge(GreyLevels(), image_shards, feature_net="random", classifier_steps=20, bootstrap=5)
     metrics = result.metrics
     assert metrics["tokenizer.psnr"] == 100 and metrics["tokenizer.rfid"] < 1e-6
@@ -58,7 +58,7 @@ def test_one_that_loses_nothing_loses_no_finding(image_shards):
     )
 
 
-def test_a_coarse_one_loses_findings_and_its_pictures_are_far_from_real(image_shards):
+def test_a_coarse_tokenizer_loses_findings_and_has_a_large_rfid(image_shards):
     metrics = judge(GreyLevels(16), image_shards, classifier_steps=150, feature_net="random").metrics
     assert metrics["tokenizer.label_auroc.real"] > 0.65 and metrics["tokenizer.label_auroc.baseline"] == 0.5
     assert metrics["tokenizer.label_auroc_change"] < -0.05
@@ -72,7 +72,7 @@ class OfStrangers(GreyLevels):
         return super().decode_indices(codes).roll(1, dims=0)
 
 
-def test_one_that_gives_back_strangers_is_at_chance(image_shards):
+def test_reconstructions_of_other_patients_are_at_chance(image_shards):
     metrics = judge(OfStrangers(), image_shards, classifier_steps=150).metrics
     assert metrics["tokenizer.label_auroc.real"] > 0.65
     assert metrics["tokenizer.label_auroc"] == pytest.approx(0.5, abs=0.12)
@@ -95,14 +95,14 @@ def test_the_result_and_its_page_name_every_net(image_shards, tmp_path):
     assert "AUROC by finding" in page and "reconstructions" in page and "tokenizer.rfid" in page
 
 
-def test_nets_without_their_files_are_an_error_that_says_which(image_shards):
+def test_missing_weights_of_a_net_are_named(image_shards):
     with pytest.raises(UserError, match="inception_v3"):
         judge(GreyLevels(), image_shards, feature_net="inception_v3")
     with pytest.raises(UserError, match="vgg16-397923af.pth at /nowhere"):
         judge(GreyLevels(), image_shards, perceptual=PerceptualConfig("vgg", "/nowhere/vgg16-397923af.pth"))
 
 
-def test_data_without_labels_are_judged_without_findings(studies, tmp_path):
+def test_data_without_labels_are_evaluated_without_findings(studies, tmp_path):
     bare = [(pixels, info | {"labels": {}}) for pixels, info in studies[:60]]
     config = EvaluateConfig("m", str(write_shards(tmp_path / "d", bare)), str(tmp_path / "r.json"))
     evaluate("tokenizer", config, GreyLevels(), None, "")
@@ -112,7 +112,7 @@ def test_data_without_labels_are_judged_without_findings(studies, tmp_path):
     assert "both classes" in (tmp_path / "r.html").read_text()
 
 
-def test_of_three_channels_the_mean_is_shown(image_shards):
+def test_three_channels_are_shown_as_their_mean(image_shards):
     torch.manual_seed(2)
     model = VQGAN(model_config({
         "resolution": SIZE, "in_channels": 3, "out_ch": 3, "ch": 8, "ch_mult": [1, 2], "num_res_blocks": 1,

@@ -1,4 +1,4 @@
-"""The draw of studies: a pure function of the seed, of the right view, and only of what can be judged."""
+"""The sample of studies: a pure function of the seed, of frontal views, and only of what can be evaluated."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from stage2_unified.evaluate.studies import JudgedData, with_both_classes
 from tests.stage2_unified.evaluate.phantom_oracle import FakeTokenizer, code_of, write_shards
 
 
-def test_a_draw_depends_on_the_seed_alone(image_shards):
+def test_a_subset_depends_on_the_seed_alone(image_shards):
     draws = [JudgedData(str(image_shards), FakeTokenizer(), seed).studies("test", 20).ids for seed in (0, 0, 1)]
     assert draws[0] == draws[1] != draws[2]
     assert len(set(draws[0])) == 20
@@ -49,7 +49,7 @@ def test_lateral_views_are_left_out_and_unknown_ones_are_not(studies, tmp_path):
     assert len(JudgedData(str(unknown), FakeTokenizer()).studies("test")) == 4
 
 
-def test_only_the_sections_of_the_manifest_are_judged(studies, tmp_path):
+def test_only_the_sections_of_the_manifest_are_evaluated(studies, tmp_path):
     root = write_shards(tmp_path, studies[:40])
     manifest = root / "manifest.json"
     manifest.write_text(manifest.read_text().replace("findings+impression", "impression"))

@@ -1,4 +1,4 @@
-"""The truth test: who knows the truth is at the ceiling of every task, who answers for others is at chance."""
+"""An oracle is at the ceiling of every task, and an oracle of other studies is at chance."""
 
 import numpy as np
 import pytest
@@ -175,14 +175,14 @@ def test_reports_without_a_train_split_have_no_baseline(studies, tmp_path):
 
 
 class Reciter(Oracle):
-    """Whatever it is asked for, it draws a training image."""
+    """An oracle that returns training images for every prompt."""
 
     def draw(self, reports, views, **sampling):
         train = [pixels for pixels, info in self.studies if info["split"] == "train"]
         return np.stack([code_of(train[i % 7]) for i in range(len(reports))])
 
 
-def test_who_recites_training_images_is_caught(image_data, studies, monkeypatch):
+def test_copied_training_images_are_detected(image_data, studies, monkeypatch):
     monkeypatch.setattr(
         synthesis, "FindingClassifier", lambda images, truth, *_: lambda drawn: np.zeros((len(drawn), truth.shape[1]))
     )
@@ -199,7 +199,7 @@ FLIPPED = {"findings": "No acute cardiopulmonary abnormality. There is pleural t
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
-def test_findings_flipped_in_a_known_share_of_reports_move_f1_by_the_computed_amount(image_data, studies, share):
+def test_findings_flipped_in_a_known_fraction_of_reports_move_f1_by_the_computed_amount(image_data, studies, share):
     oracle = Oracle(studies)
     judged = image_data.studies("test", 0)
     sick = [i for i, labels in enumerate(judged.labels) if 1 in (v for k, v in labels.items() if k != "No Finding")]

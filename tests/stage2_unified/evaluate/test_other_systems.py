@@ -1,4 +1,4 @@
-"""Other systems' outputs: judged as our own are, at the ceiling for the truth, and refused in one line."""
+"""Outputs of other systems: evaluated like our own, at the ceiling for the truth, and refused in one line."""
 
 import csv
 import json
@@ -23,7 +23,7 @@ def write_csv(path, rows):
 
 
 def refusal(argv, capsys):
-    """Exit code and the one line on standard error, progress apart."""
+    """Return the exit code and the one error line on standard error."""
     code = run_command(main, argv)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
     assert len(lines) == 1
@@ -57,7 +57,7 @@ def test_flipped_reports_move_clinical_f1_by_the_computed_amount(flipped, tmp_pa
     assert "Study s0" in page and "no labels" in page
 
 
-def test_given_labels_are_the_truth_and_empty_reports_are_reports(tmp_path):
+def test_passed_labels_are_the_truth_and_empty_reports_count(tmp_path):
     rows = [{"study_id": "a", "report": "Clear lungs.", "Edema": "1", "Fracture": "-1"},
             {"study_id": "b", "report": "Edema.", "Edema": "", "Fracture": "0"}]  # fmt: skip
     said = [{"study_id": "a", "report": "Edema."}, {"study_id": "b", "report": ""}]
@@ -163,7 +163,7 @@ def phantoms(studies):
     return [pixels / 255 for pixels, _ in studies[:48]]
 
 
-def test_copies_in_another_folder_are_at_zero_and_that_is_said(phantoms, tmp_path, capsys):
+def test_copies_in_another_folder_have_distance_zero_and_a_note(phantoms, tmp_path, capsys):
     real = save_images(tmp_path / "real", phantoms[:24])
     copies = shutil.copytree(real, tmp_path / "copies")
     argv = ["external-images", "--generated", str(copies), "--real", real, "--image_size", "32"]
@@ -313,7 +313,7 @@ def test_embeddings_that_do_not_fit_are_answered_in_one_line(tmp_path, capsys):
         (["compare", "--help"], "paired bootstrap"),
     ],
 )
-def test_every_form_says_what_it_reads(argv, text, capsys):
+def test_the_help_of_every_form_describes_its_input(argv, text, capsys):
     with pytest.raises(SystemExit) as stop:
         main(argv)
     shown = " ".join(capsys.readouterr().out.split())
