@@ -56,6 +56,8 @@ if Path(sys.argv[0]).name != "medunifier":
 
 
 def _usage() -> str:
+    from shared.notice import RESEARCH_ONLY
+
     width = max(map(len, COMMANDS))
     lines = [f"  {verb:{width}}  {summary}" for verb, (_, summary) in COMMANDS.items()]
     return "\n".join(
@@ -65,7 +67,7 @@ def _usage() -> str:
             *lines,
             "",
             "Trainings: accelerate launch stage1_tokenizer/train.py, accelerate launch stage2_unified/train.py",
-            "Research software: not a medical device.",
+            RESEARCH_ONLY,
         ]
     )
 

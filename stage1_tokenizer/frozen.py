@@ -20,6 +20,7 @@ from shared.artifacts import FORMAT_VERSION, atomic_folder, fingerprint, read_js
 from shared.config import config_to_dict
 from shared.errors import UserError
 from shared.hub import PushFolder
+from shared.notice import TOKENIZER_LIMITS, research_notice
 from shared.precision import Precision, autocast
 from stage1_tokenizer.config import ModelConfig, QuantizerConfig, model_config
 from stage1_tokenizer.images import to_model
@@ -249,7 +250,7 @@ and back. Made by medunifier, stage 1; loaded by `FrozenTokenizer.from_pretraine
 - codebook: {self.codes} entries of {self.codebook.shape[1]} dimensions; {rule}
 - images: {self.config.in_channels} channel(s), [-1, 1], black is -1
 
-Research software, not a medical device: a reconstruction can lose or invent a finding.
+{research_notice(TOKENIZER_LIMITS)}
 """
 
 

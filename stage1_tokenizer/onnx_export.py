@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from data.phantom import Phantom
 from shared.artifacts import FORMAT_VERSION, atomic_folder, read_json, sha256_file, write_json
 from shared.errors import UserError
+from shared.notice import TOKENIZER_LIMITS, research_notice
 from stage1_tokenizer.frozen import FrozenTokenizer
 from stage1_tokenizer.images import to_model
 
@@ -232,7 +233,7 @@ def _card(tokenizer: FrozenTokenizer) -> str:
     size, channels = tokenizer.image_size, tokenizer.config.in_channels
     return f"""# A radiograph tokenizer as ONNX
 
-**Research software, not a medical device.** A reconstruction can lose or invent a finding.
+{research_notice(TOKENIZER_LIMITS, markdown=True)}
 
 `{ENCODER}` turns radiographs of {size} x {size} pixels into {height} x {width} codes out of {tokenizer.codes},
 `{DECODER}` turns codes into radiographs. Any number of them at once. `{SIDECAR}` says all of it for programs.

@@ -9,6 +9,7 @@ from transformers.utils import logging
 
 from shared.artifacts import atomic_folder
 from shared.distributed import barrier, is_main
+from shared.notice import MODEL_LIMITS, research_notice
 from shared.run_folder import RunFolder, read_metrics
 from stage1_tokenizer.frozen import FrozenTokenizer
 from stage2_unified.backbone import add_adapters, pretrained_config, take_over
@@ -143,8 +144,7 @@ tags: [chest-radiograph, report-generation, image-generation, research-only]
 ---
 # A unified model of chest radiographs and reports
 
-**Research software, not a medical device.** It may overlook findings and invent others; a generated radiograph
-shows no patient. It must not be used for the care of a person.
+{research_notice(MODEL_LIMITS, markdown=True)}
 
 `import medunifier` registers it with `transformers`; `MedUnifierForConditionalGeneration.from_pretrained(folder)`.
 

@@ -6,6 +6,7 @@ from transformers.utils import logging
 
 from shared.artifacts import atomic_folder, read_json, write_json
 from shared.errors import UserError
+from shared.notice import MODEL_LIMITS, research_notice
 from stage2_unified.causal_lm import add_special_and_code_tokens, generation_configs, to_causal_lm
 from stage2_unified.inference import model_fingerprint
 from stage2_unified.model import MedUnifierForConditionalGeneration
@@ -63,8 +64,7 @@ tags: [chest-radiograph, report-generation, image-generation, research-only]
 ---
 # A unified model of chest radiographs and reports, as a plain `{name}`
 
-**Research software, not a medical device.** It may overlook findings and invent others; a drawn radiograph
-shows no patient. It must not be used for the care of a person.
+{research_notice(MODEL_LIMITS, markdown=True)}
 
 Ids below {origin["first_code"]} are words and specials, image code c is id {origin["first_code"]} + c (`<code:c>`).
 

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from shared.artifacts import canonical_json, read_json
 from shared.config import parse_config
 from shared.errors import UsageError, UserError
+from shared.notice import research_notice
 from shared.row_file import Row
 from stage2_unified.evaluate.prompts import LABEL_SETS, STYLES, PromptSet, prompt_set
 from stage2_unified.films import Film, codes_of, open_films
 from stage2_unified.prompt_scores import PromptScorer
 from stage2_unified.report_command import write_rows
 
-NOTICE = "Scores of research software, not a medical device; not calibrated, not the probability of a disease."
+NOTICE = research_notice("The scores are not calibrated and not the probability of a disease.")
 _VALUES = ("similarity", "denial_similarity", "statement_over_denial")
 _IN_DRAFTS = "stated_in_drafts"
 

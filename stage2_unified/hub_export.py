@@ -17,6 +17,7 @@ from data.shards import INDEX_SUFFIX, MANIFEST, ShardDataset, read_manifest
 from data.splits import SPLITS
 from shared.artifacts import atomic_folder, read_json, sha256_file, write_json
 from shared.errors import UserError
+from shared.notice import RESEARCH_ONLY, research_notice
 from stage1_tokenizer.frozen import FrozenTokenizer
 from stage2_unified.processor import IMAGE_TOKENIZER, PROCESSOR_CONFIG, MedUnifierProcessor
 
@@ -31,7 +32,6 @@ _LICENCE = """## Licence
 **Unknown: nobody has chosen one yet.** The code that made this is under Apache-2.0, which says nothing of {thing}.
 Ask the makers of the data what they allow, name the licence in the front matter, and only then upload for others.
 """
-_RESEARCH = "**Research software, not a medical device.** It must not be used for the care of a person.\n\n"
 _MAY_REMEMBER = """## Privacy
 
 A model may remember what it was trained on, and give back a report or a film nearly as it was. `medunifier evaluate
@@ -137,8 +137,8 @@ def _add_front_matter(card: Path, values: dict[str, Any], thing: str, *more: str
     """Values join those that a card has; licence and further sections are appended to its text."""
     had, text = split_card(card.read_text(encoding="utf-8") if card.is_file() else "")
     tags = list(dict.fromkeys([*had.get("tags", []), *values["tags"]]))
-    if "not a medical device" not in text:
-        text = _RESEARCH + text
+    if RESEARCH_ONLY not in text:
+        text = f"{research_notice('It must not be used for the care of a person.', markdown=True)}\n\n{text}"
     body = "\n".join([text.rstrip() + "\n", _LICENCE.format(thing=thing), *more])
     card.write_text(_card(had | values | {"tags": tags}, body), encoding="utf-8")
 

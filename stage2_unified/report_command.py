@@ -8,11 +8,12 @@ from data.labels import label_report
 from data.observations import OBSERVATIONS
 from shared.config import parse_config
 from shared.errors import UserError
+from shared.notice import research_notice
 from shared.progress import Progress
 from shared.row_file import Row, RowFile
 from stage2_unified.films import Film, Films, keys_digest, open_films, read_batches, seen_of
 
-NOTICE = "Draft of research software, not a medical device; it may overlook findings and invent others."
+NOTICE = research_notice("A draft: it may overlook findings and invent others.")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from shared.config import parse_config
 from shared.errors import UserError
+from shared.notice import RESEARCH_ONLY
 from stage2_unified.app.clients import is_loopback
 from stage2_unified.app.server import listening_socket, make_app, own_folder
 
@@ -85,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         host = f"[{config.host}]" if ":" in config.host else config.host
         url = f"http://{host}:{listening.getsockname()[1]}"
         print(f"{url}   (Ctrl-C ends it)", flush=True)
-        print("Research software: not a medical device.", flush=True)
+        print(RESEARCH_ONLY, flush=True)
         if config.browser and has_screen():
             # Some browsers are waited for; the socket listens already, and who comes early is answered.
             threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()

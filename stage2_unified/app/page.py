@@ -6,6 +6,7 @@ from typing import Any
 
 import gradio as gr
 
+from shared.notice import MODEL_LIMITS, research_notice
 from stage2_unified.app.answers import MOST_DRAWN, MOST_LABELS, VIEWS, Answers
 from stage2_unified.app.arguments import CheckedBlocks
 from stage2_unified.app.code_grid import WAYS
@@ -16,10 +17,7 @@ from stage2_unified.evaluate.prompts import FINDINGS
 from stage2_unified.inference import MedUnifierPipeline
 
 TITLE = "medunifier: read and draw chest radiographs"
-NOTICE = (
-    "**Research software, not a medical device.** It overlooks findings and invents others; a drawn radiograph "
-    "shows no patient. It must not be used for the care of a person. Do not upload what may not leave its hospital."
-)
+NOTICE = research_notice(MODEL_LIMITS, "Do not upload what may not leave its hospital.", markdown=True)
 _EXAMPLE_TEXTS = (
     "Heart size is normal. There is a large left pleural effusion. No evidence of pneumothorax.",
     "The cardiac silhouette is moderately enlarged. Lungs are clear. There is no pneumothorax or pleural effusion.",
