@@ -37,6 +37,7 @@ from shared.artifacts import FORMAT_VERSION, atomic_file, canonical_json, read_j
 from shared.config import parse_config
 from shared.errors import UserError
 from shared.progress import Progress
+from shared.settings_record import begin_or_continue, refuse_other_settings
 
 _UNFINISHED = ".ingest"  # reports of finished shards, until the manifest takes their place
 _WITHOUT = "without"  # in it: shards that lost duplicates, until all of them are there
@@ -165,8 +166,7 @@ def ingest(config: IngestConfig) -> dict[str, Any]:
     plan = _plan_digest(config, jobs, key, transform)
     if (out / MANIFEST).is_file():
         manifest = read_json(out / MANIFEST, "a shard folder")
-        if manifest.get("plan") != plan:
-            raise UserError(f"{out} holds the shards of another ingest (other data or options): give another --out")
+        refuse_other_settings(out, {"plan": manifest.get("plan")}, {"plan": plan})
         shutil.rmtree(out / _UNFINISHED, ignore_errors=True)  # killed after the manifest, its last but one act
         remove_partial(out)
         print(f"{out} is complete already: {_summary(manifest)}")
@@ -316,19 +316,12 @@ def _plan_digest(config: IngestConfig, jobs: Sequence[ShardJob], key: bytes, tra
 def _begin(out: Path, plan: str) -> None:
     """Open the folder for this plan, or take up an interrupted run of it."""
     marker = out / _UNFINISHED / "plan.json"
-    if marker.is_file():
-        if read_json(marker, "an interrupted ingest")["plan"] != plan:
-            raise UserError(
-                f"{out} holds an unfinished ingest of other data or options: remove it or give another --out"
-            )
+    if begin_or_continue(marker, {"plan": plan}, out):
         _remove_remnants(out)
         for begun in (out / _UNFINISHED).glob(f"*{BEGUN}"):
             begun.unlink()  # whoever stopped the run from outside is no reason to read films apart, which is slow
-    elif out.is_dir() and any(entry.name != _UNFINISHED for entry in out.iterdir()):
-        raise UserError(f"{out} is not empty and holds no ingest: give another --out")
     else:
         remove_partial(out / _UNFINISHED)  # of a run that was killed as it wrote its plan
-        write_json(marker, {"plan": plan})
 
 
 def _remove_remnants(out: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from shared.artifacts import atomic_file, read_json, remove_partial, write_json
 from shared.errors import UserError
+from shared.settings_record import refuse_other_settings
 
 Row = dict[str, Any]
 
@@ -52,11 +53,7 @@ class RowFile:
         remove_partial(out.parent, out.name, self._beside.name)
         if out.exists():
             kept = read_json(self._beside, "a result of medunifier") if self._beside.is_file() else None
-            if kept != self._run:
-                raise UserError(
-                    f"{out} exists and was made from something else, with other options or by another model: "
-                    "give another --out, or remove it"
-                )
+            refuse_other_settings(out, kept, self._run)
             self.done = True
             self._journal.unlink(missing_ok=True)  # killed between the rename and the removal of the journal
             return
@@ -67,7 +64,7 @@ class RowFile:
         except OSError:
             self._file.close()
             raise UserError(f"another process is writing {out}: wait for it, or give another --out") from None
-        self._continue(out)
+        self._continue()
 
     @property
     def _journal(self) -> Path:
@@ -79,18 +76,15 @@ class RowFile:
         assert self._out is not None
         return self._out.with_name(f"{self._out.name}.run.json")
 
-    def _continue(self, out: Path) -> None:
+    def _continue(self) -> None:
         """Count whole rows; cut off the one that a kill tore."""
         self._file.seek(0)
         whole = 0
         for number, line in enumerate(self._file):
             if not line.endswith(b"\n"):
                 break
-            if number == 0 and json.loads(line) != self._run:
-                raise UserError(
-                    f"{self._journal} was begun for something else, with other options or by another model: "
-                    f"remove it, or give another --out than {out}"
-                )
+            if number == 0:
+                refuse_other_settings(self._journal, json.loads(line), self._run)
             if number:
                 self.count += 1
                 self.failed += "error" in json.loads(line)

@@ -33,6 +33,7 @@ from shared.errors import UserError
 from shared.loop import use_threads
 from shared.precision import Precision, resolve_precision
 from shared.progress import Progress
+from shared.settings_record import refuse_other_settings
 from stage1_tokenizer.frozen import FrozenTokenizer
 from stage1_tokenizer.images import stack_images
 
@@ -153,19 +154,14 @@ def _finished(out: Path, identity: Mapping[str, Any]) -> dict[str, dict[str, Any
     if (out / MANIFEST).is_file():
         manifest = read_manifest(out)
         if "tokenizer" not in manifest:
-            raise UserError(f"{out} holds image shards: give another --out")
+            raise UserError(f"{out} holds image shards: pass another --out")
         for split in manifest["splits"].values():
             records += [(name, {"tokenizer": manifest["tokenizer"], "row": row}) for name, row in split.items()]
     if (out / FINISHED).is_dir():
         for path in sorted((out / FINISHED).glob("*.json")):
             records.append((path.name.removesuffix(".json"), read_json(path, "the record of a finished shard")))
     for name, record in records:
-        if record["tokenizer"] != identity:
-            made_by = f"{record['tokenizer']['fingerprint'][:12]} in {record['tokenizer']['precision']}"
-            raise UserError(
-                f"{out} holds tokens of tokenizer {made_by}, not of {identity['fingerprint'][:12]} in "
-                f"{identity['precision']}: give another --out, remove it, or use its --tokenizer and --precision"
-            )
+        refuse_other_settings(out, record["tokenizer"], identity)
         rows[name] = record["row"]
     return rows
 

@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 from shared.artifacts import FORMAT_VERSION, atomic_file, atomic_folder, read_json, remove_partial, write_json
 from shared.errors import UserError
 from shared.progress import Progress
+from shared.settings_record import begin_or_continue, refuse_other_settings
 from stage2_unified.films import Films, codes_of, keys_digest, read_batches
 
 if TYPE_CHECKING:
@@ -135,17 +136,11 @@ def build_index(pipeline: "MedUnifierPipeline", films: Films, folder: str | Path
     remove_partial(folder.parent, folder.name)
     if folder.exists():
         about = read_json(folder / INDEX, "an index; give another --index") if folder.is_dir() else {}
-        if {name: about.get(name) for name in run} == run:
-            shutil.rmtree(work, ignore_errors=True)  # killed between the rename and this removal
-            return f"{folder} is done already: {about['studies']} studies"
-        raise UserError(
-            f"{folder} is an index of other data, or was built by another model: give another --index, or remove it"
-        )
+        refuse_other_settings(folder, {name: about.get(name) for name in run}, run, "--index")
+        shutil.rmtree(work, ignore_errors=True)  # killed between the rename and this removal
+        return f"{folder} is done already: {about['studies']} studies"
     remove_partial(work)
-    if not (work / "run.json").is_file():
-        write_json(work / "run.json", run)
-    elif read_json(work / "run.json", "the beginning of an index") != run:
-        raise UserError(f"{work} was begun with other data or another model: remove it, or give another --index")
+    begin_or_continue(work / "run.json", run, option="--index")
     parts = [work / f"part-{begin:08d}.safetensors" for begin in range(0, len(films.keys), PART)]
     kept = sum(min(PART, len(films.keys) - n * PART) for n, part in enumerate(parts) if part.is_file())
     with Progress(len(films.keys), "embedding", "images", done=kept) as progress:

@@ -1,6 +1,5 @@
 """``medunifier synthesize``: draw radiographs from reports or findings, as PNG or DICOM marked synthetic."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +8,11 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from data.synthetic import FOLLOW_UP, NOTICE, describe_drawing, save_synthetic_dicom, save_synthetic_png
-from shared.artifacts import remove_partial, sha256_file, write_json
+from shared.artifacts import remove_partial, sha256_file
 from shared.config import parse_config
 from shared.errors import UserError
 from shared.progress import Progress
+from shared.settings_record import begin_or_continue
 from stage2_unified.drawing_prompts import DrawingPrompt, read_prompts
 from stage2_unified.films import codes_of, open_films
 from stage2_unified.report_text import LABEL_TEMPLATE, report_of, text_of_labels
@@ -104,7 +104,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     prior, model = _prior(pipeline, config), pipeline.fingerprint
     before = {} if prior is None else {"prior": {"sha256": sha256_file(config.prior), "view": prior[1]}}
     images = [row for rows in plan for row in rows]
-    _begin(out, {"model": model, **drawing, **before, "images": images})
+    remove_partial(out)
+    begin_or_continue(out / PROMPTS, {"model": model, **drawing, **before, "images": images})
     todo = [number for number, rows in enumerate(plan) if not all((out / str(row["file"])).is_file() for row in rows)]
     left = sum(len(plan[number]) for number in todo)
     with Progress(len(images), "drawing", "images", done=len(images) - left) as progress:
@@ -163,19 +164,6 @@ def _prior(pipeline: "MedUnifierPipeline", config: SynthesizeConfig) -> tuple[np
     if film.error:
         raise UserError(f"prior: {config.prior} cannot be read as a radiograph: {film.error}")
     return codes_of(pipeline, [film])[0], film.view or config.prior_view
-
-
-def _begin(out: Path, plan: dict[str, object]) -> None:
-    """Write the plan, or check that the folder was begun with it."""
-    path = out / PROMPTS
-    remove_partial(out)
-    if path.is_file():
-        if json.loads(path.read_text(encoding="utf-8")) != plan:
-            raise UserError(f"{out} holds drawings of other prompts, options or another model: give another --out")
-    elif out.is_dir() and any(out.iterdir()):
-        raise UserError(f"{out} is not empty: give another --out")
-    else:
-        write_json(path, plan)
 
 
 def _consecutive(numbers: list[int], most: int) -> list[list[int]]:

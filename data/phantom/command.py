@@ -14,8 +14,8 @@ from data.phantom.study import MOST_STUDIES, SMALLEST_SIZE, Phantom
 from data.phantom.write import StudyRow, study_files, write_missing, write_tables
 from shared.artifacts import read_json, remove_partial, write_json
 from shared.config import parse_config
-from shared.errors import UserError
 from shared.progress import Progress
+from shared.settings_record import refuse_occupied, refuse_other_settings
 
 MANIFEST = "phantom.json"
 _VERSION = 1
@@ -155,15 +155,9 @@ def _is_done(config: PhantomConfig) -> bool:
     if manifest.exists():
         former = read_json(manifest, "a phantom archive")
         done = former.pop("complete", False)
-        if former != _identity(config):
-            raise UserError(f"{config.out} holds other phantoms ({_told(former)}): choose another --out")
+        refuse_other_settings(config.out, former, _identity(config))
         remove_partial(config.out)
         return bool(done)
-    if config.out.is_dir() and any(config.out.iterdir()):
-        raise UserError(f"{config.out} holds other files: choose an empty or new folder for --out")
+    refuse_occupied(config.out)
     write_json(manifest, {**_identity(config), "complete": False})
     return False
-
-
-def _told(identity: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in identity.items() if name != "version")

@@ -56,7 +56,7 @@ def test_a_second_start_changes_nothing_and_other_options_are_refused(archive, t
     ingest(config(archive, tmp_path / "out"))
     assert "complete already" in capsys.readouterr().out
     assert contents(tmp_path / "out") == before
-    with pytest.raises(UserError, match="another ingest"):
+    with pytest.raises(UserError, match="other settings"):
         ingest(config(archive, tmp_path / "out", size=64))
 
 

@@ -108,7 +108,7 @@ def test_tokens_of_another_tokenizer_are_not_mixed_in(tokenizer, image_shards, t
     other = {"float32": "bf16", "bf16": "float32"}[resolve_precision("auto", "cpu")]
     assert run(tokenizer, image_shards, tmp_path / "out", "--precision", other) == 1
     errors = capsys.readouterr().err.splitlines()
-    assert sum("give another --out" in line for line in errors) == 2
+    assert sum("another --out" in line for line in errors) == 2
     assert contents(tmp_path / "out") == before
 
 

@@ -94,10 +94,10 @@ def test_an_interrupted_run_is_completed(archive: Path, tmp_path: Path, monkeypa
 
 
 def test_bad_use(archive: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="other phantoms"):
+    with pytest.raises(UserError, match="other settings"):
         main(["--out", str(archive), "--studies", "31", "--seed", "3", "--size", "40"])
     (tmp_path / "thesis.txt").write_text("do not touch")
-    with pytest.raises(UserError, match="other files"):
+    with pytest.raises(UserError, match="not empty"):
         main(["--out", str(tmp_path), "--studies", "2"])
     for wrong in (["--studies", "0"], ["--studies", "2", "--size", "8"], ["--studies", "2", "--sed", "1"]):
         with pytest.raises(UsageError):
@@ -135,5 +135,5 @@ def test_an_archive_without_the_newer_options_is_recognised(archive: Path) -> No
     assert set(json.loads((archive / "phantom.json").read_text())) == {
         "version", "studies", "seed", "size", "findings", "complete",
     }  # fmt: skip
-    with pytest.raises(UserError, match="other phantoms"):
+    with pytest.raises(UserError, match="other settings"):
         main(["--out", str(archive), "--studies", str(COUNT), "--seed", "3", "--size", "40", "--history", "true"])
