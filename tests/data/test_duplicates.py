@@ -197,7 +197,7 @@ def test_removal_leaves_out_what_stands_in_a_stricter_split_and_nothing_else(tre
         assert len(list(ShardDataset(tmp_path / "remove", split).infos())) == sum(r["samples"] for r in rows.values())
         for name, row in rows.items():
             assert sha256_file(tmp_path / "remove" / name) == row["sha256"]
-    with pytest.raises(UserError, match="another ingest"):
+    with pytest.raises(UserError, match="other settings"):
         ingest(_config(tree, tmp_path / "remove"))
 
 

@@ -99,7 +99,7 @@ def test_fit_and_window_reach_the_shards_and_the_manifest(tree: Path, tmp_path: 
     for number in range(len(cut)):
         before, after = padded[keys[cut[number].key]].images[0], cut[number].images[0]
         assert before[0].max() == 0 and after[0].max() > 0  # 32 x 40 pixels: black above and below, or none
-    with pytest.raises(UserError, match="another ingest"):
+    with pytest.raises(UserError, match="other settings"):
         _ingested(tree, tmp_path / "plain", fit="crop")
 
 

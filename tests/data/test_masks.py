@@ -124,7 +124,7 @@ def test_masks_are_stored_with_their_images(archive: Path, tmp_path: Path) -> No
         for finding, mask in masks.items():
             full = truth[finding].reshape(32, 2, 32, 2).mean(axis=(1, 3))
             assert (~mask & (full == 1)).sum() + (mask & (full == 0)).sum() <= 3  # bicubic at its edges
-    with pytest.raises(UserError, match="another ingest"):
+    with pytest.raises(UserError, match="other settings"):
         shards(archive, tmp_path / "out", masks="")
 
 

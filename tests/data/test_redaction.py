@@ -138,7 +138,7 @@ def test_sections_and_labels_are_those_of_the_text_as_it_was(tree: Path, tmp_pat
     assert manifest["transform"]["redact"] == {"built_in": "all", "own_patterns": 1}
     assert manifest["counts"]["redacted_places"] == 5
     assert "North Wing" not in json.dumps(manifest)
-    with pytest.raises(UserError, match="another ingest"):
+    with pytest.raises(UserError, match="other settings"):
         _ingested(tree, tmp_path / "bare", redact="dates")
 
 
