@@ -7,12 +7,13 @@ there too, so that its codes of one image differ from call to call; the codes he
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from shared.distributed import rank, world_size
 from stage1_tokenizer.config import QuantizerConfig
-from stage1_tokenizer.quantizers.base import CHUNK_ELEMENTS, Quantizer
+from stage1_tokenizer.quantizers.base import CHUNK_ELEMENTS, Quantized, Quantizer
 
 
 @torch.no_grad()
@@ -36,8 +37,8 @@ def largest_logit(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 class GumbelQuantizer(Quantizer):
     """Taming's ``GumbelQuantize``; ``codebook_weight`` and ``commitment_weight`` play no part, ``kl_weight`` does.
 
-    The noise is a pure function of step, micro-batch and process, so a resumed run draws what the uninterrupted one
-    would have drawn.
+    The noise of an image is a pure function of the step and of the image's place in the global batch, so a resumed
+    run samples what the uninterrupted one would have sampled, also on another number of processes.
     """
 
     steps: Tensor
@@ -48,6 +49,7 @@ class GumbelQuantizer(Quantizer):
         self.embed = nn.Embedding(codes, dimensions)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self._passes = 0  # of the step under way
+        self._images = 1  # of the pass under way
 
     @property
     def temperature(self) -> float:
@@ -62,6 +64,10 @@ class GumbelQuantizer(Quantizer):
 
     def nearest(self, rows: Tensor) -> Tensor:
         return largest_logit(rows, self.proj.weight.flatten(1), self.proj.get_parameter("bias"))
+
+    def forward(self, z: Tensor) -> Quantized:
+        self._images = len(z)
+        return super().forward(z)
 
     def quantize(self, rows: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         logits = nn.functional.linear(rows, self.proj.weight.flatten(1), self.proj.bias)
@@ -78,10 +84,15 @@ class GumbelQuantizer(Quantizer):
         return self.embed(codes) + (soft - soft.detach()), codes, losses
 
     def _noise(self, logits: Tensor) -> Tensor:
-        draw = torch.Generator(logits.device)
-        draw.manual_seed((int(self.steps) * 2**16 + self._passes) * world_size() + rank())
+        first = (self._passes * world_size() + rank()) * self._images
         self._passes += 1
-        return -torch.empty_like(logits).exponential_(generator=draw).log()
+        step, noise = int(self.steps), torch.empty_like(logits)
+        generator = torch.Generator(logits.device)
+        for number, part in enumerate(noise.chunk(self._images)):
+            # Hashed: PyTorch's generator on a CPU takes the lower 32 bits of a seed alone.
+            seed = np.random.SeedSequence((step, first + number)).generate_state(1)
+            part.exponential_(generator=generator.manual_seed(int(seed[0])))
+        return -noise.log()
 
     @torch.no_grad()
     def end_step(self) -> None:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from shared.distributed import all_gather, all_reduce_sum
+from shared.distributed import all_reduce_sum, rank, world_size
 from stage1_tokenizer.config import QuantizerConfig
 from stage1_tokenizer.quantizers.base import Quantizer
 
@@ -14,8 +14,9 @@ USE_DECAY = 0.95
 class RevivingQuantizer(Quantizer):
     """Entries that nothing uses restart at vectors of the batch.
 
-    Whatever decides on a revival is in the buffers, and the choice of vectors is a pure function of the step:
-    a resumed run revives what the uninterrupted one would have revived.
+    Whatever decides on a revival is in the buffers, and the choice of vectors is a pure function of the step and of
+    their places in the global batch: a resumed run revives what the uninterrupted one would have revived, however
+    the batch is split over processes and micro-batches.
     """
 
     use: Tensor
@@ -50,7 +51,7 @@ class RevivingQuantizer(Quantizer):
             return
         counts = all_reduce_sum(self._counts)
         self.follow(counts)
-        rows = torch.cat(self._rows)
+        rows = torch.stack(self._rows)
         self._counts, self._rows = None, []
         self.use.lerp_(counts / counts.sum(), 1 - USE_DECAY)
         self.steps += 1
@@ -59,11 +60,17 @@ class RevivingQuantizer(Quantizer):
             self._revive(rows)
 
     def _revive(self, rows: Tensor) -> None:
+        """Restart dead entries at vectors of ``rows`` (M, N, D), this process' micro-batches, and of the others'."""
         dead = (self.use < self.config.revive_below / self.codes).nonzero().squeeze(1)
-        # Each process offers as many vectors as there are entries, then all choose the same of them.
+        if not len(dead):
+            return
         draw = torch.Generator().manual_seed(int(self.steps))
-        offered = rows[torch.randint(len(rows), (self.codes,), generator=draw).to(rows.device)]
-        offered = all_gather(offered)
-        chosen = offered[torch.randperm(len(offered), generator=draw)[: len(dead)].to(rows.device)]
-        self.place(dead, chosen)
+        world, total = world_size(), len(rows) * world_size() * rows.shape[1]
+        # Places in the global batch, whose order is that of the stream: micro-batch, process, vector. Each once, as
+        # long as there are enough.
+        places = torch.randperm(total, generator=draw)[torch.arange(len(dead)) % total].to(rows.device)
+        part, vector = places // rows.shape[1], places % rows.shape[1]
+        own = part % world == rank()
+        chosen = torch.where(own[:, None], rows[part // world, vector], 0.0)  # zero where another process has it
+        self.place(dead, all_reduce_sum(chosen))
         self.use[dead] = 1 / self.codes  # time to be used before it is looked at again

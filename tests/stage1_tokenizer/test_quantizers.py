@@ -132,7 +132,7 @@ def test_revival_continues_to_the_last_bit_from_a_saved_state(quantizer):
     for seed in range(3, 6):
         collapsed_steps(resumed, 2, seed)
     # The second revival, of step 8, comes after the stop and moves many entries.
-    assert (resumed.embedding.weight != before).any(1).sum() > 16
+    assert (resumed.embedding.weight != before).any(1).sum() > 8
     assert not torch.equal(whole.embedding.weight, never.embedding.weight)
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
