@@ -80,9 +80,15 @@ class VQGAN(nn.Module):
         The last layer stays outside. The adaptive weight differentiates there and keeps the graph for the update,
         and a compiled region whose graph is kept raises an error about donated buffers (bytetriper/RAE#74).
         """
-        for module in self.modules():
-            if isinstance(module, Recomputing):
-                module.compile()
+        blocks = [module for module in self.modules() if isinstance(module, Recomputing)]
+        # Levels share one `forward`, and PyTorch counts the graphs of all of them against one limit (8): beyond it a
+        # level would run uncompiled. Twice as many, for training and evaluation mode.
+        limit = torch._dynamo.config.recompile_limit
+        torch._dynamo.config.recompile_limit = max(limit, 2 * len(blocks))
+        for block in blocks:
+            # By default the second level's other shape makes sizes symbolic, batch and height included, which
+            # Inductor's C++ code generation fails on. A training has one batch size: shapes are static.
+            block.compile(dynamic=False)
 
     def encode(self, images: Tensor) -> Tensor:
         """(B, 1, H, W) in [-1, 1] -> vectors (B, D, h, w), not yet quantised.

@@ -10,6 +10,7 @@ from torch import nn
 from shared.command import run_command
 from stage1_tokenizer.train import main
 from stage1_tokenizer.vqgan import VQGAN
+from tests.stage1_tokenizer.conftest import TINY
 from tests.stage1_tokenizer.test_train import losses, write_config
 
 
@@ -28,6 +29,34 @@ def test_a_compiled_run_takes_the_course_of_the_plain_one(options, image_shards,
     for mine, other in zip(compiled, plain, strict=True):
         for name in mine.keys() & {"l1", "codebook", "discriminator", "adaptive_weight", "validation/psnr"}:
             assert mine[name] == pytest.approx(other[name], rel=2e-3), (mine["step"], name)
+
+
+@pytest.mark.slow
+def test_levels_of_several_sizes_compile_at_every_batch_size():
+    """Inductor's C++ code failed on symbolic sizes ("truth value of Relational"), which a second level brought."""
+    for batch in (1, 2, 3):
+        torch._dynamo.reset()
+        model = VQGAN({**TINY, "ch_mult": [1, 1, 1]}).to(memory_format=torch.channels_last)
+        images = (torch.rand(batch, 1, 32, 32) * 2 - 1).contiguous(memory_format=torch.channels_last)
+        expected = model.encode(images)
+        model.compile_blocks()
+        found = model.encode(images)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+        if batch == 2:  # the backward pass takes as long again to compile
+            wanted = torch.autograd.grad(expected.sum(), model.encoder.conv_in.weight)[0]
+            torch.testing.assert_close(
+                torch.autograd.grad(found.sum(), model.encoder.conv_in.weight)[0], wanted, atol=1e-4, rtol=1e-3
+            )
+
+
+def test_a_model_of_many_levels_is_compiled_whole(monkeypatch):
+    """All levels share one `forward`, of which PyTorch compiles eight graphs; the others would run uncompiled."""
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="eager"))
+    torch._dynamo.reset()
+    model = VQGAN({**TINY, "ch_mult": [1, 1, 1, 2, 2]})
+    with torch._dynamo.config.patch(recompile_limit=8, fail_on_recompile_limit_hit=True):
+        model.compile_blocks()
+        model(torch.rand(2, 1, 32, 32) * 2 - 1)
 
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="the compiler's kernels for a GPU need one")
