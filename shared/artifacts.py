@@ -26,6 +26,10 @@ FORMAT_VERSION = 1
 PARTIAL_PREFIX = ".partial-"
 _OLD = "-old"
 
+# What torch.save says when fewer bytes than it wrote have arrived (caffe2/serialize/inline_container.cc).
+_TORCH_WRITER = ("unexpected pos", "PytorchStreamWriter failed")
+_NEARLY_FULL = 2**20  # bytes: a file system may keep some blocks that no file of this size gets
+
 
 @contextmanager
 def _removed_on_failure(partial: Path, final: Path) -> Iterator[None]:
@@ -33,11 +37,11 @@ def _removed_on_failure(partial: Path, final: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
+        reason = unwritable(error, final.parent)
         if partial.is_dir():
             shutil.rmtree(partial, ignore_errors=True)
         else:
             partial.unlink(missing_ok=True)
-        reason = _unwritable(error)
         if reason:
             raise UserError(
                 f"cannot write {final}: {reason}; free some space or choose another place. "
@@ -46,13 +50,28 @@ def _removed_on_failure(partial: Path, final: Path) -> Iterator[None]:
         raise
 
 
-def _unwritable(error: BaseException) -> str | None:
-    """Why the place cannot be written, if that is what the error says; None for any other error."""
-    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
-    if isinstance(error, OSError) and error.errno in numbers:
+def unwritable(error: BaseException, folder: Path) -> str | None:
+    """Return why ``folder`` cannot be written, if ``error`` or what caused it is about that, else None.
+
+    Call it before anything is removed: PyTorch's writer does not name the cause, which the space left then shows.
+    """
+    if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES):
         return os.strerror(error.errno)
-    # torch and safetensors tell of a full disk in words alone, as errors of their own kinds.
-    return next((os.strerror(n) for n in numbers[:2] if os.strerror(n) in str(error)), None)
+    cause: BaseException | None = error
+    while cause is not None:
+        for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            # safetensors reports the error of the system in words alone.
+            if (isinstance(cause, OSError) and cause.errno == number) or os.strerror(number) in str(cause):
+                return os.strerror(number)
+        if any(sign in str(cause) for sign in _TORCH_WRITER):
+            free = shutil.disk_usage(folder).free
+            if free < _NEARLY_FULL:
+                return os.strerror(errno.ENOSPC)
+            return (
+                f"the system refused to write more (a quota or a file size limit?) with {free / 2**30:.1f} GiB free"
+            )
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 def _make_parent(path: Path) -> None:

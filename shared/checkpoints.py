@@ -4,13 +4,29 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
 
-from shared.artifacts import PARTIAL_PREFIX, remove_partial
+from shared.artifacts import PARTIAL_PREFIX, read_json, remove_partial, unwritable, write_json
 from shared.distributed import barrier, broadcast_object, is_main
 from shared.errors import UserError
+
+POSITION = "position.json"
+
+
+@dataclass(frozen=True)
+class DataPosition:
+    """Where a training stands in its data, whatever the number of processes.
+
+    Attributes:
+        samples: consumed since the beginning, by all processes together.
+        global_batch: samples a step over all processes and micro-batches.
+    """
+
+    samples: int
+    global_batch: int
 
 
 class Checkpoints:
@@ -42,8 +58,26 @@ class Checkpoints:
         step: int | None = broadcast_object(steps[-1] if steps else None)
         return step
 
-    def save(self, step: int, write: Callable[[Path], None]) -> None:
+    def position(self, step: int) -> DataPosition:
+        """Return the position in the data that the checkpoint of ``step`` was saved at.
+
+        Raises:
+            UserError: if it holds none: another program wrote it, or a version that did not save positions.
+        """
+        path = self.path(step) / POSITION
+        values = read_json(path, "a checkpoint with a position in the data; give another --run_dir")
+        try:
+            return DataPosition(int(values["samples"]), int(values["global_batch"]))
+        except (KeyError, TypeError, ValueError):
+            raise UserError(f"{path} holds no position in the data: give another --run_dir") from None
+
+    def save(self, step: int, write: Callable[[Path], None], position: DataPosition) -> None:
         """Let every process ``write`` into one hidden folder, then show it under its name and drop the oldest.
+
+        Args:
+            step: optimizer steps done.
+            write: writes the state of the calling process.
+            position: in the data, after ``step``.
 
         Raises:
             UserError: if the disk is full; the checkpoints before it are untouched.
@@ -56,11 +90,16 @@ class Checkpoints:
         barrier()
         try:
             write(partial)
-        except (OSError, RuntimeError, SafetensorError) as error:  # torch reports a full disk as a RuntimeError
+            if is_main():
+                write_json(partial / POSITION, asdict(position))
+        # PyTorch reports a full disk as a RuntimeError.
+        except (OSError, RuntimeError, SafetensorError, UserError) as error:
+            reason = unwritable(error, self.folder)  # before the removal makes room again
             shutil.rmtree(partial, ignore_errors=True)
+            remedy = "; free some space or make the folder writable" if reason else ""
             raise UserError(
-                f"cannot write the checkpoint of step {step} under {self.folder}: {error}; "
-                "older checkpoints are whole, and the same command continues from them"
+                f"cannot write the checkpoint of step {step} under {self.folder}: {reason or error}{remedy}. "
+                "Older checkpoints are complete, and the same command continues from them"
             ) from error
         barrier()
         if is_main():

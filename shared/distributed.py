@@ -1,5 +1,6 @@
 """The few collective operations that both stages need, each the identity on a single process."""
 
+import os
 from typing import Any
 
 import torch
@@ -20,6 +21,34 @@ def rank() -> int:
 def is_main() -> bool:
     """True on the one process that writes files and speaks."""
     return rank() == 0
+
+
+def on_cpu() -> bool:
+    """Whether this machine has no accelerator.
+
+    Pass it to Accelerate as ``cpu``: without it, processes on CPUs that a launcher started do not find each other,
+    and each takes itself for the main one.
+    """
+    return not torch.accelerator.is_available()
+
+
+def warn_if_alone() -> None:
+    """Print a warning if the launcher was asked for several processes and this one is alone.
+
+    ``accelerate launch --cpu --num_processes 2`` starts one (Accelerate 1.15, without ``mpirun``). It passes on no
+    count, but the rendezvous address that it sets for several processes alone. Call it once Accelerate is set up.
+    """
+    if world_size() > 1:
+        return
+    count = os.environ.get("WORLD_SIZE")
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ and {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+    if count not in (None, "1") or (count is None and launched):
+        print(
+            f"warning: the launcher was asked for {count or 'several'} processes, but this one runs alone, so the "
+            "global batch is smaller. On CPUs start them with: accelerate launch --config_file "
+            "configs/accelerate/ddp.yaml --num_processes N …",
+            flush=True,
+        )
 
 
 def barrier() -> None:

@@ -1,20 +1,21 @@
 """The training loop of both stages: steps, logging, validation, checkpoints, resume. It knows no objective.
 
-A stage hands it a :class:`Task`. One integer, the step, drives everything: the learning rate, the position
-in the data (step x global batch), what is logged and saved when. So a run that is killed and started again
-continues as if nothing had happened; on a CPU, to the last bit.
+A stage passes it a :class:`Task`. The step determines the learning rate and what is logged and saved when; the
+position in the data, in samples, is saved with each checkpoint. So a run that is killed and started again continues
+as if nothing had happened: on a CPU to the last bit, and over the same samples on another number of processes.
 """
 
 import os
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
-from shared.checkpoints import Checkpoints
+from shared.checkpoints import Checkpoints, DataPosition
 from shared.distributed import all_reduce_sum, is_main, world_size
 from shared.loop_config import LoopConfig
 from shared.peak import peak_flops
@@ -48,6 +49,33 @@ def use_threads(threads: int) -> None:
     torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // local))
 
 
+def check_global_batch(run_dir: str | Path, config: LoopConfig) -> None:
+    """Refuse to continue a run with another global batch: it would be another training.
+
+    How the batch is split over processes and micro-batches may change.
+
+    Raises:
+        UserError: naming a batch size and an accumulation that keep the global batch on this number of processes.
+    """
+    checkpoints = Checkpoints(Path(run_dir) / CHECKPOINTS)
+    step = checkpoints.latest()
+    if step is None:
+        return
+    kept, world = checkpoints.position(step).global_batch, world_size()
+    if kept == config.global_batch():
+        return
+    own, rest = divmod(kept, world)
+    if rest:
+        remedy = f"no batch size keeps it on {world} processes: start a number of processes that divides {kept}"
+    else:
+        size = max(size for size in range(1, min(own, config.batch_size) + 1) if own % size == 0)
+        remedy = f"--loop.batch_size {size} --loop.accumulation {own // size} keeps it"
+    raise UserError(
+        f"{run_dir} was trained with a global batch of {kept} studies, and {world} processes x loop.batch_size "
+        f"{config.batch_size} x loop.accumulation {config.accumulation} make {config.global_batch()}: {remedy}"
+    )
+
+
 def train(
     task: Task,
     accelerator: "Accelerator",
@@ -65,18 +93,23 @@ def train(
         config: lengths and intervals.
     """
     checkpoints = Checkpoints(run.path / CHECKPOINTS, config.keep_checkpoints)
-    start = checkpoints.latest() or 0
+    start, samples = checkpoints.latest() or 0, 0
     if start:
+        samples = checkpoints.position(start).samples
         accelerator.load_state(str(checkpoints.path(start)))
+        # Accelerate counts micro-batches, on the processes that were there when it saved. Under another accumulation
+        # the count would end an optimizer step in the middle of a global batch, and on a new process at another time.
+        accelerator.step = 0
         if is_main():
             print(f"continuing {run.path} at step {start}", flush=True)
     run.rewind(start)
-    batches = stream(start * config.global_batch())
+    batches = stream(samples)
     meter = _Meter(config)
     with Progress(config.steps, "training", "step", done=start, quiet=not is_main()) as progress:
         for step in range(start + 1, config.steps + 1):
             with meter.waiting():
                 micro_batches = [next(batches) for _ in range(config.accumulation)]
+            samples += config.global_batch()
             figures = task.step(micro_batches, step - 1)
             meter.add(figures)
             shown: dict[str, float] = {}
@@ -91,7 +124,8 @@ def train(
                     save_curves(run.path)
                 meter.restart()
             if step % config.checkpoint_every == 0 or last:
-                checkpoints.save(step, lambda folder: accelerator.save_state(str(folder)))
+                position = DataPosition(samples, config.global_batch())
+                checkpoints.save(step, lambda folder: accelerator.save_state(str(folder)), position)
                 meter.restart()
     run.close()
 

@@ -60,6 +60,8 @@ class LoopConfig:
 MAY_CHANGE = (
     "run_dir",
     "loop.steps",
+    "loop.batch_size",  # these two as long as the global batch stays the same: shared.loop.check_global_batch
+    "loop.accumulation",
     "loop.workers",
     "loop.threads",
     "loop.validate_every",

@@ -28,7 +28,7 @@ from data.shards import (
 from shared.artifacts import FORMAT_VERSION, read_json, remove_partial, sha256_file, write_json
 from shared.command import run_command
 from shared.config import parse_config
-from shared.distributed import barrier, gather_objects, is_main, rank, world_size
+from shared.distributed import barrier, gather_objects, is_main, on_cpu, rank, warn_if_alone, world_size
 from shared.errors import UserError
 from shared.loop import use_threads
 from shared.precision import Precision, resolve_precision
@@ -84,7 +84,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             of another tokenizer.
     """
     config = parse_config(TokenizeConfig, argv, prog="medunifier tokenize")
-    state = PartialState()
+    state = PartialState(cpu=on_cpu())
+    warn_if_alone()
     use_threads(config.threads)
     tokenizer = FrozenTokenizer.from_pretrained(config.tokenizer).to(state.device)
     # Machines of different kinds may share a run: the first process decides for all.

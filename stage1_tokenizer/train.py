@@ -18,9 +18,9 @@ from data.loader import training_stream
 from data.shards import ShardDataset
 from shared.command import run_command
 from shared.config import parse_config
-from shared.distributed import barrier, is_main
+from shared.distributed import barrier, is_main, on_cpu, warn_if_alone
 from shared.errors import UserError
-from shared.loop import train, use_threads
+from shared.loop import check_global_batch, train, use_threads
 from shared.loop_config import MAY_CHANGE
 from shared.run_folder import RunFolder, export_once, read_metrics
 from stage1_tokenizer.config import Stage1Config
@@ -40,11 +40,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     config = parse_config(Stage1Config, argv, prog="stage1_tokenizer/train.py")
     loop = config.loop
-    accelerator = Accelerator(mixed_precision=loop.mixed_precision, gradient_accumulation_steps=loop.accumulation)
+    accelerator = Accelerator(
+        cpu=on_cpu(), mixed_precision=loop.mixed_precision, gradient_accumulation_steps=loop.accumulation
+    )
+    warn_if_alone()
     use_threads(loop.threads)
     set_seed(loop.seed)
     training = ShardDataset(config.data.shards, "train")
     validation = _validation(config.data.shards, training)
+    check_global_batch(config.run_dir, loop)
     run = RunFolder(config.run_dir, config, MAY_CHANGE + ("data.shards", "data.pictures", "recompute_activations"))
     task = TokenizerTask(config, accelerator, run, validation)
     collate = partial(draw_images, size=config.model.resolution, seed=loop.seed)

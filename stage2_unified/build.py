@@ -153,7 +153,7 @@ tags: [chest-radiograph, report-generation, image-generation, research-only]
   `{model.config.tokenizer_fingerprint}`
 - images: at most {model.config.max_views} of a study{prior}
 - text: {model.config.text_choice}, at most {model.config.max_report_tokens} ids
-- data: source `{source}`; {config.loop.steps} steps of {config.loop.batch_size} studies a process
+- data: source `{source}`; {config.loop.steps} steps of {config.loop.global_batch()} studies
 {phantom}
 ## Validation losses (nats) and matching accuracy at the last step
 

@@ -142,7 +142,9 @@ class UnifiedTask:
 
     def _validation_size(self) -> int:
         assert self.validation is not None
-        return min(self.config.loop.batch_size, len(self.validation) // world_size())
+        # At least two studies over all processes: the contrast of one is undefined.
+        size = max(self.config.loop.batch_size, -(-2 // world_size()))
+        return min(size, len(self.validation) // world_size())
 
     def _warn_at_chance(self, losses: dict[str, float], step: int) -> None:
         if not is_main() or step < 2 * self.config.optim.warmup_steps:

@@ -18,9 +18,9 @@ from data.loader import training_stream
 from data.shards import ShardDataset
 from shared.command import run_command
 from shared.config import parse_config
-from shared.distributed import barrier, is_main, world_size
+from shared.distributed import barrier, is_main, on_cpu, warn_if_alone, world_size
 from shared.errors import UsageError, UserError
-from shared.loop import train, use_threads
+from shared.loop import check_global_batch, train, use_threads
 from shared.loop_config import MAY_CHANGE
 from shared.run_folder import RunFolder, export_once
 from stage1_tokenizer.frozen import FrozenTokenizer
@@ -52,8 +52,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UsageError("lora.rank: adapters are not sharded; use configs/accelerate/ddp.yaml")
     if sharded and config.compile:
         raise UsageError("compile: not supported with FSDP, where its gradients are untested; leave it out")
-    accelerator = Accelerator(mixed_precision=loop.mixed_precision, gradient_accumulation_steps=loop.accumulation)
-    if loop.batch_size * world_size() < 2:
+    accelerator = Accelerator(
+        cpu=on_cpu(), mixed_precision=loop.mixed_precision, gradient_accumulation_steps=loop.accumulation
+    )
+    warn_if_alone()
+    if loop.global_batch() < 2:
         raise UsageError("loop.batch_size: the contrast needs at least 2 studies in the global batch, got 1")
     use_threads(loop.threads)
     set_seed(loop.seed)
@@ -69,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "leave data.prior out"
         )
     validation = _validation(config, sections_of(text_choice))
+    check_global_batch(config.run_dir, loop)
     run = RunFolder(
         config.run_dir, config, (*MAY_CHANGE, "data.shards", "tokenizer", "recompute_activations", "compile")
     )

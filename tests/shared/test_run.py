@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from shared.checkpoints import Checkpoints
+from shared.checkpoints import Checkpoints, DataPosition
 from shared.errors import UserError
+from shared.loop import check_global_batch
 from shared.loop_config import LoopConfig, OptimConfig
 from shared.optimizer_step import check_finite
 from shared.plots import save_curves
@@ -63,17 +64,41 @@ def test_rewinding_forgets_later_lines_and_a_line_cut_short(tmp_path):
 def test_checkpoints_are_complete_or_absent_and_the_newest_are_kept(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2)
     for step in (1, 2, 3):
-        checkpoints.save(step, lambda folder: (folder / "state").write_text("whole"))
+        checkpoints.save(step, lambda folder: (folder / "state").write_text("whole"), DataPosition(8 * step, 8))
 
     def full_disk(folder):
         (folder / "state").write_text("ha")
         raise OSError(28, "No space left on device")
 
     with pytest.raises(UserError, match="step 4"):
-        checkpoints.save(4, full_disk)
+        checkpoints.save(4, full_disk, DataPosition(32, 8))
     assert checkpoints.steps() == [2, 3]
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["step-2", "step-3"]
     assert checkpoints.latest() == 3
+    assert checkpoints.position(3) == DataPosition(samples=24, global_batch=8)
+
+
+def test_a_run_keeps_its_global_batch_however_it_is_split(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    check_global_batch(run, LoopConfig(batch_size=3))  # nothing was trained yet
+    Checkpoints(run / "checkpoints").save(10, lambda folder: None, DataPosition(80, 8))
+    monkeypatch.setattr("shared.checkpoints.broadcast_object", lambda value: value)
+    for world, accepted, refused, remedy in (
+        (1, [(8, 1), (4, 2), (1, 8)], (4, 1), "--loop.batch_size 4 --loop.accumulation 2"),
+        (2, [(4, 1), (2, 2)], (3, 1), "--loop.batch_size 2 --loop.accumulation 2"),
+        (2, [], (8, 1), "--loop.batch_size 4 --loop.accumulation 1"),
+        (3, [], (4, 1), "divides 8"),
+    ):
+        for module in ("shared.distributed", "shared.loop"):
+            monkeypatch.setattr(f"{module}.world_size", lambda world=world: world)
+        for size, accumulation in accepted:
+            check_global_batch(run, LoopConfig(batch_size=size, accumulation=accumulation))
+        with pytest.raises(UserError, match=remedy):
+            check_global_batch(run, LoopConfig(batch_size=refused[0], accumulation=refused[1]))
+
+    (run / "checkpoints" / "step-10" / "position.json").unlink()  # as a checkpoint of an older version
+    with pytest.raises(UserError, match="--run_dir"):
+        check_global_batch(run, LoopConfig(batch_size=8))
 
 
 def test_an_export_is_kept_where_it_is_of_the_same_weights_and_no_other(tmp_path, capsys):

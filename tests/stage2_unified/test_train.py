@@ -25,9 +25,10 @@ from stage1_tokenizer.tokenize import main as tokenize
 from stage1_tokenizer.vqgan import VQGAN
 from stage2_unified.inference import MedUnifierPipeline
 from stage2_unified.model import MedUnifierForConditionalGeneration
+from stage2_unified.task import UnifiedTask
 from stage2_unified.train import main as train
 from tests.stage1_tokenizer.conftest import SIZE, TINY_TOKENIZER
-from tests.two_processes import free_port
+from tests.two_processes import free_port, two_processes
 
 OPTIONS = {
     "model.width": 32,
@@ -196,6 +197,58 @@ def test_two_views_and_the_prior_are_trained_and_recorded_in_the_model(made, tmp
     fails(arguments(made, tmp_path / "none", **seeing, data__shards=alone), 1, "data.prior", "ingest again")
     fails(arguments(made, tmp_path / "none", data__view_dropout=0.3), 2, "data.max_views")
     fails(arguments(made, tmp_path / "none", data__max_views=0), 2, "data.max_views")
+
+
+def record(patch, arguments):
+    """Train and return what each step of this process was given: a list of micro-batches a step."""
+    seen = []
+    honest = UnifiedTask.step
+    patch.setattr(UnifiedTask, "step", lambda self, parts, step: seen.append(parts) or honest(self, parts, step))
+    assert run_command(train, arguments) == 0
+    patch.undo()
+    return seen
+
+
+def studies(parts):
+    """Of a step, in the order of the stream: image codes, view, report as shown, and whether the text is dropped."""
+    return [
+        (part.codes[row].tolist(), int(part.view[row]), part.report[row, : part.report_length[row]].tolist(),
+         bool(part.drop_text[row]))
+        for part in parts for row in range(len(part))
+    ]  # fmt: skip
+
+
+def _worker(rank, port, folder, arguments):
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    steps = [[studies([part]) for part in step] for step in record(pytest.MonkeyPatch(), arguments)]
+    (folder / f"{rank}.json").write_text(json.dumps(steps))
+
+
+def test_another_number_of_processes_continues_over_the_same_studies(made, tmp_path, monkeypatch, capsys, fails):
+    random = {"data__text_dropout": 0.3, "data__section_dropout": 0.3}
+    usual = random | {"optim__schedule": "constant", "loop__log_every": 1, "loop__checkpoint_every": 3}
+    moved = {"loop__batch_size": 2, "loop__accumulation": 3, "loop__steps": 3}
+    with two_processes(_worker, tmp_path, arguments(made, tmp_path / "moved", **usual | moved)):
+        whole = usual | {"loop__batch_size": 12, "loop__accumulation": 1, "loop__steps": 6}
+        expected = record(monkeypatch, arguments(made, tmp_path / "whole", **whole))
+    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    steps = zip(*ranks, strict=True)  # the stream gives a micro-batch to each process, then the next
+    before = [[row for pair in zip(*step, strict=True) for part in pair for row in part] for step in steps]
+
+    capsys.readouterr()  # half the global batch, on one process
+    fails(arguments(made, tmp_path / "moved", **usual | moved), 1, "--loop.batch_size 2 --loop.accumulation 6")
+    moved = {"loop__batch_size": 3, "loop__accumulation": 4, "loop__steps": 6}
+    after = record(monkeypatch, arguments(made, tmp_path / "moved", **usual | moved))
+    found = [[tuple(row) for row in step] for step in before] + [studies(step) for step in after]
+    assert len(found) == 6 and found == [studies(step) for step in expected]
+    assert any(row[3] for step in found for row in step)
+    mine, theirs = ([line for line in lines(tmp_path / name) if "loss" in line] for name in ("moved", "whole"))
+    assert [line["step"] for line in mine] == [line["step"] for line in theirs] == [1, 2, 3, 4, 5, 6]
+    for line, other in zip(mine, theirs, strict=True):
+        for name in ("contrast", "matching", "report", "image"):
+            assert line[name] == pytest.approx(other[name], rel=1e-4), (line["step"], name)
 
 
 @pytest.mark.slow
