@@ -17,6 +17,7 @@ from torch import Tensor
 
 from shared.checkpoints import Checkpoints, DataPosition
 from shared.distributed import all_reduce_sum, is_main, world_size
+from shared.errors import UserError
 from shared.loop_config import LoopConfig
 from shared.peak import peak_flops
 from shared.plots import save_curves
