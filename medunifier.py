@@ -52,6 +52,7 @@ def __getattr__(name: str) -> Any:
 
 # The console command alone does without: `medunifier --help` should not wait for torch and transformers.
 if Path(sys.argv[0]).name != "medunifier":
+    import_module("stage2_unified.model")
     import_module("stage2_unified.processor")
 
 

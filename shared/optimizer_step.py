@@ -39,10 +39,6 @@ class OptimizerStep:
         self.config, self.steps = config, steps
         self.gradient_norm: Tensor | None = None
 
-    def rate(self, step: int) -> float:
-        """Return the learning rate of ``step``, from 0."""
-        return self.config.rate(step, self.steps)
-
     def __call__(self, loss: Tensor, losses: Mapping[str, Tensor], step: int) -> None:
         """Differentiate ``loss``; at the last micro-batch of ``step`` also clip, update and reset the gradients.
 
@@ -55,9 +51,14 @@ class OptimizerStep:
             bound = self.config.clip or float("inf")
             self.gradient_norm = self.accelerator.clip_grad_norm_(self.network.parameters(), bound)
         for optimizer in self.optimizers:  # Accelerate's wrappers do nothing before the last micro-batch
-            set_rate(optimizer, self.rate(step))
+            set_rate(optimizer, self.config.rate(step, self.steps))
             optimizer.step()
             optimizer.zero_grad()
+
+    def figures(self, step: int) -> dict[str, Tensor | float]:
+        """Return ``gradient_norm`` and ``lr`` of an update that was made at ``step``, for the log."""
+        assert self.gradient_norm is not None, "no update yet"
+        return {"gradient_norm": self.gradient_norm, "lr": self.config.rate(step, self.steps)}
 
 
 def set_rate(optimizer: Any, rate: float) -> None:

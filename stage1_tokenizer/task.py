@@ -110,9 +110,7 @@ class TokenizerTask:
         self.average.update(generator)
         # Forward and backward of the tokenizer alone: the perceptual net and the discriminator are what it costs.
         flop = 3 * self._flop_an_image * sum(map(len, micro_batches))
-        assert self._update_generator.gradient_norm is not None
-        update = {"gradient_norm": self._update_generator.gradient_norm, "lr": self._update_generator.rate(step)}
-        return {**figures, **update, FLOP: float(flop)}
+        return {**figures, **self._update_generator.figures(step), FLOP: float(flop)}
 
     def _accumulate(self) -> Any:
         # Two arguments, not a list: a list is not recognised, and every micro-batch would then be reduced.

@@ -221,8 +221,8 @@ class MedUnifierPipeline:
     def _images(
         self, begin: int, end: int, codes: Codes, views: Views, priors: Sequence[Prior | None] | None
     ) -> ImageSpans:
-        part = slice(begin, end)
-        inputs = self._inputs(codes=codes[part], views=views[part], priors=priors and priors[part])
+        batch = slice(begin, end)
+        inputs = self._inputs(codes=codes[batch], views=views[batch], priors=priors and priors[batch])
         images: ImageSpans = inputs["images"]
         return images
 

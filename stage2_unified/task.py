@@ -62,19 +62,17 @@ class UnifiedTask:
         global_batch = self._global_batch(batches)
         sums: dict[str, Tensor] = {}
         for number, batch in enumerate(batches):
-            part = replace(global_batch, part=number) if global_batch else None
+            whole = replace(global_batch, part=number) if global_batch else None
             with self.accelerator.accumulate(self.objectives):
                 with self.accelerator.autocast():  # part of a prepared module's forward, but not of a sharded one's
-                    losses = self.objectives(batch=batch, step=part)
+                    losses = self.objectives(batch=batch, global_batch=whole)
                 self._update(losses["loss"], losses, step)
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + value.detach() / len(batches)
         self._model.clamp_logit_scale()
-        assert self._update.gradient_norm is not None
-        update = {"gradient_norm": self._update.gradient_norm, "lr": self._update.rate(step)}
         chance = {f"{name}.chance": level for name, level in self._chance(self.config.loop.global_batch()).items()}
         tokens = sums.pop(TOKENS) * len(batches)
-        return {**sums, **update, **chance, TOKENS: tokens, FLOP: tokens * self._flop_per_token}
+        return {**sums, **self._update.figures(step), **chance, TOKENS: tokens, FLOP: tokens * self._flop_per_token}
 
     @cached_property
     def _flop_per_token(self) -> int:

@@ -61,7 +61,9 @@ def ours(model: MedUnifierForConditionalGeneration, prompt: dict[str, Tensor], t
     """(B, N) codes."""
     return generate_images(
         model,
-        **prompt,
+        prompt["report"],
+        prompt["report_length"],
+        prompt["view"],
         seeds=torch.arange(len(prompt["view"])),
         guidance=GUIDANCE,
         temperature=temperature,

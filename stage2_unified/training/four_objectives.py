@@ -49,13 +49,13 @@ class FourObjectives(nn.Module):
         self.register_load_state_dict_pre_hook(_add_model_prefix)
 
     def forward(
-        self, batch: StudyBatch, step: GlobalBatch | None = None, embed_only: bool = False
+        self, batch: StudyBatch, global_batch: GlobalBatch | None = None, embed_only: bool = False
     ) -> dict[str, Tensor] | Embeddings:
         """Return the losses of a micro-batch; their mean over micro-batches and processes is the step's.
 
         Args:
             batch: the micro-batch.
-            step: all studies of the optimizer step; None if this micro-batch (of every process) is all of it.
+            global_batch: all studies of the optimizer step; None if this micro-batch (of every process) is all of it.
             embed_only: return the embeddings alone, for the first pass of a step with several micro-batches.
 
         Returns:
@@ -75,28 +75,32 @@ class FourObjectives(nn.Module):
         text_first = model.encode_text_first(sequences.ids[:, :-2])  # (B, L - 2, H)
         text_embedding = model.text_embedding(at_positions(text_first, text_length + 1))  # (B, E)
 
-        if step is None:
+        if global_batch is None:
             local = Embeddings(image_embedding, text_embedding, scale)
-            step = gather_step([batch], [local], self.negative_hardness, self.pad)
+            global_batch = gather_step([batch], [local], self.negative_hardness, self.pad)
         similarity = contrastive_similarity(
-            step.with_local(step.image, image_embedding), step.with_local(step.text, text_embedding), scale
+            global_batch.with_local(global_batch.image, image_embedding),
+            global_batch.with_local(global_batch.text, text_embedding),
+            scale,
         )  # (G, G)
 
-        branches = self._encode_branches(prefix, step)  # 3 B hidden states (T + 2, H), in one or two groups
+        branches = self._encode_branches(prefix, global_batch)  # 3 B hidden states (T + 2, H), in one or two groups
         at_match = branches.at_match()  # (B, 3, H)
         match_logits = model.match_head(at_match, prefix.hidden[:, None].expand_as(at_match))  # (B, 3, 2)
-        usable = step.usable[step.local]  # (B,)
+        usable = global_batch.usable[global_batch.local]  # (B,)
 
         report_sum, report_z = token_loss(*self._report_tokens(prefix, branches, batch))
         image_sum, image_z = token_loss(*self._image_tokens(text_first, boi, images))
-        image_tokens = step.images * images.codes.shape[-1]
+        image_tokens = global_batch.images * images.codes.shape[-1]
 
         losses = {
-            "contrast": contrastive_loss(similarity, step.report_key, step.patient_key, step.has_text),
-            "matching": matching_loss(match_logits, usable) / step.matching_pairs,
-            "report": report_sum / step.report_tokens,
+            "contrast": contrastive_loss(
+                similarity, global_batch.report_key, global_batch.patient_key, global_batch.has_text
+            ),
+            "matching": matching_loss(match_logits, usable) / global_batch.matching_pairs,
+            "report": report_sum / global_batch.report_tokens,
             "image": image_sum / image_tokens,
-            "z": report_z / step.report_tokens + image_z / image_tokens,
+            "z": report_z / global_batch.report_tokens + image_z / image_tokens,
         }
         loss = sum(self.weights[name] * value for name, value in losses.items())
 
@@ -127,12 +131,16 @@ class FourObjectives(nn.Module):
         text = torch.where(batch.drop_text[:, None], dropped, batch.report)
         return text, torch.where(batch.drop_text, 1, batch.report_length)
 
-    def _encode_branches(self, prefix: Prefix, step: GlobalBatch) -> "_Branches":
+    def _encode_branches(self, prefix: Prefix, global_batch: GlobalBatch) -> "_Branches":
         """Run ``report <eos> <match>`` after the prefixes, for each study's report and its negatives."""
-        studies = torch.arange(step.local.start, step.local.stop, device=step.negatives.device)
-        chosen = torch.cat([studies[:, None], step.negatives[step.local]], dim=1).flatten()  # (3 B,) of the G reports
-        reports, lengths = step.report[chosen], step.report_length[chosen]
-        groups = step.length_groups(lengths)
+        studies = torch.arange(
+            global_batch.local.start, global_batch.local.stop, device=global_batch.negatives.device
+        )
+        chosen = torch.cat(
+            [studies[:, None], global_batch.negatives[global_batch.local]], dim=1
+        ).flatten()  # (3 B,) of the G reports
+        reports, lengths = global_batch.report[chosen], global_batch.report_length[chosen]
+        groups = global_batch.length_groups(lengths)
         hidden = [
             self.model.continue_prefix(
                 prefix.cache, reports[group][:, : int(lengths[group].max())], lengths[group], group // _BRANCHES

@@ -56,7 +56,7 @@ def test_the_learning_rate_follows_the_schedule():
     update = prepared(warmup_steps=4)
     for step, rate in [(0, 0.125), (1, 0.25), (7, 0.5)]:
         run(update, step)
-        assert update.optimizers[0].param_groups[0]["lr"] == update.rate(step) == pytest.approx(rate)
+        assert update.optimizers[0].param_groups[0]["lr"] == update.figures(step)["lr"] == pytest.approx(rate)
 
 
 def test_losses_that_are_not_finite_stop_before_the_update():

