@@ -13,7 +13,7 @@ from data.phantom import Phantom
 from data.sections import one_line, split_sections
 from data.shards import MANIFEST, encode_info, encode_npy, encode_png, shard_name, write_shard
 from shared.artifacts import FORMAT_VERSION, write_json
-from stage2_unified.sequences import normalise_report
+from stage2_unified.report_codec import normalise_report
 
 SIZE = 32
 
