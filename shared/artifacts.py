@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shared.errors import UserError
+from shared.input_files import MAX_JSON_BYTES, parse_json, read_bounded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -215,16 +216,22 @@ def write_json(path: str | Path, value: Any, indent: int | None = 2) -> None:
         partial.write_text(json.dumps(value, indent=indent, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def read_json(path: str | Path, what: str) -> Any:
-    """Read a JSON file that a user named; ``what`` says what it should have been.
+def read_json(path: str | Path, what: str, expected: type | tuple[type, ...] = dict, any_text: bool = False) -> Any:
+    """Read a JSON file that a user named or another step wrote.
+
+    Args:
+        path: the file.
+        what: what it should have been, for the error.
+        expected, any_text: as in :func:`shared.input_files.parse_json`.
 
     Raises:
-        UserError: if it is absent or not JSON.
+        UserError: if it is absent, no regular file, larger than 512 MiB, or not such JSON.
     """
     path = Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = read_bounded(path, MAX_JSON_BYTES)
     except FileNotFoundError:
         raise UserError(f"{path} not found: {path.parent} is not {what}") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as {what}: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read as {what}: {error.strerror}") from None
+    return parse_json(content, path, what, expected, any_text)

@@ -15,6 +15,7 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from shared.artifacts import atomic_file
 from shared.errors import UsageError, UserError
+from shared.input_files import MAX_CONFIG_BYTES, read_bounded
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -186,8 +187,8 @@ def load_saved_config(path: str | Path) -> dict[str, Any]:
         UserError: if the file is absent or is not YAML.
     """
     try:
-        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+        loaded = yaml.safe_load(read_bounded(path, MAX_CONFIG_BYTES).decode("utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"cannot read the configuration {path}: {error}") from None
     if not isinstance(loaded, dict):
         raise UserError(f"{path} is not a configuration: expected keys and values")

@@ -17,6 +17,7 @@ from typing import Any
 
 from shared.artifacts import atomic_file, read_json, remove_partial, write_json
 from shared.errors import UserError
+from shared.input_files import parse_json
 from shared.settings_record import refuse_other_settings
 
 Row = dict[str, Any]
@@ -52,7 +53,9 @@ class RowFile:
     def _begin(self, out: Path) -> None:
         remove_partial(out.parent, out.name, self._beside.name)
         if out.exists():
-            kept = read_json(self._beside, "a result of medunifier") if self._beside.is_file() else None
+            kept = (
+                read_json(self._beside, "a result of medunifier", any_text=True) if self._beside.is_file() else None
+            )
             refuse_other_settings(out, kept, self._run)
             self.done = True
             self._journal.unlink(missing_ok=True)  # killed between the rename and the removal of the journal
@@ -83,11 +86,12 @@ class RowFile:
         for number, line in enumerate(self._file):
             if not line.endswith(b"\n"):
                 break
+            row = parse_json(line, f"{self._journal}, line {number + 1},", "a row", any_text=True)
             if number == 0:
-                refuse_other_settings(self._journal, json.loads(line), self._run)
+                refuse_other_settings(self._journal, row, self._run)
             if number:
                 self.count += 1
-                self.failed += "error" in json.loads(line)
+                self.failed += "error" in row
             whole += len(line)
         self._file.truncate(whole)
         self._file.seek(0, os.SEEK_END)
@@ -142,10 +146,10 @@ class RowFile:
             self._journal.unlink(missing_ok=True)
 
     def _rows(self) -> Iterator[Row]:
-        with open(self._journal, encoding="utf-8") as file:
+        with open(self._journal, "rb") as file:
             next(file)
-            for line in file:
-                yield json.loads(line)
+            for number, line in enumerate(file, start=2):
+                yield parse_json(line, f"{self._journal}, line {number},", "a row", any_text=True)
 
 
 def _line(row: Mapping[str, Any]) -> bytes:

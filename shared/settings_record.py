@@ -71,7 +71,7 @@ def begin_or_continue(
     """
     folder = folder or record.parent
     if record.is_file():
-        refuse_other_settings(folder, read_json(record, "interrupted work"), requested, option)
+        refuse_other_settings(folder, read_json(record, "interrupted work", any_text=True), requested, option)
         return True
     refuse_occupied(folder, record.relative_to(folder).parts[0], option)
     write_json(record, requested)

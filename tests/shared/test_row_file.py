@@ -88,3 +88,12 @@ def test_standard_output_has_json_lines(capsys):
         rows.add([{"key": "é"}])
         rows.finish()
     assert capsys.readouterr().out == '{"key": "é"}\n'
+
+
+def test_a_damaged_journal_is_one_error(tmp_path):
+    out = tmp_path / "rows.jsonl"
+    for line in (b"[" * 200_000, b"3", b"\xff", b'{"a": '):
+        for lines in (line + b"\n", json.dumps(RUN).encode() + b"\n" + line + b"\n"):
+            (tmp_path / "rows.jsonl.unfinished").write_bytes(lines)
+            with pytest.raises(UserError, match="unfinished, line"):
+                open_rows(out)
