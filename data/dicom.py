@@ -91,22 +91,9 @@ def read_dicom(path: str | Path) -> Radiograph:
     Raises:
         UnreadableImage: not DICOM, no pixels, truncated, colour, several frames, an absurd size, values
             beyond the bits stored, a codec that fails, a constant image.
-        OSError: if the file cannot be opened.
+        OSError: if the file cannot be opened, is no regular file, or has more than 512 MiB.
     """
-    return decode_dicom(file_bytes(as_path(path)))
-
-
-def file_bytes(path: Path) -> bytes:
-    """The bytes of an image file, local or remote.
-
-    Raises:
-        UnreadableImage: if there are more than any radiograph has.
-        OSError: if the file cannot be opened.
-    """
-    data = read_at_most(path, MOST_BYTES)
-    if data is None:
-        raise UnreadableImage("file too large")
-    return data
+    return decode_dicom(read_at_most(as_path(path), MOST_BYTES))
 
 
 def decode_dicom(data: bytes, window: Windowing = "header") -> Radiograph:

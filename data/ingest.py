@@ -282,12 +282,13 @@ def _plan(
 def _plan_digest(config: IngestConfig, jobs: Sequence[ShardJob], key: bytes, transform: Transform) -> str:
     """What the shards will hold, as far as it can be told before reading pixels; keyed, so it betrays no id.
 
-    The order of the visits is not in it, nor its column by its usual name: shards from before it was kept stay known.
+    The order of the visits is not in it, nor are options that came later at their defaults: older shards stay known.
     """
     digest, root = hashlib.sha256(key), as_path(config.root)
     options = asdict(config.options)
-    if config.options.date == SourceOptions.date:
-        del options["date"]
+    for later in ("date", "outside_root"):
+        if options[later] == getattr(SourceOptions, later):
+            del options[later]
     settings = {name: value for name, value in asdict(transform).items() if LATER_SETTINGS.get(name, ...) != value}
     digest.update(canonical_json([config.source, options, settings, config.duplicates]))
     for job in jobs:

@@ -11,10 +11,13 @@ from numpy import ndarray
 from PIL import Image
 
 from data.observations import OBSERVATIONS
-from data.pixels import MOST_PIXELS, Fit, UnreadableImage, fit_square
+from data.pixels import MOST_PIXELS, Fit, UnreadableImage, decode_png, fit_square
+from data.places import read_at_most
 from data.records import Mask, StudyRecord
 from shared.errors import UserError
 
+_MOST_BYTES = 2 * MOST_PIXELS
+"""Of a mask's file: PNG adds little to grey levels that it cannot compress."""
 _ENDING = re.compile(r"\.(dcm|dicom|png|jpe?g)(\.gz)?$", re.IGNORECASE)
 
 
@@ -34,7 +37,7 @@ def masks_of_image(members: Mapping[str, bytes | memoryview], image: int) -> dic
     for finding in OBSERVATIONS:
         content = members.get(member_name(image, finding))
         if content is not None:
-            found[finding] = np.asarray(Image.open(BytesIO(content))) > 127
+            found[finding] = decode_png(content) > 127
     return found
 
 
@@ -119,7 +122,7 @@ def decode_runs(text: str, rows: int, columns: int) -> ndarray:
 
 def _read_png(path: Path) -> ndarray:
     try:
-        with Image.open(BytesIO(path.read_bytes()), formats=["PNG"]) as image:
+        with Image.open(BytesIO(read_at_most(path, _MOST_BYTES)), formats=["PNG"]) as image:
             if image.mode not in ("L", "1") or image.width * image.height > MOST_PIXELS:
                 raise UnreadableImage("its mask is no grey PNG")
             return np.asarray(image.convert("L")) > 127

@@ -1,5 +1,6 @@
 """What is asked of every picture, whatever file it came in: a sane size, something to see, and a scale."""
 
+from io import BytesIO
 from typing import Literal
 
 import numpy as np
@@ -38,6 +39,21 @@ def check_size(rows: int, columns: int) -> None:
         raise UnreadableImage(f"too small: {rows} x {columns} pixels, at least {SMALLEST_SIDE} a side expected")
     if max(rows, columns) > LARGEST_SIDE or rows * columns > MOST_PIXELS:
         raise UnreadableImage(f"too large: {rows} x {columns} pixels, at most {MOST_PIXELS} expected")
+
+
+def decode_png(content: bytes | memoryview) -> ndarray:
+    """Decode the PNG of a shard: (H, W) uint8 or uint16.
+
+    Raises:
+        ValueError: if it is damaged, not grey of 8 or 16 bits, or above 67 million pixels.
+    """
+    try:
+        with Image.open(BytesIO(content), formats=["PNG"]) as image:
+            if image.mode not in ("L", "I;16") or image.width * image.height > MOST_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} pixels of mode {image.mode}")
+            return np.asarray(image)
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, … on damaged files
+        raise ValueError(f"not readable as a grey PNG: {error}") from error
 
 
 def check_not_constant(pixels: ndarray) -> None:

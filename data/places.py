@@ -18,6 +18,7 @@ import fsspec
 from fsspec.registry import known_implementations
 
 from shared.errors import UserError
+from shared.input_files import open_regular, read_bounded, too_large
 
 _PIECE = 2**16
 """Bytes that are fetched at once where a file is read in pieces."""
@@ -217,20 +218,61 @@ def open_root(place: str | Path) -> Path:
     """
     root = as_path(place)
     _listing.cache_clear()
+    _real_folder.cache_clear()
     if not root.is_dir():
         raise UserError(f"source folder {root} not found")
     return root
 
 
-def read_at_most(path: Path, most: int) -> bytes | None:
-    """A file's bytes, local or remote; None, and nothing is read, if they are more than ``most``.
+def open_file(path: Path) -> io.BufferedReader:
+    """A file for reading piece by piece, local or remote.
 
     Raises:
-        OSError: if the file is absent or, on this machine, cannot be read.
+        OSError: if it is absent or, on this machine, no regular file.
+    """
+    return path.open() if isinstance(path, RemotePath) else open_regular(path)
+
+
+def read_at_most(path: Path, most: int) -> bytes:
+    """A file's bytes, local or remote, if they are no more than ``most``. No stated size is trusted.
+
+    Raises:
+        OSError: if the file is absent, has more bytes (``EFBIG``) or, on this machine, is no regular file.
         UserError: for trouble with a remote file system, which says nothing of the file.
     """
-    size = path.size() if isinstance(path, RemotePath) else path.stat().st_size
-    return None if size > most else path.read_bytes()
+    if not isinstance(path, RemotePath):
+        return read_bounded(path, most)
+    size = path.size()
+    if size > most:
+        raise too_large(most)
+    if size:
+        content = path.read_bytes()  # in one request
+    else:  # empty, or of a server that does not state it
+        with path.open() as file:
+            content = file.read(most + 1)
+    if len(content) > most:
+        raise too_large(most)
+    return content
+
+
+def lies_under(path: Path, root: Path) -> bool:
+    """Whether a path that a table names lies in an archive's top folder, with links followed on this machine."""
+    if isinstance(root, RemotePath):
+        return isinstance(path, RemotePath) and path.is_relative_to(root) and ".." not in path.parts
+    try:
+        if ".." in path.parts or path.is_symlink():
+            real = os.path.realpath(path)
+        else:
+            real = os.path.join(_real_folder(str(path.parent)), path.name)
+    except (OSError, ValueError):  # ValueError: a NUL, or a surrogate that stands for no byte
+        return False
+    return Path(real).is_relative_to(_real_folder(str(root)))
+
+
+@lru_cache(maxsize=4096)
+def _real_folder(folder: str) -> str:
+    """Without links. Images of a folder come together, and a look at each of its parents costs 10 calls."""
+    return os.path.realpath(folder)
 
 
 def below(path: Path, root: Path) -> str:

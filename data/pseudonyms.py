@@ -7,6 +7,7 @@ import secrets
 from pathlib import Path
 
 from shared.errors import UserError
+from shared.input_files import read_bounded
 
 DEFAULT_KEY_FILE = "~/.config/medunifier/pseudonym.key"
 KEY_BYTES = 32
@@ -27,7 +28,7 @@ def load_key(path: str) -> bytes:
             file.parent.mkdir(parents=True, exist_ok=True)
             with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as created:
                 created.write(secrets.token_hex(KEY_BYTES) + "\n")
-        key = bytes.fromhex(file.read_text(encoding="ascii").strip())
+        key = bytes.fromhex(read_bounded(file, 4 * KEY_BYTES).decode("ascii").strip())
     except FileExistsError:
         return load_key(path)  # another process was faster
     except OSError as error:
@@ -41,10 +42,10 @@ def load_key(path: str) -> bytes:
 
 def pseudonym(key: bytes, kind: str, name: str) -> str:
     """16 hexadecimal digits for a patient or study (``kind``), by HMAC-SHA256."""
-    return hmac.new(key, f"{kind}:{name}".encode(), hashlib.sha256).hexdigest()[:16]
+    return hmac.new(key, f"{kind}:{name}".encode(errors="surrogatepass"), hashlib.sha256).hexdigest()[:16]
 
 
 def uniform(key: bytes, name: str) -> float:
     """A number in [0, 1) that depends on the key and the name alone: where a patient falls in a split."""
-    digest = hmac.new(key, f"split:{name}".encode(), hashlib.sha256).digest()
+    digest = hmac.new(key, f"split:{name}".encode(errors="surrogatepass"), hashlib.sha256).digest()
     return int.from_bytes(digest[:8], "big") / 2**64

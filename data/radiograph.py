@@ -10,9 +10,9 @@ import numpy as np
 from numpy import ndarray
 from PIL import Image
 
-from data.dicom import Radiograph, Windowing, decode_dicom, file_bytes, is_dicom
+from data.dicom import MOST_BYTES, Radiograph, Windowing, decode_dicom, is_dicom
 from data.pixels import Fit, UnreadableImage, check_not_constant, check_size, fit_square
-from data.places import as_path
+from data.places import as_path, read_at_most
 
 _MAGIC = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG"}
 
@@ -52,7 +52,7 @@ def read_film(
         window: what is shown of a DICOM film's grey levels; PNG and JPEG have no window.
     """
     try:
-        data = file_bytes(as_path(path))
+        data = read_at_most(as_path(path), MOST_BYTES)
     except OSError as error:
         raise UnreadableImage(f"cannot be opened: {error.strerror or type(error).__name__}") from error
     kind = next((kind for magic, kind in _MAGIC.items() if data.startswith(magic)), None)

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from shared.errors import UserError
+from shared.input_files import MAX_CONFIG_BYTES, read_bounded
 
 MARK = "___"
 
@@ -70,7 +71,7 @@ def patterns(names: str, file: str) -> tuple[str, ...]:
 
 def _of_file(path: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_bounded(path, MAX_CONFIG_BYTES).decode("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as a file of patterns: {error}") from None
     found = []

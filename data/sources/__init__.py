@@ -2,7 +2,8 @@
 
 To add one: write ``data/sources/NAME.py`` with a function ``records(root, options, problems)`` that yields
 :class:`StudyRecord` and reads tables and names alone (no pixels), and give it a line in :data:`SOURCES`.
-The root may be remote (:mod:`data.places`): files are opened by their own methods (``path.open()``, ``read_text``).
+The root may be remote (:mod:`data.places`). Files are read by the functions of :mod:`data.sources.tables` and
+:mod:`data.places` alone, which bound what they read; paths of images are checked here, after the adapter.
 A row that cannot be used goes into ``problems``; what makes the whole tree unusable is a ``UserError``.
 """
 
@@ -12,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Protocol, cast
 
-from data.places import open_root
+from data.places import lies_under, open_root
 from data.records import Problem, StudyRecord
 from shared.errors import UsageError, UserError
 
@@ -45,6 +46,8 @@ class SourceOptions:
     """csv: column that orders a patient's studies in time, as text that sorts: 2031-04-05, 2031-04-05 08:15."""
     reports_root: str = ""
     """mimic-cxr-jpg: top folder of a MIMIC-CXR tree with the reports, which the JPG set does not have."""
+    outside_root: bool = False
+    """Any source: also read images and reports that tables or links place outside the archive's top folder."""
     official_splits: bool = True
     """Any source: keep the data set's own splits; false = split all its patients anew."""
 
@@ -64,6 +67,9 @@ class Archive:
     problems: list[Problem]
     """Rows that were left out, tables that are absent."""
 
+
+OUTSIDE_ROOT = "outside the archive's top folder; --options.outside_root true reads it"
+"""Reason of a problem, behind what it is."""
 
 SOURCES: dict[str, str] = {
     "phantom": "data.sources.mimic_cxr",  # the phantom is written in MIMIC-CXR's layout
@@ -96,10 +102,34 @@ def read_source(name: str, root: str | Path, options: SourceOptions) -> Archive:
     root = open_root(root)
     adapter = cast(Source, import_module(SOURCES[name]).records)
     problems: list[Problem] = []
-    found = list(adapter(root, options, problems))
+    checked = (_checked(record, root, options, problems) for record in adapter(root, options, problems))
+    found = [record for record in checked if record is not None]
     if not found:
         left_out = f"; {len(problems)} rows were left out, the first: {problems[0].reason}" if problems else ""
         raise UserError(f"no radiograph found under {root} in the layout of source {name!r}{left_out}")
     if not options.official_splits:
         found = [replace(record, split=None) for record in found]
     return Archive(found, problems)
+
+
+def _checked(record: StudyRecord, root: Path, options: SourceOptions, problems: list[Problem]) -> StudyRecord | None:
+    """The study without images outside the root; None if none is left, or its text cannot be written as JSON."""
+    where = str(record.views[0].path) if record.views else record.study_id
+    if not all(map(_is_text, (record.report, record.findings or "", record.impression or ""))):
+        problems.append(Problem("report with a NUL or a lone surrogate: save it as UTF-8", where))
+        return None
+    if options.outside_root:
+        return record
+    views = tuple(view for view in record.views if lies_under(view.path, root))
+    if len(views) == len(record.views):
+        return record
+    problems += [Problem(f"image {OUTSIDE_ROOT}", str(v.path)) for v in record.views if v not in views]
+    return replace(record, views=views) if views else None
+
+
+def _is_text(text: str) -> bool:
+    """Whether a shard's ``json`` can hold it: what is left out here is refused there."""
+    try:
+        return b"\0" not in text.encode()
+    except UnicodeEncodeError:
+        return False

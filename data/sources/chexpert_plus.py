@@ -7,7 +7,6 @@ perhaps patient_report_date_order, the place of the study among its patient's; i
 object a line, null = not mentioned.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,8 +14,9 @@ from data.observations import OBSERVATIONS
 from data.records import Problem, StudyRecord, View
 from data.sources import SourceOptions
 from data.sources.chexpert import study_folder, view_position
-from data.sources.tables import Row, grouped, label_cells, read_table, required_table, split_name
+from data.sources.tables import Row, grouped, label_cells, read_table, read_text, required_table, split_name
 from shared.errors import UserError
+from shared.input_files import parse_json
 
 _COLUMNS = (
     "path_to_image", "frontal_lateral", "ap_pa", "deid_patient_id", "section_findings", "section_impression", "split",
@@ -72,15 +72,16 @@ def _labels(path: Path, problems: list[Problem]) -> dict[str, dict[str, int]]:
         problems.append(Problem("no chexbert_labels/report_fixed.json: labels are read from the reports", str(path)))
         return {}
     labels = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
         try:
-            entry = json.loads(line)
+            entry = parse_json(line, where, "an entry of labels")
             cells = {name: "" if entry.get(name) is None else str(entry[name]) for name in OBSERVATIONS}
             row = Row(cells)
-            row.where = f"{path}, line {number}"
+            row.where = where
             labels[entry["path_to_image"]] = label_cells(row, problems)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise UserError(
-                f"{path}, line {number}, is not a JSON object with path_to_image: fetch it again"
-            ) from None
+        except (KeyError, TypeError):  # TypeError: a path that is a list
+            raise UserError(f"{where}, is not a JSON object with path_to_image: fetch it again") from None
     return labels

@@ -10,6 +10,7 @@ from pathlib import Path
 from data.label_names import positive_labels
 from data.records import TRAIN_AND_VALIDATE, Problem, StudyRecord, View
 from data.sources import SourceOptions
+from data.sources.tables import read_text
 from shared.errors import UserError
 
 
@@ -27,7 +28,7 @@ def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iter
     for folder, path in lists.items():
         if path is None:
             continue
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        for number, line in enumerate(read_text(path).splitlines(), start=1):
             words = line.split()
             if len(words) < 4:
                 problems.append(

@@ -11,8 +11,10 @@ from pathlib import Path
 import pydicom
 from pydicom.errors import InvalidDicomError
 
+from data.places import open_file
 from data.records import Problem, StudyRecord, View
 from data.sources import SourceOptions
+from data.sources.tables import read_report
 
 _SUFFIXES = {".dcm", ".dicom", ".dic", ".ima", ""}
 _TAGS = ["PatientID", "StudyInstanceUID", "SOPInstanceUID", "StudyDate", "StudyTime"]
@@ -32,7 +34,7 @@ def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iter
             study_id=f"{patient}/{study}",
             patient_id=patient,
             views=tuple(View(path) for path in paths),
-            report=_report(paths, root),
+            report=_report(paths, root, options, problems),
             taken=moments[patient, study],
         )
 
@@ -49,7 +51,7 @@ def _patient_study_and_moment(path: Path, root: Path) -> tuple[str, str, str]:
     if path.name.lower().endswith(".gz"):
         return own, own, ""  # packed: not opened twice for its header
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             header = pydicom.dcmread(file, force=True, stop_before_pixels=True, specific_tags=_TAGS)
         patient, study = str(header.get("PatientID") or ""), str(header.get("StudyInstanceUID") or "")
         day, time = str(header.get("StudyDate") or ""), str(header.get("StudyTime") or "").partition(".")[0]
@@ -59,11 +61,8 @@ def _patient_study_and_moment(path: Path, root: Path) -> tuple[str, str, str]:
     return patient or study or own, study or own, taken
 
 
-def _report(paths: list[Path], root: Path) -> str:
+def _report(paths: list[Path], root: Path, options: SourceOptions, problems: list[Problem]) -> str:
     beside = [path.with_suffix(".txt") for path in paths]
     if paths[0].parent != root:
         beside.append(paths[0].parent.with_suffix(".txt"))
-    for path in beside:
-        if path.is_file():
-            return path.read_text(encoding="utf-8", errors="replace")
-    return ""
+    return next((text for path in beside if (text := read_report(path, root, options, problems))), "")

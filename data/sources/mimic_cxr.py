@@ -11,7 +11,16 @@ from pathlib import Path
 from data.observations import OBSERVATIONS
 from data.records import Problem, StudyRecord, View
 from data.sources import SourceOptions
-from data.sources.tables import Row, find_table, grouped, label_cells, read_table, required_table, split_name
+from data.sources.tables import (
+    Row,
+    find_table,
+    grouped,
+    label_cells,
+    read_report,
+    read_table,
+    required_table,
+    split_name,
+)
 
 MOMENT = ("StudyDate", "StudyTime")
 """Columns of the metadata that say when; the dates are shifted, by the same span for all studies of a patient."""
@@ -37,7 +46,7 @@ def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iter
             study_id=study_id,
             patient_id=group[0]["subject_id"],
             views=tuple(View(_existing(root / row["path"]), positions.get(row["dicom_id"], "")) for row in group),
-            report=read_report((root / group[0]["path"]).parent.with_suffix(".txt")),
+            report=read_report((root / group[0]["path"]).parent.with_suffix(".txt"), root, options, problems),
             mimic_form=True,
             labels=labels.get(study_id),
             split=splits.get(study_id),
@@ -76,11 +85,6 @@ def study_splits(root: Path, problems: list[Problem]) -> dict[str, str | None]:
     """Official split by study."""
     rows = optional_rows(root, "split", ("study_id", "split"), problems)
     return {row["study_id"]: split_name(row["split"], row.where) for row in rows}
-
-
-def read_report(path: Path) -> str:
-    """The report, "" where there is none."""
-    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
 def _existing(path: Path) -> Path:

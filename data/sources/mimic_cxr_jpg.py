@@ -11,8 +11,8 @@ from pathlib import Path
 from data.places import as_path
 from data.records import Problem, StudyRecord, View
 from data.sources import SourceOptions
-from data.sources.mimic_cxr import MOMENT, moment, read_report, study_labels, study_splits
-from data.sources.tables import grouped, read_table, required_table
+from data.sources.mimic_cxr import MOMENT, moment, study_labels, study_splits
+from data.sources.tables import grouped, read_report, read_table, required_table
 from shared.errors import UserError
 
 
@@ -36,7 +36,7 @@ def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iter
             study_id=study_id,
             patient_id=patient,
             views=tuple(View(root / study / f"{row['dicom_id']}.jpg", row["ViewPosition"]) for row in group),
-            report=read_report(reports / study.with_suffix(".txt")),
+            report=read_report(reports / study.with_suffix(".txt"), reports, options, problems),
             mimic_form=True,
             labels=labels.get(study_id),
             split=splits.get(study_id),

@@ -11,7 +11,7 @@ from pathlib import Path
 from data.label_names import closed_labels
 from data.records import TRAIN_AND_VALIDATE, Problem, StudyRecord, View
 from data.sources import SourceOptions
-from data.sources.tables import files_by_stem, read_table, required_table
+from data.sources.tables import files_by_stem, read_table, read_text, required_table
 
 LABELS = (
     "Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Effusion", "Infiltration", "Mass", "Nodule",
@@ -46,7 +46,7 @@ def _splits(root: Path, problems: list[Problem]) -> dict[str, str]:
     splits: dict[str, str] = {}
     for name, split in (("train_val_list.txt", TRAIN_AND_VALIDATE), ("test_list.txt", "test")):
         if (root / name).is_file():
-            splits |= dict.fromkeys((root / name).read_text(encoding="utf-8").split(), split)
+            splits |= dict.fromkeys(read_text(root / name).split(), split)
         else:
             problems.append(Problem(f"no {name}: patients are split anew", str(root)))
     # One list alone says nothing of the other patients.

@@ -11,11 +11,13 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from data.label_names import observation, positive_labels
+from data.places import read_at_most
 from data.records import Problem, StudyRecord, View
 from data.sources import SourceOptions
 from data.sources.tables import files_by_stem
 from shared.errors import UserError
 
+_MAX_BYTES = 2**20
 _NOT_INDEXED = "no indexing"
 
 
@@ -31,8 +33,8 @@ def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iter
     pictures = files_by_stem(root, ".png")
     for path in reports:
         try:
-            study = ElementTree.fromstring(path.read_bytes())
-        except ElementTree.ParseError:
+            study = ElementTree.fromstring(read_at_most(path, _MAX_BYTES))
+        except (ElementTree.ParseError, OSError, ValueError, LookupError):  # the last two: of an encoding it names
             problems.append(Problem("report is not readable as XML", str(path)))
             continue
         names = [image.get("id") or "" for image in study.iter("parentImage")]

@@ -5,15 +5,15 @@ is four spaces, so the split is read from the entries. MIMIC's form has subject_
 the findings, lower case and all; Open-I's ids (CXR2384_IM-0942) begin with the patient.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from data.records import Problem, StudyRecord, View
 from data.sources import SourceOptions
-from data.sources.tables import split_name
+from data.sources.tables import read_text, split_name
 from shared.errors import UserError
+from shared.input_files import parse_json
 
 
 def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iterator[StudyRecord]:
@@ -26,13 +26,13 @@ def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iter
     if not path.is_file():
         raise UserError(f"{root} has no annotation.json: give the folder that holds it and images/ as --root")
     try:
-        annotation = json.loads(path.read_text(encoding="utf-8"))
+        annotation = parse_json(read_text(path), path, "R2Gen's annotation")
         entries = [
             (f"{path}, {key.strip() or 'test'} entry {number}", entry)
             for key, split in annotation.items()
             for number, entry in enumerate(split)
         ]
-    except (ValueError, TypeError, AttributeError):
+    except TypeError:
         raise UserError(f'{path} is not {{"train": [{{"id", "report", "image_path", "split"}}, …], …}}') from None
     for where, entry in entries:
         missing = [name for name in ("id", "image_path", "split") if not _value(entry, name)]

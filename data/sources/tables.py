@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from data.observations import NEGATIVE, OBSERVATIONS, POSITIVE, UNCERTAIN
+from data.places import lies_under, read_at_most
 from data.records import SPLITS, Problem
+from data.sources import OUTSIDE_ROOT, SourceOptions
 from shared.errors import UserError
+from shared.input_files import too_large
 
 _SPLIT_NAMES = {
     "train": "train",
@@ -22,6 +25,9 @@ _SPLIT_NAMES = {
     "test": "test",
 }
 
+MAX_TABLE_BYTES = 2**31
+"""Of a table, after inflation. PadChest's has 150 MB."""
+MAX_REPORT_BYTES = 2**20
 
 Key = TypeVar("Key")
 
@@ -76,9 +82,7 @@ def read_table(
         UserError: if it cannot be read, or lacks columns: they are named.
     """
     try:
-        content = path.read_bytes()
-        if path.suffix == ".gz":
-            content = gzip.decompress(content)
+        content = _table_bytes(path)
         with TextIOWrapper(BytesIO(content), encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
             heads = reader.fieldnames or []
@@ -92,10 +96,60 @@ def read_table(
             for cells in reader:
                 row = Row({name: _cell(cells.get(head)) for name, head in wanted.items()})
                 row.where = f"{path}, line {reader.line_num}"
-                rows.append(row)
+                if any("\0" in cell for cell in row.values()):
+                    problems.append(Problem("row with a NUL character", row.where))
+                else:
+                    rows.append(row)
     except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     return with_cells(rows, needed, problems)
+
+
+def _table_bytes(path: Path) -> bytes:
+    """The table, unpacked, whatever the packed size was."""
+    content = read_at_most(path, MAX_TABLE_BYTES)
+    if path.suffix == ".gz":
+        with gzip.open(BytesIO(content)) as file:
+            content = file.read(MAX_TABLE_BYTES + 1)
+        if len(content) > MAX_TABLE_BYTES:
+            raise too_large(MAX_TABLE_BYTES)
+    return content
+
+
+def read_text(path: Path) -> str:
+    """The text of a list or another file of the data set, UTF-8.
+
+    Raises:
+        UserError: if it cannot be read, is no regular file or no UTF-8, is larger than 2 GiB, or holds a NUL.
+    """
+    try:
+        text = read_at_most(path, MAX_TABLE_BYTES).decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    if "\0" in text:
+        raise UserError(f"{path} holds NUL characters: save it as UTF-8")
+    return text
+
+
+def read_report(path: Path, root: Path, options: SourceOptions, problems: list[Problem]) -> str:
+    """The report at ``path``; "" where there is none, or where it is not read, which becomes a problem.
+
+    Args:
+        path: where the report lies, if it is there.
+        root: the folder in which it must lie, with links followed, unless ``options.outside_root``.
+        options: of the source.
+        problems: takes a line for a report that is not read.
+    """
+    if not path.is_file():
+        return ""
+    if not options.outside_root and not lies_under(path, root):
+        problems.append(Problem(f"report {OUTSIDE_ROOT}", str(path)))
+        return ""
+    try:
+        return read_at_most(path, MAX_REPORT_BYTES).decode("utf-8", errors="replace")
+    except OSError as error:
+        problems.append(Problem(f"report cannot be read: {error.strerror}", str(path)))
+        return ""
 
 
 def _cell(text: str | None) -> str:

@@ -26,6 +26,13 @@ def both(tmp_path):
     memory.store.clear()
 
 
+def _read_or_refused(path, most):
+    try:
+        return read_at_most(path, most)
+    except OSError as error:
+        return error.errno
+
+
 @pytest.mark.parametrize(
     "look",
     [
@@ -39,7 +46,7 @@ def both(tmp_path):
         lambda root: (root / "files/p10/s1/a.dcm").parent.with_suffix(".txt").read_text(encoding="utf-8"),
         lambda root: (root / "files" / "t.csv").with_name("p10").name,
         lambda root: (root / Path("files", "p10") / "s1.txt").read_bytes(),
-        lambda root: [read_at_most(root / "t.csv", most) for most in (13, 12)],
+        lambda root: [_read_or_refused(root / "t.csv", most) for most in (13, 12)],
         lambda root: (lambda file: (file.seek(5), file.read(2), file.seek(0), file.read()))(open_binary(root)),
     ],
 )

@@ -111,5 +111,5 @@ def test_r2gen_refuses_other_json(tmp_path, read):
         read("r2gen", tmp_path)
     for text in ("[1, 2]", "{", '{"train": 3}'):
         (tmp_path / "annotation.json").write_text(text)
-        with pytest.raises(UserError, match="is not"):
+        with pytest.raises(UserError, match=r"annotation\.json"):
             read("r2gen", tmp_path)
