@@ -4,17 +4,17 @@ A shard that loses a picture is written again under `.ingest`, and takes its old
 there. So a kill at any moment leaves shards that the same command can finish: each step looks at what is done.
 """
 
-import json
 import os
-import tarfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from data.duplicates import Picture
-from data.shards import encode_info, index_path, write_shard
+from data.shard_index import index_path, read_samples
+from data.shards import encode_info, write_shard
 from shared.artifacts import write_json
+from shared.input_files import parse_json
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ def replace_shards(jobs: Sequence[RemovalJob]) -> None:
 
 
 def _samples(job: RemovalJob) -> Iterator[tuple[str, dict[str, bytes]]]:
-    for study, members in _members(job.shard):
-        info = json.loads(members["json"])
+    for study, members in read_samples(job.shard):
+        info = parse_json(members["json"], job.shard, "a study")
         left = [number for number in range(len(info["views"])) if (study, number) not in job.removed]
         if left:
             info["views"] = [info["views"][number] for number in left]
@@ -67,17 +67,3 @@ def _samples(job: RemovalJob) -> Iterator[tuple[str, dict[str, bytes]]]:
                 if name.partition(".")[0] == str(number)
             }
             yield study, {**kept, "json": encode_info(info)}
-
-
-def _members(shard: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Key and members of each sample; the json comes last in each."""
-    members: dict[str, bytes] = {}
-    with tarfile.open(shard, "r:") as tar:
-        for entry in tar:
-            key, _, extension = entry.name.partition(".")
-            file = tar.extractfile(entry)
-            assert file is not None, "a shard holds plain files alone"
-            members[extension] = file.read()
-            if extension == "json":
-                yield key, members
-                members = {}

@@ -5,11 +5,11 @@ A shard is a plain tar that stock ``webdataset.WebDataset`` reads: one sample a 
 ``{shard}.index.json``; it is rebuilt from the tar where it is missing.
 """
 
-import contextlib
 import io
 import json
 import math
 import os
+import re
 import tarfile
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,13 +23,15 @@ import numpy as np
 from PIL import Image
 
 from data.masks import masks_of_image
-from data.places import RemotePath, as_path
+from data.pixels import decode_png
+from data.places import RemotePath, as_path, read_at_most
 from data.shard_files import checked_shard
-from shared.artifacts import FORMAT_VERSION, atomic_file, read_json, sha256_file, write_json
+from data.shard_index import Members, read_index, scan_shard, write_index
+from shared.artifacts import FORMAT_VERSION, atomic_file, read_json, sha256_file
 from shared.errors import UserError
+from shared.input_files import MAX_JSON_BYTES, bare_name, decode_json, parse_json
 
 MANIFEST = "manifest.json"
-INDEX_SUFFIX = ".index.json"
 
 
 @dataclass(frozen=True)
@@ -69,57 +71,14 @@ def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) 
         with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
             for key, members in samples:
                 for extension, content in members.items():
-                    entry = tarfile.TarInfo(f"{key}.{extension}")
+                    entry = tarfile.TarInfo(bare_name(f"{key}.{extension}", str(path)))
                     entry.size, entry.mode = len(content), 0o644
                     tar.addfile(entry, io.BytesIO(content))
                 count += 1
         row: dict[str, Any] = {"samples": count, "bytes": partial.stat().st_size, "sha256": sha256_file(partial)}
     # After the shard: an index without its shard would be taken for a finished one.
-    _write_index(path, _scan(path), row["sha256"])
+    write_index(path, scan_shard(path), row["sha256"])
     return row
-
-
-def index_path(shard: Path) -> Path:
-    """Where a shard's index lies."""
-    return shard.with_name(shard.name + INDEX_SUFFIX)
-
-
-def _scan(shard: Path) -> list[list[Any]]:
-    """Rows ``[key, {extension: [offset, size]}]`` in the shard's order."""
-    rows: list[list[Any]] = []
-    try:
-        with tarfile.open(shard, "r:") as tar:
-            for entry in tar:
-                key, _, extension = entry.name.partition(".")
-                if not rows or rows[-1][0] != key:
-                    rows.append([key, {}])
-                rows[-1][1][extension] = [entry.offset_data, entry.size]
-    except (tarfile.TarError, OSError) as error:
-        raise UserError(f"shard {shard} cannot be read: {error}; make it again or fetch it again") from error
-    return rows
-
-
-def _index(shard: Path, expected_samples: int, sha256: str) -> list[list[Any]]:
-    """Where the members lie; made anew where the index is absent, damaged or that of another shard."""
-    path = index_path(shard)
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        index = json.loads(path.read_text(encoding="utf-8"))
-        if index["shard_sha256"] == sha256:
-            return list(index["members"])
-    rows = _scan(shard)
-    if len(rows) != expected_samples:
-        raise UserError(
-            f"shard {shard} holds {len(rows)} samples but its manifest says {expected_samples}: "
-            "the manifest was changed; make the shards again"
-        )
-    with contextlib.suppress(UserError):  # a read-only folder: the index is then made at every start
-        _write_index(shard, rows, sha256)
-    return rows
-
-
-def _write_index(shard: Path, rows: list[list[Any]], sha256: str) -> None:
-    index = {"format_version": FORMAT_VERSION, "shard_sha256": sha256, "members": rows}
-    write_json(index_path(shard), index, indent=None)
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
@@ -145,13 +104,14 @@ def decode_npy(content: bytes | memoryview) -> np.ndarray:
     Raises:
         ValueError: if it is no such file, is cut short, or needs pickle.
     """
-    if content[6] != 1:  # a header beyond 64 KiB, which none of ours has
-        return np.load(io.BytesIO(content), allow_pickle=False)
+    if bytes(content[:8]) != _NPY_MAGIC:
+        raise ValueError("not a .npy file of version 1.0")
     begin = _NPY_START + int.from_bytes(content[8:_NPY_START], "little")
     dtype, count, shape, order = _npy_layout(bytes(content[:begin]))
     return np.frombuffer(content, dtype, count, begin).reshape(shape, order=order).copy()
 
 
+_NPY_MAGIC = b"\x93NUMPY\x01\x00"
 _NPY_START = 10  # magic, version 1.0, length of the header that follows
 
 
@@ -174,23 +134,96 @@ def read_manifest(root: str | Path) -> dict[str, Any]:
     """The ``manifest.json`` of a shard folder, local or an fsspec URL.
 
     Raises:
-        UserError: if the folder has none, or a newer format than this version reads.
+        UserError: if the folder has none, or a newer format than this version reads, or the manifest names shards
+            outside the folder or states impossible values.
     """
     root = as_path(root)
+    what = "a shard folder (made by `medunifier ingest` or `tokenize`)"
     if isinstance(root, RemotePath):
+        place = f"{root}/{MANIFEST}"
         try:
-            manifest = json.loads((root / MANIFEST).read_bytes())
-        except (FileNotFoundError, ValueError) as error:
-            reason = "it is not there" if isinstance(error, FileNotFoundError) else str(error)
-            raise UserError(
-                f"{root}/{MANIFEST} cannot be read: {reason}; give the address of a shard folder"
-            ) from None
+            manifest = parse_json(read_at_most(root / MANIFEST, MAX_JSON_BYTES), place, what)
+        except OSError as error:
+            reason = "it is not there" if isinstance(error, FileNotFoundError) else error.strerror
+            raise UserError(f"{place} cannot be read: {reason}; give the address of a shard folder") from None
     else:
-        manifest = read_json(root / MANIFEST, "a shard folder (made by `medunifier ingest` or `tokenize`)")
+        manifest = read_json(root / MANIFEST, what)
     version = manifest.get("format_version")
     if version != FORMAT_VERSION:
         raise UserError(f"{root} has format version {version}, this medunifier reads {FORMAT_VERSION}")
+    _check_splits(manifest.get("splits"), f"{root}/{MANIFEST}")
+    for names, expected in _MANIFEST_TYPES.items():
+        parent, _, name = names.rpartition(".")  # a parent stands in the table before what is in it
+        within = manifest.get(parent, {}) if parent else manifest
+        if not isinstance(within.get(name, expected()), expected):
+            raise UserError(f"{root}/{MANIFEST} has no valid {names}: expected {expected.__name__}")
     return dict(manifest)
+
+
+def _check_splits(splits: Any, where: str) -> None:
+    """Check what becomes a path or a number of samples, of whatever types a manifest has it.
+
+    Raises:
+        UserError: for a shard's name with a folder in it, or a row without its number of samples and its checksum.
+    """
+    if not isinstance(splits, dict) or not all(isinstance(rows, dict) for rows in splits.values()):
+        raise UserError(f"{where} has no splits with their shards: it is not a manifest of shards")
+    for split, rows in splits.items():
+        bare_name(split, where)
+        for name, row in rows.items():
+            bare_name(name, where)
+            samples, checksum = (row.get("samples"), row.get("sha256")) if isinstance(row, dict) else (None, None)
+            if type(samples) is not int or samples < 0:
+                raise UserError(f"{where} states no number of samples for shard {name}")
+            # The checksum is the name of a remote shard's copy in the cache.
+            if not isinstance(checksum, str) or not _SHA256.fullmatch(checksum):
+                raise UserError(f"{where} states no SHA-256 checksum for shard {name}")
+
+
+_MANIFEST_TYPES: dict[str, type] = {
+    "source": str, "counts": dict, "transform": dict, "transform.text": str, "tokenizer": dict,
+    "tokenizer.fingerprint": str, "tokenizer.precision": str,
+}  # fmt: skip
+"""Of what stands in a manifest beside its shards, as far as a reader relies on it."""
+_SHA256 = re.compile("[0-9a-f]{64}")
+
+
+_DAMAGE = (ValueError, TypeError, ArithmeticError, LookupError, SyntaxError, MemoryError)
+"""What decoders raise on damaged members."""
+
+
+def _decoded(key: str, members: Mapping[str, memoryview]) -> Sample:
+    """A sample of its members; one of ``_DAMAGE`` if they are damaged or do not belong together."""
+    info = _decoded_info(members["json"])
+    images: list[np.ndarray] = []
+    while (name := f"{len(images)}.png") in members:
+        images.append(decode_png(members[name]))
+    codes = decode_npy(members["codes.npy"]) if "codes.npy" in members else None
+    if codes is not None and (codes.ndim != 3 or codes.dtype.kind not in "iu"):
+        raise ValueError(f"codes of shape {codes.shape}, {codes.dtype}; expected integers (images, h, w)")
+    views = len(info["views"])
+    if (codes is not None and len(codes) != views) or (len(images) != views and (images or codes is None)):
+        raise ValueError(f"{len(images) if codes is None else len(codes)} images, but {views} views in its json")
+    return Sample(key=key, info=info, images=tuple(images), codes=codes)
+
+
+def _decoded_info(content: memoryview) -> dict[str, Any]:
+    """A sample's ``json``, its types checked as far as readers rely on them."""
+    info: dict[str, Any] = decode_json(content)
+    report, labels, views = info.get("report", {}), info.get("labels", {}), info.get("views")
+    if (
+        type(info.get("study_id")) is not str
+        or type(views) is not list
+        or type(report) is not dict
+        or type(labels) is not dict
+        or not {str}.issuperset(map(type, views))
+        or not {str}.issuperset(map(type, report.values()))
+        or not {int}.issuperset(map(type, labels.values()))
+        or not {str, type(None)}.issuperset((type(info.get("patient_id")), type(info.get("split"))))
+        or type(info.get("visit", 0)) is not int
+    ):
+        raise ValueError("its json is not that of a study: study_id, views, report, labels")
+    return info
 
 
 class ShardDataset:
@@ -218,7 +251,7 @@ class ShardDataset:
         self._starts = list(accumulate((count for _, count in self._shards), initial=0))
         self._checksums = [shards[name]["sha256"] for name, _ in self._shards]
         self._paths: dict[int, Path] = {}
-        self._indices: dict[int, list[list[Any]]] = {}
+        self._indices: dict[int, list[tuple[str, Members]]] = {}
         self._files: dict[int, int] = {}  # open file descriptors, one a shard and a process
         self._process = os.getpid()
 
@@ -231,24 +264,33 @@ class ShardDataset:
     def __getitem__(self, number: int) -> Sample:
         """Read sample ``number`` (0 … len - 1), with its pixels or codes."""
         key, members = self._members(number)
-        images: list[np.ndarray] = []
-        while (name := f"{len(images)}.png") in members:
-            images.append(np.asarray(Image.open(io.BytesIO(members[name]))))
-        codes = members.get("codes.npy")
-        return Sample(
-            key=key,
-            info=json.loads(str(members["json"], "utf-8")),
-            images=tuple(images),
-            codes=None if codes is None else decode_npy(codes),
-        )
+        try:
+            return _decoded(key, members)
+        except _DAMAGE as error:
+            raise self._damaged(number, key, error) from error
 
     def masks(self, number: int, image: int) -> dict[str, np.ndarray]:
         """{finding: (H, W) booleans} of one image of sample ``number``, as far as its source has masks."""
-        return masks_of_image(self._members(number)[1], image)
+        key, members = self._members(number)
+        try:
+            return masks_of_image(members, image)
+        except _DAMAGE as error:
+            raise self._damaged(number, key, error) from error
 
     def info(self, number: int) -> dict[str, Any]:
         """The ``json`` of sample ``number`` alone, without decoding an image."""
-        return dict(json.loads(str(self._members(number, only="json")[1]["json"], "utf-8")))
+        key, members = self._members(number, only="json")
+        try:
+            return _decoded_info(members["json"])
+        except _DAMAGE as error:
+            raise self._damaged(number, key, error) from error
+
+    def _damaged(self, number: int, key: str, error: Exception) -> UserError:
+        name, _ = self._shards[bisect_right(self._starts, number) - 1]
+        reason = " ".join(str(error).split())[:200]
+        return UserError(
+            f"sample {key} of shard {name} in {self.root} cannot be read: {reason}; make the shards again"
+        )
 
     def infos(self) -> Iterator[dict[str, Any]]:
         """Every sample's ``json``, in order."""
@@ -281,6 +323,6 @@ class ShardDataset:
             name, samples = self._shards[shard]
             if shard not in self._paths:
                 self._paths[shard] = checked_shard(self.root, name, self._checksums[shard])
-                self._indices[shard] = _index(self._paths[shard], samples, self._checksums[shard])
+                self._indices[shard] = read_index(self._paths[shard], samples, self._checksums[shard])
             self._files[shard] = os.open(self._paths[shard], os.O_RDONLY)
         return self._files[shard]

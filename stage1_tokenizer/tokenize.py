@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
+from data.shard_index import index_path
 from data.shards import (
     MANIFEST,
     Sample,
     ShardDataset,
     encode_info,
     encode_npy,
-    index_path,
     read_manifest,
     write_shard,
 )

@@ -63,7 +63,7 @@ def check_fingerprint(manifest: dict[str, Any], tokenizer: FrozenTokenizer, shar
     """
     if "tokenizer" not in manifest:
         raise UserError(f"{shards} holds images, not codes: run `medunifier tokenize` on it first")
-    found = manifest["tokenizer"]["fingerprint"]
+    found = str(manifest["tokenizer"].get("fingerprint"))
     if found != tokenizer.fingerprint:
         raise UserError(
             f"the codes of {shards} were made by another tokenizer (fingerprint {found[:12]}…, given "

@@ -13,7 +13,8 @@ from typing import Any
 import yaml
 
 from data.observations import NEGATIVE, OBSERVATIONS, POSITIVE, UNCERTAIN
-from data.shards import INDEX_SUFFIX, MANIFEST, ShardDataset, read_manifest
+from data.shard_index import INDEX_SUFFIX
+from data.shards import MANIFEST, ShardDataset, read_manifest
 from data.splits import SPLITS
 from shared.artifacts import atomic_folder, read_json, sha256_file, write_json
 from shared.errors import UserError
@@ -88,7 +89,7 @@ def export_hub(model: str, tokenizer: str, data: str, may_share_data: bool, out:
 def _sharable(data: str, may_share_data: bool) -> dict[str, Any]:
     if "://" in data:
         raise UserError(f"--data must be a folder of this machine, got {data}: copy the shards here first")
-    manifest = read_manifest(data)
+    manifest = {"source": "unknown"} | read_manifest(data)
     if manifest["source"] not in WITHOUT_PATIENTS and not may_share_data:
         raise UserError(
             f"{data} holds radiographs of patients (source {manifest['source']}): if their makers and your "
@@ -157,7 +158,7 @@ def _card(values: dict[str, Any], text: str) -> str:
 
 def data_card(data: str) -> str:
     """A data set's card: what was counted in its shards, where it comes from, what it may hold of people."""
-    manifest = read_manifest(data)
+    manifest = {"source": "unknown"} | read_manifest(data)
     kept, transform = [split for split in SPLITS if manifest["splits"].get(split)], manifest.get("transform", {})
     counted = {split: _count(data, split) for split in kept}
     tokens = manifest.get("tokenizer")

@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     tokenizer = FrozenTokenizer.from_pretrained(config.tokenizer)
     shards = ShardDataset(config.data.shards, "train")
     check_fingerprint(shards.manifest, tokenizer, config.data.shards)
-    text_choice = shards.manifest["transform"]["text"]
+    text_choice = shards.manifest.get("transform", {}).get("text", "findings+impression")
     training = StudiesWithText(shards, sections_of(text_choice), config.data.prior)
     if config.data.prior and not training.follow_ups:
         raise UserError(
@@ -111,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             folder,
             model_fingerprint(trained),
             lambda: MedUnifierPipeline.from_pretrained(folder, "cpu").fingerprint,
-            lambda: export_model(trained, processor, folder, config, shards.manifest["source"]),
+            lambda: export_model(trained, processor, folder, config, shards.manifest.get("source", "unknown")),
         )
     barrier()
     accelerator.end_training()

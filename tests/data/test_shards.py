@@ -6,6 +6,7 @@ import pytest
 import webdataset
 
 from data.loader import batches_once, epoch_order, sample_at, sample_stream
+from data.shard_index import index_path
 from data.shards import (
     MANIFEST,
     ShardDataset,
@@ -13,7 +14,6 @@ from data.shards import (
     encode_info,
     encode_npy,
     encode_png,
-    index_path,
     write_shard,
 )
 from shared.artifacts import FORMAT_VERSION, write_json

@@ -58,7 +58,12 @@ def write_image_shards(root: Path, size: int = SIZE, shards: int = 3, studies: i
                 images = {
                     f"{k}.png": encode_png(blobs(10 * number + k, size)) for k in range(2 if number % 3 == 0 else 1)
                 }
-                info = {"study_id": f"{number:06d}", "patient_id": hashlib.md5(bytes([number])).hexdigest()[:8]}
+                views = ["PA"] * len(images)
+                info = {
+                    "views": views,
+                    "study_id": f"{number:06d}",
+                    "patient_id": hashlib.md5(bytes([number])).hexdigest()[:8],
+                }
                 rows.append((f"{number:06d}", images | {"json": encode_info(info | {"split": split})}))
                 number += 1
             splits[split][shard_name(split, shard)] = write_shard(root / shard_name(split, shard), rows)
