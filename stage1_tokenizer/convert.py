@@ -216,7 +216,7 @@ def _with_origin(
     path: Path, frozen: FrozenTokenizer, state: dict[str, Tensor]
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     origin = read_json(path / ORIGIN, "the record of a converted tokenizer")
-    if origin["fingerprint"] != frozen.fingerprint:
+    if origin.get("fingerprint") != frozen.fingerprint:
         raise UserError(f"{path / ORIGIN} belongs to another tokenizer: convert the checkpoint again")
     try:
         state = state | load_file(path / REST)

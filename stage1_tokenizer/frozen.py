@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -105,7 +104,9 @@ class FrozenTokenizer(nn.Module, PushFolder):
             if codebook.shape != tokenizer.codebook.shape:
                 raise UserError(f"{path / CODEBOOK} holds {tuple(codebook.shape)}, config.json says otherwise")
             tokenizer._model.load_state_dict(weights, strict=True)
-        except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        except UserError:
+            raise
+        except Exception as error:  # of a damaged file: SafetensorError, RuntimeError, KeyError, ZeroDivisionError, …
             raise UserError(f"{path} cannot be read as a tokenizer: {' '.join(str(error).split())}") from None
         tokenizer.codebook.copy_(codebook)
         tokenizer._take_fingerprint()

@@ -223,7 +223,7 @@ def _is_done(out: Path, tokenizer: FrozenTokenizer) -> bool:
     if not (out / SIDECAR).is_file():
         return False
     saved = read_json(out / SIDECAR, "an exported tokenizer")
-    return bool(saved["fingerprint"] == tokenizer.fingerprint) and all(
+    return bool(saved.get("fingerprint") == tokenizer.fingerprint) and all(
         (out / name).is_file() and sha256_file(out / name) == saved[name]["sha256"] for name in (ENCODER, DECODER)
     )
 

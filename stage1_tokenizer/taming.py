@@ -19,6 +19,7 @@ import yaml
 from torch import Tensor
 
 from shared.errors import UserError
+from shared.input_files import MAX_CONFIG_BYTES, read_bounded
 from stage1_tokenizer.config import ModelConfig, model_config
 from stage1_tokenizer.discriminator import PatchDiscriminator
 from stage1_tokenizer.vqgan import VQGAN
@@ -78,8 +79,8 @@ def read_config(path: str | Path) -> TamingConfig:
     """
     path = Path(path)
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        document = yaml.safe_load(read_bounded(path, MAX_CONFIG_BYTES).decode("utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as a taming configuration: {' '.join(str(error).split())}") from None
     return parse_document(document, path)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from shared.errors import UserError
+from shared.model_folder import checked_model_folder
 from stage2_unified.model import MedUnifierForConditionalGeneration
 
 
@@ -28,7 +29,8 @@ def pretrained_config(folder: str, positions: int) -> PreTrainedConfig:
     """
     if not (Path(folder) / "config.json").is_file():
         raise UserError(f"{folder} is no checkpoint (config.json is missing); give a local Hugging Face folder")
-    config: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True)
+    with checked_model_folder(folder, "a checkpoint"):
+        config: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     longest = min(config.max_position_embeddings, getattr(config, "sliding_window", None) or positions)
     if longest < positions:
         raise UserError(
@@ -44,7 +46,10 @@ def take_over(model: MedUnifierForConditionalGeneration, folder: str) -> None:
     Raises:
         UserError: if the checkpoint has fewer words than the text tokenizer, or other weights than its class.
     """
-    stock = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+    with checked_model_folder(folder, "a checkpoint"):
+        stock = AutoModelForCausalLM.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, dtype=torch.float32
+        )
     words = model.vocabulary.text_size
     table, head = stock.get_input_embeddings().weight, stock.get_output_embeddings().weight
     if len(table) < words:

@@ -6,6 +6,7 @@ from transformers.utils import logging
 
 from shared.artifacts import atomic_folder, read_json, write_json
 from shared.errors import UserError
+from shared.model_folder import checked_model_folder
 from shared.notice import MODEL_LIMITS, research_notice
 from stage2_unified.causal_lm import add_special_and_code_tokens, generation_configs, to_causal_lm
 from stage2_unified.inference import model_fingerprint
@@ -28,7 +29,8 @@ def export_causal_lm(source: Path, out: Path) -> bool:
     """
     processor = MedUnifierProcessor.from_pretrained(source)  # first: its errors speak to a user
     logging.disable_progress_bar()
-    model = MedUnifierForConditionalGeneration.from_pretrained(source).eval()
+    with checked_model_folder(source, "a model"):
+        model = MedUnifierForConditionalGeneration.from_pretrained(source, local_files_only=True).eval()
     vocabulary = model.vocabulary
     origin = {
         "fingerprint": model_fingerprint(model),

@@ -1,13 +1,13 @@
 """What is to be drawn: a text, findings by name, or a file of either, each with its own number and view."""
 
 import csv
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from shared.errors import UsageError, UserError
+from shared.input_files import MAX_JSON_BYTES, parse_json_lines, read_bounded
 from stage2_unified.report_text import LABEL_TEMPLATE, report_of, text_of_labels
 
 _MOST = 1_000_000  # radiographs a prompt: a slip of the keyboard, beyond
@@ -51,13 +51,13 @@ def read_prompts(path: Path, count: int, view: str, template: str = LABEL_TEMPLA
     if path.suffix not in (".txt", ".csv", ".jsonl"):
         raise UsageError(f"file must be .txt, .jsonl or .csv, got {path.name}")
     try:
-        content = path.read_text(encoding="utf-8-sig")
+        content = read_bounded(path, MAX_JSON_BYTES).decode("utf-8-sig")
         if path.suffix == ".txt":
             return [DrawingPrompt(report_of(line), count, view) for line in content.splitlines() if line.strip()]
         rows: list[Any] = (
             list(csv.DictReader(content.splitlines()))
             if path.suffix == ".csv"
-            else [json.loads(line) for line in content.splitlines() if line.strip()]
+            else list(parse_json_lines(content.encode(), path, "a prompt", object))
         )
     except FileNotFoundError:
         raise UserError(f"{path} not found") from None

@@ -11,6 +11,7 @@ from transformers.utils import logging
 
 from shared.artifacts import fingerprint
 from shared.errors import UserError
+from shared.model_folder import checked_model_folder
 from stage1_tokenizer.frozen import FrozenTokenizer
 from stage2_unified.generation.reports import generate_reports
 from stage2_unified.image_backbone import ImageBackbone
@@ -61,7 +62,10 @@ class MedUnifierPipeline:
         """
         processor = MedUnifierProcessor.from_pretrained(folder)  # first, for its errors
         logging.disable_progress_bar()  # a bar for two dozen tensors is noise between our lines
-        model, loading = MedUnifierForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+        with checked_model_folder(folder, "a model"):
+            model, loading = MedUnifierForConditionalGeneration.from_pretrained(
+                folder, local_files_only=True, output_loading_info=True
+            )
         if loading["missing_keys"]:
             missing = ", ".join(sorted(loading["missing_keys"])[:3])
             raise UserError(

@@ -14,6 +14,7 @@ from transformers import AutoProcessor, PreTrainedTokenizerBase
 from shared.artifacts import read_json
 from shared.errors import UserError
 from shared.hub import PushFolder
+from shared.model_folder import checked_model_folder
 from stage1_tokenizer.frozen import FrozenTokenizer
 from stage2_unified.configuration import MedUnifierConfig
 from stage2_unified.report_codec import ReportCodec, pad_reports, sections_of
@@ -144,12 +145,17 @@ class MedUnifierProcessor(PushFolder):
         """
         folder = Path(folder)
         content = read_json(folder / PROCESSOR_CONFIG, "a medunifier model folder (runs/…/model)")
-        if tuple(content["specials"]) != SPECIALS:
+        if content.get("specials") != list(SPECIALS):
             raise UserError(f"{folder} was written by another version of medunifier: its special tokens differ")
-        config = MedUnifierConfig.from_pretrained(folder)
-        return cls(
-            load_text_tokenizer(str(folder)), FrozenTokenizer.from_pretrained(folder / IMAGE_TOKENIZER), config
-        )
+        with checked_model_folder(folder, "a model"):
+            config = MedUnifierConfig.from_pretrained(folder)
+        frozen = FrozenTokenizer.from_pretrained(folder / IMAGE_TOKENIZER)
+        if config.grid != list(frozen.grid) or config.codes != frozen.codes:
+            raise UserError(
+                f"{folder}: the model reads {config.codes} codes on a grid {config.grid}, its image tokenizer writes "
+                f"{frozen.codes} on {list(frozen.grid)}: they do not belong together"
+            )
+        return cls(load_text_tokenizer(str(folder)), frozen, config)
 
 
 AutoProcessor.register(MedUnifierConfig, MedUnifierProcessor)

@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from shared.artifacts import FORMAT_VERSION, atomic_file, atomic_folder, read_json, remove_partial, write_json
 from shared.errors import UserError
+from shared.input_files import MAX_JSON_BYTES, parse_json, parse_json_lines, read_bounded
 from shared.progress import Progress
 from shared.settings_record import begin_or_continue, refuse_other_settings
 from stage2_unified.films import Films, codes_of, keys_digest, read_batches
@@ -56,22 +57,25 @@ class StudyIndex:
             UserError: if the folder is no index, is damaged, or was built by another model.
         """
         folder = Path(folder)
-        about = read_json(folder / INDEX, "an index (built by `medunifier retrieve --data SHARDS --index DIR`)")
+        about = read_json(
+            folder / INDEX, "an index (built by `medunifier retrieve --data SHARDS --index DIR`)", any_text=True
+        )
         if about.get("format_version") != FORMAT_VERSION:
             raise UserError(
                 f"{folder} has format version {about.get('format_version')}, this medunifier reads {FORMAT_VERSION}"
             )
-        if about["model"] != model:
+        if about.get("model") != model:
             raise UserError(
-                f"{folder} was built by model {about['model'][:12]}, given {model[:12]}: their embeddings cannot be "
-                "compared; give that model, or build another index"
+                f"{folder} was built by model {str(about.get('model'))[:12]}, given {model[:12]}: their embeddings "
+                "cannot be compared; give that model, or build another index"
             )
         try:
             embeddings = load_file(folder / EMBEDDINGS)["embeddings"]
-            studies = [json.loads(line) for line in (folder / STUDIES).read_text(encoding="utf-8").splitlines()]
+            lines = read_bounded(folder / STUDIES, MAX_JSON_BYTES)
+            studies = list(parse_json_lines(lines, folder / STUDIES, "a study", any_text=True))
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise UserError(f"{folder} cannot be read as an index: {error}; build it again") from None
-        if not len(embeddings) == len(studies) == about["studies"]:
+        if not len(embeddings) == len(studies) == about.get("studies"):
             raise UserError(f"{folder} is damaged: its files speak of different numbers of studies; build it again")
         return cls(embeddings, studies, about)
 
@@ -135,7 +139,7 @@ def build_index(pipeline: "MedUnifierPipeline", films: Films, folder: str | Path
     work = folder.with_name(f"{folder.name}.unfinished")
     remove_partial(folder.parent, folder.name)
     if folder.exists():
-        about = read_json(folder / INDEX, "an index; give another --index") if folder.is_dir() else {}
+        about = read_json(folder / INDEX, "an index; give another --index", any_text=True) if folder.is_dir() else {}
         refuse_other_settings(folder, {name: about.get(name) for name in run}, run, "--index")
         shutil.rmtree(work, ignore_errors=True)  # killed between the rename and this removal
         return f"{folder} is done already: {about['studies']} studies"
@@ -200,5 +204,5 @@ def _read_parts(parts: Sequence[Path]) -> tuple[np.ndarray, list[dict[str, Any]]
     for part in parts:
         with safe_open(part, "np") as file:
             embeddings.append(file.get_tensor("embeddings"))
-            rows += json.loads(file.metadata()["rows"])
+            rows += parse_json(file.metadata()["rows"], part, "a part of an index", list, any_text=True)
     return np.concatenate(embeddings), rows

@@ -7,6 +7,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from shared.errors import UserError
+from shared.model_folder import checked_model_folder
 
 
 def train_text_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
@@ -31,9 +32,12 @@ def load_text_tokenizer(path: str) -> PreTrainedTokenizerBase:
     """A tokenizer from a local folder.
 
     Raises:
-        UserError: if there is none; nothing is fetched from a hub.
+        UserError: if there is none, or it is damaged; nothing is fetched from a hub.
     """
     if not (Path(path) / "tokenizer_config.json").is_file():
         raise UserError(f"{path} holds no tokenizer (tokenizer_config.json is missing); give a local folder")
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    with checked_model_folder(path, "a text tokenizer"):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            path, local_files_only=True, trust_remote_code=False
+        )
     return tokenizer

@@ -11,6 +11,7 @@ from torch.nn.functional import normalize
 
 from shared.artifacts import fingerprint
 from shared.errors import UserError
+from shared.model_folder import checked_model_folder
 
 
 class BertScore:
@@ -38,11 +39,11 @@ class BertScore:
                 "tokenizer), distilroberta-base for one; nothing is downloaded"
             )
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{folder} is no language model: {' '.join(str(error).split())[:160]}") from None
+        with checked_model_folder(folder, "a language model"):
+            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            model = AutoModel.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False, use_safetensors=True
+            )
         layers = int(model.config.num_hidden_layers)
         if layer is not None and not 0 <= layer <= layers:
             raise UserError(f"the language model in {folder} has {layers} layers, layer {layer} was asked for")

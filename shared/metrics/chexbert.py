@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from shared.artifacts import sha256_file
 from shared.errors import UserError
+from shared.model_folder import checked_model_folder
 
 WEIGHTS = "chexbert.pth"
 BLANK, POSITIVE, NEGATIVE, UNCERTAIN = range(4)
@@ -42,9 +43,10 @@ class Chexbert:
             )
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._names = tuple(observations)
-        config = BertConfig.from_pretrained(root, local_files_only=True)
-        self._tokenizer = BertTokenizerFast(vocab=str(root / "vocab.txt"), do_lower_case=True)
-        self._bert = BertModel(config)
+        with checked_model_folder(root, "bert-base-uncased"):
+            config = BertConfig.from_pretrained(root, local_files_only=True)
+            self._tokenizer = BertTokenizerFast(vocab=str(root / "vocab.txt"), do_lower_case=True)
+            self._bert = BertModel(config)
         self._heads = nn.ModuleList(nn.Linear(config.hidden_size, classes) for classes in HEADS)
         self._load(root / WEIGHTS)
         self._bert.to(self._device).eval()

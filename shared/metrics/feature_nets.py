@@ -17,6 +17,7 @@ from torch.nn.functional import interpolate
 
 from shared.artifacts import fingerprint, read_json, sha256_file
 from shared.errors import UserError
+from shared.model_folder import checked_model_folder
 from shared.progress import Progress
 
 RANDOM_SEED = 20200717
@@ -146,10 +147,11 @@ def _densenet(weights: Path, device: str) -> FeatureNet:
 def _transformers(weights: Path, device: str) -> FeatureNet:
     from transformers import AutoModel
 
-    try:
-        model = AutoModel.from_pretrained(weights, local_files_only=True, use_safetensors=True).to(device).eval()
-    except (OSError, ValueError) as error:
-        raise UserError(f"{weights} is no vision model's folder: {' '.join(str(error).split())[:160]}") from None
+    with checked_model_folder(weights, "a vision model"):
+        model = AutoModel.from_pretrained(
+            weights, local_files_only=True, trust_remote_code=False, use_safetensors=True
+        ).to(device)
+    model = model.eval()
     config = model.config
     size = getattr(config, "image_size", 224)
     size = int(size[0] if isinstance(size, list | tuple) else size)

@@ -9,6 +9,7 @@ import numpy as np
 
 from shared.artifacts import atomic_file, sha256_file
 from shared.errors import UserError
+from shared.input_files import bare_name
 from shared.metrics.auroc import auroc, macro_auroc
 from shared.metrics.bleu import bleu_of
 from shared.metrics.bootstrap import percentile_interval, resamples
@@ -178,10 +179,10 @@ def load_samples(folder: Path, record: Mapping[str, Any]) -> dict[str, Samples]:
     Raises:
         UserError: if the file is absent, or is not the one that was written.
     """
-    path = folder / record["file"]
+    path = folder / bare_name(record.get("file"), str(folder))
     if not path.is_file():
         raise UserError(f"{path} not found: it holds the scores of each sample and must lie beside its result file")
-    if sha256_file(path) != record["sha256"]:
+    if sha256_file(path) != record.get("sha256"):
         raise UserError(f"{path} is not the file that the result was written with (another checksum): evaluate again")
     with np.load(path, allow_pickle=False) as arrays:
         return {

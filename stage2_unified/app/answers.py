@@ -1,5 +1,6 @@
 """What the page answers: plain values in and out, every bound kept here, every mistake a `UserError`."""
 
+import errno
 import hashlib
 import json
 from collections import OrderedDict
@@ -12,6 +13,7 @@ import numpy as np
 
 from data.synthetic import describe_drawing, save_synthetic_png
 from shared.errors import UserError
+from shared.input_files import read_bounded
 from shared.pixels import to_uint8
 from stage2_unified.app.code_grid import Region, edited
 from stage2_unified.app.reader import FilmReader
@@ -110,14 +112,10 @@ class Answers:
             raise UserError("give a radiograph first: a DICOM, PNG or JPEG file")
         file = Path(path)
         try:
-            size = file.stat().st_size
-            if size > self._most_bytes:
-                raise UserError(
-                    f"the file has {size / 2**20:.0f} MiB, at most {self._most_bytes / 2**20:.0f} are read"
-                )
-            with open(file, "rb") as content:
-                digest = hashlib.file_digest(content, "sha256").hexdigest()
-        except OSError:
+            digest = hashlib.sha256(read_bounded(file, self._most_bytes)).hexdigest()
+        except OSError as error:
+            if error.errno == errno.EFBIG:
+                raise UserError(f"the file has more than {self._most_bytes / 2**20:.0f} MiB: give another") from None
             raise UserError("the file is not there any more: give it again") from None
         film = _remembered(self._films, digest, lambda: self._decoded(file))
         return ReadFilm(film.pixels, film.codes, _view(view) or film.view)

@@ -11,6 +11,7 @@ from typing import Any
 from shared.artifacts import read_json
 from shared.config import Subcommand, parse_subcommand
 from shared.errors import UserError
+from shared.input_files import MAX_JSON_BYTES, read_bounded
 from stage1_tokenizer.config import PerceptualConfig
 from stage1_tokenizer.frozen import CODEBOOK, FrozenTokenizer
 from stage2_unified.evaluate import compare, other_embeddings, other_images, other_reports
@@ -202,7 +203,8 @@ def read_ids(path: str) -> set[str]:
             raise UserError(f'{path} has no "ids": pass a file written by `medunifier subset`')
     else:
         try:
-            found = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+            text = read_bounded(path, MAX_JSON_BYTES).decode("utf-8")
+            found = [line.strip() for line in text.splitlines() if line.strip()]
         except (OSError, ValueError) as error:
             raise UserError(f"the file of ids {path} cannot be read: {error}") from None
     if not found:

@@ -2,10 +2,12 @@
 
 import csv
 import gzip
-from collections.abc import Callable, Mapping, Sequence
+import io
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +15,7 @@ from data.observations import OBSERVATIONS
 from shared.artifacts import sha256_file, write_json
 from shared.config import Subcommand, parse_subcommand
 from shared.errors import UserError
+from shared.input_files import open_regular
 from stage2_unified.evaluate.prompts import LABEL_SETS, findings_of, prompt_set
 from stage2_unified.evaluate.result import digest
 from stage2_unified.evaluate.studies import JudgedData
@@ -224,9 +227,12 @@ def read_labels(path: str) -> list[Candidate]:
     Raises:
         UserError: if the file is absent or lacks columns.
     """
-    opened: Callable[..., TextIO] = gzip.open if path.endswith(".gz") else open  # type: ignore[assignment]
     try:
-        with opened(path, "rt", newline="", encoding="utf-8-sig") as file:
+        with ExitStack() as stack:
+            binary: Any = stack.enter_context(open_regular(path))
+            if path.endswith(".gz"):
+                binary = stack.enter_context(gzip.GzipFile(fileobj=binary))
+            file = io.TextIOWrapper(binary, newline="", encoding="utf-8-sig")
             reader = csv.DictReader(file)
             columns = list(reader.fieldnames or [])
             key = next((name for name in ("Path", "study_id") if name in columns), None)

@@ -8,6 +8,7 @@ import numpy as np
 
 from shared.artifacts import sha256_file
 from shared.errors import UserError
+from shared.input_files import open_regular
 from stage2_unified.evaluate.result import TaskResult
 from stage2_unified.evaluate.retrieval_scores import Pool, score_retrieval
 from stage2_unified.evaluate.written_result import print_figures, write_result
@@ -101,7 +102,7 @@ def read_embeddings(path: str) -> dict[str, np.ndarray]:
         UserError: if it is absent, no .npz, lacks an array, or the arrays do not fit each other.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open_regular(path) as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise UserError(f"{path} not found") from None

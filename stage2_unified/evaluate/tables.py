@@ -1,12 +1,14 @@
 """Tables of reports as other systems hand them in: CSV, one row a study, and what is wrong with one in a line."""
 
 import csv
+import io
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from data.observations import OBSERVATIONS
 from shared.errors import UserError
+from shared.input_files import open_regular
 
 ID, REPORT, PATIENT = "study_id", "report", "patient_id"
 _VALUES = {"": None, "1": 1, "1.0": 1, "0": 0, "0.0": 0, "-1": -1, "-1.0": -1}
@@ -34,7 +36,7 @@ def read_reports(path: str) -> ReportTable:
         UserError: if the file is absent, is no table, lacks a column, or has an id twice or none.
     """
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
+        with io.TextIOWrapper(open_regular(path), newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             columns = list(reader.fieldnames or [])
             missing = [name for name in (ID, REPORT) if name not in columns]

@@ -120,3 +120,13 @@ def test_undefined_figures_are_named_not_tested(results, monkeypatch):
     found = compare(str(results / "best.json"), str(results / "worst.json"), draws=10)
     assert found["not_tested"] == {"reports.bleu4": "it is undefined on one of the two"}
     assert np.isfinite([row["p"] for row in found["figures"].values()]).all()
+
+
+def test_a_result_names_scores_of_its_own_folder_alone(results, tmp_path):
+    content = json.loads((results / "best.json").read_text())
+    outside = results / content["samples"]["file"]  # of the right checksum, elsewhere
+    for name in (str(outside), f"../{outside.parent.name}/{outside.name}", 3, None):
+        content["samples"]["file"] = name
+        (tmp_path / "a.json").write_text(json.dumps(content))
+        with pytest.raises(UserError, match="names a file"):
+            compare(str(tmp_path / "a.json"), str(tmp_path / "a.json"), draws=2)
