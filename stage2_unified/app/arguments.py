@@ -97,7 +97,7 @@ class CheckedBlocks(gr.Blocks):
         """Return a FileData of nothing but the path."""
         path = value.get("path") if isinstance(value, dict) else None
         if not isinstance(path, str) or owner is None:
-            raise UserError("a file is passed as uploaded, not by a path or an address")
+            raise UserError("a file is passed as it was uploaded, not by a path or an address")
         if path not in self.public_files and not self.uploads.owned(path, owner):
             raise UserError("this file is not there any more, or was not uploaded by you: upload it again")
         return {"path": path, "meta": {"_type": "gradio.FileData"}}
@@ -121,10 +121,9 @@ def _is_choice(component: Any, value: Any) -> bool:
 def _table(name: str, value: Any) -> dict[str, Any]:
     """Return the headers and the cells of a table, without its metadata."""
     headers, rows = (value.get("headers"), value.get("data")) if isinstance(value, dict) else (None, None)
-    rectangular = isinstance(rows, list) and all(isinstance(row, list) for row in rows)
-    if isinstance(headers, list) and rectangular and len(rows) * len(headers) <= _MOST_CELLS:
+    if isinstance(headers, list) and isinstance(rows, list) and all(isinstance(row, list) for row in rows):
         cells = [cell for row in (headers, *rows) for cell in row]
-        if all(cell is None or _is_text(cell) or _is_number(cell) for cell in cells):
+        if len(cells) <= _MOST_CELLS and all(cell is None or _is_text(cell) or _is_number(cell) for cell in cells):
             return {"headers": headers, "data": rows, "metadata": None}
     raise UserError(f"{name}: this is no table of texts and numbers")
 

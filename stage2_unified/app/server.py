@@ -13,6 +13,9 @@ from typing import Any
 from shared.errors import UserError
 from stage2_unified.study_index import StudyIndex
 
+MOST_SESSIONS = 1000
+"""Sessions that are remembered, the latest; each takes about 140 KiB, and a client may name as many as it likes."""
+
 _EXAMPLES = "examples"
 
 
@@ -122,12 +125,13 @@ def make_app(
     answers = Answers(pipeline, folder / "drawn", studies, pictures, most_bytes)
     examples = write_examples(folder / _EXAMPLES, pipeline.tokenizer.image_size)
     gr.set_static_paths(folder / _EXAMPLES)  # a copy in Gradio's own folder would be deleted with the uploads
-    uploads = Uploads(folder, StoreLimits(file_bytes=most_bytes))
+    uploads = Uploads(folder, StoreLimits.of_files(most_bytes))
     page = build_page(answers, examples, uploads)
     # Gradio checks the paths in arguments only of a page that was launched, and mounting does not count as that.
     page.has_launched = True
     # A direct call (api_open) would pass by the queue and its bound on calls at the same time.
     page.queue(max_size=queue, default_concurrency_limit=1, api_open=False)
+    page.state_session_capacity = MOST_SESSIONS
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.get("/health")

@@ -37,6 +37,11 @@ class StoreLimits:
     seconds: float = 300
     """For one request to arrive."""
 
+    @classmethod
+    def of_files(cls, file_bytes: int) -> "StoreLimits":
+        """Return the bounds for files of at most ``file_bytes``, with room for two from a client and four overall."""
+        return cls(file_bytes, max(cls.client_bytes, 2 * file_bytes), all_bytes=max(cls.all_bytes, 4 * file_bytes))
+
 
 @dataclass(frozen=True)
 class _Upload:

@@ -125,6 +125,24 @@ def test_every_argument_of_every_endpoint_refuses_files_and_addresses(served, cl
     assert "Traceback" not in capfd.readouterr().err
 
 
+def test_arguments_by_name_are_refused_as_well(served, clients, secret):
+    (client, own), _ = clients
+    tried = 0
+    for name, endpoint in served.page.get_api_info()["named_endpoints"].items():
+        function = next(one for one in served.page.fns.values() if f"/{one.api_name}" == name)
+        boxes = [box for box in function.inputs if not box.skip_api]
+        names = [parameter["parameter_name"] for parameter in endpoint["parameters"]]
+        good = {name: harmless(box, own) for name, box in zip(names, boxes, strict=True)}
+        for attacked in names:
+            body = good | {attacked: file_data(str(secret))}
+            started = client.post(f"/gradio_api/call/v2{name}", json=body)
+            assert started.status_code == 200, started.text
+            said = client.get(f"/gradio_api/call/v2{name}/{started.json()['event_id']}").text
+            assert "event: error" in said and CANARY not in said and "defect" not in said, (name, attacked)
+            tried += 1
+    assert tried > 20 and not copies(served, secret)
+
+
 def test_values_that_are_harmless_are_taken(served, clients):
     (client, own), _ = clients
     answered, said = asked_by_call(client, "show", [file_data(own), "PA"])
@@ -133,10 +151,12 @@ def test_values_that_are_harmless_are_taken(served, clients):
     assert answered, said
 
 
-def test_an_address_beside_an_upload_is_not_fetched(served, clients, monkeypatch):
+def test_what_stands_beside_an_uploads_path_is_not_looked_at(served, clients, monkeypatch):
     (client, own), _ = clients
+    address = "http://canary.example/film.png"
+    given = file_data(own, url=address, is_stream=True, orig_name=address, size={"path": address})
     with watched_network(monkeypatch) as asked:
-        answered, said = asked_by_call(client, "show", [file_data(own, url="http://canary.example/film.png"), "PA"])
+        answered, said = asked_by_call(client, "show", [given, "PA"])
     assert answered and not asked and "canary" not in said
 
 

@@ -1,9 +1,11 @@
-"""Only the routes that the page uses answer, to this server's own names and pages, and no file or address gets out."""
+"""Only the routes that the page uses answer, only to this server's own names and pages; no other file gets out."""
 
 import asyncio
 import contextlib
 import socket
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -12,6 +14,8 @@ from tests.stage2_unified.app.inside import CANARY, application, file_data, uplo
 from tests.stage2_unified.app.served import serving
 
 pytest.importorskip("gradio")
+
+from stage2_unified.app.server import MOST_SESSIONS
 
 LOGIN = ("reader", "s3cret word")
 EVIL = (
@@ -58,7 +62,7 @@ def filled(path, value):
     """The path with every parameter replaced."""
     while "{" in path:
         before, _, rest = path.partition("{")
-        path = before + value + rest.partition("}")[2]
+        path = before + quote(value, safe="") + rest.partition("}")[2]  # httpx would resolve ".." before it sends
     return path
 
 
@@ -80,19 +84,19 @@ def test_no_route_hands_out_a_file_or_fetches_an_address(served, client, secret,
                 if "upload_progress" in path:
                     query["upload_id"] = "none"
                 body = query | {
-                    "data": [given], "fn_index": 0, "event_id": value, "component_id": 1, "fn_name": "x", "prompt": value,
-                    "code": value, "bucket_id": value,
+                    "data": [given], "fn_index": 0, "event_id": value, "component_id": 1, "fn_name": "x",
+                    "prompt": value, "code": value, "bucket_id": value,
                 }  # fmt: skip
                 sent = {"json": body} if method in ("POST", "PUT") else {}
                 answer = client.request(method, filled(path, value), params=query, follow_redirects=False, **sent)
-                assert answer.status_code != 200 or (CANARY not in answer.text and "root:" not in answer.text), path
                 assert CANARY not in answer.text and "root:x" not in answer.text, (path, value)
                 assert "canary" not in answer.headers.get("location", ""), path
         assert not asked
 
 
 @pytest.mark.parametrize("path", [
-    "/gradio_api/proxy=https://a.hf.space/b", "/gradio_api/file=http://canary.example/a.png", "/gradio_api/file/{own}",
+    "/gradio_api/proxy=https://a.hf.space/b", "/gradio_api/file=http://canary.example/a.png",
+    "/gradio_api/file/{own}",
     "/gradio_api/stream/a/b/1/playlist.m3u8", "/gradio_api/deep_link?session_hash=a", "/gradio_api/dev/reload",
     "/monitoring", "/monitoring/summary", "/gradio_api/custom_component/a/client/b/c", "/gradio_api/token",
     "/gradio_api/runs", "/pwa_icon",
@@ -125,9 +129,7 @@ def test_files_are_served_from_the_folder_alone(served, client, secret):
         f"/{own}",
         own + "\0",
     ):
-        answer = client.get(
-            f"/gradio_api/file={httpx.URL(path=str(path)).path if chr(0) not in str(path) else own + '%00'}"
-        )
+        answer = client.get(f"/gradio_api/file={quote(str(path), safe='')}")
         assert answer.status_code in (403, 404) and CANARY not in answer.text, path
 
 
@@ -164,10 +166,8 @@ def test_other_sites_are_refused(served, client):
     assert client.get("/logout", headers=link, follow_redirects=False).status_code == 403
 
 
-def status_of(host, listens, names=(), kind="http"):
-    """What the gate answers to a Host header."""
-    from pathlib import Path
-
+def status_of(host, listens, names=(), kind="http", path="/health", folder=Path("/nowhere")):
+    """What the gate alone answers."""
     from stage2_unified.app.gate import Gate
 
     sent = []
@@ -179,8 +179,8 @@ def status_of(host, listens, names=(), kind="http"):
         sent.append(message)
 
     headers = [(b"host", one.encode()) for one in ([host] if isinstance(host, str) else host)]
-    scope = {"type": kind, "method": "GET", "path": "/health", "headers": headers, "client": ("127.0.0.1", 1)}
-    asyncio.run(Gate(inner, Path("/nowhere"), listens, names)(scope, None, send))
+    scope = {"type": kind, "method": "GET", "path": path, "headers": headers, "client": ("127.0.0.1", 1)}
+    asyncio.run(Gate(inner, folder, listens, names)(scope, None, send))
     return sent[0].get("status", sent[0]["type"])
 
 
@@ -206,6 +206,23 @@ def test_the_names_of_the_server_are_those_it_is_reached_by():
     assert status_of([], "127.0.0.1") == status_of(["localhost", "evil.example"], "127.0.0.1") == 400
 
 
+def test_the_gate_alone_serves_no_file_by_a_detour(tmp_path, secret):
+    folder = tmp_path / "served"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "a.png").write_text("a")
+    (folder / "link.png").symlink_to(secret)
+    detours = (
+        secret,
+        f"{folder}/link.png",
+        f"{folder}/../secret.png",
+        f"{folder}/deep/../a.png",
+        folder,
+        f"{folder}/b",
+    )
+    for path, status in [(f"{folder}/a.png", 200), *((path, 404) for path in detours)]:
+        assert status_of("localhost", "127.0.0.1", path=f"/gradio_api/file={path}", folder=folder) == status, path
+
+
 def test_a_websocket_is_closed():
     assert status_of("localhost", "127.0.0.1", kind="websocket") == "websocket.close"
 
@@ -213,14 +230,6 @@ def test_a_websocket_is_closed():
 def test_a_name_that_a_proxy_passes_on_is_not_built_into_the_page(client):
     for name in ("x-forwarded-host", "x-gradio-server"):
         assert "evil.example" not in client.get("/config", headers={name: "http://evil.example"}).text
-
-
-def test_an_unknown_function_is_refused_without_a_traceback(client, capfd):
-    for index in (9999, -1):
-        body = {"data": [], "fn_index": index, "session_hash": "a"}
-        assert client.post("/gradio_api/queue/join", json=body).status_code == 500
-    assert client.post("/gradio_api/call/nothing", json={"data": []}).status_code >= 400
-    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_passwords_cannot_be_guessed_quickly(served, client):
@@ -237,6 +246,16 @@ def test_passwords_cannot_be_guessed_quickly(served, client):
     )
     assert served.client("10.0.0.8").post("/login", data=right).status_code == 200
     assert client.get("/config").status_code == 200, "who is logged in stays so"
+
+
+def test_the_number_of_sessions_is_bounded(served):
+    sessions = served.page.state_holder
+    before = list(sessions.session_data)
+    sessions.session_data.update({f"old {number}": None for number in range(MOST_SESSIONS - len(before))})
+    for number in range(20):
+        assert sessions[f"new {number}"] is not None
+    assert len(sessions.session_data) == MOST_SESSIONS
+    sessions.session_data.clear()
 
 
 def has_ipv6():

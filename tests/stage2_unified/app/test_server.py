@@ -143,6 +143,15 @@ def test_too_much_is_refused_before_it_is_parsed(client, server, tmp_path):
     assert health(server)["status"] == "ok"
 
 
+def test_an_unknown_function_is_refused_without_a_traceback(web, server):
+    logged = len(server.log.read_text())
+    for index in (9999, -1):
+        body = {"data": [], "fn_index": index, "session_hash": "a"}
+        assert web.post("/gradio_api/queue/join", json=body).status_code == 500
+    assert web.post("/gradio_api/call/nothing", json={"data": []}).status_code >= 400
+    assert "Traceback" not in server.log.read_text()[logged:]
+
+
 def test_another_name_for_this_machine_is_refused(server):
     request = urllib.request.Request(f"{server.url}/health", headers={"Host": "evil.example"})
     with pytest.raises(urllib.error.HTTPError) as refused:
