@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shared.artifacts import read_json, write_json
-from shared.command import run_command
-from shared.config import parse_config
-from shared.errors import UserError
-from shared.machine import processor_name
+from medunifier.shared.artifacts import read_json, write_json
+from medunifier.shared.command import run_command
+from medunifier.shared.config import parse_config
+from medunifier.shared.errors import UserError
+from medunifier.shared.training.hardware import processor_name
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -204,11 +204,11 @@ def write_results(run: Path, seconds: Mapping[str, float]) -> dict[str, Any]:
 def write_page(run: Path, evaluation: Mapping[str, Any], content: Mapping[str, Any]) -> None:
     """Write the page: thresholds, a section for every task, training curves, time."""
     # Imported late: torch takes seconds, and the steps before should not wait for it.
-    from shared.plots import curve_panels
-    from shared.report_page import Page
-    from stage2_unified.evaluate.definitions import definitions_of
-    from stage2_unified.evaluate.pages import BASELINE, TITLES, add_tasks, findings_below
-    from stage2_unified.evaluate.pictures import pictures_folder
+    from medunifier.shared.report_page.page import Page
+    from medunifier.shared.report_page.plots import curve_panels
+    from medunifier.stage2_unified.evaluate.results.definitions import definitions_of
+    from medunifier.stage2_unified.evaluate.results.pages import BASELINE, TITLES, add_tasks, findings_below
+    from medunifier.stage2_unified.evaluate.results.pictures import pictures_folder
 
     page = Page(
         "medunifier: one model that understands and generates chest radiographs",

@@ -1,6 +1,6 @@
 """Hooks of mkdocs: the README is the first page, and a link to a file of the project shows that file.
 
-On the disk and in a repository's browser a page's ``../stage2_unified/model.py`` leads to the file. The site has no
+On the disk and in a repository's browser a page's ``../stage2_unified/model/modeling.py`` leads to the file. The site has no
 such folder, so each file that is linked gets a page of its own under ``source/``.
 """
 

@@ -17,8 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shared.errors import UserError
-from shared.input_files import MAX_JSON_BYTES, parse_json, read_bounded
+from medunifier.shared.errors import UserError
+from medunifier.shared.files.input_files import MAX_JSON_BYTES, parse_json, read_bounded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -222,7 +222,7 @@ def read_json(path: str | Path, what: str, expected: type | tuple[type, ...] = d
     Args:
         path: the file.
         what: what it should have been, for the error.
-        expected, any_text: as in :func:`shared.input_files.parse_json`.
+        expected, any_text: as in :func:`medunifier.shared.files.input_files.parse_json`.
 
     Raises:
         UserError: if it is absent, no regular file, larger than 512 MiB, or not such JSON.

@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from shared.errors import UsageError, UserError
+from medunifier.shared.errors import UsageError, UserError
 
 
 def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:

@@ -13,11 +13,14 @@ from typing import Any, NoReturn, TypeVar
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
-from shared.artifacts import atomic_file
-from shared.errors import UsageError, UserError
-from shared.input_files import MAX_CONFIG_BYTES, read_bounded
+from medunifier.shared.artifacts import atomic_file
+from medunifier.shared.errors import UsageError, UserError
+from medunifier.shared.files.input_files import MAX_CONFIG_BYTES, read_bounded
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+"""Presets: one folder a stage, in the repository and in the wheel."""
 
 Config = TypeVar("Config")
 
@@ -39,6 +42,7 @@ def parse_config(
     *,
     prog: str | None = None,
     description: str | None = None,
+    presets: str = "",
 ) -> Config:
     """Read a command line (and the YAML that it names) into a frozen dataclass.
 
@@ -47,14 +51,14 @@ def parse_config(
         argv: arguments without the program's name; those of this process if None.
         prog: name that ``--help`` shows.
         description: what the command does; by default the first line of the dataclass' docstring.
+        presets: folder below ``configs/`` whose files ``--config`` also accepts by name (``--config cxr_f16``).
 
     Raises:
         UsageError: for an unknown key, a value of the wrong type, a missing or an impossible combination
             (a ValueError from the dataclass' ``__post_init__``).
     """
     parser = _parser_of(config_class, description or _summary(config_class), prog)
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    _check_config_file(arguments)
+    arguments = _with_config_paths(list(sys.argv[1:] if argv is None else argv), presets)
     return _instantiate(parser, parser.parse_args(arguments), config_class)
 
 
@@ -103,7 +107,7 @@ def parse_subcommand(
         raise UsageError(f"{prog} needs a {metavar}: {', '.join(commands)}")
     if arguments[0] not in commands and not arguments[0].startswith("-"):
         raise UsageError(f"{prog}: unknown {metavar} {arguments[0]!r}; there are: {', '.join(commands)}")
-    _check_config_file(arguments)
+    arguments = _with_config_paths(arguments, "")
     try:
         values = parser.parse_args(arguments)
     except UsageError as error:  # it names a required option after its sub-command: "reports.model"
@@ -141,17 +145,25 @@ def _instantiate(parser: ArgumentParser, parsed: Namespace, config_class: type[C
         raise UsageError(_one_line(str(error))) from error
 
 
-def _check_config_file(arguments: list[str]) -> None:
-    """Name a missing config file in words; the parser itself would take the name for YAML text."""
+def _with_config_paths(arguments: list[str], presets: str) -> list[str]:
+    """Replace a preset's name by its file; refuse a missing file, which jsonargparse would parse as YAML text."""
+    result = list(arguments)
     for index, argument in enumerate(arguments):
         if argument == "--config" and index + 1 < len(arguments):
-            name = arguments[index + 1]
+            result[index + 1] = _config_path(arguments[index + 1], presets)
         elif argument.startswith("--config="):
-            name = argument.removeprefix("--config=")
-        else:
-            continue
-        if not Path(name).is_file():
-            raise UsageError(f"config file {name} not found")
+            result[index] = f"--config={_config_path(argument.removeprefix('--config='), presets)}"
+    return result
+
+
+def _config_path(name: str, presets: str) -> str:
+    if Path(name).is_file():
+        return name
+    folder = CONFIGS / presets
+    if presets and Path(name).name == name and (folder / f"{name}.yaml").is_file():
+        return str(folder / f"{name}.yaml")
+    known = f"; presets: {', '.join(sorted(p.stem for p in folder.glob('*.yaml')))}" if presets else ""
+    raise UsageError(f"config file {name} not found{known}")
 
 
 def config_to_dict(config: Any) -> dict[str, Any]:

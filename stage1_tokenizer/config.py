@@ -5,14 +5,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from shared.loop_config import LoopConfig, OptimConfig
+from medunifier.shared.training.config import LoopConfig, OptimConfig
 
 
 @dataclass(frozen=True)
 class QuantizerConfig:
     """How a vector becomes a code."""
 
-    kind: Literal["classic", "unit_norm", "moving_average", "gumbel"] = "unit_norm"
+    kind: Literal["vq", "cosine_vq", "ema_vq", "gumbel_vq"] = "cosine_vq"
     """classic: Euclidean nearest entry, as taming. unit_norm: entries and vectors on the unit sphere.
     moving_average: Euclidean, entries follow the vectors by averages. gumbel: largest of K noisy logits, as
     taming's GumbelVQ."""
@@ -21,10 +21,10 @@ class QuantizerConfig:
     commitment_weight: float = 0.25
     """Weight of |z - sg(e)|^2, which keeps the vectors at their entries. (taming's default, `legacy`, has the
     two the other way round: codebook_weight 0.25, commitment_weight 1.)"""
-    revive_every: int = 20
+    dead_code_interval: int = 20
     """unit_norm, moving_average: steps between two looks for dead entries, which restart at vectors of the batch;
     0 = never."""
-    revive_below: float = 0.1
+    dead_code_threshold: float = 0.1
     """unit_norm, moving_average: an entry is dead when it is used less than this share of its fair part,
     1 / n_embed."""
     decay: float = 0.99
@@ -41,10 +41,12 @@ class QuantizerConfig:
     def __post_init__(self) -> None:
         if self.codebook_weight < 0 or self.commitment_weight < 0:
             raise ValueError("model.quantizer.codebook_weight and commitment_weight must not be negative")
-        if self.revive_every < 0:
-            raise ValueError(f"model.quantizer.revive_every must be 0 or more, got {self.revive_every}")
-        if not 0 <= self.revive_below < 1:
-            raise ValueError(f"model.quantizer.revive_below must lie in [0, 1), got {self.revive_below}")
+        if self.dead_code_interval < 0:
+            raise ValueError(f"model.quantizer.dead_code_interval must be 0 or more, got {self.dead_code_interval}")
+        if not 0 <= self.dead_code_threshold < 1:
+            raise ValueError(
+                f"model.quantizer.dead_code_threshold must lie in [0, 1), got {self.dead_code_threshold}"
+            )
         if not 0 <= self.decay < 1:
             raise ValueError(f"model.quantizer.decay must lie in [0, 1), got {self.decay}")
         if self.kl_weight < 0:
@@ -257,11 +259,11 @@ class Stage1Config:
     """How long, and what is left on the way."""
     compile: bool = False
     """torch.compile for the blocks of encoder and decoder. It needs a compiler, and minutes at the start."""
-    recompute_activations: bool = False
+    gradient_checkpointing: bool = False
     """Gradient checkpointing: less memory a step, about a third more arithmetic, the same gradients."""
-    average_decay: float = 0.999
+    ema_decay: float = 0.999
     """Decay a step of the averaged weights, which are validated and exported (shorter in the first steps)."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.average_decay < 1:
-            raise ValueError(f"average_decay must lie in [0, 1), got {self.average_decay}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")

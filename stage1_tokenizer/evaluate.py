@@ -8,16 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.loader import batches_once
-from data.shards import ShardDataset
-from shared.errors import UserError
-from shared.metrics.image import psnr
-from shared.progress import Progress
-from stage1_tokenizer.config import PerceptualConfig
-from stage1_tokenizer.fidelity import Fidelity
-from stage1_tokenizer.frozen import FrozenTokenizer
-from stage1_tokenizer.images import stack_images, to_unit
-from stage1_tokenizer.perceptual import build_perceptual
+from medunifier.data.shards.dataset import ShardDataset
+from medunifier.data.shards.loader import batches_once
+from medunifier.shared.errors import UserError
+from medunifier.shared.metrics.images.fidelity import psnr
+from medunifier.shared.progress import Progress
+from medunifier.stage1_tokenizer.config import PerceptualConfig
+from medunifier.stage1_tokenizer.frozen import FrozenTokenizer
+from medunifier.stage1_tokenizer.losses.perceptual import build_perceptual
+from medunifier.stage1_tokenizer.preprocessing import stack_images, to_unit
+from medunifier.stage1_tokenizer.training.fidelity import Fidelity
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def evaluate_tokenizer(
     device, size = tokenizer.codebook.device, tokenizer.image_size
     net = None if perceptual is None else build_perceptual(perceptual)
     pairs_of_features = _FeaturePairs(features)
-    fidelity = Fidelity(tokenizer.codes, size, None if net is None else net.to(device), device)
+    fidelity = Fidelity(tokenizer.codebook_size, size, None if net is None else net.to(device), device)
     mean = _mean_image(dataset, size, batch_size, limit).to(device)
     baseline: list[float] = []
     cases: list[WorstCase] = []
@@ -102,7 +102,7 @@ def evaluate_tokenizer(
         blank = np.repeat(features(to_unit(mean)[0].cpu().numpy()), len(original), axis=0)
         result["features"] = (original, reconstructed, blank)
     result["psnr_baseline"] = float(np.mean(baseline))
-    result["codebook_usage_baseline"] = 1 / tokenizer.codes
+    result["codebook_usage_baseline"] = 1 / tokenizer.codebook_size
     return result | {"images": len(baseline), "studies": studies, "worst": cases}
 
 

@@ -15,16 +15,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from shared.artifacts import FORMAT_VERSION, atomic_folder, fingerprint, read_json, write_json
-from shared.config import config_to_dict
-from shared.errors import UserError
-from shared.hub import PushFolder
-from shared.notice import TOKENIZER_LIMITS, research_notice
-from shared.precision import Precision, autocast
-from stage1_tokenizer.config import ModelConfig, QuantizerConfig, model_config
-from stage1_tokenizer.images import to_model
-from stage1_tokenizer.quantizers import largest_logit, nearest_entry
-from stage1_tokenizer.vqgan import VQGAN
+from medunifier.shared.artifacts import FORMAT_VERSION, atomic_folder, fingerprint, read_json, write_json
+from medunifier.shared.config import config_to_dict
+from medunifier.shared.errors import UserError
+from medunifier.shared.hub import PushFolder
+from medunifier.shared.report_page.notice import TOKENIZER_LIMITS, research_notice
+from medunifier.shared.training.precision import Precision, autocast
+from medunifier.stage1_tokenizer.config import ModelConfig, QuantizerConfig, model_config
+from medunifier.stage1_tokenizer.model.quantizers import largest_logit, nearest_entry
+from medunifier.stage1_tokenizer.model.vqgan import VQGAN
+from medunifier.stage1_tokenizer.preprocessing import to_model
 
 CONFIG, WEIGHTS, CODEBOOK, CARD = "config.json", "model.safetensors", "codebook.safetensors", "README.md"
 
@@ -57,7 +57,7 @@ class FrozenTokenizer(nn.Module, PushFolder):
         self.register_buffer("_entries", entries, persistent=False)
         self.register_buffer("_code_of_entry", code, persistent=False)
         # The table has taken the quantiser's place.
-        if self.config.quantizer.kind == "gumbel":
+        if self.config.quantizer.kind == "gumbel_vq":
             proj = self._model.quantize.get_submodule("proj")
             self._model.quantize = nn.ModuleDict({"proj": proj})  # type: ignore[assignment]
         else:
@@ -148,7 +148,7 @@ class FrozenTokenizer(nn.Module, PushFolder):
         return self.config.grid
 
     @property
-    def codes(self) -> int:
+    def codebook_size(self) -> int:
         """Entries of the codebook, K."""
         return len(self.codebook)
 
@@ -186,7 +186,7 @@ class FrozenTokenizer(nn.Module, PushFolder):
     def lookup_tables(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """What a vector is compared with: a table (E, D); a bias (E,) if the code is the row of the largest linear
         output and not the nearest row; and (E,) the code of each row, where it is not the row's number."""
-        if self.config.quantizer.kind == "gumbel":
+        if self.config.quantizer.kind == "gumbel_vq":
             proj: Any = self._model.quantize.get_submodule("proj")
             return proj.weight.flatten(1), proj.bias, None
         return (self.codebook, None, None) if self._entries is None else (self._entries, None, self._code_of_entry)
@@ -232,7 +232,7 @@ class FrozenTokenizer(nn.Module, PushFolder):
             "model": model,
             "image_size": self.image_size,
             "grid": list(self.grid),
-            "codes": codes,
+            "codebook_size": codes,
             "code_dim": dimensions,
         }
         return identity if self._entries is None else identity | {"remapped_entries": len(self._entries)}
@@ -240,15 +240,15 @@ class FrozenTokenizer(nn.Module, PushFolder):
     def _card(self) -> str:
         height, width = self.grid
         rule = "the nearest by Euclidean distance is the code"
-        if self.config.quantizer.kind == "gumbel":
+        if self.config.quantizer.kind == "gumbel_vq":
             rule = "the largest output of the linear layer `quantize.proj` is the code"
         return f"""# A radiograph tokenizer
 
-Turns a radiograph of {self.image_size} x {self.image_size} pixels into {height} x {width} codes out of {self.codes},
+Turns a radiograph of {self.image_size} x {self.image_size} pixels into {height} x {width} codes out of {self.codebook_size},
 and back. Made by medunifier, stage 1; loaded by `FrozenTokenizer.from_pretrained(folder)`.
 
 - fingerprint: `{self.fingerprint}`
-- codebook: {self.codes} entries of {self.codebook.shape[1]} dimensions; {rule}
+- codebook: {self.codebook_size} entries of {self.codebook.shape[1]} dimensions; {rule}
 - images: {self.config.in_channels} channel(s), [-1, 1], black is -1
 
 {research_notice(TOKENIZER_LIMITS)}

@@ -18,15 +18,15 @@ import torch
 import yaml
 from torch import Tensor
 
-from shared.errors import UserError
-from shared.input_files import MAX_CONFIG_BYTES, read_bounded
-from stage1_tokenizer.config import ModelConfig, model_config
-from stage1_tokenizer.discriminator import PatchDiscriminator
-from stage1_tokenizer.vqgan import VQGAN
+from medunifier.shared.errors import UserError
+from medunifier.shared.files.input_files import MAX_CONFIG_BYTES, read_bounded
+from medunifier.stage1_tokenizer.config import ModelConfig, model_config
+from medunifier.stage1_tokenizer.model.discriminator import PatchDiscriminator
+from medunifier.stage1_tokenizer.model.vqgan import VQGAN
 
 Shapes = dict[str, tuple[int, ...]]
 
-MODELS = {"VQModel": "classic", "VQNoDiscModel": "classic", "GumbelVQ": "gumbel"}
+MODELS = {"VQModel": "vq", "VQNoDiscModel": "vq", "GumbelVQ": "gumbel_vq"}
 """Last part of ``model.target`` -> our quantiser."""
 
 _TOP = {"model", "data", "lightning"}
@@ -99,7 +99,7 @@ def parse_document(document: Any, path: Path) -> TamingConfig:
     target = str(document["model"].get("target", "GumbelVQ" if gumbel else "VQModel")).rsplit(".", 1)[-1]
     if target not in MODELS:
         raise UserError(f"{path}: model.target {target} is not one of {', '.join(MODELS)}")
-    if gumbel and MODELS[target] != "gumbel":
+    if gumbel and MODELS[target] != "gumbel_vq":
         raise UserError(f"{path}: kl_weight and temperature_scheduler_config belong to GumbelVQ, not to {target}")
     if params.get("colorize_nlabels") is not None:
         raise UserError(f"{path}: colorize_nlabels belongs to models of label maps, not of images")
@@ -124,7 +124,7 @@ def _model(params: Mapping[str, Any], kind: str, path: Path) -> ModelConfig:
         raise UserError(f"{path}: ddconfig.double_z must be false (taming's default is true): this is no KL model")
     if not sizes.get("resamp_with_conv", True):
         raise UserError(f"{path}: ddconfig.resamp_with_conv must be true: resampling without convolution is not read")
-    if kind == "gumbel" and params["embed_dim"] != sizes["z_channels"]:
+    if kind == "gumbel_vq" and params["embed_dim"] != sizes["z_channels"]:
         raise UserError(f"{path}: GumbelVQ needs embed_dim equal to ddconfig.z_channels")
     levels = int(sizes.get("front_end_levels", 0))
     values = {name: sizes[name] for name in (*_SIZES, *_FRONT_END, "dropout") if name in sizes}
@@ -132,7 +132,7 @@ def _model(params: Mapping[str, Any], kind: str, path: Path) -> ModelConfig:
     values["out_ch"] = sizes["out_ch"] >> 2 * levels
     # Both of taming's quantisers are built with beta on the codebook term (`legacy`).
     quantizer: dict[str, Any] = {"kind": kind, "codebook_weight": 0.25, "commitment_weight": 1.0}
-    if kind == "gumbel":
+    if kind == "gumbel_vq":
         quantizer["kl_weight"] = float(params.get("kl_weight", 1e-8))
     values |= {"n_embed": params["n_embed"], "embed_dim": params["embed_dim"], "quantizer": quantizer}
     try:
@@ -291,7 +291,7 @@ def write_document(config: ModelConfig) -> dict[str, Any]:
         "lossconfig": {"target": "taming.modules.losses.vqperceptual.DummyLoss"},
     }
     target = "VQModel"
-    if config.quantizer.kind == "gumbel":
+    if config.quantizer.kind == "gumbel_vq":
         target, quantizer = "GumbelVQ", config.quantizer
         scheduler = {
             "warm_up_steps": 0,

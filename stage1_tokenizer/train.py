@@ -1,32 +1,25 @@
 """Train the tokenizer: ``accelerate launch stage1_tokenizer/train.py --config configs/stage1/NAME.yaml …``."""
 
-import os
 import sys
-
-# A script's own folder comes first among the places of imports, and this one holds tokenize.py, which would
-# hide the standard library's module of that name. The project's root takes its place.
-if __name__ == "__main__":
-    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-
 from collections.abc import Sequence
 from functools import partial
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from data.loader import training_stream
-from data.shards import ShardDataset
-from shared.command import run_command
-from shared.config import parse_config
-from shared.distributed import barrier, is_main, on_cpu, warn_if_alone
-from shared.errors import UserError
-from shared.loop import check_global_batch, train, use_threads
-from shared.loop_config import MAY_CHANGE
-from shared.run_folder import RunFolder, export_once, read_metrics
-from stage1_tokenizer.config import Stage1Config
-from stage1_tokenizer.frozen import FrozenTokenizer
-from stage1_tokenizer.images import draw_images
-from stage1_tokenizer.task import TokenizerTask
+from medunifier.data.shards.dataset import ShardDataset
+from medunifier.data.shards.loader import training_stream
+from medunifier.shared.command import run_command
+from medunifier.shared.config import parse_config
+from medunifier.shared.errors import UserError
+from medunifier.shared.training.config import MAY_CHANGE
+from medunifier.shared.training.distributed import barrier, is_main, on_cpu, warn_if_alone
+from medunifier.shared.training.loop import check_global_batch, train, use_threads
+from medunifier.shared.training.run_folder import RunFolder, export_once, read_metrics
+from medunifier.stage1_tokenizer.config import Stage1Config
+from medunifier.stage1_tokenizer.frozen import FrozenTokenizer
+from medunifier.stage1_tokenizer.preprocessing import collate_images
+from medunifier.stage1_tokenizer.training.task import TokenizerTask
 
 TOKENIZER = "tokenizer"
 
@@ -38,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         UserError: for what the user can mend: absent shards, another run's folder, a full disk, a loss that is
             not finite.
     """
-    config = parse_config(Stage1Config, argv, prog="stage1_tokenizer/train.py")
+    config = parse_config(Stage1Config, argv, prog="stage1_tokenizer/train.py", presets="stage1")
     loop = config.loop
     accelerator = Accelerator(
         cpu=on_cpu(), mixed_precision=loop.mixed_precision, gradient_accumulation_steps=loop.accumulation
@@ -49,9 +42,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     training = ShardDataset(config.data.shards, "train")
     validation = _validation(config.data.shards, training)
     check_global_batch(config.run_dir, loop)
-    run = RunFolder(config.run_dir, config, MAY_CHANGE + ("data.shards", "data.pictures", "recompute_activations"))
+    run = RunFolder(config.run_dir, config, MAY_CHANGE + ("data.shards", "data.pictures", "gradient_checkpointing"))
     task = TokenizerTask(config, accelerator, run, validation)
-    collate = partial(draw_images, size=config.model.resolution, seed=loop.seed)
+    collate = partial(collate_images, size=config.model.resolution, seed=loop.seed)
     train(task, accelerator, run, training_stream(training, collate, loop), loop)
     if is_main():
         _export(task, run)

@@ -1,40 +1,33 @@
 """Train the unified model: ``accelerate launch stage2_unified/train.py --config configs/stage2/NAME.yaml …``."""
 
-import os
 import sys
-
-# A script's own folder comes first among the places of imports; this one's names (config, model, evaluate)
-# would hide others'. The project's root takes its place.
-if __name__ == "__main__":
-    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-
 from collections.abc import Sequence
 
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import set_seed
 
-from data.loader import training_stream
-from data.shards import ShardDataset
-from shared.command import run_command
-from shared.config import parse_config
-from shared.distributed import barrier, is_main, on_cpu, warn_if_alone, world_size
-from shared.errors import UsageError, UserError
-from shared.loop import check_global_batch, train, use_threads
-from shared.loop_config import MAY_CHANGE
-from shared.run_folder import RunFolder, export_once
-from stage1_tokenizer.frozen import FrozenTokenizer
-from stage2_unified.backbone import merge_adapters
-from stage2_unified.build import build_model, export_model, make_optimizers, run_text_tokenizer
-from stage2_unified.config import Stage2Config
-from stage2_unified.corpus import StudiesWithText, check_fingerprint
-from stage2_unified.inference import MedUnifierPipeline, model_fingerprint
-from stage2_unified.processor import MedUnifierProcessor
-from stage2_unified.report_codec import sections_of
-from stage2_unified.sharding import checkpoint_whole, shard, take_over_fsdp, whole_model
-from stage2_unified.task import UnifiedTask
-from stage2_unified.training.collator import StudyCollator
-from stage2_unified.training.four_objectives import FourObjectives
+from medunifier.data.shards.dataset import ShardDataset
+from medunifier.data.shards.loader import training_stream
+from medunifier.shared.command import run_command
+from medunifier.shared.config import parse_config
+from medunifier.shared.errors import UsageError, UserError
+from medunifier.shared.training.config import MAY_CHANGE
+from medunifier.shared.training.distributed import barrier, is_main, on_cpu, warn_if_alone, world_size
+from medunifier.shared.training.loop import check_global_batch, train, use_threads
+from medunifier.shared.training.run_folder import RunFolder, export_once
+from medunifier.stage1_tokenizer.frozen import FrozenTokenizer
+from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline, model_fingerprint
+from medunifier.stage2_unified.model.backbones import merge_adapters
+from medunifier.stage2_unified.model.processing.processor import MedUnifierProcessor
+from medunifier.stage2_unified.model.processing.report_codec import sections_of
+from medunifier.stage2_unified.training.build import build_model, export_model, make_optimizers, run_text_tokenizer
+from medunifier.stage2_unified.training.collator import StudyCollator
+from medunifier.stage2_unified.training.config import Stage2Config
+from medunifier.stage2_unified.training.dataset import StudiesWithText, check_fingerprint
+from medunifier.stage2_unified.training.four_objectives import FourObjectives
+from medunifier.stage2_unified.training.fsdp import checkpoint_whole, shard, take_over_fsdp, whole_model
+from medunifier.stage2_unified.training.task import UnifiedTask
 
 MODEL = "model"
 
@@ -45,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         UserError: for what the user can correct: tokens of another tokenizer, no text in the data, a full disk.
     """
-    config = parse_config(Stage2Config, argv, prog="stage2_unified/train.py")
+    config = parse_config(Stage2Config, argv, prog="stage2_unified/train.py", presets="stage2")
     loop = config.loop
     sharded = take_over_fsdp()
     if sharded and config.lora.rank:
@@ -74,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     validation = _validation(config, sections_of(text_choice))
     check_global_batch(config.run_dir, loop)
     run = RunFolder(
-        config.run_dir, config, (*MAY_CHANGE, "data.shards", "tokenizer", "recompute_activations", "compile")
+        config.run_dir, config, (*MAY_CHANGE, "data.shards", "tokenizer", "gradient_checkpointing", "compile")
     )
 
     text_tokenizer = run_text_tokenizer(config, run, training)

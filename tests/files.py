@@ -4,7 +4,7 @@ import csv
 import gzip
 from pathlib import Path
 
-from shared.artifacts import sha256_file
+from medunifier.shared.artifacts import sha256_file
 
 
 def contents(folder: Path) -> dict[str, str]:

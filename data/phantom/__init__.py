@@ -1,5 +1,5 @@
 """Radiographs without patients: procedural chest films whose findings are known, with their reports."""
 
-from data.phantom.study import Phantom, PhantomStudy
+from medunifier.data.phantom.study import Phantom, PhantomStudy
 
 __all__ = ["Phantom", "PhantomStudy"]

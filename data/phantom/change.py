@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from data.phantom.state import Lesion, State
+from medunifier.data.phantom.state import Lesion, State
 
 Course = Literal["new", "partly new", "unchanged", "increased", "decreased"]
 

@@ -7,19 +7,19 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from data.executors import open_executor, run_jobs
-from data.phantom.header import Headers
-from data.phantom.state import FINDINGS
-from data.phantom.study import MOST_STUDIES, SMALLEST_SIZE, Phantom
-from data.phantom.write import StudyRow, study_files, write_missing, write_tables
-from shared.artifacts import read_json, remove_partial, write_json
-from shared.config import parse_config
-from shared.progress import Progress
-from shared.settings_record import refuse_occupied, refuse_other_settings
+from medunifier.data.ingest.executors import open_executor, run_jobs
+from medunifier.data.phantom.header import Headers
+from medunifier.data.phantom.state import FINDINGS
+from medunifier.data.phantom.study import MOST_STUDIES, SMALLEST_SIZE, Phantom
+from medunifier.data.phantom.write import StudyRow, study_files, write_missing, write_tables
+from medunifier.shared.artifacts import read_json, remove_partial, write_json
+from medunifier.shared.config import parse_config
+from medunifier.shared.files.settings_record import refuse_occupied, refuse_other_settings
+from medunifier.shared.progress import Progress
 
 MANIFEST = "phantom.json"
 _VERSION = 1
-_LATER_OPTIONS = ("lateral_share", "history", "headers", "masks")
+_LATER_OPTIONS = ("lateral_fraction", "history", "headers", "masks")
 _STUDIES_A_JOB = 25
 _WRITERS = 4
 _MOST_PENDING = 8  # studies in memory, which are large at full size
@@ -41,7 +41,7 @@ class PhantomConfig:
     """Processes."""
     findings: tuple[str, ...] = FINDINGS
     """Findings that may occur: fewer make an archive that a small model learns sooner."""
-    lateral_share: float = 0.0
+    lateral_fraction: float = 0.0
     """Share of the studies with a PA film that have a lateral view too."""
     history: bool = False
     """Reports of a patient's later visits compare with the visit before: new, unchanged, increased, resolved."""
@@ -68,7 +68,9 @@ class PhantomConfig:
 
     def phantom(self) -> Phantom:
         """The phantom that is written."""
-        return Phantom(self.size, self.seed, self.findings, lateral_share=self.lateral_share, history=self.history)
+        return Phantom(
+            self.size, self.seed, self.findings, lateral_fraction=self.lateral_fraction, history=self.history
+        )
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from typing import Any
 
 from numpy.random import Generator
 
-from data.phantom.change import Change
-from data.phantom.state import SIDES
+from medunifier.data.phantom.change import Change
+from medunifier.data.phantom.state import SIDES
 
 _COURSES = {
     "new": ("new since the prior study", "new from prior"),

@@ -22,7 +22,7 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from data.phantom.dicom_file import Value, dicom_file
+from medunifier.data.phantom.dicom_file import Value, dicom_file
 
 Headers = Literal["basic", "openi"]
 

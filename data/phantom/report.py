@@ -9,10 +9,17 @@ from textwrap import wrap
 
 from numpy.random import Generator
 
-from data.observations import NEGATIVE, NO_FINDING, UNCERTAIN, in_order, is_no_finding, merge_mentions
-from data.phantom.change import Change, changes
-from data.phantom.comparison import compared, resolved
-from data.phantom.state import Lesion, State, has_tortuous_aorta
+from medunifier.data.phantom.change import Change, changes
+from medunifier.data.phantom.comparison import compared, resolved
+from medunifier.data.phantom.state import Lesion, State, has_tortuous_aorta
+from medunifier.data.reports.observations import (
+    NEGATIVE,
+    NO_FINDING,
+    UNCERTAIN,
+    in_order,
+    is_no_finding,
+    merge_mentions,
+)
 
 _WIDTH = 79
 

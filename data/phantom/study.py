@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy import ndarray
 
-from data.phantom.draw import draw, places
-from data.phantom.lateral import draw_lateral
-from data.phantom.report import write_report
-from data.phantom.state import FINDINGS, State, slot, study_state
+from medunifier.data.phantom.rendering.frontal import draw, places
+from medunifier.data.phantom.rendering.lateral import render_lateral
+from medunifier.data.phantom.report import write_report
+from medunifier.data.phantom.state import FINDINGS, State, slot, study_state
 
 _KEY_REPORT, _KEY_PICTURE, _KEY_NUMBERS, _KEY_VIEWS = 10, 11, 12, 13
 
@@ -61,7 +61,7 @@ class Phantom:
         seed: int = 0,
         findings: tuple[str, ...] = FINDINGS,
         *,
-        lateral_share: float = 0.0,
+        lateral_fraction: float = 0.0,
         history: bool = False,
     ) -> None:
         """
@@ -69,7 +69,7 @@ class Phantom:
             size: height and width of the images in pixels, at least 32.
             seed: not negative; another seed is another archive.
             findings: those that may occur, all unless told.
-            lateral_share: share of the studies with a PA film that have a lateral view too.
+            lateral_fraction: share of the studies with a PA film that have a lateral view too.
             history: reports of later visits tell what is new, unchanged, increased, decreased or resolved
                 since the visit before. The pictures are the same with and without.
 
@@ -84,10 +84,10 @@ class Phantom:
             raise ValueError(f"unknown findings {', '.join(unknown)}; there are {', '.join(FINDINGS)}")
         if not set(findings) - {"devices"}:
             raise ValueError("findings must name at least one beside devices")
-        if not 0 <= lateral_share <= 1:
-            raise ValueError(f"lateral_share must lie in 0 ... 1, got {lateral_share}")
+        if not 0 <= lateral_fraction <= 1:
+            raise ValueError(f"lateral_fraction must lie in 0 ... 1, got {lateral_fraction}")
         self.size, self.seed, self.findings = size, seed, findings
-        self.lateral_share, self.history = lateral_share, history
+        self.lateral_fraction, self.history = lateral_fraction, history
 
     def study(self, index: int) -> PhantomStudy:
         """The study at a position of the archive.
@@ -112,7 +112,9 @@ class Phantom:
         )
         images = [draw(state, self.size, np.random.default_rng((self.seed, _KEY_PICTURE, index)))]
         if lateral:
-            images.append(draw_lateral(state, self.size, np.random.default_rng((self.seed, _KEY_PICTURE, index, 1))))
+            images.append(
+                render_lateral(state, self.size, np.random.default_rng((self.seed, _KEY_PICTURE, index, 1)))
+            )
         shift = int(np.random.default_rng((self.seed, _KEY_NUMBERS)).integers(_NUMBERS))
         return PhantomStudy(
             images=images,
@@ -144,8 +146,8 @@ class Phantom:
 
     def _has_lateral(self, index: int, state: State) -> bool:
         """A portable film is taken in bed, where nobody takes a lateral one."""
-        drawn = np.random.default_rng((self.seed, _KEY_VIEWS, index)).random() if self.lateral_share else 1.0
-        return state.position == "PA" and drawn < self.lateral_share
+        drawn = np.random.default_rng((self.seed, _KEY_VIEWS, index)).random() if self.lateral_fraction else 1.0
+        return state.position == "PA" and drawn < self.lateral_fraction
 
 
 def _dicom_id(seed: int, index: int, view: int) -> str:

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from data.masks import mask_name
-from data.observations import OBSERVATIONS
-from data.phantom.header import Film, Headers, film_file
-from data.phantom.state import ROUND
-from data.phantom.study import Phantom, PhantomStudy
-from data.shards import encode_png
-from shared.artifacts import atomic_file
+from medunifier.data.images.masks import mask_name
+from medunifier.data.phantom.header import Film, Headers, film_file
+from medunifier.data.phantom.state import ROUND
+from medunifier.data.phantom.study import Phantom, PhantomStudy
+from medunifier.data.reports.observations import OBSERVATIONS
+from medunifier.data.shards.dataset import encode_png
+from medunifier.shared.artifacts import atomic_file
 
 MASKS = "masks"
 """Folder of the archive that `medunifier ingest --masks` reads."""

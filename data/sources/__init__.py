@@ -13,9 +13,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Protocol, cast
 
-from data.places import lies_under, open_root
-from data.records import Problem, StudyRecord
-from shared.errors import UsageError, UserError
+from medunifier.data.records import Problem, StudyRecord
+from medunifier.data.remote_paths import lies_under, open_root
+from medunifier.shared.errors import UsageError, UserError
 
 
 @dataclass(frozen=True)
@@ -72,21 +72,21 @@ OUTSIDE_ROOT = "outside the archive's top folder; --options.outside_root true re
 """Reason of a problem, behind what it is."""
 
 SOURCES: dict[str, str] = {
-    "phantom": "data.sources.mimic_cxr",  # the phantom is written in MIMIC-CXR's layout
-    "mimic-cxr": "data.sources.mimic_cxr",
-    "mimic-cxr-jpg": "data.sources.mimic_cxr_jpg",
-    "chexpert": "data.sources.chexpert",
-    "chexpert-plus": "data.sources.chexpert_plus",
-    "openi": "data.sources.openi",
-    "r2gen": "data.sources.r2gen",
-    "padchest": "data.sources.padchest",
-    "vindr": "data.sources.vindr",
-    "rsna": "data.sources.rsna",
-    "siim": "data.sources.siim",
-    "nih": "data.sources.nih",
-    "covidx": "data.sources.covidx",
-    "csv": "data.sources.csv_table",
-    "dicom-folder": "data.sources.dicom_folder",
+    "phantom": "medunifier.data.sources.mimic_cxr",  # the phantom is written in MIMIC-CXR's layout
+    "mimic-cxr": "medunifier.data.sources.mimic_cxr",
+    "mimic-cxr-jpg": "medunifier.data.sources.mimic_cxr_jpg",
+    "chexpert": "medunifier.data.sources.chexpert",
+    "chexpert-plus": "medunifier.data.sources.chexpert_plus",
+    "openi": "medunifier.data.sources.openi",
+    "r2gen": "medunifier.data.sources.r2gen",
+    "padchest": "medunifier.data.sources.padchest",
+    "vindr": "medunifier.data.sources.vindr",
+    "rsna": "medunifier.data.sources.rsna",
+    "siim": "medunifier.data.sources.siim",
+    "nih": "medunifier.data.sources.nih",
+    "covidx": "medunifier.data.sources.covidx",
+    "csv": "medunifier.data.sources.csv_table",
+    "dicom-folder": "medunifier.data.sources.dicom_folder",
 }
 
 

@@ -8,10 +8,10 @@ mentioned). Test: ``groundtruth.csv`` (rajpurkarlab/cheXpert-test-set-labels) wi
 from collections.abc import Iterator
 from pathlib import Path
 
-from data.observations import OBSERVATIONS
-from data.records import Problem, StudyRecord, View
-from data.sources import SourceOptions
-from data.sources.tables import find_table, grouped, label_cells, read_table, required_table
+from medunifier.data.records import Problem, StudyRecord, View
+from medunifier.data.reports.observations import OBSERVATIONS
+from medunifier.data.sources import SourceOptions
+from medunifier.data.sources.tables import find_table, grouped, label_cells, read_table, required_table
 
 
 def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iterator[StudyRecord]:

@@ -10,13 +10,21 @@ object a line, null = not mentioned.
 from collections.abc import Iterator
 from pathlib import Path
 
-from data.observations import OBSERVATIONS
-from data.records import Problem, StudyRecord, View
-from data.sources import SourceOptions
-from data.sources.chexpert import study_folder, view_position
-from data.sources.tables import Row, grouped, label_cells, read_table, read_text, required_table, split_name
-from shared.errors import UserError
-from shared.input_files import parse_json
+from medunifier.data.records import Problem, StudyRecord, View
+from medunifier.data.reports.observations import OBSERVATIONS
+from medunifier.data.sources import SourceOptions
+from medunifier.data.sources.chexpert import study_folder, view_position
+from medunifier.data.sources.tables import (
+    Row,
+    grouped,
+    label_cells,
+    read_table,
+    read_text,
+    required_table,
+    split_name,
+)
+from medunifier.shared.errors import UserError
+from medunifier.shared.files.input_files import parse_json
 
 _COLUMNS = (
     "path_to_image", "frontal_lateral", "ap_pa", "deid_patient_id", "section_findings", "section_impression", "split",

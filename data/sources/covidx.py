@@ -7,11 +7,11 @@ class source"; images in the folder of the split, ``train/``, ``test/``, ``val/`
 from collections.abc import Iterator
 from pathlib import Path
 
-from data.label_names import positive_labels
-from data.records import TRAIN_AND_VALIDATE, Problem, StudyRecord, View
-from data.sources import SourceOptions
-from data.sources.tables import read_text
-from shared.errors import UserError
+from medunifier.data.records import TRAIN_AND_VALIDATE, Problem, StudyRecord, View
+from medunifier.data.reports.label_names import positive_labels
+from medunifier.data.sources import SourceOptions
+from medunifier.data.sources.tables import read_text
+from medunifier.shared.errors import UserError
 
 
 def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iterator[StudyRecord]:

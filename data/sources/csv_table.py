@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from data.label_names import positive_labels
-from data.records import Problem, StudyRecord, View
-from data.sources import SourceOptions
-from data.sources.tables import Row, grouped, read_table, split_name
-from shared.errors import UserError
+from medunifier.data.records import Problem, StudyRecord, View
+from medunifier.data.reports.label_names import positive_labels
+from medunifier.data.sources import SourceOptions
+from medunifier.data.sources.tables import Row, grouped, read_table, split_name
+from medunifier.shared.errors import UserError
 
 
 def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iterator[StudyRecord]:

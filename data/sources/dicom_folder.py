@@ -11,10 +11,10 @@ from pathlib import Path
 import pydicom
 from pydicom.errors import InvalidDicomError
 
-from data.places import open_file
-from data.records import Problem, StudyRecord, View
-from data.sources import SourceOptions
-from data.sources.tables import read_report
+from medunifier.data.records import Problem, StudyRecord, View
+from medunifier.data.remote_paths import open_file
+from medunifier.data.sources import SourceOptions
+from medunifier.data.sources.tables import read_report
 
 _SUFFIXES = {".dcm", ".dicom", ".dic", ".ima", ""}
 _TAGS = ["PatientID", "StudyInstanceUID", "SOPInstanceUID", "StudyDate", "StudyTime"]

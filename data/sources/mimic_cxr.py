@@ -8,10 +8,10 @@ Layout (PhysioNet, MIMIC-CXR 2.0.0; MIT-LCP/mimic-cxr): ``files/p10/p10000032/s5
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from data.observations import OBSERVATIONS
-from data.records import Problem, StudyRecord, View
-from data.sources import SourceOptions
-from data.sources.tables import (
+from medunifier.data.records import Problem, StudyRecord, View
+from medunifier.data.reports.observations import OBSERVATIONS
+from medunifier.data.sources import SourceOptions
+from medunifier.data.sources.tables import (
     Row,
     find_table,
     grouped,

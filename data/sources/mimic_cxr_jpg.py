@@ -8,12 +8,12 @@ Layout (PhysioNet): ``files/p10/p10000032/s50414267/<dicom_id>.jpg``, ``mimic-cx
 from collections.abc import Iterator
 from pathlib import Path
 
-from data.places import as_path
-from data.records import Problem, StudyRecord, View
-from data.sources import SourceOptions
-from data.sources.mimic_cxr import MOMENT, moment, study_labels, study_splits
-from data.sources.tables import grouped, read_report, read_table, required_table
-from shared.errors import UserError
+from medunifier.data.records import Problem, StudyRecord, View
+from medunifier.data.remote_paths import as_path
+from medunifier.data.sources import SourceOptions
+from medunifier.data.sources.mimic_cxr import MOMENT, moment, study_labels, study_splits
+from medunifier.data.sources.tables import grouped, read_report, read_table, required_table
+from medunifier.shared.errors import UserError
 
 
 def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iterator[StudyRecord]:

@@ -8,10 +8,10 @@ View Position, …), images ``images_001/images/*.png`` … ``images_012`` or wh
 from collections.abc import Iterator
 from pathlib import Path
 
-from data.label_names import closed_labels
-from data.records import TRAIN_AND_VALIDATE, Problem, StudyRecord, View
-from data.sources import SourceOptions
-from data.sources.tables import files_by_stem, read_table, read_text, required_table
+from medunifier.data.records import TRAIN_AND_VALIDATE, Problem, StudyRecord, View
+from medunifier.data.reports.label_names import closed_labels
+from medunifier.data.sources import SourceOptions
+from medunifier.data.sources.tables import files_by_stem, read_table, read_text, required_table
 
 LABELS = (
     "Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Effusion", "Infiltration", "Mass", "Nodule",

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
-from data.label_names import observation, positive_labels
-from data.places import read_at_most
-from data.records import Problem, StudyRecord, View
-from data.sources import SourceOptions
-from data.sources.tables import files_by_stem
-from shared.errors import UserError
+from medunifier.data.records import Problem, StudyRecord, View
+from medunifier.data.remote_paths import read_at_most
+from medunifier.data.reports.label_names import observation, positive_labels
+from medunifier.data.sources import SourceOptions
+from medunifier.data.sources.tables import files_by_stem
+from medunifier.shared.errors import UserError
 
 _MAX_BYTES = 2**20
 _NOT_INDEXED = "no indexing"

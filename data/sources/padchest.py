@@ -9,10 +9,10 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-from data.label_names import positive_labels
-from data.records import Problem, StudyRecord, View
-from data.sources import SourceOptions
-from data.sources.tables import Row, grouped, read_table, required_table
+from medunifier.data.records import Problem, StudyRecord, View
+from medunifier.data.reports.label_names import positive_labels
+from medunifier.data.sources import SourceOptions
+from medunifier.data.sources.tables import Row, grouped, read_table, required_table
 
 _NEEDED = ("ImageID", "ImageDir", "StudyID", "PatientID")
 _POSITIONS = {"L": "LATERAL", "AP_horizontal": "AP", "AP-horizontal": "AP"}

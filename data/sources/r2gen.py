@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data.records import Problem, StudyRecord, View
-from data.sources import SourceOptions
-from data.sources.tables import read_text, split_name
-from shared.errors import UserError
-from shared.input_files import parse_json
+from medunifier.data.records import Problem, StudyRecord, View
+from medunifier.data.sources import SourceOptions
+from medunifier.data.sources.tables import read_text, split_name
+from medunifier.shared.errors import UserError
+from medunifier.shared.files.input_files import parse_json
 
 
 def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iterator[StudyRecord]:

@@ -8,10 +8,10 @@ Layout (Kaggle): ``stage_2_train_labels.csv`` (patientId, x, y, width, height, T
 from collections.abc import Iterator
 from pathlib import Path
 
-from data.label_names import closed_labels
-from data.records import Problem, StudyRecord, View
-from data.sources import SourceOptions
-from data.sources.tables import find_table, grouped, read_table, required_table
+from medunifier.data.records import Problem, StudyRecord, View
+from medunifier.data.reports.label_names import closed_labels
+from medunifier.data.sources import SourceOptions
+from medunifier.data.sources.tables import find_table, grouped, read_table, required_table
 
 _LISTED = ("Pneumonia", "Lung Opacity", "No Finding")
 _CLASSES = {

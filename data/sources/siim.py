@@ -8,10 +8,10 @@ under the root. ``dicom-images-test`` has no labels and is left out.
 from collections.abc import Iterator
 from pathlib import Path
 
-from data.label_names import closed_labels
-from data.records import Problem, StudyRecord, View
-from data.sources import SourceOptions
-from data.sources.tables import files_by_stem, grouped, read_table, required_table
+from medunifier.data.records import Problem, StudyRecord, View
+from medunifier.data.reports.label_names import closed_labels
+from medunifier.data.sources import SourceOptions
+from medunifier.data.sources.tables import files_by_stem, grouped, read_table, required_table
 
 
 def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iterator[StudyRecord]:

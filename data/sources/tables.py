@@ -9,12 +9,12 @@ from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import TypeVar
 
-from data.observations import NEGATIVE, OBSERVATIONS, POSITIVE, UNCERTAIN
-from data.places import lies_under, read_at_most
-from data.records import SPLITS, Problem
-from data.sources import OUTSIDE_ROOT, SourceOptions
-from shared.errors import UserError
-from shared.input_files import too_large
+from medunifier.data.records import SPLITS, Problem
+from medunifier.data.remote_paths import lies_under, read_at_most
+from medunifier.data.reports.observations import NEGATIVE, OBSERVATIONS, POSITIVE, UNCERTAIN
+from medunifier.data.sources import OUTSIDE_ROOT, SourceOptions
+from medunifier.shared.errors import UserError
+from medunifier.shared.files.input_files import too_large
 
 _SPLIT_NAMES = {
     "train": "train",

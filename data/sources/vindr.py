@@ -7,10 +7,10 @@ Layout (PhysioNet): ``train/<image_id>.dicom``, ``test/<image_id>.dicom``, ``ann
 from collections.abc import Iterator
 from pathlib import Path
 
-from data.label_names import closed_labels
-from data.records import TRAIN_AND_VALIDATE, Problem, StudyRecord, View
-from data.sources import SourceOptions
-from data.sources.tables import Row, grouped, read_table, required_table
+from medunifier.data.records import TRAIN_AND_VALIDATE, Problem, StudyRecord, View
+from medunifier.data.reports.label_names import closed_labels
+from medunifier.data.sources import SourceOptions
+from medunifier.data.sources.tables import Row, grouped, read_table, required_table
 
 # Those of the 28 that are one of the fourteen. The rest (aortic enlargement, ILD, tuberculosis, …) is left out.
 LABELS = (

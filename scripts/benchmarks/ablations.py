@@ -15,10 +15,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from shared.artifacts import atomic_file, read_json, write_json
-from shared.bench import Row, machine
-from shared.errors import UserError
-from stage2_unified.evaluate.command import EvaluateConfig, evaluate, load_model
+from medunifier.bench import Row, machine
+from medunifier.shared.artifacts import atomic_file, read_json, write_json
+from medunifier.shared.errors import UserError
+from medunifier.stage2_unified.evaluate.command import EvaluateConfig, evaluate, load_model
 
 ROOT = Path(__file__).resolve().parents[2]
 OBJECTIVES = ("contrast", "matching", "report", "image")

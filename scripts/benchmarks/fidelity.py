@@ -26,18 +26,18 @@ from accelerate.utils import set_seed
 from PIL import Image
 from torch import Tensor
 
-from data.ingest import IngestConfig, ingest
-from data.loader import batches_once, training_stream
-from data.phantom.command import PhantomConfig, write_archive
-from data.shards import MANIFEST, ShardDataset, read_manifest
-from shared.artifacts import atomic_file, read_json, write_json
-from shared.bench import Row, load_benchmark, machine
-from shared.loop import train
-from shared.loop_config import MAY_CHANGE, LoopConfig, OptimConfig
-from shared.optimizer_step import check_finite, set_rate
-from shared.plots import labelled_rows
-from shared.run_folder import RunFolder, read_metrics
-from stage1_tokenizer.config import (
+from medunifier.bench import Row, load_benchmark, machine
+from medunifier.data.ingest.command import IngestConfig, ingest
+from medunifier.data.phantom.command import PhantomConfig, write_archive
+from medunifier.data.shards.dataset import MANIFEST, ShardDataset, read_manifest
+from medunifier.data.shards.loader import batches_once, training_stream
+from medunifier.shared.artifacts import atomic_file, read_json, write_json
+from medunifier.shared.report_page.plots import labelled_rows
+from medunifier.shared.training.config import MAY_CHANGE, LoopConfig, OptimConfig
+from medunifier.shared.training.loop import train
+from medunifier.shared.training.optimizer_step import check_finite, set_rate
+from medunifier.shared.training.run_folder import RunFolder, read_metrics
+from medunifier.stage1_tokenizer.config import (
     DataConfig,
     DiscriminatorConfig,
     LossConfig,
@@ -45,11 +45,11 @@ from stage1_tokenizer.config import (
     PerceptualConfig,
     Stage1Config,
 )
-from stage1_tokenizer.fidelity import Fidelity
-from stage1_tokenizer.frozen import FrozenTokenizer
-from stage1_tokenizer.images import draw_images, stack_images, to_unit
-from stage1_tokenizer.perceptual import Lpips
-from stage1_tokenizer.task import TokenizerTask
+from medunifier.stage1_tokenizer.frozen import FrozenTokenizer
+from medunifier.stage1_tokenizer.losses.perceptual import Lpips
+from medunifier.stage1_tokenizer.preprocessing import collate_images, stack_images, to_unit
+from medunifier.stage1_tokenizer.training.fidelity import Fidelity
+from medunifier.stage1_tokenizer.training.task import TokenizerTask
 
 SIDES = {"ours": "cxr_f16", "fork": "taming f16"}
 JUDGE = PerceptualConfig("alex", "random")
@@ -155,7 +155,7 @@ class ForkTask:
             self._optimizers[side].zero_grad()
             loss.backward()
             parameters = [p for group in self._optimizers[side].param_groups for p in group["params"]]
-            torch.nn.utils.clip_grad_norm_(parameters, self.config.optim.clip)
+            torch.nn.utils.clip_grad_norm_(parameters, self.config.optim.max_grad_norm)
             self._optimizers[side].step()
         return {**figures, "lr": rate}
 
@@ -213,7 +213,7 @@ def _train(config: Config, name: str, side: str, shards: Path) -> None:
     training, validation = (ShardDataset(shards, split) for split in ("train", "validate"))
     run_dir = Path(config.runs) / name
     start = config.steps * 3 // 4  # from where the discriminators have a say, on both sides
-    optim = OptimConfig(config.lr, betas=(0.5, 0.9), warmup_steps=config.steps // 16, final_share=0.05)
+    optim = OptimConfig(config.lr, betas=(0.5, 0.9), warmup_steps=config.steps // 16, min_lr_ratio=0.05)
     loop = LoopConfig(
         config.steps,
         config.batch_size,
@@ -235,7 +235,7 @@ def _train(config: Config, name: str, side: str, shards: Path) -> None:
         fork_settings = ForkConfig(config.size, config.width, config.codes, optim, loop, start, str(run_dir))
         run = RunFolder(run_dir, fork_settings, MAY_DIFFER)
         task = ForkTask(fork_settings, accelerator, validation)
-    collate = partial(draw_images, size=config.size, seed=loop.seed)
+    collate = partial(collate_images, size=config.size, seed=loop.seed)
     train(task, accelerator, run, training_stream(training, collate, loop), loop)
     network: torch.nn.Module
     if isinstance(task, TokenizerTask):
@@ -288,7 +288,7 @@ def _our_config(
     )
     perceptual = load_benchmark("stage1").PERCEPTUAL
     loss = LossConfig(perceptual=perceptual, gan_weight=0.5, discriminator=adversary)
-    return Stage1Config(DataConfig(shards), run_dir, model, loss, optim, loop, average_decay=0.99)
+    return Stage1Config(DataConfig(shards), run_dir, model, loss, optim, loop, ema_decay=0.99)
 
 
 def _judge(

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
-from shared.bench import BenchConfig, Row, load_benchmark, paired
-from stage2_unified.causal_lm import generation_configs, to_causal_lm
-from stage2_unified.configuration import MedUnifierConfig
-from stage2_unified.image_generation import generate_images
-from stage2_unified.model import MedUnifierForConditionalGeneration
-from stage2_unified.vocabulary import UNCOND
+from medunifier.bench import BenchConfig, Row, load_benchmark, paired
+from medunifier.stage2_unified.export.causal_lm import generation_configs, to_causal_lm
+from medunifier.stage2_unified.generation.images import generate_images
+from medunifier.stage2_unified.model.configuration import MedUnifierConfig
+from medunifier.stage2_unified.model.modeling import MedUnifierForConditionalGeneration
+from medunifier.stage2_unified.model.vocabulary import UNCOND
 
 TEXT, CODES, GRID, WORDS, GUIDANCE = 4096, 4096, (16, 16), 60, 2.0
 TARGETS = {1: 1.5, 8: 1.8}
@@ -45,7 +45,7 @@ def rows(config: BenchConfig) -> list[Row]:
 def _model() -> MedUnifierForConditionalGeneration:
     backbone = load_benchmark("stage2").BACKBONE
     return MedUnifierForConditionalGeneration(
-        MedUnifierConfig(text_config=backbone, text_size=TEXT, codes=CODES, grid=GRID)
+        MedUnifierConfig(text_config=backbone, text_size=TEXT, codebook_size=CODES, grid=GRID)
     )
 
 

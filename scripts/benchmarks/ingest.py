@@ -19,13 +19,13 @@ import pydicom
 from PIL import Image
 from pydicom.pixels.processing import apply_voi_lut
 
-from data.ingest import IngestConfig, ingest
-from data.phantom.command import PhantomConfig, write_archive
-from data.pseudonyms import load_key
-from data.radiograph import read_film
-from data.shard_job import ShardJob, Transform, run_shard_job
-from data.sources import SourceOptions, read_source
-from shared.bench import BenchConfig, Row, paired
+from medunifier.bench import BenchConfig, Row, paired
+from medunifier.data.images.radiograph import read_film
+from medunifier.data.ingest.command import IngestConfig, ingest
+from medunifier.data.ingest.pseudonyms import load_key
+from medunifier.data.ingest.shard_job import ShardJob, Transform, run_shard_job
+from medunifier.data.phantom.command import PhantomConfig, write_archive
+from medunifier.data.sources import SourceOptions, read_source
 
 STUDIES, FILM, COPIES, SIZE, WORKERS = 24, 1536, 4, 256, 2
 TARGET = 1.9

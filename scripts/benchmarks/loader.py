@@ -20,16 +20,16 @@ import torch
 import webdataset
 from torch.utils.data import DataLoader
 
-from data.loader import sample_stream
-from data.shards import MANIFEST, ShardDataset, encode_info, encode_npy, shard_name, write_shard
-from shared.artifacts import FORMAT_VERSION, write_json
-from shared.bench import BenchConfig, Row, load_benchmark, paired
-from stage2_unified.config import LossWeights
-from stage2_unified.model import MedUnifierForConditionalGeneration
-from stage2_unified.report_codec import ReportCodec
-from stage2_unified.text_tokenizer import train_text_tokenizer
-from stage2_unified.training.collator import StudyCollator
-from stage2_unified.training.four_objectives import FourObjectives
+from medunifier.bench import BenchConfig, Row, load_benchmark, paired
+from medunifier.data.shards.dataset import MANIFEST, ShardDataset, encode_info, encode_npy, shard_name, write_shard
+from medunifier.data.shards.loader import sample_stream
+from medunifier.shared.artifacts import FORMAT_VERSION, write_json
+from medunifier.stage2_unified.model.modeling import MedUnifierForConditionalGeneration
+from medunifier.stage2_unified.model.processing.report_codec import ReportCodec
+from medunifier.stage2_unified.model.processing.text_tokenizer import train_text_tokenizer
+from medunifier.stage2_unified.training.collator import StudyCollator
+from medunifier.stage2_unified.training.config import LossWeights
+from medunifier.stage2_unified.training.four_objectives import FourObjectives
 
 SHARDS, STUDIES, BATCH = 8, 512, 32
 TARGET, MOST_WAIT = 5.0, 0.02

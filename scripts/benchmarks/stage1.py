@@ -16,9 +16,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from shared.bench import BenchConfig, Row, paired
-from shared.loop_config import LoopConfig, OptimConfig
-from stage1_tokenizer.config import (
+from medunifier.bench import BenchConfig, Row, paired
+from medunifier.shared.training.config import LoopConfig, OptimConfig
+from medunifier.stage1_tokenizer.config import (
     DataConfig,
     DiscriminatorConfig,
     LossConfig,
@@ -26,12 +26,12 @@ from stage1_tokenizer.config import (
     PerceptualConfig,
     Stage1Config,
 )
-from stage1_tokenizer.perceptual import Lpips
-from stage1_tokenizer.task import TokenizerTask
+from medunifier.stage1_tokenizer.losses.perceptual import Lpips
+from medunifier.stage1_tokenizer.training.task import TokenizerTask
 
 SIZE, WIDTH, BATCH, CODES = 128, 128, 8, 1024
 PERCEPTUAL = PerceptualConfig("squeeze", "random")
-OPTIM = OptimConfig(lr=1e-4, betas=(0.5, 0.9), warmup_steps=0, schedule="constant", clip=0)
+OPTIM = OptimConfig(lr=1e-4, betas=(0.5, 0.9), warmup_steps=0, schedule="constant", max_grad_norm=0)
 TARGET = 8.0
 
 

@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from shared.bench import BenchConfig, Row, paired
-from shared.peak import peak_flops
-from stage2_unified.causal_lm import to_causal_lm
-from stage2_unified.config import LossWeights
-from stage2_unified.configuration import MedUnifierConfig
-from stage2_unified.model import MedUnifierForConditionalGeneration
-from stage2_unified.objectives.contrast import contrastive_loss
-from stage2_unified.sequence_layout import ImageSpans, append
-from stage2_unified.training.collator import StudyBatch
-from stage2_unified.training.four_objectives import FourObjectives
-from stage2_unified.vocabulary import PAD
+from medunifier.bench import BenchConfig, Row, paired
+from medunifier.shared.training.mfu import peak_flops
+from medunifier.stage2_unified.export.causal_lm import to_causal_lm
+from medunifier.stage2_unified.model.configuration import MedUnifierConfig
+from medunifier.stage2_unified.model.modeling import MedUnifierForConditionalGeneration
+from medunifier.stage2_unified.model.sequences import ImageSpans, append
+from medunifier.stage2_unified.model.vocabulary import PAD
+from medunifier.stage2_unified.objectives.contrast import contrastive_loss
+from medunifier.stage2_unified.training.collator import StudyBatch
+from medunifier.stage2_unified.training.config import LossWeights
+from medunifier.stage2_unified.training.four_objectives import FourObjectives
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,8 @@ def _batch(model: MedUnifierForConditionalGeneration, shape: Shape) -> StudyBatc
     length = torch.linspace(shape.shortest, shape.longest, studies).long()
     return StudyBatch(
         images=ImageSpans.of(
-            torch.randint(0, v.codes, (studies, model.config.image_tokens)), torch.full((studies,), v.view("PA"))
+            torch.randint(0, v.codebook_size, (studies, model.config.image_tokens)),
+            torch.full((studies,), v.view("PA")),
         ),
         report=torch.randint(0, v.text_size, (studies, shape.longest)),
         report_length=length[torch.randperm(studies)],

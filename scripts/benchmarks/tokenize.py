@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from shared.bench import BenchConfig, Row, paired
-from shared.config import parse_config
-from shared.metrics.image import psnr
-from shared.precision import resolve_precision
-from stage1_tokenizer.config import Stage1Config
-from stage1_tokenizer.frozen import FrozenTokenizer
-from stage1_tokenizer.images import to_unit
-from stage1_tokenizer.vqgan import VQGAN
+from medunifier.bench import BenchConfig, Row, paired
+from medunifier.shared.config import parse_config
+from medunifier.shared.metrics.images.fidelity import psnr
+from medunifier.shared.training.precision import resolve_precision
+from medunifier.stage1_tokenizer.config import Stage1Config
+from medunifier.stage1_tokenizer.frozen import FrozenTokenizer
+from medunifier.stage1_tokenizer.model.vqgan import VQGAN
+from medunifier.stage1_tokenizer.preprocessing import to_unit
 
 PRESETS = Path(__file__).resolve().parents[2] / "configs" / "stage1"
 BATCH = 4
@@ -93,7 +93,7 @@ def rows(config: BenchConfig) -> list[Row]:
     )
     peak = _matmul_gflops()
     shares = [rate * work["taming"] / BATCH / peak for rate in (speed.ours, speed.peer)]
-    preset_share = preset_speed.ours * work["cxr_f16"] / BATCH / peak
+    preset_fraction = preset_speed.ours * work["cxr_f16"] / BATCH / peak
     sides: tuple[FrozenTokenizer | Fork, ...] = (ours, peer)
     codes = [side.encode_indices(images) for side in sides]
     mine, theirs = (
@@ -108,7 +108,7 @@ def rows(config: BenchConfig) -> list[Row]:
         Row(f"share of {codes[0].numel()} codes equal to the fork's", equal, 1.0, equal),
         Row("PSNR with the same weights, dB (to differ by at most 0.05)", mine, theirs, mine / theirs),
         preset_speed,
-        Row(f"cxr_f16 encode, {basis}; peer: taming f16", preset_share, shares[1], preset_share / shares[1]),
+        Row(f"cxr_f16 encode, {basis}; peer: taming f16", preset_fraction, shares[1], preset_fraction / shares[1]),
     ]  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import rankdata
 
-from shared.metrics.bootstrap import bootstrap_interval
+from medunifier.shared.metrics.bootstrap import bootstrap_interval
 
 
 def auroc(truth: np.ndarray, scores: np.ndarray) -> float:

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from shared.artifacts import atomic_file, sha256_file
-from shared.errors import UserError
-from shared.input_files import bare_name
-from shared.metrics.auroc import auroc, macro_auroc
-from shared.metrics.bleu import bleu_of
-from shared.metrics.bootstrap import percentile_interval, resamples
-from shared.metrics.clinical_f1 import f1_of
+from medunifier.shared.artifacts import atomic_file, sha256_file
+from medunifier.shared.errors import UserError
+from medunifier.shared.files.input_files import bare_name
+from medunifier.shared.metrics.auroc import auroc, macro_auroc
+from medunifier.shared.metrics.bootstrap import percentile_interval, resamples
+from medunifier.shared.metrics.reports.bleu import bleu_of
+from medunifier.shared.metrics.reports.clinical_f1 import f1_of
 
 
 def _mean(values: np.ndarray) -> float:

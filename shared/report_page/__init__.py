@@ -1,5 +1,1 @@
-"""HTML pages for people: one self-contained file from Jinja2 templates."""
-
-from shared.report_page.page import PHANTOM, SYNTHETIC, Bar, Figure, Page
-
-__all__ = ["PHANTOM", "SYNTHETIC", "Bar", "Figure", "Page"]
+"""HTML result pages, plots and the research-only notice."""

@@ -16,9 +16,9 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from shared.artifacts import atomic_file
-from shared.notice import research_notice
-from shared.pixels import to_uint8
+from medunifier.shared.artifacts import atomic_file
+from medunifier.shared.files.grey_levels import to_uint8
+from medunifier.shared.report_page.notice import research_notice
 
 NOTICE = research_notice("Nothing on this page may guide the care of a patient.")
 PHANTOM = (

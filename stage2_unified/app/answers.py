@@ -11,19 +11,18 @@ from typing import TypeVar
 
 import numpy as np
 
-from data.synthetic import describe_drawing, save_synthetic_png
-from shared.errors import UserError
-from shared.input_files import read_bounded
-from shared.pixels import to_uint8
-from stage2_unified.app.code_grid import Region, edited
-from stage2_unified.app.reader import FilmReader
-from stage2_unified.classify_command import chosen_prompts
-from stage2_unified.draft_findings import stated_in_drafts
-from stage2_unified.evaluate.prompts import FINDINGS
-from stage2_unified.inference import MedUnifierPipeline
-from stage2_unified.prompt_scores import PromptScorer
-from stage2_unified.report_text import report_of, text_of_labels
-from stage2_unified.study_index import StudyIndex
+from medunifier.data.images.synthetic import describe_drawing, save_synthetic_png
+from medunifier.shared.errors import UserError
+from medunifier.shared.files.grey_levels import to_uint8
+from medunifier.shared.files.input_files import read_bounded
+from medunifier.stage2_unified.app.code_grid import Region, edited
+from medunifier.stage2_unified.app.reader import FilmReader
+from medunifier.stage2_unified.inference.embedding_index import StudyIndex
+from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline
+from medunifier.stage2_unified.inference.prompts import FINDINGS, chosen_prompts
+from medunifier.stage2_unified.inference.report_text import report_of, text_of_labels
+from medunifier.stage2_unified.inference.sampled_findings import sampled_probability
+from medunifier.stage2_unified.inference.zero_shot import PromptScorer
 
 MOST_CHARACTERS = 5000
 MOST_DRAWN = 8
@@ -152,7 +151,7 @@ class Answers:
         key = film.codes.tobytes(), film.view
 
         def sample() -> dict[str, float]:
-            shares = stated_in_drafts(self.pipeline, film.codes[None], [film.view], DRAFTS)
+            shares = sampled_probability(self.pipeline, film.codes[None], [film.view], DRAFTS)
             return {name: float(share[0]) for name, share in shares.items()}
 
         return _remembered(self._drafts, key, sample)
@@ -224,7 +223,7 @@ class Answers:
 
     def edit(self, codes: np.ndarray, region: Region, way: str, code: int) -> np.ndarray:
         """(h, w) codes with a region filled anew."""
-        return edited(codes, region, way, code, self.pipeline.tokenizer.codes)
+        return edited(codes, region, way, code, self.pipeline.tokenizer.codebook_size)
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """(h, w) codes -> (S, S) uint8."""

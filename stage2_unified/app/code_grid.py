@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shared.errors import UserError
+from medunifier.shared.errors import UserError
 
 GRID_PIXELS = 384
 """About the side of the picture of a grid."""

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared.config import parse_config
-from shared.errors import UserError
-from shared.notice import RESEARCH_ONLY
-from stage2_unified.app.clients import is_loopback
-from stage2_unified.app.server import listening_socket, make_app, own_folder
+from medunifier.shared.config import parse_config
+from medunifier.shared.errors import UserError
+from medunifier.shared.report_page.notice import RESEARCH_ONLY
+from medunifier.stage2_unified.app.security.clients import is_loopback
+from medunifier.stage2_unified.app.server import listening_socket, make_app, own_folder
 
 MOST_PHANTOMS = 2000
 """They are drawn and embedded while somebody waits for the page."""

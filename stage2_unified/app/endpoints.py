@@ -7,11 +7,11 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
-from shared.errors import UserError
-from shared.pixels import to_uint8
-from stage2_unified.app.answers import DRAFTS, Answers
-from stage2_unified.app.code_grid import Region, cell_pixels, picture_of
-from stage2_unified.app.phantoms import Example
+from medunifier.shared.errors import UserError
+from medunifier.shared.files.grey_levels import to_uint8
+from medunifier.stage2_unified.app.answers import DRAFTS, Answers
+from medunifier.stage2_unified.app.code_grid import Region, cell_pixels, picture_of
+from medunifier.stage2_unified.app.phantoms import Example
 
 SCORES = ("finding", "in drafts", "statement over denial", "similarity", "rank in the index")
 FOUND = ("rank", "similarity", "study", "view", "findings", "impression")
@@ -31,7 +31,7 @@ class Endpoints:
 
     def __init__(self, answers: Answers, examples: Sequence[Example]) -> None:
         self._answers, self._examples = answers, examples
-        self._grid, self._codes = answers.pipeline.tokenizer.grid, answers.pipeline.tokenizer.codes
+        self._grid, self._codes = answers.pipeline.tokenizer.grid, answers.pipeline.tokenizer.codebook_size
 
     def show(self, path: str | None, view: str) -> np.ndarray:
         """A film -> (S, S) uint8, as the model sees it."""

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data.phantom import Phantom, PhantomStudy
-from data.pixels import fit_square
-from data.sections import one_line, split_sections
-from shared.pixels import to_uint8
-from stage2_unified.evaluate.prompts import FINDINGS
-from stage2_unified.inference import MedUnifierPipeline
-from stage2_unified.study_index import StudyIndex
+from medunifier.data.images.pixels import fit_square
+from medunifier.data.phantom import Phantom, PhantomStudy
+from medunifier.data.reports.sections import one_line, split_sections
+from medunifier.shared.files.grey_levels import to_uint8
+from medunifier.stage2_unified.inference.embedding_index import StudyIndex
+from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline
+from medunifier.stage2_unified.inference.prompts import FINDINGS
 
 _EXAMPLES_SEED, _INDEX_SEED = 2026, 2027  # of archives that no training of ours reads
 _FINDINGS = ("cardiomegaly", "effusion", "pneumothorax", "opacity", "nodule")  # what the shipped model has learned

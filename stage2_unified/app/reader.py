@@ -8,16 +8,16 @@ import sys
 import threading
 from pathlib import Path
 
-from data.dicom import Radiograph
-from data.pixels import UnreadableImage
-from data.radiograph import read_film
-from data.reading_apart import MOST_MEMORY
-from shared.errors import UserError
+from medunifier.data.images.dicom import Radiograph
+from medunifier.data.images.isolated import MOST_MEMORY
+from medunifier.data.images.pixels import UnreadableImage
+from medunifier.data.images.radiograph import read_film
+from medunifier.shared.errors import UserError
 
 MOST_SECONDS = 30
 """For one film, since others wait behind it."""
 
-_CHILD = "from stage2_unified.app.reader import answer_all; answer_all()"
+_CHILD = "from medunifier.stage2_unified.app.reader import answer_all; answer_all()"
 
 
 class FilmReader:

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from shared.errors import UserError
-from stage2_unified.study_index import StudyIndex
+from medunifier.shared.errors import UserError
+from medunifier.stage2_unified.inference.embedding_index import StudyIndex
 
 MOST_SESSIONS = 1000
 """Sessions that are remembered, the latest; each takes about 140 KiB, and a client may name as many as it likes."""
@@ -43,7 +43,7 @@ def own_folder() -> Iterator[Path]:
 
 
 def _tidy_for_ever(folder: Path) -> None:
-    from stage2_unified.app.uploads import KEPT_SECONDS, remove_older
+    from medunifier.stage2_unified.app.security.uploads import KEPT_SECONDS, remove_older
 
     while folder.is_dir():
         try:
@@ -101,7 +101,7 @@ def make_app(
     Raises:
         UserError: for no model, or an index of another one.
     """
-    from stage2_unified.inference import MedUnifierPipeline
+    from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline
 
     pipeline = MedUnifierPipeline.from_pretrained(model, device, batch_size=8)
     fingerprint = pipeline.fingerprint
@@ -109,15 +109,15 @@ def make_app(
     import gradio as gr  # after what a user can get wrong: it takes seconds
     from fastapi import FastAPI, HTTPException, Request
 
-    from stage2_unified.app.answers import Answers
-    from stage2_unified.app.browser_policy import BrowserPolicy
-    from stage2_unified.app.gate import Gate
-    from stage2_unified.app.limits import RequestLimits
-    from stage2_unified.app.login import Login
-    from stage2_unified.app.look import CSS, THEME
-    from stage2_unified.app.page import build_page
-    from stage2_unified.app.phantoms import phantom_index, write_examples
-    from stage2_unified.app.uploads import StoreLimits, Uploads
+    from medunifier.stage2_unified.app.answers import Answers
+    from medunifier.stage2_unified.app.layout import build_page
+    from medunifier.stage2_unified.app.phantoms import phantom_index, write_examples
+    from medunifier.stage2_unified.app.security.gate import Gate
+    from medunifier.stage2_unified.app.security.headers import BrowserPolicy
+    from medunifier.stage2_unified.app.security.login import Login
+    from medunifier.stage2_unified.app.security.request_limits import RequestLimits
+    from medunifier.stage2_unified.app.security.uploads import StoreLimits, Uploads
+    from medunifier.stage2_unified.app.theme import CSS, THEME
 
     pictures = None
     if phantoms and studies is None:

@@ -8,30 +8,38 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from shared.artifacts import read_json
-from shared.config import Subcommand, parse_subcommand
-from shared.errors import UserError
-from shared.input_files import MAX_JSON_BYTES, read_bounded
-from stage1_tokenizer.config import PerceptualConfig
-from stage1_tokenizer.frozen import CODEBOOK, FrozenTokenizer
-from stage2_unified.evaluate import compare, other_embeddings, other_images, other_reports
-from stage2_unified.evaluate.finetune import judge_finetune
-from stage2_unified.evaluate.reports import judge_reports
-from stage2_unified.evaluate.result import Judging, JudgingOptions, Pipeline, TaskResult
-from stage2_unified.evaluate.retrieval import judge_retrieval
-from stage2_unified.evaluate.studies import JudgedData
-from stage2_unified.evaluate.synthesis import judge_synthesis
-from stage2_unified.evaluate.tokenizer import TokenizerJudging, judge_tokenizer
-from stage2_unified.evaluate.written_result import print_figures, remove_remnants, write_result
-from stage2_unified.evaluate.zero_shot import judge_zero_shot
+from medunifier.shared.artifacts import read_json
+from medunifier.shared.config import Subcommand, parse_subcommand
+from medunifier.shared.errors import UserError
+from medunifier.shared.files.input_files import MAX_JSON_BYTES, read_bounded
+from medunifier.stage1_tokenizer.config import PerceptualConfig
+from medunifier.stage1_tokenizer.frozen import CODEBOOK, FrozenTokenizer
+from medunifier.stage2_unified.evaluate import compare
+from medunifier.stage2_unified.evaluate.external import embeddings as other_embeddings
+from medunifier.stage2_unified.evaluate.external import images as other_images
+from medunifier.stage2_unified.evaluate.external import reports as other_reports
+from medunifier.stage2_unified.evaluate.results.files import print_figures, remove_remnants, write_result
+from medunifier.stage2_unified.evaluate.results.result import (
+    EvaluationContext,
+    EvaluationOptions,
+    Pipeline,
+    TaskResult,
+)
+from medunifier.stage2_unified.evaluate.subsets.studies import EvaluationData
+from medunifier.stage2_unified.evaluate.tasks.finetune import evaluate_finetune
+from medunifier.stage2_unified.evaluate.tasks.reports import evaluate_reports
+from medunifier.stage2_unified.evaluate.tasks.retrieval import evaluate_retrieval
+from medunifier.stage2_unified.evaluate.tasks.synthesis import evaluate_synthesis
+from medunifier.stage2_unified.evaluate.tasks.tokenizer import TokenizerEvaluation, evaluate_tokenizer_task
+from medunifier.stage2_unified.evaluate.tasks.zero_shot import evaluate_zero_shot
 
 # Tasks of the whole model; `tokenizer` is judged without it.
-MODEL_TASKS: dict[str, Callable[[Judging], TaskResult]] = {
-    "retrieval": judge_retrieval,
-    "zero-shot": judge_zero_shot,
-    "reports": judge_reports,
-    "synthesis": judge_synthesis,
-    "finetune": judge_finetune,
+MODEL_TASKS: dict[str, Callable[[EvaluationContext], TaskResult]] = {
+    "retrieval": evaluate_retrieval,
+    "zero-shot": evaluate_zero_shot,
+    "reports": evaluate_reports,
+    "synthesis": evaluate_synthesis,
+    "finetune": evaluate_finetune,
 }
 TASKS = ("tokenizer", *MODEL_TASKS)
 WITH_REPORTS = ("retrieval", "reports", "synthesis", "all")
@@ -44,7 +52,7 @@ DESCRIPTION = (
 
 
 @dataclass(frozen=True)
-class EvaluateConfig(JudgingOptions):
+class EvaluateConfig(EvaluationOptions):
     """Evaluate a model or a tokenizer on a shard folder."""
 
     model: str
@@ -132,7 +140,9 @@ def load_model(folder: str, task: str, device: str | None) -> tuple[FrozenTokeni
         if task != "tokenizer":
             raise UserError(f"{folder} is a frozen tokenizer: the task {task} needs a model folder (runs/…/model)")
         return FrozenTokenizer.from_pretrained(path), None
-    from stage2_unified.inference import MedUnifierPipeline  # transformers' import: not for --help
+    from medunifier.stage2_unified.inference.pipeline import (
+        MedUnifierPipeline,  # transformers' import: not for --help
+    )
 
     pipeline = MedUnifierPipeline.from_pretrained(path, device)
     return pipeline.tokenizer, pipeline
@@ -153,7 +163,7 @@ def evaluate(
     ids = None
     if config.ids is not None:
         ids, config = read_ids(config.ids), replace(config, limit=0)
-    data = JudgedData(config.data, tokenizer, config.seed, config.sections, ids)
+    data = EvaluationData(config.data, tokenizer, config.seed, config.sections, ids)
     if not data.has_split(config.split):
         present = ", ".join(name for name in data.manifest["splits"] if data.has_split(name)) or "none"
         raise UserError(f"{config.data} has no samples of split {config.split!r}; it has: {present}")
@@ -212,7 +222,7 @@ def read_ids(path: str) -> set[str]:
     return set(found)
 
 
-def _check_sections(task: str, config: EvaluateConfig, data: JudgedData, pipeline: Pipeline) -> list[str]:
+def _check_sections(task: str, config: EvaluateConfig, data: EvaluationData, pipeline: Pipeline) -> list[str]:
     """Refuse references of sections that the model was not trained on, unless they were asked for.
 
     A model of findings judged on findings and impression would be blamed in every word figure for what it
@@ -236,18 +246,18 @@ def _check_sections(task: str, config: EvaluateConfig, data: JudgedData, pipelin
 def _judge(
     name: str,
     config: EvaluateConfig,
-    data: JudgedData,
+    data: EvaluationData,
     tokenizer: FrozenTokenizer,
     pipeline: Pipeline | None,
     alone: bool,
 ) -> TaskResult:
     if name == "tokenizer":
-        judging = TokenizerJudging(**{f.name: getattr(config, f.name) for f in fields(TokenizerJudging)})
+        judging = TokenizerEvaluation(**{f.name: getattr(config, f.name) for f in fields(TokenizerEvaluation)})
         # Beside synthesis it need not train the judge of findings: that task has the decoded originals, too.
-        return judge_tokenizer(tokenizer, data, judging if alone else replace(judging, classifier_steps=0))
+        return evaluate_tokenizer_task(tokenizer, data, judging if alone else replace(judging, classifier_steps=0))
     assert pipeline is not None
-    options = {f.name: getattr(config, f.name) for f in fields(JudgingOptions)}
-    return MODEL_TASKS[name](Judging(pipeline, data, **options, **_sight(pipeline)))
+    options = {f.name: getattr(config, f.name) for f in fields(EvaluationOptions)}
+    return MODEL_TASKS[name](EvaluationContext(pipeline, data, **options, **_sight(pipeline)))
 
 
 def _sight(pipeline: Pipeline) -> dict[str, Any]:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shared.artifacts import read_json, write_json
-from shared.errors import UserError
-from shared.metrics.samples import load_samples, paired_difference
+from medunifier.shared.artifacts import read_json, write_json
+from medunifier.shared.errors import UserError
+from medunifier.shared.metrics.samples import load_samples, paired_difference
 
 DESCRIPTION = (
     "Compare two results on the same data: every metric with scores by sample is tested by a paired bootstrap over "

@@ -4,11 +4,11 @@ from typing import Any
 
 import torch
 
-from shared.errors import UserError
-from stage2_unified.model import MedUnifierForConditionalGeneration
-from stage2_unified.report_codec import ReportCodec
-from stage2_unified.sequence_layout import ImageSpans, left_padded
-from stage2_unified.vocabulary import EOS, NEVER_WRITTEN, PAD, SECTIONS
+from medunifier.shared.errors import UserError
+from medunifier.stage2_unified.model.modeling import MedUnifierForConditionalGeneration
+from medunifier.stage2_unified.model.processing.report_codec import ReportCodec
+from medunifier.stage2_unified.model.sequences import ImageSpans, left_padded
+from medunifier.stage2_unified.model.vocabulary import EOS, NEVER_WRITTEN, PAD, SECTIONS
 
 
 @torch.no_grad()

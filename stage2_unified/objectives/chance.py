@@ -2,7 +2,7 @@
 
 import math
 
-from stage2_unified.objectives.matching import NEGATIVES
+from medunifier.stage2_unified.objectives.matching import NEGATIVES
 
 
 def chance_levels(global_batch: int, text_classes: int, codes: int) -> dict[str, float]:

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from data.shards import Sample
-from shared.errors import UserError
-from stage2_unified.report_codec import ReportCodec, normalise_report, pad_reports
-from stage2_unified.sequence_layout import ImageSpans
-from stage2_unified.view_selection import choose_prior_view, choose_views
-from stage2_unified.vocabulary import PAD
+from medunifier.data.shards.dataset import Sample
+from medunifier.shared.errors import UserError
+from medunifier.stage2_unified.model.processing.report_codec import ReportCodec, normalise_report, pad_reports
+from medunifier.stage2_unified.model.processing.view_selection import choose_prior_view, choose_views
+from medunifier.stage2_unified.model.sequences import ImageSpans
+from medunifier.stage2_unified.model.vocabulary import PAD
 
 
 @dataclass

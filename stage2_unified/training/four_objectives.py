@@ -13,16 +13,16 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from shared.loop import TOKENS
-from stage2_unified.config import LossWeights
-from stage2_unified.global_batch import Embeddings, GlobalBatch, gather_step
-from stage2_unified.model import MedUnifierForConditionalGeneration, Prefix, at_positions
-from stage2_unified.objectives.contrast import contrastive_loss, contrastive_similarity
-from stage2_unified.objectives.generation import token_loss
-from stage2_unified.objectives.matching import NEGATIVES, matching_accuracy, matching_loss
-from stage2_unified.sequence_layout import ImageSpans
-from stage2_unified.training.collator import StudyBatch
-from stage2_unified.vocabulary import EOS, UNCOND
+from medunifier.shared.training.loop import TOKENS
+from medunifier.stage2_unified.model.modeling import MedUnifierForConditionalGeneration, Prefix, at_positions
+from medunifier.stage2_unified.model.sequences import ImageSpans
+from medunifier.stage2_unified.model.vocabulary import EOS, UNCOND
+from medunifier.stage2_unified.objectives.contrast import contrastive_loss, contrastive_similarity
+from medunifier.stage2_unified.objectives.generation import token_loss
+from medunifier.stage2_unified.objectives.matching import NEGATIVES, matching_accuracy, matching_loss
+from medunifier.stage2_unified.training.collator import StudyBatch
+from medunifier.stage2_unified.training.config import LossWeights
+from medunifier.stage2_unified.training.global_batch import Embeddings, GlobalBatch, gather_step
 
 _BRANCHES = 1 + NEGATIVES
 _Result = TypeVar("_Result")

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
-import medunifier
-from shared import config as shared_config
+from medunifier.__main__ import COMMANDS as COMMANDS_TABLE
+from medunifier.shared import config as shared_config
 
-TRAININGS = {"stage1_tokenizer/train.py": "stage1_tokenizer.train", "stage2_unified/train.py": "stage2_unified.train"}
+TRAININGS = {
+    "stage1_tokenizer/train.py": "medunifier.stage1_tokenizer.train",
+    "stage2_unified/train.py": "medunifier.stage2_unified.train",
+}
 COMMANDS = (
     "medunifier",
     "accelerate",
@@ -72,7 +75,7 @@ class Understood(Exception):
 def module_and_arguments(words: list[str]) -> tuple[str, list[str]]:
     """The module that answers a command, and what it is given; accelerate's part is read by accelerate's parser."""
     if words[0] == "medunifier":
-        return medunifier.COMMANDS[words[1]][0], words[2:]
+        return COMMANDS_TABLE[words[1]][0], words[2:]
     from accelerate.commands.launch import launch_command_parser
 
     given = launch_command_parser().parse_args(words[2:])

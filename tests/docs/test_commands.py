@@ -11,35 +11,36 @@ import numpy as np
 import pytest
 from accelerate.state import AcceleratorState
 
-import medunifier
-from data.phantom import Phantom
-from data.phantom.command import main as phantom
-from data.synthetic import save_synthetic_dicom
-from shared.command import run_command
-from shared.errors import UsageError
+from medunifier.__main__ import COMMANDS as COMMANDS_TABLE
+from medunifier.__main__ import main
+from medunifier.data.images.synthetic import save_synthetic_dicom
+from medunifier.data.phantom import Phantom
+from medunifier.data.phantom.command import main as phantom
+from medunifier.shared.command import run_command
+from medunifier.shared.errors import UsageError
 from tests.conftest import ROOT
 from tests.docs.pages import commands, module_and_arguments, pages, strays, understand
 from tests.stage1_tokenizer.conftest import TINY_TOKENIZER
-from tests.stage2_unified.test_train import OPTIONS
+from tests.stage2_unified.training.test_train import OPTIONS
 
 # What no test can have, by what stands in the line: looked at in this order, the first that fits is the reason.
 NOT_RUN = {
     r"^git clone": "the repository's address is the reader's",
     r"^make": "tests/scripts/test_demo.py runs the demo's steps; its target is looked up",
     r"^pip install": "nothing is installed by a test; the extra that it names is looked up",
-    r"^dask ": "machines of a cluster; tests/data/test_executors.py ingests on one",
+    r"^dask ": "machines of a cluster; tests/data/ingest/test_executors.py ingests on one",
     r"^(aws|hf) |s3://": "a bucket or the hub; test_remote_ingest.py and test_hub_export.py have their like",
-    r"^vllm": "vLLM and a GPU; tests/stage2_unified/test_vllm_recipe.py sends its requests to transformers",
+    r"^vllm": "vLLM and a GPU; tests/stage2_unified/export/test_vllm_recipe.py sends its requests to transformers",
     r"^sbatch": "a Slurm cluster",
     r"serve": "it serves until it is stopped; tests/stage2_unified/app starts it",
     r"medunifier bench": "minutes beside a peer; tests/scripts/test_benchmarks.py runs them small",
-    r"--cluster": "machines of a cluster; tests/data/test_executors.py ingests on one",
+    r"--cluster": "machines of a cluster; tests/data/ingest/test_executors.py ingests on one",
     r"--num_processes|model\.pretrained": "GPUs, or a large checkpoint; test_two_processes.py, test_backbone.py",
-    r"convert": "a taming checkpoint; tests/stage1_tokenizer/test_convert.py makes one",
+    r"convert": "a taming checkpoint; tests/stage1_tokenizer/cli/test_convert.py makes one",
     r"--feature_net inception": "files of weights; tests/stage1_tokenizer/test_evaluate.py has their like",
-    r"--format onnx": "half a minute; tests/stage1_tokenizer/test_onnx_export.py runs the command",
-    r"--generated": "sets of images of another system; tests/stage2_unified/evaluate/test_other_systems.py",
-    r"subset (5|8)x200|CheXpert": "CheXpert's table; tests/stage2_unified/evaluate/test_draws.py writes its like",
+    r"--format onnx": "half a minute; tests/stage2_unified/export/test_tokenizer_onnx.py runs the command",
+    r"--generated": "sets of images of another system; tests/stage2_unified/evaluate/external/test_external.py",
+    r"subset (5|8)x200|CheXpert": "CheXpert's table; tests/stage2_unified/evaluate/subsets/test_subset.py writes its like",
     r"--source (?!phantom|dicom-folder --root /data)": "an archive of patients; tests/data/sources builds its layout",
     r"evaluate (all|TASK|tokenizer|synthesis|finetune)": "minutes; tests/stage2_unified/evaluate judges every task",
     r"^accelerate": "minutes; run by the slow test below",
@@ -53,13 +54,13 @@ SMALL = {
     r"medunifier evaluate [a-z-]+ --": ["--bootstrap=5"],
 }
 TRAINING = {
-    "stage1_tokenizer.train": {
+    "medunifier.stage1_tokenizer.train": {
         **{f"model.{name}": value for name, value in TINY_TOKENIZER.items()},
         "loss.perceptual.net": "none", "loss.perceptual_weight": 0, "loss.gan_weight": 0, "loop.steps": 4,
         "loop.batch_size": 4, "loop.log_every": 2, "loop.validate_every": 4, "loop.checkpoint_every": 4,
         "loop.workers": 0, "loop.threads": 1, "data.pictures": 2,
     },
-    "stage2_unified.train": OPTIONS | {"loop.steps": 4},
+    "medunifier.stage2_unified.train": OPTIONS | {"loop.steps": 4},
 }  # fmt: skip
 WITH_COMMANDS = [page for page in pages(ROOT) if commands(ROOT, page)]
 LONG = "run by the slow test below"
@@ -118,7 +119,7 @@ def test_a_wrong_option_would_be_found(root, monkeypatch):
 def test_every_command_is_shown_somewhere_and_no_reason_is_left_over(root):
     lines = [line for page in pages(root) for line in commands(root, page)]
     verbs = {line.words[1] for line in lines if line.words[0] == "medunifier"}
-    assert verbs >= medunifier.COMMANDS.keys(), "every command is shown somewhere"
+    assert verbs >= COMMANDS_TABLE.keys(), "every command is shown somewhere"
     unused = [pattern for pattern in NOT_RUN if not any(re.search(pattern, line.text) for line in lines)]
     assert not unused, unused
 
@@ -160,7 +161,7 @@ def run(line, capsys):
     if words[1] in ("--help", "doctor"):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("sys.argv", words)
-            code = medunifier.main()
+            code = main()
     else:
         name, arguments = module_and_arguments(words)
         options = [f"--{key}={json.dumps(value)}" if isinstance(value, list) else f"--{key}={value}"

@@ -6,11 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from shared.artifacts import write_json
-from shared.bench import load_benchmark
-from shared.config import parse_config
-from shared.errors import UserError
-from stage2_unified.config import Stage2Config
+from medunifier.bench import load_benchmark
+from medunifier.shared.artifacts import write_json
+from medunifier.shared.config import parse_config
+from medunifier.shared.errors import UserError
+from medunifier.stage2_unified.training.config import Stage2Config
 
 
 @pytest.fixture

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from data.loader import sample_stream
-from data.radiograph import read_radiograph
-from data.shards import ShardDataset
-from shared.bench import BENCHMARKS, BenchConfig, load_benchmark, main
-from shared.errors import UserError
-from stage2_unified.config import LossWeights
-from stage2_unified.training.four_objectives import FourObjectives
+from medunifier.bench import BENCHMARKS, BenchConfig, load_benchmark, main
+from medunifier.data.images.radiograph import read_radiograph
+from medunifier.data.shards.dataset import ShardDataset
+from medunifier.data.shards.loader import sample_stream
+from medunifier.shared.errors import UserError
+from medunifier.stage2_unified.training.config import LossWeights
+from medunifier.stage2_unified.training.four_objectives import FourObjectives
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in BENCHMARKS.glob("*.py")))

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from shared.command import run_command
-from shared.errors import UserError
+from medunifier.shared.command import run_command
+from medunifier.shared.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = importlib.util.spec_from_file_location("demo", ROOT / "scripts" / "demo.py")
@@ -44,7 +44,7 @@ def test_a_second_start_does_not_change_the_seconds(tmp_path):
 
 
 def test_the_commands_are_those_of_the_console(tmp_path):
-    from medunifier import COMMANDS
+    from medunifier.__main__ import COMMANDS
 
     steps = demo.steps_of(demo.DemoConfig(run_dir=str(tmp_path), stage1_steps=7))
     for step in steps:

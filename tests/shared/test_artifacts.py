@@ -5,8 +5,15 @@ import sys
 import pytest
 import torch
 
-from shared.artifacts import PARTIAL_PREFIX, atomic_file, atomic_folder, fingerprint, remove_partial, write_json
-from shared.errors import UserError
+from medunifier.shared.artifacts import (
+    PARTIAL_PREFIX,
+    atomic_file,
+    atomic_folder,
+    fingerprint,
+    remove_partial,
+    write_json,
+)
+from medunifier.shared.errors import UserError
 
 
 def test_a_failure_leaves_the_old_file_and_nothing_beside_it(tmp_path):
@@ -53,7 +60,7 @@ def test_remnants_of_other_names_stay_when_names_are_given(tmp_path):
 
 _WRITER = """
 import sys
-from shared.artifacts import atomic_file, atomic_folder
+from medunifier.shared.artifacts import atomic_file, atomic_folder
 with atomic_file(sys.argv[1] + "/file") as file, atomic_folder(sys.argv[1] + "/folder") as folder:
     file.write_text("half")
     (folder / "image").write_text("half")

@@ -3,8 +3,8 @@ from dataclasses import dataclass, field
 import pytest
 import yaml
 
-from shared.command import run_command
-from shared.config import (
+from medunifier.shared.command import run_command
+from medunifier.shared.config import (
     Subcommand,
     config_differences,
     config_to_dict,
@@ -14,7 +14,7 @@ from shared.config import (
     save_config,
     with_later_options,
 )
-from shared.errors import UsageError
+from medunifier.shared.errors import UsageError
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from data.shards import MANIFEST, encode_info, encode_png, shard_name, write_shard
-from shared.artifacts import FORMAT_VERSION, write_json
+from medunifier.data.shards.dataset import MANIFEST, encode_info, encode_png, shard_name, write_shard
+from medunifier.shared.artifacts import FORMAT_VERSION, write_json
 
 SIZE = 32
 
@@ -22,7 +22,7 @@ TINY = {
     "n_embed": 32,
     "embed_dim": 4,
     "norm_groups": 4,
-    "quantizer": {"kind": "unit_norm", "revive_every": 2},
+    "quantizer": {"kind": "cosine_vq", "dead_code_interval": 2},
     "front_end": "haar",
     "front_end_levels": 1,
 }
@@ -80,9 +80,9 @@ def image_shards(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def whole(image_shards, tmp_path_factory) -> tuple[Path, Path]:
     """The configuration and the folder of an uninterrupted training run of 8 steps."""
-    from shared.command import run_command
-    from stage1_tokenizer.train import main
-    from tests.stage1_tokenizer.test_train import write_config
+    from medunifier.shared.command import run_command
+    from medunifier.stage1_tokenizer.train import main
+    from tests.stage1_tokenizer.training.test_train import write_config
 
     folder = tmp_path_factory.mktemp("whole")
     config = write_config(folder, image_shards, folder / "run")

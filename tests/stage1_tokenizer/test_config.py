@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from shared.config import parse_config
-from shared.errors import UsageError
-from stage1_tokenizer import taming
-from stage1_tokenizer.config import Stage1Config, model_config
-from stage1_tokenizer.vqgan import VQGAN
+from medunifier.shared.config import parse_config
+from medunifier.shared.errors import UsageError
+from medunifier.stage1_tokenizer import taming
+from medunifier.stage1_tokenizer.config import Stage1Config, model_config
+from medunifier.stage1_tokenizer.model.vqgan import VQGAN
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ from stage1_tokenizer.vqgan import VQGAN
         (["--loss.gan_weight", "-1"], "loss.gan_weight"),
         (["--model.quantizer.kind", "fsq"], "model.quantizer.kind"),
         (["--model.quantizer.beta", "1"], "model.quantizer.beta"),
-        (["--average_decay", "1"], "average_decay"),
+        (["--ema_decay", "1"], "ema_decay"),
         (["--model.quantizer.decay", "1"], "model.quantizer.decay"),
         (["--model.quantizer.kl_weight", "-1"], "model.quantizer.kl_weight"),
         (["--model.quantizer.temperature_end", "2"], "model.quantizer.temperature_end"),

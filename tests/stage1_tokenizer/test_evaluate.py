@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from data.shards import ShardDataset
-from shared.metrics import codebook
-from shared.metrics.codebook import CodeCount
-from stage1_tokenizer.config import PerceptualConfig
-from stage1_tokenizer.evaluate import evaluate_tokenizer
-from stage1_tokenizer.fidelity import Fidelity
-from stage1_tokenizer.frozen import FrozenTokenizer
-from stage1_tokenizer.vqgan import VQGAN
+from medunifier.data.shards.dataset import ShardDataset
+from medunifier.shared.metrics.images import codebook_usage as codebook
+from medunifier.shared.metrics.images.codebook_usage import CodeCount
+from medunifier.stage1_tokenizer.config import PerceptualConfig
+from medunifier.stage1_tokenizer.evaluate import evaluate_tokenizer
+from medunifier.stage1_tokenizer.frozen import FrozenTokenizer
+from medunifier.stage1_tokenizer.model.vqgan import VQGAN
+from medunifier.stage1_tokenizer.training.fidelity import Fidelity
 from tests.stage1_tokenizer.conftest import SIZE, TINY
 
 

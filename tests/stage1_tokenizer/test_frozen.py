@@ -8,13 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from shared.errors import UserError
-from stage1_tokenizer.frozen import FrozenTokenizer, export
-from stage1_tokenizer.vqgan import VQGAN
+from medunifier.shared.errors import UserError
+from medunifier.stage1_tokenizer.frozen import FrozenTokenizer, export
+from medunifier.stage1_tokenizer.model.vqgan import VQGAN
 from tests.stage1_tokenizer.conftest import SIZE, TINY, blobs
 
 
-@pytest.fixture(scope="module", params=["unit_norm", "classic"])
+@pytest.fixture(scope="module", params=["cosine_vq", "vq"])
 def model(request):
     torch.manual_seed(0)
     model = VQGAN({**TINY, "quantizer": request.param}).eval()
@@ -40,7 +40,7 @@ def test_round_trip_gives_the_models_codes_and_reconstructions(model, folder):
         assert torch.equal(frozen.encode_indices(images()), codes)
         torch.testing.assert_close(frozen.decode_indices(codes), model.decode_indices(codes), atol=1e-5, rtol=0)
     assert frozen.codebook.shape == (32, 4) and frozen.codebook.dtype == torch.float32
-    assert (frozen.image_size, frozen.grid, frozen.codes) == (SIZE, (8, 8), 32)
+    assert (frozen.image_size, frozen.grid, frozen.codebook_size) == (SIZE, (8, 8), 32)
     assert torch.equal(load_file(folder / "codebook.safetensors")["codebook"], frozen.codebook)
     assert (
         frozen.fingerprint in (folder / "README.md").read_text() and "psnr: 30" in (folder / "README.md").read_text()
@@ -63,7 +63,7 @@ def test_arrays_of_8_and_16_bits_are_taken_and_others_refused(folder):
 def test_auto_encodes_as_bf16_does_where_the_device_has_it(folder, monkeypatch):
     """The vectors are bfloat16's, the lookup is float32: the nearest of all entries in float64."""
     frozen = FrozenTokenizer.from_pretrained(folder)
-    monkeypatch.setattr("shared.precision.has_bf16", lambda device: True)
+    monkeypatch.setattr("medunifier.shared.training.precision.has_bf16", lambda device: True)
     seen = []
     frozen._model.quant_conv.register_forward_hook(lambda module, inputs, z: seen.append(z))
     codes = frozen.encode_indices(images(), "auto")
@@ -116,5 +116,5 @@ def test_never_trains(folder):
 def test_tokenizers_written_before_a_setting_existed_keep_their_fingerprint(folder):
     saved = json.loads((folder / "config.json").read_text())
     assert saved["model"]["quantizer"].keys() == {
-        "kind", "codebook_weight", "commitment_weight", "revive_every", "revive_below",
+        "kind", "codebook_weight", "commitment_weight", "dead_code_interval", "dead_code_threshold",
     }  # fmt: skip

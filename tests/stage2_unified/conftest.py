@@ -7,18 +7,18 @@ import pytest
 import torch
 from PIL import Image
 
-from data.phantom import Phantom
-from stage1_tokenizer.config import model_config
-from stage1_tokenizer.frozen import export
-from stage1_tokenizer.vqgan import VQGAN
-from stage2_unified.config import LossWeights
-from stage2_unified.configuration import MedUnifierConfig
-from stage2_unified.model import MedUnifierForConditionalGeneration
-from stage2_unified.processor import MedUnifierProcessor
-from stage2_unified.sequence_layout import ImageSpans
-from stage2_unified.text_tokenizer import train_text_tokenizer
-from stage2_unified.training.collator import StudyBatch
-from stage2_unified.training.four_objectives import FourObjectives
+from medunifier.data.phantom import Phantom
+from medunifier.stage1_tokenizer.config import model_config
+from medunifier.stage1_tokenizer.frozen import export
+from medunifier.stage1_tokenizer.model.vqgan import VQGAN
+from medunifier.stage2_unified.model.configuration import MedUnifierConfig
+from medunifier.stage2_unified.model.modeling import MedUnifierForConditionalGeneration
+from medunifier.stage2_unified.model.processing.processor import MedUnifierProcessor
+from medunifier.stage2_unified.model.processing.text_tokenizer import train_text_tokenizer
+from medunifier.stage2_unified.model.sequences import ImageSpans
+from medunifier.stage2_unified.training.collator import StudyBatch
+from medunifier.stage2_unified.training.config import LossWeights
+from medunifier.stage2_unified.training.four_objectives import FourObjectives
 from tests.stage1_tokenizer.conftest import TINY_TOKENIZER
 
 GRID = (2, 3)
@@ -40,7 +40,7 @@ BACKBONE = {
 def make_config(**changes):
     values = {
         "text_size": 40,
-        "codes": CODES,
+        "codebook_size": CODES,
         "code_dim": 4,
         "grid": GRID,
         "embedding_dim": 16,
@@ -135,7 +135,7 @@ def make_model_folder(root, seed=0, **changes):
     codes, dim = frozen.codebook.shape
     config = make_config(
         text_config=BACKBONE | {"max_position_embeddings": 512},
-        text_size=len(words), codes=codes, code_dim=dim, grid=frozen.grid, tokenizer_fingerprint=frozen.fingerprint,
+        text_size=len(words), codebook_size=codes, code_dim=dim, grid=frozen.grid, tokenizer_fingerprint=frozen.fingerprint,
         **changes,
     )  # fmt: skip
     model = MedUnifierForConditionalGeneration(config)

@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from data.labels import label_report
-from data.phantom import Phantom
-from data.phantom.change import Change, changes
-from data.phantom.report import write_report
-from data.phantom.state import FINDINGS, Lesion, slot, study_state
-from data.sections import split_sections
-from tests.data.phantom.test_draw import PLAIN
+from medunifier.data.phantom import Phantom
+from medunifier.data.phantom.change import Change, changes
+from medunifier.data.phantom.report import write_report
+from medunifier.data.phantom.state import FINDINGS, Lesion, slot, study_state
+from medunifier.data.reports.labeler import label_report
+from medunifier.data.reports.sections import split_sections
+from tests.data.phantom.rendering.test_frontal import PLAIN
 
 
 def visits(seed: int, count: int) -> list:

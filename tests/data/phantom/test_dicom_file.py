@@ -7,7 +7,7 @@ import pydicom
 import pytest
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
-from data.phantom.dicom_file import dicom_file
+from medunifier.data.phantom.dicom_file import dicom_file
 
 ELEMENTS = {
     "SOPClassUID": "1.2.840.10008.5.1.4.1.1.1",

@@ -4,8 +4,8 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from data.phantom.anatomy import frame
-from data.phantom.state import FINDINGS, ROUND, State, slot, study_state
+from medunifier.data.phantom.rendering.anatomy import frame
+from medunifier.data.phantom.state import FINDINGS, ROUND, State, slot, study_state
 
 COUNT = 1200
 

@@ -5,12 +5,12 @@ import re
 import numpy as np
 import pytest
 
-from data.labels import label_report
-from data.observations import OBSERVATIONS
-from data.phantom import Phantom
-from data.phantom.report import write_report
-from data.phantom.state import FINDINGS, slot, study_state
-from data.sections import split_sections, training_text
+from medunifier.data.phantom import Phantom
+from medunifier.data.phantom.report import write_report
+from medunifier.data.phantom.state import FINDINGS, slot, study_state
+from medunifier.data.reports.labeler import label_report
+from medunifier.data.reports.observations import OBSERVATIONS
+from medunifier.data.reports.sections import split_sections, training_text
 
 
 def reports(seed: int, count: int) -> list:
@@ -120,7 +120,7 @@ def test_only_the_chosen_findings_occur_and_unknown_ones_are_named():
 
 
 def test_lateral_views_join_a_fraction_of_the_upright_studies():
-    plain, both = Phantom(32, 1), Phantom(32, 1, lateral_share=0.5)
+    plain, both = Phantom(32, 1), Phantom(32, 1, lateral_fraction=0.5)
     upright = lateral = 0
     for index in range(120):
         study, frontal = both.study(index), plain.study(index)
@@ -131,5 +131,5 @@ def test_lateral_views_join_a_fraction_of_the_upright_studies():
         upright += study.views[0] == "PA"
         lateral += len(study.views) == 2
     assert 0.3 < lateral / upright < 0.7
-    with pytest.raises(ValueError, match="lateral_share"):
-        Phantom(lateral_share=1.5)
+    with pytest.raises(ValueError, match="lateral_fraction"):
+        Phantom(lateral_fraction=1.5)

@@ -7,11 +7,11 @@ import numpy as np
 import pydicom
 import pytest
 
-from data.labels import label_report
-from data.phantom import Phantom
-from data.phantom.command import PhantomConfig, main, write_archive
-from data.radiograph import read_film
-from shared.errors import UsageError, UserError
+from medunifier.data.images.radiograph import read_film
+from medunifier.data.phantom import Phantom
+from medunifier.data.phantom.command import PhantomConfig, main, write_archive
+from medunifier.data.reports.labeler import label_report
+from medunifier.shared.errors import UsageError, UserError
 from tests.files import contents, read_csv
 
 COUNT = 30
@@ -107,9 +107,9 @@ def test_bad_use(archive: Path, tmp_path: Path) -> None:
 def test_the_full_spread_keeps_pixels_views_and_sizes(tmp_path: Path) -> None:
     """Formats, windows, devices and transfer syntaxes of Open-I's table: the pixels read are those generated."""
     root, count = tmp_path / "full", 60
-    options = ["--lateral_share", "0.6", "--history", "true", "--headers", "openi", "--workers", "2"]
+    options = ["--lateral_fraction", "0.6", "--history", "true", "--headers", "openi", "--workers", "2"]
     main(["--out", str(root), "--studies", str(count), "--seed", "3", "--size", "40", *options])
-    phantom, seen = Phantom(40, 3, lateral_share=0.6, history=True), []
+    phantom, seen = Phantom(40, 3, lateral_fraction=0.6, history=True), []
     metadata = {row["dicom_id"]: row for row in read_csv(root / "mimic-cxr-2.0.0-metadata.csv.gz")}
     for index in range(count):
         study = phantom.study(index)

@@ -12,11 +12,11 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian
 
-from data.ingest import IngestConfig, ingest
-from data.records import SPLITS
-from data.shards import ShardDataset
-from data.source_check import check_source
-from data.sources import Archive, SourceOptions, read_source
+from medunifier.data.ingest.check import check_source
+from medunifier.data.ingest.command import IngestConfig, ingest
+from medunifier.data.records import SPLITS
+from medunifier.data.shards.dataset import ShardDataset
+from medunifier.data.sources import Archive, SourceOptions, read_source
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from data.observations import OBSERVATIONS
-from shared.errors import UserError
+from medunifier.data.reports.observations import OBSERVATIONS
+from medunifier.shared.errors import UserError
 
 NAMES = (
     "No Finding,Enlarged Cardiomediastinum,Cardiomegaly,Lung Opacity,Lung Lesion,Edema,Consolidation,Pneumonia,"

@@ -3,9 +3,9 @@
 import re
 import shlex
 
-from data.ingest import IngestConfig
-from data.sources import SOURCES
-from shared.config import parse_config
+from medunifier.data.ingest.command import IngestConfig
+from medunifier.data.sources import SOURCES
+from medunifier.shared.config import parse_config
 
 
 def test_every_source_has_its_section_and_a_command_that_parses(root):

@@ -2,9 +2,9 @@
 
 import pytest
 
-from data.masks import read_masks
-from data.sources import vindr
-from shared.errors import UserError
+from medunifier.data.images.masks import read_masks
+from medunifier.data.sources import vindr
+from medunifier.shared.errors import UserError
 
 PADCHEST = (
     ",ImageID,ImageDir,StudyDate_DICOM,StudyID,PatientID,PatientBirth,PatientSex_DICOM,ViewPosition_DICOM,Projection,"

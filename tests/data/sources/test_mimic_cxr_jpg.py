@@ -1,7 +1,7 @@
 import pytest
 
-from data.observations import OBSERVATIONS
-from shared.errors import UserError
+from medunifier.data.reports.observations import OBSERVATIONS
+from medunifier.shared.errors import UserError
 
 METADATA = (
     "dicom_id,subject_id,study_id,PerformedProcedureStepDescription,ViewPosition,Rows,Columns,StudyDate,StudyTime,"

@@ -3,7 +3,7 @@ import tarfile
 
 import pytest
 
-from shared.errors import UserError
+from medunifier.shared.errors import UserError
 
 XML = """<?xml version="1.0" encoding="utf-8"?>
 <eCitation><uId id="CXR{number}"/><MedlineCitation><Article><Abstract>

@@ -8,14 +8,14 @@ import signal
 import fsspec
 import pytest
 
-from data.ingest import IngestConfig, ingest
-from data.observations import OBSERVATIONS
-from data.places import as_path, lies_under
-from data.pseudonyms import load_key
-from data.sources import SOURCES, SourceOptions, read_source
-from data.sources import vindr as vindr_source
-from data.sources.tables import read_table, read_text
-from shared.errors import UserError
+from medunifier.data.ingest.command import IngestConfig, ingest
+from medunifier.data.ingest.pseudonyms import load_key
+from medunifier.data.remote_paths import as_path, lies_under
+from medunifier.data.reports.observations import OBSERVATIONS
+from medunifier.data.sources import SOURCES, SourceOptions, read_source
+from medunifier.data.sources import vindr as vindr_source
+from medunifier.data.sources.tables import read_table, read_text
+from medunifier.shared.errors import UserError
 from tests.data.sources.test_chexpert import HEADER, PLUS
 from tests.data.sources.test_image_sets import NIH, PADCHEST, padchest_row
 from tests.data.sources.test_mimic_cxr_jpg import METADATA
@@ -193,7 +193,7 @@ def test_tables_and_key_files_must_be_regular_files(tmp_path, in_time):
 def test_a_packed_table_is_bounded_after_inflation(tmp_path, monkeypatch):
     (tmp_path / "t.csv.gz").write_bytes(gzip.compress(b"a\n" + b"0\n" * 100_000))
     assert len(read_table(tmp_path / "t.csv.gz", ["a"], [])) == 100_000
-    monkeypatch.setattr("data.sources.tables.MAX_TABLE_BYTES", 10_000)  # the file itself has fewer
+    monkeypatch.setattr("medunifier.data.sources.tables.MAX_TABLE_BYTES", 10_000)  # the file itself has fewer
     with pytest.raises(UserError, match="too large"):
         read_table(tmp_path / "t.csv.gz", ["a"], [])
 

@@ -2,10 +2,10 @@ import gzip
 
 import pytest
 
-from data.label_names import closed_labels, observation, positive_labels
-from data.observations import OBSERVATIONS
-from data.sources.tables import find_table, read_table, split_name
-from shared.errors import UserError
+from medunifier.data.reports.label_names import closed_labels, observation, positive_labels
+from medunifier.data.reports.observations import OBSERVATIONS
+from medunifier.data.sources.tables import find_table, read_table, split_name
+from medunifier.shared.errors import UserError
 
 
 def test_cells_are_stripped_nan_is_blank_and_other_columns_are_not_kept(tmp_path):

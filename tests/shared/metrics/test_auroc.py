@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from shared.metrics.auroc import auroc, auroc_per_finding, macro_auroc, macro_auroc_interval, truth_matrix
-from shared.metrics.bootstrap import bootstrap_interval
-from shared.metrics.roc import POINTS, roc_per_finding, roc_points
+from medunifier.shared.metrics.auroc import auroc, auroc_per_finding, macro_auroc, macro_auroc_interval, truth_matrix
+from medunifier.shared.metrics.bootstrap import bootstrap_interval
+from medunifier.shared.metrics.roc import POINTS, roc_per_finding, roc_points
 from tests.seeds import for_seeds
 
 

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 from scipy.stats import hypergeom
 
-from shared.metrics.retrieval import chance_recall, first_relevant_rank, precision_at_k, recall_at_k, rerank
+from medunifier.shared.metrics.retrieval import (
+    chance_recall,
+    first_relevant_rank,
+    precision_at_k,
+    recall_at_k,
+    rerank,
+)
 from tests.seeds import for_seeds
 
 

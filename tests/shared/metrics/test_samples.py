@@ -4,12 +4,19 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
-from shared.errors import UserError
-from shared.metrics.auroc import auroc, macro_auroc
-from shared.metrics.bleu import bleu, bleu_counts
-from shared.metrics.bootstrap import resamples
-from shared.metrics.clinical_f1 import clinical_f1, f1_counts
-from shared.metrics.samples import Samples, Statistic, load_samples, mean_of, paired_difference, save_samples
+from medunifier.shared.errors import UserError
+from medunifier.shared.metrics.auroc import auroc, macro_auroc
+from medunifier.shared.metrics.bootstrap import resamples
+from medunifier.shared.metrics.reports.bleu import bleu, bleu_counts
+from medunifier.shared.metrics.reports.clinical_f1 import clinical_f1, f1_counts
+from medunifier.shared.metrics.samples import (
+    Samples,
+    Statistic,
+    load_samples,
+    mean_of,
+    paired_difference,
+    save_samples,
+)
 
 FINDINGS = ("Edema", "Fracture")
 

@@ -8,9 +8,8 @@ from html.parser import HTMLParser
 import numpy as np
 from PIL import Image
 
-from shared.notice import RESEARCH_ONLY
-from shared.report_page import PHANTOM, Bar, Figure, Page
-from shared.report_page.page import mark_differences, png_data_uri
+from medunifier.shared.report_page.notice import RESEARCH_ONLY
+from medunifier.shared.report_page.page import PHANTOM, Bar, Figure, Page, mark_differences, png_data_uri
 
 VOID = {"meta", "img", "rect", "polyline"}
 

@@ -13,8 +13,8 @@ LOGIN = ("reader", "s3cret word")
 @pytest.fixture(scope="session")
 def server(model_folder, phantom_shards, tmp_path_factory):
     """``url``, ``process``, ``log``. Uploads to 2 MiB, a queue of 8."""
-    from shared.command import run_command
-    from stage2_unified.retrieve_command import main
+    from medunifier.shared.command import run_command
+    from medunifier.stage2_unified.cli.retrieve import main
 
     folder = tmp_path_factory.mktemp("served")
     index, password = folder / "index", folder / "password"

@@ -19,7 +19,7 @@ def application(model_folder: Path, **options: object) -> Iterator[SimpleNamespa
     """``app``, ``page`` (the Gradio blocks), ``folder`` and ``client(address)``, each with cookies of its own."""
     from starlette.testclient import TestClient
 
-    from stage2_unified.app.server import make_app, own_folder
+    from medunifier.stage2_unified.app.server import make_app, own_folder
 
     with own_folder() as folder:
         app = make_app(str(model_folder), folder, host="127.0.0.1", **options)

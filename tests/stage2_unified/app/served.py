@@ -22,7 +22,7 @@ def serving(folder: Path, **options: object) -> Iterator[SimpleNamespace]:
     for name in ("home", "work", "tmp"):
         (folder / name).mkdir()
     environment = os.environ | {"HOME": str(folder / "home"), "TMPDIR": str(folder / "tmp")}
-    command = [sys.executable, str(ROOT / "medunifier.py"), "serve", *(f"--{k}={v}" for k, v in options.items())]
+    command = [sys.executable, "-m", "medunifier", "serve", *(f"--{k}={v}" for k, v in options.items())]
     with open(folder / "log", "w") as log:
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=log, text=True, cwd=folder / "work", env=environment

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.phantom import Phantom
-from data.sections import split_sections
-from data.synthetic import save_synthetic_dicom
+from medunifier.data.images.synthetic import save_synthetic_dicom
+from medunifier.data.phantom import Phantom
+from medunifier.data.reports.sections import split_sections
 from tests.stage2_unified.app.served import ROOT, serving
 
 playwright = pytest.importorskip("playwright.sync_api", reason="driven by Playwright: pip install playwright")

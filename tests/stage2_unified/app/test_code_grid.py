@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.errors import UserError
-from stage2_unified.app.code_grid import WAYS, Region, cell_pixels, edited, picture_of
+from medunifier.shared.errors import UserError
+from medunifier.stage2_unified.app.code_grid import WAYS, Region, cell_pixels, edited, picture_of
 
 CODES = np.random.default_rng(0).integers(0, 64, (6, 8))
 

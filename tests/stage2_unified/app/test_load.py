@@ -13,8 +13,8 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from gradio_client.utils import QueueError
 
-from data.phantom import Phantom
-from data.synthetic import save_synthetic_dicom
+from medunifier.data.images.synthetic import save_synthetic_dicom
+from medunifier.data.phantom import Phantom
 from tests.stage2_unified.app.conftest import LOGIN
 from tests.stage2_unified.app.served import serving
 

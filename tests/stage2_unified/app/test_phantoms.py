@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.labels import label_report
-from stage2_unified.app.phantoms import phantom_index, write_examples
-from stage2_unified.evaluate.prompts import FINDINGS
-from stage2_unified.inference import MedUnifierPipeline
+from medunifier.data.reports.labeler import label_report
+from medunifier.stage2_unified.app.phantoms import phantom_index, write_examples
+from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline
+from medunifier.stage2_unified.inference.prompts import FINDINGS
 
 
 def test_examples_differ_in_what_they_show(tmp_path):

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.pixels import UnreadableImage
-from data.radiograph import read_radiograph
-from stage2_unified.app.reader import FilmReader
+from medunifier.data.images.pixels import UnreadableImage
+from medunifier.data.images.radiograph import read_radiograph
+from medunifier.stage2_unified.app.reader import FilmReader
 
 
 @pytest.fixture

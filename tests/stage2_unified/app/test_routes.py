@@ -15,7 +15,7 @@ from tests.stage2_unified.app.served import serving
 
 pytest.importorskip("gradio")
 
-from stage2_unified.app.server import MOST_SESSIONS
+from medunifier.stage2_unified.app.server import MOST_SESSIONS
 
 LOGIN = ("reader", "s3cret word")
 EVIL = (
@@ -168,7 +168,7 @@ def test_other_sites_are_refused(served, client):
 
 def status_of(host, listens, names=(), kind="http", path="/health", folder=Path("/nowhere")):
     """What the gate alone answers."""
-    from stage2_unified.app.gate import Gate
+    from medunifier.stage2_unified.app.security.gate import Gate
 
     sent = []
 

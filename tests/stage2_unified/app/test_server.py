@@ -15,13 +15,13 @@ from gradio_client.exceptions import AppError
 from gradio_client.utils import QueueError
 from PIL import Image
 
-from data.phantom import Phantom
-from data.radiograph import read_radiograph
-from data.synthetic import save_synthetic_dicom
-from shared.command import run_command
-from stage2_unified.app.command import has_screen, main
-from stage2_unified.app.uploads import remove_older
-from stage2_unified.evaluate.prompts import FINDINGS
+from medunifier.data.images.radiograph import read_radiograph
+from medunifier.data.images.synthetic import save_synthetic_dicom
+from medunifier.data.phantom import Phantom
+from medunifier.shared.command import run_command
+from medunifier.stage2_unified.app.command import has_screen, main
+from medunifier.stage2_unified.app.security.uploads import remove_older
+from medunifier.stage2_unified.inference.prompts import FINDINGS
 from tests.stage2_unified.app.conftest import LOGIN
 
 

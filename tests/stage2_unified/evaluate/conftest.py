@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from data.shards import ShardDataset
-from stage2_unified.evaluate.studies import JudgedData
+from medunifier.data.shards.dataset import ShardDataset
+from medunifier.stage2_unified.evaluate.subsets.studies import EvaluationData
 from tests.stage2_unified.evaluate.phantom_oracle import FakeTokenizer, code_of, phantom_studies, write_shards
 
 
@@ -32,7 +32,7 @@ def token_shards(studies, tmp_path_factory):
 
 @pytest.fixture
 def image_data(image_shards):
-    return JudgedData(str(image_shards), FakeTokenizer())
+    return EvaluationData(str(image_shards), FakeTokenizer())
 
 
 @pytest.fixture

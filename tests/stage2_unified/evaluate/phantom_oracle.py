@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from data.masks import member_name
-from data.observations import OBSERVATIONS
-from data.phantom import Phantom
-from data.sections import one_line, split_sections
-from data.shards import MANIFEST, encode_info, encode_npy, encode_png, shard_name, write_shard
-from shared.artifacts import FORMAT_VERSION, write_json
-from stage2_unified.report_codec import normalise_report
+from medunifier.data.images.masks import member_name
+from medunifier.data.phantom import Phantom
+from medunifier.data.reports.observations import OBSERVATIONS
+from medunifier.data.reports.sections import one_line, split_sections
+from medunifier.data.shards.dataset import MANIFEST, encode_info, encode_npy, encode_png, shard_name, write_shard
+from medunifier.shared.artifacts import FORMAT_VERSION, write_json
+from medunifier.stage2_unified.model.processing.report_codec import normalise_report
 
 SIZE = 32
 

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from shared.command import run_command
-from shared.errors import UserError
-from stage2_unified.evaluate.command import EvaluateConfig, evaluate, main
-from stage2_unified.evaluate.compare import compare
+from medunifier.shared.command import run_command
+from medunifier.shared.errors import UserError
+from medunifier.stage2_unified.evaluate.command import EvaluateConfig, evaluate, main
+from medunifier.stage2_unified.evaluate.compare import compare
 from tests.stage2_unified.evaluate.phantom_oracle import FakeTokenizer, Oracle, write_shards
 
 
@@ -114,7 +114,7 @@ def test_wrong_calls_and_files_are_answered_in_one_line(results, tmp_path, capsy
 
 
 def test_undefined_figures_are_named_not_tested(results, monkeypatch):
-    from shared.metrics import samples
+    from medunifier.shared.metrics import samples
 
     monkeypatch.setitem(samples.KINDS, "bleu4", lambda *counts: float("nan"))
     found = compare(str(results / "best.json"), str(results / "worst.json"), draws=10)

@@ -9,10 +9,16 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-from stage2_unified.config import OBJECTIVES, DataConfig, DecoderOptimConfig, LossWeights, Stage2Config
-from stage2_unified.objectives.chance import chance_levels
-from stage2_unified.task import UnifiedTask
-from stage2_unified.training.four_objectives import FourObjectives
+from medunifier.stage2_unified.objectives.chance import chance_levels
+from medunifier.stage2_unified.training.config import (
+    OBJECTIVES,
+    DataConfig,
+    DecoderOptimConfig,
+    LossWeights,
+    Stage2Config,
+)
+from medunifier.stage2_unified.training.four_objectives import FourObjectives
+from medunifier.stage2_unified.training.task import UnifiedTask
 from tests.stage2_unified.conftest import losses_of, make_batch, make_model
 
 LIMIT = math.log(100.0)

@@ -1,0 +1,1 @@
+"""Radiograph files: DICOM decoding, windows, checks, resizing, masks."""

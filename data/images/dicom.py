@@ -1,0 +1,371 @@
+"""DICOM radiographs: from the stored values to what a radiologist is shown, and the few header fields we read.
+
+The path of a value (DICOM PS3.3 C.11): stored value -> modality LUT or rescale -> VOI LUT or window ->
+[0, 1] -> inversion for MONOCHROME1. Without a window the range is the one that the bits allow, never the
+picture's own minimum and maximum, so two films of one machine stay comparable. Nothing is repaired by
+guess: a file that contradicts itself is refused, and tags are believed (a false MONOCHROME1 tag gives a
+negative).
+"""
+
+import gzip
+import logging
+import re
+import warnings
+import zlib
+from dataclasses import dataclass
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pydicom
+from numpy import ndarray
+from pydicom.dataset import Dataset
+from pydicom.encaps import generate_frames
+from pydicom.pixels import get_decoder
+from pydicom.pixels.processing import apply_modality_lut, apply_voi
+from pydicom.uid import (
+    HTJ2K,
+    JPEG2000,
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+    RLELossless,
+)
+
+from medunifier.data.images.compressed_header import has_whole_scan, stream_frame
+from medunifier.data.images.pixels import UnreadableImage, check_not_constant, check_size
+from medunifier.data.remote_paths import as_path, read_at_most
+
+MOST_BYTES = 2**29
+"""Of a file, after inflation."""
+_META_BYTES = 2**16
+"""Where a transfer syntax is looked for at least; the length that a file gives its meta information may be a lie."""
+
+# pydicom logs, with tracebacks, what it also raises; a refused file is one line in a table and no more.
+logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+
+# What these codings lose comes back as ringing at edges, also beyond the range of the values that went in.
+_LOSSY = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEG2000, HTJ2K)
+
+_GZIP = b"\x1f\x8b"
+_GREY = ("MONOCHROME1", "MONOCHROME2")
+_NOT_GREY = (
+    "RGB", "PALETTE COLOR", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT", "HSV", "ARGB",
+    "CMYK", "XYB",
+)  # fmt: skip
+Windowing = Literal["header", "full"]
+"""header: the VOI table or the first window that the file names, else full. full: all grey levels that the bits
+allow, whatever the file names."""
+
+_CODEC_ERROR = re.compile(r"error code '(-?\d{1,5})'")
+
+
+@dataclass(frozen=True)
+class Radiograph:
+    """A picture and what ingest may know of it. No identifier is ever read."""
+
+    pixels: ndarray
+    """(H, W) float32 in [0, 1], bones light."""
+    view: str = ""
+    """ViewPosition in capitals ("PA", "AP", "LATERAL", "LL", ...), "" where the header has none."""
+    modality: str = ""
+    body_part: str = ""
+    bits: int = 8
+    """Grey levels of the source, as a power of two."""
+    burned_in: bool = False
+    """The header says that words, perhaps a name, are part of the picture (BurnedInAnnotation is YES)."""
+    stored: tuple[int, int] = (0, 0)
+    """Rows and columns of the file, where ``pixels`` were fitted into a square."""
+
+
+def read_dicom(path: str | Path) -> Radiograph:
+    """Reads one DICOM radiograph, plain or gzipped, with or without preamble and file meta information.
+
+    Raises:
+        UnreadableImage: not DICOM, no pixels, truncated, colour, several frames, an absurd size, values
+            beyond the bits stored, a codec that fails, a constant image.
+        OSError: if the file cannot be opened, is no regular file, or has more than 512 MiB.
+    """
+    return decode_dicom(read_at_most(as_path(path), MOST_BYTES))
+
+
+def decode_dicom(data: bytes, window: Windowing = "header") -> Radiograph:
+    """As `read_dicom`, of a file's bytes, and with the choice of what is shown of the grey levels."""
+    with warnings.catch_warnings():
+        # pydicom warns of every oddity of a header; what matters here is an error or nothing.
+        warnings.simplefilter("ignore")
+        try:
+            dataset = _parse(_unpacked(data))
+            return _radiograph(dataset, window)
+        except UnreadableImage:
+            raise
+        except RecursionError:
+            raise UnreadableImage("not readable as DICOM: sequences nested beyond reason") from None
+        except Exception as error:
+            # Damaged files raise whatever the innermost parser or codec happens to raise.
+            raise UnreadableImage(f"not readable as DICOM ({_brief(error)})") from error
+
+
+def is_dicom(head: bytes) -> bool:
+    """Whether the first 132 bytes of a file say DICOM. Files without preamble do not, and may be DICOM still."""
+    return head[128:132] == b"DICM"
+
+
+def _brief(error: Exception) -> str:
+    """The kind of an error and no word of its text, which quotes the header: a name may stand there."""
+    number = _CODEC_ERROR.search(str(error))
+    return type(error).__name__ + (f", the codec's {number[1]}" if number else "")
+
+
+def _unpacked(data: bytes) -> bytes:
+    """The file's bytes, gunzipped, refused beyond a bound whatever the compressed size was."""
+    if data[:2] == _GZIP:
+        with gzip.open(BytesIO(data)) as file:
+            data = file.read(MOST_BYTES + 1)
+        if len(data) > MOST_BYTES:
+            raise UnreadableImage("too large after inflation")
+    if not data:
+        raise UnreadableImage("empty file")
+    return data
+
+
+def _parse(data: bytes) -> Dataset:
+    if DeflatedExplicitVRLittleEndian.encode() in data[: max(_meta_end(data), _META_BYTES)]:
+        _check_inflated_size(data)
+    try:
+        dataset = pydicom.dcmread(BytesIO(data), force=True)
+    except Exception as error:
+        raise UnreadableImage(f"not readable as DICOM ({_brief(error)})") from error
+    if not is_dicom(data) and not any(tag in dataset for tag in ("SOPClassUID", "Modality", "Rows", "PixelData")):
+        raise UnreadableImage("not a DICOM file")
+    return dataset
+
+
+def _meta_end(data: bytes) -> int:
+    """Where the data set begins: after the group that (0002,0000), the first element, gives the length of; else 0."""
+    if not is_dicom(data) or data[132:136] != b"\x02\x00\x00\x00" or len(data) < 144:
+        return 0
+    return 144 + int.from_bytes(data[140:144], "little")
+
+
+def _check_inflated_size(data: bytes) -> None:
+    """Inflates a deflated data set in small steps and throws the bytes away: a bomb is seen before it goes off."""
+    start = _meta_end(data)
+    if not start:
+        raise UnreadableImage("not readable as DICOM: deflated without the length of its file meta information")
+    inflater, total, rest = zlib.decompressobj(-zlib.MAX_WBITS), 0, data[start:]
+    while rest and not inflater.eof:
+        total += len(inflater.decompress(rest, 2**20))
+        rest = inflater.unconsumed_tail
+        if total > MOST_BYTES:
+            raise UnreadableImage("too large after inflation")
+
+
+def _radiograph(dataset: Dataset, window: Windowing) -> Radiograph:
+    _check_header(dataset)
+    stored = _stored_values(dataset)
+    check_not_constant(stored)
+    pixels = _displayed(dataset, stored, window == "header")
+    check_not_constant(pixels)
+    return Radiograph(
+        pixels=pixels,
+        view=_word(dataset, "ViewPosition"),
+        modality=_word(dataset, "Modality"),
+        body_part=_word(dataset, "BodyPartExamined"),
+        bits=int(dataset.BitsStored),
+        burned_in=_word(dataset, "BurnedInAnnotation") == "YES",
+    )
+
+
+def _word(dataset: Dataset, name: str) -> str:
+    value = dataset.get(name)
+    return str(value).strip().upper() if isinstance(value, str) else ""
+
+
+def _check_header(dataset: Dataset) -> None:
+    """Everything that can be refused before a pixel is decoded."""
+    if "PixelData" not in dataset:
+        raise UnreadableImage("no pixel data")
+    if not dataset.PixelData:
+        raise UnreadableImage("empty pixel data")
+    for name in (
+        "Rows",
+        "Columns",
+        "BitsAllocated",
+        "BitsStored",
+        "PhotometricInterpretation",
+        "PixelRepresentation",
+    ):
+        if dataset.get(name) in (None, ""):
+            raise UnreadableImage(f"header lacks {name}")
+    if int(dataset.get("SamplesPerPixel") or 1) != 1:
+        raise UnreadableImage("colour image")
+    if dataset.PhotometricInterpretation not in _GREY:
+        known = dataset.PhotometricInterpretation in _NOT_GREY
+        what = (
+            f"photometric interpretation {dataset.PhotometricInterpretation}"
+            if known
+            else "photometric interpretation"
+        )
+        raise UnreadableImage(f"{what} is not grey")
+    if int(dataset.get("NumberOfFrames") or 1) != 1:
+        raise UnreadableImage(f"{int(dataset.NumberOfFrames)} frames, one expected")
+    check_size(int(dataset.Rows), int(dataset.Columns))
+    allocated, bits = int(dataset.BitsAllocated), int(dataset.BitsStored)
+    if allocated not in (8, 16, 32) or not 2 <= bits <= min(allocated, 16):
+        raise UnreadableImage(f"{bits} bits stored in {allocated} allocated")
+
+
+def _stored_values(dataset: Dataset) -> ndarray:
+    """(H, W) integers as stored, as the transfer syntax codes them."""
+    if not getattr(dataset, "file_meta", None) or "TransferSyntaxUID" not in dataset.file_meta:
+        # No file meta: DICOM's default, unless the parser found explicit VRs.
+        explicit = not dataset.original_encoding[0]
+        dataset.ensure_file_meta()
+        dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian if explicit else ImplicitVRLittleEndian
+    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    options: dict[str, Any] = {}
+    if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        _check_codestream(dataset, rows, columns)
+        options["decoding_plugin"] = _decoding_plugin(dataset.file_meta.TransferSyntaxUID)
+    # pydicom would mask unsigned values beyond the bits stored, which turns white to black without a word.
+    # Bits above are in order where an old overlay is kept in them, and (as sign) in signed values.
+    overlaid = any(element.tag.group & 0xFF00 == 0x6000 for element in dataset)
+    if int(dataset.PixelRepresentation) == 0 and not overlaid:
+        options["correct_unused_bits"] = False
+    dataset.pixel_array_options(**options)
+    try:
+        stored = dataset.pixel_array
+    except Exception as error:
+        truncated = "less than expected" in str(error)
+        raise UnreadableImage(
+            "truncated pixel data" if truncated else f"undecodable pixels ({_brief(error)})"
+        ) from error
+    if stored.shape != (rows, columns):
+        raise UnreadableImage(f"decoded to {stored.shape}, header says {(rows, columns)}")
+    low, high = _stored_range(dataset)
+    least, greatest = int(stored.min()), int(stored.max())
+    if low <= least and greatest <= high:
+        return stored
+    ringing = (high - low) // 16 if dataset.file_meta.TransferSyntaxUID in _LOSSY else 0
+    if least < low - ringing or greatest > high + ringing:
+        raise UnreadableImage(f"pixel values beyond the {int(dataset.BitsStored)} bits stored")
+    return np.clip(stored, low, high)
+
+
+@cache
+def _decoding_plugin(syntax: UID) -> str:
+    """One codec for all machines, since JPEG decoders differ by a grey level. It is never GDCM, which pydicom would
+    try first: that ends the whole process on some damaged files.
+
+    JPEG-LS leaves a decoder no choice, near-lossless or not. So there the fastest may be taken where it is installed:
+    CharLS needs a fifth of libjpeg's time.
+    """
+    if syntax == RLELossless:
+        return "pydicom"
+    jpeg_ls = syntax in (JPEGLSLossless, JPEGLSNearLossless)
+    return "pyjpegls" if jpeg_ls and "pyjpegls" in get_decoder(syntax).available_plugins else "pylibjpeg"
+
+
+def _check_codestream(dataset: Dataset, rows: int, columns: int) -> None:
+    """Codecs allocate by their own header: one that disagrees with DICOM's could ask for all memory."""
+    if dataset.file_meta.TransferSyntaxUID == RLELossless:
+        return  # without a picture size of its own; pydicom unpacks it into the header's
+    stream = next(generate_frames(dataset.PixelData, number_of_frames=1), b"")
+    frame = stream_frame(stream)
+    if frame is None:
+        raise UnreadableImage("compressed stream without a header that could be read")
+    if (frame.rows, frame.columns) != (rows, columns):
+        raise UnreadableImage(f"compressed stream is {frame.rows} x {frame.columns}, header says {rows} x {columns}")
+    if frame.components != 1:
+        raise UnreadableImage("colour image")
+    if not has_whole_scan(stream):
+        raise UnreadableImage("JPEG scan header against the standard (ITU-T T.81, table B.3): convert the file first")
+
+
+def _stored_range(dataset: Dataset) -> tuple[int, int]:
+    bits = int(dataset.BitsStored)
+    if int(dataset.PixelRepresentation) == 1:
+        return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    return 0, 2**bits - 1
+
+
+def _displayed(dataset: Dataset, stored: ndarray, windowed: bool) -> ndarray:
+    """(H, W) float32 in [0, 1], bones light; of the header's table and windows nothing unless ``windowed``."""
+    inverted = (
+        dataset.PhotometricInterpretation == "MONOCHROME1" or _word(dataset, "PresentationLUTShape") == "INVERSE"
+    )
+    values, low, high = _modality(dataset, stored)
+    if windowed and _has_table(dataset, "VOILUTSequence"):
+        table = dataset.VOILUTSequence[0]
+        shown = apply_voi(values, dataset).astype(np.float32) / (2.0 ** int(table.LUTDescriptor[2]) - 1)
+        shown = np.clip(shown, 0.0, 1.0)
+        return 1.0 - shown if inverted else shown
+    values = values.astype(np.float32)
+    window = _window(dataset) if windowed else None
+    if inverted:
+        # The values are mirrored before the window, not after. The standard's linear window is lopsided by
+        # half a grey level; done this way a film and its twin with mirrored values and window are equal.
+        values = np.float32(low + high) - values
+        window = window and (low + high - window[0], window[1])
+    if window is None:
+        return np.clip((values - np.float32(low)) / np.float32(high - low), 0.0, 1.0)
+    return _windowed(values, *window, _word(dataset, "VOILUTFunction"))
+
+
+def _has_table(dataset: Dataset, name: str) -> bool:
+    sequence = dataset.get(name)
+    return bool(sequence) and "LUTData" in sequence[0]
+
+
+def _number(value: Any) -> float | None:
+    """The (first) number of an attribute, None where it is empty or no finite number."""
+    if value is not None and not isinstance(value, str) and hasattr(value, "__len__"):
+        value = value[0] if len(value) else None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if np.isfinite(number) else None
+
+
+def _modality(dataset: Dataset, stored: ndarray) -> tuple[ndarray, float, float]:
+    """Values after the modality LUT or rescale, with the least and greatest that the bits allow."""
+    low, high = _stored_range(dataset)
+    if _has_table(dataset, "ModalityLUTSequence"):
+        bits = int(dataset.ModalityLUTSequence[0].LUTDescriptor[2])
+        return apply_modality_lut(stored, dataset), 0.0, 2.0**bits - 1
+    slope, intercept = _number(dataset.get("RescaleSlope")), _number(dataset.get("RescaleIntercept"))
+    if slope is None or intercept is None or (slope == 1 and intercept == 0):
+        return stored, low, high
+    if slope == 0:
+        raise UnreadableImage("rescale slope is 0")
+    ends = sorted((low * slope + intercept, high * slope + intercept))
+    return stored.astype(np.float32) * np.float32(slope) + np.float32(intercept), ends[0], ends[1]
+
+
+def _window(dataset: Dataset) -> tuple[float, float] | None:
+    """(centre, width) of the first window, None where there is none that could be applied."""
+    centre, width = _number(dataset.get("WindowCenter")), _number(dataset.get("WindowWidth"))
+    least = 1.0 if _word(dataset, "VOILUTFunction") in ("", "LINEAR") else 0.0
+    return (centre, width) if centre is not None and width is not None and width > least else None
+
+
+def _windowed(values: ndarray, centre: float, width: float, function: str) -> ndarray:
+    """The three functions of PS3.3 C.11.2.1.2 and .3, onto [0, 1]."""
+    if function == "SIGMOID":
+        with np.errstate(over="ignore"):
+            return (1 / (1 + np.exp(np.float32(-4.0) * (values - np.float32(centre)) / np.float32(width)))).astype(
+                np.float32
+            )
+    if function != "LINEAR_EXACT":
+        centre, width = centre - 0.5, width - 1.0
+    shown = (values - np.float32(centre)) / np.float32(width) + np.float32(0.5)
+    return np.clip(shown, 0.0, 1.0, out=shown)

@@ -1,0 +1,99 @@
+"""What is asked of every picture, whatever file it came in: a sane size, something to see, and a scale."""
+
+from io import BytesIO
+from typing import Literal
+
+import numpy as np
+from numpy import ndarray
+from PIL import Image
+
+from medunifier.shared.errors import UserError
+
+SMALLEST_SIDE = 16
+LARGEST_SIDE = 16_384
+MOST_PIXELS = 2**26
+"""67 million: four times the largest chest film met (4248 x 3480)."""
+
+Fit = Literal["pad", "crop"]
+"""pad: the whole film, black at its shorter sides. crop: the largest square in the middle of the film."""
+
+
+class UnreadableImage(UserError):
+    """An image file that is refused. `reason` is short, names no path, and is the same for like cases."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type, tuple[str]]:
+        return type(self), (self.reason,)
+
+
+def check_size(rows: int, columns: int) -> None:
+    """Refuses sizes that no radiograph has, before any memory is asked for.
+
+    Raises:
+        UnreadableImage: below 16 or above 16,384 pixels a side, or above 67 million pixels.
+    """
+    if min(rows, columns) < SMALLEST_SIDE:
+        raise UnreadableImage(f"too small: {rows} x {columns} pixels, at least {SMALLEST_SIDE} a side expected")
+    if max(rows, columns) > LARGEST_SIDE or rows * columns > MOST_PIXELS:
+        raise UnreadableImage(f"too large: {rows} x {columns} pixels, at most {MOST_PIXELS} expected")
+
+
+def decode_png(content: bytes | memoryview) -> ndarray:
+    """Decode the PNG of a shard: (H, W) uint8 or uint16.
+
+    Raises:
+        ValueError: if it is damaged, not grey of 8 or 16 bits, or above 67 million pixels.
+    """
+    try:
+        with Image.open(BytesIO(content), formats=["PNG"]) as image:
+            if image.mode not in ("L", "I;16") or image.width * image.height > MOST_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} pixels of mode {image.mode}")
+            return np.asarray(image)
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, … on damaged files
+        raise ValueError(f"not readable as a grey PNG: {error}") from error
+
+
+def check_not_constant(pixels: ndarray) -> None:
+    """Refuses a picture without a picture.
+
+    Raises:
+        UnreadableImage: if all pixels are equal.
+    """
+    if pixels.min() == pixels.max():
+        raise UnreadableImage("constant image: all pixels are equal")
+
+
+def fit_square(pixels: ndarray, size: int, fit: Fit = "pad") -> ndarray:
+    """Scales to a square with the aspect kept.
+
+    Args:
+        pixels: (H, W) float32 in [0, 1].
+        size: side of the result, at least 1.
+        fit: ``pad`` puts black at the shorter sides, equally on both; ``crop`` cuts the longer sides, equally.
+
+    Returns:
+        (size, size) float32 in [0, 1]. Shrinking is anti-aliased (bicubic over the whole footprint of
+        each new pixel).
+    """
+    if size < 1:
+        raise ValueError(f"size must be positive, got {size}")
+    pixels = pixels.astype(np.float32, copy=False)
+    height, width = pixels.shape
+    if (height, width) == (size, size):
+        return pixels
+    if fit == "crop":
+        side = min(height, width)
+        top, left = (height - side) / 2, (width - side) / 2
+        middle = (left, top, left + side, top + side)
+        square = np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC, middle))
+        return np.clip(square, 0.0, 1.0)
+    scale = size / max(height, width)
+    inner = (max(1, round(width * scale)), max(1, round(height * scale)))
+    small = Image.fromarray(pixels).resize(inner, Image.Resampling.BICUBIC)
+    square = np.zeros((size, size), np.float32)
+    top, left = (size - inner[1]) // 2, (size - inner[0]) // 2
+    square[top : top + inner[1], left : left + inner[0]] = np.asarray(small)
+    return np.clip(square, 0.0, 1.0, out=square)  # bicubic overshoots at edges

@@ -1,0 +1,1 @@
+"""`medunifier ingest`: from an archive to image shards."""

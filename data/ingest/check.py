@@ -1,0 +1,172 @@
+"""``medunifier ingest --check``: what an archive holds, before hours are spent on it. Writes nothing."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from medunifier.data.images.pixels import UnreadableImage
+from medunifier.data.images.radiograph import check_burned_in, check_chest, read_film
+from medunifier.data.images.views import view_position
+from medunifier.data.ingest.executors import open_executor, run_jobs
+from medunifier.data.ingest.splits import official_splits
+from medunifier.data.records import StudyRecord
+from medunifier.data.sources import Archive
+from medunifier.shared.errors import UserError
+from medunifier.shared.progress import Progress
+
+_SHOWN = 5
+_JOB_IMAGES = 32
+
+
+@dataclass(frozen=True)
+class SourceReport:
+    """What the check found."""
+
+    counts: dict[str, int]
+    """patients, studies, images, studies with a report, studies with labels of the data set's own."""
+    splits: dict[str, int]
+    """Studies by official split; "drawn at ingest" has those without one."""
+    views: dict[str, int]
+    """Images by view position; "not stated" where the tables have none, "other" for a text that is no position."""
+    missing: list[Path]
+    decoded: int
+    unreadable: list[tuple[Path, str]]
+    """File and reason, of the images that were tried."""
+    problems: dict[str, int]
+    """Reason -> rows, of what the source left out or did without."""
+
+
+def check_source(
+    archive: Archive,
+    source: str,
+    root: str,
+    images: int,
+    workers: int,
+    cluster: str,
+    burned_in: bool = False,
+    chest_only: bool = False,
+    names: bool = False,
+) -> SourceReport:
+    """Look for every file, decode ``images`` of them (0 = all), and print the table.
+
+    Args:
+        archive, source, root: what is checked.
+        images: how many are decoded.
+        workers, cluster: where.
+        burned_in, chest_only: which images are accepted, as in ingest.
+        names: also print the first names of files that are missing or unreadable; they may name patients.
+
+    Raises:
+        UserError: after the table, if ingest could not succeed: no image can be read, or an official split
+            puts one patient on two sides.
+    """
+    paths = [view.path for record in archive.records for view in record.views]
+    missing = [path for path in paths if not path.is_file()]
+    absent = set(missing)
+    tried = _spread([path for path in paths if path not in absent], images)
+    try_them = partial(try_images, burned_in=burned_in, chest_only=chest_only)
+    unreadable = _unreadable(tried, workers, cluster, try_them)
+    report = SourceReport(
+        counts=_counts(archive.records),
+        splits=dict(Counter(record.split or "drawn at ingest" for record in archive.records)),
+        views=dict(Counter(_position(v.position) for r in archive.records for v in r.views).most_common()),
+        missing=missing,
+        decoded=len(tried),
+        unreadable=unreadable,
+        problems=dict(Counter(problem.reason for problem in archive.problems).most_common()),
+    )
+    _print(report, archive, source, root, names)
+    if len(unreadable) == len(tried):
+        reason = f"; the first: {unreadable[0][1]}" if unreadable else f": {len(missing)} files are missing"
+        raise UserError(f"{root}: no image can be read{reason}")
+    official_splits(archive.records)
+    return report
+
+
+def _position(text: str) -> str:
+    return view_position(text) or ("other" if text.strip() else "not stated")
+
+
+def _counts(records: Sequence[StudyRecord]) -> dict[str, int]:
+    return {
+        "patients": len({record.patient_id for record in records}),
+        "studies": len(records),
+        "images": sum(len(record.views) for record in records),
+        "studies with a report": sum(bool(r.report or r.findings or r.impression) for r in records),
+        "studies with own labels": sum(record.labels is not None for record in records),
+    }
+
+
+def _spread(paths: list[Path], images: int) -> list[Path]:
+    """So many of the paths, at even distances: archives are ordered, and their ends differ."""
+    if not images or images >= len(paths):
+        return paths
+    return [paths[number * len(paths) // images] for number in range(images)]
+
+
+def _unreadable(
+    paths: list[Path], workers: int, cluster: str, try_them: Callable[..., Any]
+) -> list[tuple[Path, str]]:
+    jobs = [paths[begin : begin + _JOB_IMAGES] for begin in range(0, len(paths), _JOB_IMAGES)]
+    found: list[tuple[Path, str]] = []
+    with Progress(len(paths), "check", "images") as progress, open_executor(workers, cluster) as pool:
+        for tried, refused in run_jobs(try_them, jobs, pool):
+            found += refused
+            progress.advance(tried, unreadable=len(found))
+    return sorted(found)
+
+
+def try_images(
+    paths: Sequence[Path], burned_in: bool, chest_only: bool = False
+) -> tuple[int, list[tuple[Path, str]]]:
+    """How many were tried, and those that ingest would refuse, with the reason."""
+    refused = []
+    for path in paths:
+        try:
+            film = read_film(path)
+            check_burned_in(film, burned_in)
+            if chest_only:
+                check_chest(film)
+        except UnreadableImage as error:
+            refused.append((path, error.reason))
+    return len(paths), refused
+
+
+def _print(report: SourceReport, archive: Archive, source: str, root: str, names: bool) -> None:
+    table = Table("", "found", box=None, title=f"{source}: {root}", title_justify="left", show_header=False)
+    sections: list[tuple[str, dict[str, int]]] = [
+        ("", report.counts),
+        ("split ", report.splits),
+        ("view ", report.views),
+        ("", {"files missing": len(report.missing), "files decoded": report.decoded}),
+        ("", {"files unreadable": len(report.unreadable)}),
+        ("problem: ", report.problems),
+    ]
+    for prefix, rows in sections:
+        for name, count in rows.items():
+            table.add_row(f"{prefix}{name}", f"{count:,}")
+    # Names of files may hold brackets, which are no mark-up.
+    console = Console(markup=False, highlight=False)
+    console.print(table)
+    if not names:
+        for reason, count in Counter(reason for _, reason in report.unreadable).most_common(_SHOWN):
+            console.print(f"unreadable: {reason} ({count:,})", soft_wrap=True)
+        if report.missing or report.unreadable or archive.problems:
+            console.print("--check_names true prints names of these files and lines of tables")
+        return
+    _print_first(console, "missing", (str(path) for path in report.missing), len(report.missing))
+    _print_first(console, "unreadable", (f"{path}: {why}" for path, why in report.unreadable), len(report.unreadable))
+    _print_first(console, "problem", (f"{p.where}: {p.reason}" for p in archive.problems), len(archive.problems))
+
+
+def _print_first(console: Console, what: str, lines: Iterable[str], total: int) -> None:
+    for _, line in zip(range(_SHOWN), lines, strict=False):
+        console.print(f"{what}: {line}", soft_wrap=True)
+    if total > _SHOWN:
+        console.print(f"… and {total - _SHOWN} more {what}")

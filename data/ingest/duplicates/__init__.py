@@ -1,0 +1,1 @@
+"""Near-duplicate images in an archive: fingerprints, search, removal."""

@@ -1,0 +1,51 @@
+"""Keyed pseudonyms: the same patient gets the same name again, and nobody without the key can go back."""
+
+import hashlib
+import hmac
+import os
+import secrets
+from pathlib import Path
+
+from medunifier.shared.errors import UserError
+from medunifier.shared.files.input_files import read_bounded
+
+DEFAULT_KEY_FILE = "~/.config/medunifier/pseudonym.key"
+KEY_BYTES = 32
+
+
+def load_key(path: str) -> bytes:
+    """The user's key; made (readable by its owner alone) when it is first needed.
+
+    It never enters a shard or a manifest. Whoever keeps it can link new studies to old ones; whoever
+    deletes it makes the pseudonyms final.
+
+    Raises:
+        UserError: if the file cannot be made, or is not a key.
+    """
+    file = Path(path).expanduser()
+    try:
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as created:
+                created.write(secrets.token_hex(KEY_BYTES) + "\n")
+        key = bytes.fromhex(read_bounded(file, 4 * KEY_BYTES).decode("ascii").strip())
+    except FileExistsError:
+        return load_key(path)  # another process was faster
+    except OSError as error:
+        raise UserError(f"cannot use the key file {file}: {error.strerror}; name another with --key_file") from None
+    except ValueError:
+        raise UserError(f"{file} is not a key file: expected {KEY_BYTES} bytes in hexadecimal") from None
+    if len(key) != KEY_BYTES:
+        raise UserError(f"{file} is not a key file: expected {KEY_BYTES} bytes, found {len(key)}")
+    return key
+
+
+def pseudonym(key: bytes, kind: str, name: str) -> str:
+    """16 hexadecimal digits for a patient or study (``kind``), by HMAC-SHA256."""
+    return hmac.new(key, f"{kind}:{name}".encode(errors="surrogatepass"), hashlib.sha256).hexdigest()[:16]
+
+
+def uniform(key: bytes, name: str) -> float:
+    """A number in [0, 1) that depends on the key and the name alone: where a patient falls in a split."""
+    digest = hmac.new(key, f"split:{name}".encode(errors="surrogatepass"), hashlib.sha256).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64

@@ -1,0 +1,196 @@
+"""One shard of an ingest: studies in, a tar out. A pure function, so it runs on any worker and may run twice."""
+
+import faulthandler
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from medunifier.data.images.dicom import Radiograph, Windowing
+from medunifier.data.images.isolated import MOST_SECONDS, read_isolated
+from medunifier.data.images.masks import member_name, read_masks
+from medunifier.data.images.pixels import Fit, UnreadableImage
+from medunifier.data.images.radiograph import check_burned_in, check_chest, read_film
+from medunifier.data.images.views import view_position
+from medunifier.data.ingest.duplicates.fingerprints import FINGERPRINT, fingerprint
+from medunifier.data.ingest.pseudonyms import pseudonym
+from medunifier.data.records import StudyRecord
+from medunifier.data.reports.labeler import label_report
+from medunifier.data.reports.plain_sections import section_text, split_plain_sections
+from medunifier.data.reports.redaction import redact
+from medunifier.data.reports.sections import FULL_REPORT, LAST_PARAGRAPH, one_line, split_sections, training_text
+from medunifier.data.shards.dataset import encode_info, encode_png, write_shard
+from medunifier.shared.artifacts import atomic_file, write_json
+from medunifier.shared.files.grey_levels import to_grey_levels
+
+Unsectioned = Literal["leave_out", "findings"]
+
+COUNTS = ("redacted", "without_headers", "without_sections")
+"""What a shard's report counts in its texts."""
+
+BEGUN = ".begun"
+"""Of a file beside the shard's report, in place before the first film is read."""
+
+
+@dataclass(frozen=True)
+class Transform:
+    """What happens to pixels and texts; recorded in the manifest."""
+
+    size: int
+    bits: int
+    text: str
+    burned_in: bool = False
+    """Take films whose header says that words are burned in."""
+    redact: tuple[str, ...] = ()
+    """Regular expressions whose matches in reports become ``___``."""
+    fit: Fit = "pad"
+    """How a film becomes a square."""
+    window: Windowing = "header"
+    """What is shown of a DICOM film's grey levels."""
+    chest_only: bool = False
+    """Refuse films whose header says that they are no radiographs of the chest."""
+    unsectioned: Unsectioned = "leave_out"
+    """What happens to a report in which neither findings nor impression has a header."""
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """The studies of one shard and where it goes. ``key`` is the pseudonym key: in memory only."""
+
+    shard: Path
+    report: Path
+    """Written last, with the manifest's row and the rejects: where it is, the shard is finished."""
+    source: str
+    records: tuple[StudyRecord, ...]
+    transform: Transform
+    key: bytes
+    fingerprints: bool = True
+    """Keep those of the pictures beside the report, to look for duplicates."""
+
+
+@dataclass
+class _Tally:
+    """What a shard's report tells beside the manifest's row. It lies among the shards for a while: no path in it."""
+
+    fingerprints: list[np.ndarray] = field(default_factory=list)
+
+    rejects: list[dict[str, Any]] = field(default_factory=list)
+    redacted: int = 0
+    without_headers: int = 0
+    """Reports in which no section header was found."""
+    without_sections: int = 0
+    """Reports with headers, but none of findings or impression."""
+
+
+def run_shard_job(job: ShardJob) -> Path:
+    """Write the shard, then its report; returns the report's path.
+
+    A shard that this run began before and did not finish may hold a film that ends its reader: its films are
+    read apart. Which way they are read changes no byte of the shard.
+    """
+    begun = job.report.with_suffix(BEGUN)
+    read = read_isolated if begun.exists() else _read_watched
+    write_json(begun, {})
+    tally = _Tally()
+    row = write_shard(job.shard, _samples(job, tally, read))
+    if job.fingerprints:
+        with atomic_file(_fingerprints_path(job)) as partial, open(partial, "wb") as file:
+            np.save(file, np.array(tally.fingerprints, FINGERPRINT), allow_pickle=False)
+    counts = {name: getattr(tally, name) for name in COUNTS}
+    write_json(job.report, {"row": row, "rejects": tally.rejects, **counts})
+    return job.report
+
+
+def job_fingerprints(job: ShardJob) -> np.ndarray:
+    """Those of a finished job's pictures, in the shard's order: (N,) of :data:`data.fingerprints.FINGERPRINT`."""
+    return np.load(_fingerprints_path(job), allow_pickle=False)
+
+
+def _fingerprints_path(job: ShardJob) -> Path:
+    return job.report.with_suffix(".npy")
+
+
+def _read_watched(path: Path, size: int, fit: Fit, window: Windowing) -> Radiograph:
+    """The film, or the end of this process if a codec never returns: nothing in Python can interrupt it."""
+    with open(os.devnull, "w") as nowhere:
+        faulthandler.dump_traceback_later(MOST_SECONDS, exit=True, file=nowhere)
+        try:
+            return read_film(path, size, fit, window)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+
+def _samples(
+    job: ShardJob, tally: _Tally, read: Callable[[Path, int, Fit, Windowing], Radiograph]
+) -> Iterator[tuple[str, dict[str, bytes]]]:
+    how = job.transform
+    for place, record in enumerate(job.records):
+        study = pseudonym(job.key, "study", record.study_id)
+        members: dict[str, bytes] = {}
+        views: list[str] = []
+        for number, view in enumerate(record.views):
+            try:
+                film = read(view.path, how.size, how.fit, how.window)
+                check_burned_in(film, how.burned_in)
+                if how.chest_only:
+                    check_chest(film)
+                masks = read_masks(view.masks, film.stored, how.size, how.fit)
+            except UnreadableImage as error:
+                tally.rejects.append({"study_id": study, "view": number, "reason": error.reason})
+                continue
+            pixels = to_grey_levels(film.pixels, how.bits)
+            members[f"{len(views)}.png"] = encode_png(pixels)
+            for finding, mask in masks.items():
+                members[member_name(len(views), finding)] = encode_png(mask.astype(np.uint8) * np.uint8(255))
+            if job.fingerprints:
+                tally.fingerprints.append(fingerprint(pixels, place, number, len(views)))
+            views.append(view_position(view.position) or view_position(film.view))
+        if views:
+            members["json"] = encode_info(_info(job, record, study, views, tally))
+            yield study, members
+
+
+def _info(job: ShardJob, record: StudyRecord, study: str, views: list[str], tally: _Tally) -> dict[str, Any]:
+    sections = _sections(record, job.transform.unsectioned, tally)
+    if job.transform.redact:
+        for name in sections:
+            # On one line first: a pattern is not to miss what a line break cuts in two.
+            sections[name], count = redact(one_line(sections[name]), job.transform.redact)
+            tally.redacted += count
+    text = training_text(sections, job.transform.text)
+    labels = record.labels
+    if labels is None:
+        whole = " ".join(sections.get(name, "") for name in ("findings", "impression")).strip()
+        labels = label_report(whole) if whole else {}
+    return {
+        "study_id": study,
+        "patient_id": pseudonym(job.key, "patient", record.patient_id),
+        "views": views,
+        "split": record.split,
+        "report": {
+            "findings": one_line(sections.get("findings", "")),
+            "impression": one_line(sections.get("impression", "")),
+            "text": text,
+        },
+        "labels": dict(labels),
+        "source": job.source,
+    } | ({} if record.visit is None else {"visit": record.visit})
+
+
+def _sections(record: StudyRecord, unsectioned: Unsectioned, tally: _Tally) -> dict[str, str]:
+    """Return findings and impression, and nothing else: other sections may hold what identifies a patient."""
+    if record.findings is not None or record.impression is not None:
+        whole = {"findings": record.findings or "", "impression": record.impression or ""}
+        return {name: section_text(text, name) for name, text in whole.items()}
+    if not record.report.strip():
+        return {}
+    sections = split_sections(record.report) if record.mimic_form else split_plain_sections(record.report)
+    if not sections.keys() & {"findings", "impression"}:
+        tally.without_headers += FULL_REPORT in sections
+        tally.without_sections += FULL_REPORT not in sections
+        if unsectioned == "findings":
+            sections["findings"] = sections.get(LAST_PARAGRAPH) or sections.get(FULL_REPORT, "")
+    return {name: sections.get(name, "") for name in ("findings", "impression")}

@@ -1,0 +1,1 @@
+"""Rendering of phantom radiographs from a state."""

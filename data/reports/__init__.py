@@ -1,0 +1,1 @@
+"""Report text: sections, the rule labeler, label names, redaction."""

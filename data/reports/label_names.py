@@ -1,0 +1,88 @@
+"""What other data sets call the fourteen observations."""
+
+from collections.abc import Iterable
+
+from medunifier.data.reports.observations import (
+    NEGATIVE,
+    NO_FINDING,
+    OBSERVATIONS,
+    POSITIVE,
+    SUPPORT_DEVICES,
+    in_order,
+)
+
+# Names of NIH ChestX-ray14, VinDr-CXR, PadChest, COVIDx, and Open-I's MeSH headings. A name that is none of
+# the fourteen (hernia, fibrosis, emphysema, tuberculosis) is left out, not forced into a neighbour.
+_SPELLINGS: dict[str, tuple[str, ...]] = {
+    "Enlarged Cardiomediastinum": (
+        "mediastinal enlargement", "superior mediastinal enlargement", "mediastinum/enlarged",
+        "mediastinum/prominent",
+    ),
+    "Cardiomegaly": ("cardiac shadow/enlarged",),
+    "Lung Opacity": (
+        "opacity", "airspace opacity", "airspace disease", "density", "increased density", "infiltration",
+        "infiltrate", "infiltrates", "alveolar pattern", "interstitial pattern", "reticular interstitial pattern",
+        "reticulonodular interstitial pattern", "ground glass pattern",
+    ),
+    "Lung Lesion": (
+        "mass", "pulmonary mass", "nodule", "multiple nodules", "nodule/mass", "lung tumor",
+    ),
+    "Edema": ("pulmonary edema",),
+    "Pneumonia": ("atypical pneumonia",),
+    "Atelectasis": (
+        "pulmonary atelectasis", "laminar atelectasis", "lobar atelectasis", "segmental atelectasis",
+        "total atelectasis", "round atelectasis", "atelectasis basal",
+    ),
+    "Pleural Effusion": ("effusion", "loculated pleural effusion", "loculated fissural effusion"),
+    "Pleural Other": (
+        "pleural thickening", "apical pleural thickening", "calcified pleural thickening", "pleural plaques",
+        "calcified pleural plaques", "thickening/pleura",
+    ),
+    "Fracture": (
+        "fractures, bone", "rib fracture", "clavicle fracture", "humeral fracture", "vertebral fracture",
+        "callus rib fracture",
+    ),
+    SUPPORT_DEVICES: (
+        "devices", "medical device", "implanted medical device", "catheters, indwelling", "tube, inserted",
+        "pacemaker", "dual chamber device", "single chamber device", "nsg tube", "endotracheal tube",
+        "tracheostomy tube", "chest drain tube", "catheter", "central venous catheter",
+        "central venous catheter via jugular vein", "central venous catheter via subclavian vein",
+        "reservoir central venous catheter", "artificial heart valve", "artificial aortic heart valve",
+        "artificial mitral heart valve",
+    ),
+    NO_FINDING: ("normal",),
+}  # fmt: skip
+_NAMES = {name.lower(): name for name in OBSERVATIONS} | {
+    spelling: name for name, spellings in _SPELLINGS.items() for spelling in spellings
+}
+
+# CheXpert's hierarchy (Irvin et al. 2019, figure 1): each of these is an opacity of the lung.
+_OPACITIES = {"Lung Lesion", "Edema", "Consolidation", "Pneumonia", "Atelectasis"}
+
+
+def observation(name: str) -> str | None:
+    """The observation that ``name`` stands for, or None."""
+    return _NAMES.get(name.strip().lower().replace("_", " "))
+
+
+def positive_labels(names: Iterable[str]) -> dict[str, int]:
+    """1 for every observation among ``names``; the rest are not mentioned. For lists that are open."""
+    return in_order({found: POSITIVE for name in names if (found := observation(name)) is not None})
+
+
+def closed_labels(positive: Iterable[str], listed: Iterable[str]) -> dict[str, int]:
+    """Labels of a data set whose readers went through the whole list for every image.
+
+    Args:
+        positive: names that were ticked.
+        listed: all names of the list.
+
+    Returns:
+        1 for what was ticked and 0 for the rest of the list. Lung Opacity alone is left open where one of its
+        kinds is present: a list that has both asks of it for "other opacity", and 0 would contradict.
+    """
+    present = positive_labels(positive)
+    labels = {name: NEGATIVE for name in positive_labels(listed)} | present
+    if labels.get("Lung Opacity") == NEGATIVE and _OPACITIES & present.keys():
+        del labels["Lung Opacity"]
+    return in_order(labels)

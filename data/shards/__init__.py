@@ -1,0 +1,1 @@
+"""WebDataset shards with an index: writer, reader, loader, local cache."""

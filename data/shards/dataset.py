@@ -1,0 +1,328 @@
+"""WebDataset shards with an index of member offsets: written byte for byte the same, read at random.
+
+A shard is a plain tar that stock ``webdataset.WebDataset`` reads: one sample a study, members
+``{study}.0.png``, ``{study}.1.png``, … or ``{study}.codes.npy``, and ``{study}.json``. Beside it lies
+``{shard}.index.json``; it is rebuilt from the tar where it is missing.
+"""
+
+import io
+import json
+import math
+import os
+import re
+import tarfile
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from medunifier.data.images.masks import masks_of_image
+from medunifier.data.images.pixels import decode_png
+from medunifier.data.remote_paths import RemotePath, as_path, read_at_most
+from medunifier.data.shards.cache import checked_shard
+from medunifier.data.shards.index import Members, read_index, scan_shard, write_index
+from medunifier.shared.artifacts import FORMAT_VERSION, atomic_file, read_json, sha256_file
+from medunifier.shared.errors import UserError
+from medunifier.shared.files.input_files import MAX_JSON_BYTES, bare_name, decode_json, parse_json
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One study read from a shard.
+
+    ``images`` are (H, W) uint8 or uint16 arrays (image shards), ``codes`` (images, h, w) integers (token
+    shards); the other is empty. ``info`` is the sample's ``json``: study_id, patient_id, views, split,
+    report, labels, source, and visit where the source tells the order of a patient's studies. ``prior`` is
+    the study before, where a reader of several looks for it.
+    """
+
+    key: str
+    info: dict[str, Any]
+    images: tuple[np.ndarray, ...] = ()
+    codes: np.ndarray | None = None
+    prior: "Sample | None" = None
+
+
+def shard_name(split: str, number: int) -> str:
+    """``train-000003.tar``"""
+    return f"{split}-{number:06d}.tar"
+
+
+def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> dict[str, Any]:
+    """Write a tar and its index by rename; the bytes depend on the samples alone (no times, no owners).
+
+    Args:
+        path: the shard's final place.
+        samples: (key, {member's extension: bytes}) in the order in which they are to lie.
+
+    Returns:
+        The manifest's row: ``{"samples", "bytes", "sha256"}``.
+    """
+    count = 0
+    with atomic_file(path) as partial:
+        with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
+            for key, members in samples:
+                for extension, content in members.items():
+                    entry = tarfile.TarInfo(bare_name(f"{key}.{extension}", str(path)))
+                    entry.size, entry.mode = len(content), 0o644
+                    tar.addfile(entry, io.BytesIO(content))
+                count += 1
+        row: dict[str, Any] = {"samples": count, "bytes": partial.stat().st_size, "sha256": sha256_file(partial)}
+    # After the shard: an index without its shard would be taken for a finished one.
+    write_index(path, scan_shard(path), row["sha256"])
+    return row
+
+
+def encode_png(pixels: np.ndarray) -> bytes:
+    """(H, W) uint8 or uint16 -> PNG bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=4)
+    return buffer.getvalue()
+
+
+def encode_npy(array: np.ndarray) -> bytes:
+    """An array as the bytes of a ``.npy`` file, without pickle."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def decode_npy(content: bytes | memoryview) -> np.ndarray:
+    """What :func:`encode_npy` wrote; a writable array of its own.
+
+    ``np.load`` reads the header as a Python literal, which takes 80 of the 90 µs that it needs for 256 codes.
+    All shards of a run share a few headers, so each is read once.
+
+    Raises:
+        ValueError: if it is no such file, is cut short, or needs pickle.
+    """
+    if bytes(content[:8]) != _NPY_MAGIC:
+        raise ValueError("not a .npy file of version 1.0")
+    begin = _NPY_START + int.from_bytes(content[8:_NPY_START], "little")
+    dtype, count, shape, order = _npy_layout(bytes(content[:begin]))
+    return np.frombuffer(content, dtype, count, begin).reshape(shape, order=order).copy()
+
+
+_NPY_MAGIC = b"\x93NUMPY\x01\x00"
+_NPY_START = 10  # magic, version 1.0, length of the header that follows
+
+
+@lru_cache(maxsize=1024)
+def _npy_layout(header: bytes) -> tuple[np.dtype[Any], int, tuple[int, ...], Literal["C", "F"]]:
+    file = io.BytesIO(header)
+    np.lib.format.read_magic(file)
+    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+    if dtype.hasobject:
+        raise ValueError("an array of Python objects is not read")
+    return dtype, math.prod(shape), shape, "F" if fortran_order else "C"
+
+
+def encode_info(info: Mapping[str, Any]) -> bytes:
+    """A sample's ``json`` member."""
+    return json.dumps(info, sort_keys=True, ensure_ascii=False).encode()
+
+
+def read_manifest(root: str | Path) -> dict[str, Any]:
+    """The ``manifest.json`` of a shard folder, local or an fsspec URL.
+
+    Raises:
+        UserError: if the folder has none, or a newer format than this version reads, or the manifest names shards
+            outside the folder or states impossible values.
+    """
+    root = as_path(root)
+    what = "a shard folder (made by `medunifier ingest` or `tokenize`)"
+    if isinstance(root, RemotePath):
+        place = f"{root}/{MANIFEST}"
+        try:
+            manifest = parse_json(read_at_most(root / MANIFEST, MAX_JSON_BYTES), place, what)
+        except OSError as error:
+            reason = "it is not there" if isinstance(error, FileNotFoundError) else error.strerror
+            raise UserError(f"{place} cannot be read: {reason}; give the address of a shard folder") from None
+    else:
+        manifest = read_json(root / MANIFEST, what)
+    version = manifest.get("format_version")
+    if version != FORMAT_VERSION:
+        raise UserError(f"{root} has format version {version}, this medunifier reads {FORMAT_VERSION}")
+    _check_splits(manifest.get("splits"), f"{root}/{MANIFEST}")
+    for names, expected in _MANIFEST_TYPES.items():
+        parent, _, name = names.rpartition(".")  # a parent stands in the table before what is in it
+        within = manifest.get(parent, {}) if parent else manifest
+        if not isinstance(within.get(name, expected()), expected):
+            raise UserError(f"{root}/{MANIFEST} has no valid {names}: expected {expected.__name__}")
+    return dict(manifest)
+
+
+def _check_splits(splits: Any, where: str) -> None:
+    """Check what becomes a path or a number of samples, of whatever types a manifest has it.
+
+    Raises:
+        UserError: for a shard's name with a folder in it, or a row without its number of samples and its checksum.
+    """
+    if not isinstance(splits, dict) or not all(isinstance(rows, dict) for rows in splits.values()):
+        raise UserError(f"{where} has no splits with their shards: it is not a manifest of shards")
+    for split, rows in splits.items():
+        bare_name(split, where)
+        for name, row in rows.items():
+            bare_name(name, where)
+            samples, checksum = (row.get("samples"), row.get("sha256")) if isinstance(row, dict) else (None, None)
+            if type(samples) is not int or samples < 0:
+                raise UserError(f"{where} states no number of samples for shard {name}")
+            # The checksum is the name of a remote shard's copy in the cache.
+            if not isinstance(checksum, str) or not _SHA256.fullmatch(checksum):
+                raise UserError(f"{where} states no SHA-256 checksum for shard {name}")
+
+
+_MANIFEST_TYPES: dict[str, type] = {
+    "source": str, "counts": dict, "transform": dict, "transform.text": str, "tokenizer": dict,
+    "tokenizer.fingerprint": str, "tokenizer.precision": str,
+}  # fmt: skip
+"""Of what stands in a manifest beside its shards, as far as a reader relies on it."""
+_SHA256 = re.compile("[0-9a-f]{64}")
+
+
+_DAMAGE = (ValueError, TypeError, ArithmeticError, LookupError, SyntaxError, MemoryError)
+"""What decoders raise on damaged members."""
+
+
+def _decoded(key: str, members: Mapping[str, memoryview]) -> Sample:
+    """A sample of its members; one of ``_DAMAGE`` if they are damaged or do not belong together."""
+    info = _decoded_info(members["json"])
+    images: list[np.ndarray] = []
+    while (name := f"{len(images)}.png") in members:
+        images.append(decode_png(members[name]))
+    codes = decode_npy(members["codes.npy"]) if "codes.npy" in members else None
+    if codes is not None and (codes.ndim != 3 or codes.dtype.kind not in "iu"):
+        raise ValueError(f"codes of shape {codes.shape}, {codes.dtype}; expected integers (images, h, w)")
+    views = len(info["views"])
+    if (codes is not None and len(codes) != views) or (len(images) != views and (images or codes is None)):
+        raise ValueError(f"{len(images) if codes is None else len(codes)} images, but {views} views in its json")
+    return Sample(key=key, info=info, images=tuple(images), codes=codes)
+
+
+def _decoded_info(content: memoryview) -> dict[str, Any]:
+    """A sample's ``json``, its types checked as far as readers rely on them."""
+    info: dict[str, Any] = decode_json(content)
+    report, labels, views = info.get("report", {}), info.get("labels", {}), info.get("views")
+    if (
+        type(info.get("study_id")) is not str
+        or type(views) is not list
+        or type(report) is not dict
+        or type(labels) is not dict
+        or not {str}.issuperset(map(type, views))
+        or not {str}.issuperset(map(type, report.values()))
+        or not {int}.issuperset(map(type, labels.values()))
+        or not {str, type(None)}.issuperset((type(info.get("patient_id")), type(info.get("split"))))
+        or type(info.get("visit", 0)) is not int
+    ):
+        raise ValueError("its json is not that of a study: study_id, views, report, labels")
+    return info
+
+
+class ShardDataset:
+    """The samples of one split, by number, from local or remote shards.
+
+    Args:
+        path: folder or fsspec URL with a ``manifest.json``; remote shards are cached whole when first read.
+        split: ``train``, ``validate`` or ``test``.
+
+    A shard's checksum is compared with the manifest's when it is first read in a process.
+
+    Raises:
+        UserError: if the folder is no shard folder, or the split is absent or empty; when a sample is read, if its
+            shard is absent, cut short or changed.
+    """
+
+    def __init__(self, path: str | Path, split: str) -> None:
+        self.root, self.split = str(as_path(path)), split
+        self.manifest = read_manifest(self.root)
+        shards = self.manifest["splits"].get(split, {})
+        if not any(row["samples"] for row in shards.values()):
+            present = ", ".join(name for name, rows in self.manifest["splits"].items() if rows)
+            raise UserError(f"{path} has no samples of split {split!r}; it has: {present or 'none'}")
+        self._shards = [(name, row["samples"]) for name, row in sorted(shards.items()) if row["samples"]]
+        self._starts = list(accumulate((count for _, count in self._shards), initial=0))
+        self._checksums = [shards[name]["sha256"] for name, _ in self._shards]
+        self._paths: dict[int, Path] = {}
+        self._indices: dict[int, list[tuple[str, Members]]] = {}
+        self._files: dict[int, int] = {}  # open file descriptors, one a shard and a process
+        self._process = os.getpid()
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_files": {}}
+
+    def __getitem__(self, number: int) -> Sample:
+        """Read sample ``number`` (0 … len - 1), with its pixels or codes."""
+        key, members = self._members(number)
+        try:
+            return _decoded(key, members)
+        except _DAMAGE as error:
+            raise self._damaged(number, key, error) from error
+
+    def masks(self, number: int, image: int) -> dict[str, np.ndarray]:
+        """{finding: (H, W) booleans} of one image of sample ``number``, as far as its source has masks."""
+        key, members = self._members(number)
+        try:
+            return masks_of_image(members, image)
+        except _DAMAGE as error:
+            raise self._damaged(number, key, error) from error
+
+    def info(self, number: int) -> dict[str, Any]:
+        """The ``json`` of sample ``number`` alone, without decoding an image."""
+        key, members = self._members(number, only="json")
+        try:
+            return _decoded_info(members["json"])
+        except _DAMAGE as error:
+            raise self._damaged(number, key, error) from error
+
+    def _damaged(self, number: int, key: str, error: Exception) -> UserError:
+        name, _ = self._shards[bisect_right(self._starts, number) - 1]
+        reason = " ".join(str(error).split())[:200]
+        return UserError(
+            f"sample {key} of shard {name} in {self.root} cannot be read: {reason}; make the shards again"
+        )
+
+    def infos(self) -> Iterator[dict[str, Any]]:
+        """Every sample's ``json``, in order."""
+        return (self.info(number) for number in range(len(self)))
+
+    def _members(self, number: int, only: str | None = None) -> tuple[str, dict[str, memoryview]]:
+        """Key and members (or one of them) of a sample."""
+        if not 0 <= number < len(self):
+            raise IndexError(f"sample {number} of {len(self)}")
+        shard = bisect_right(self._starts, number) - 1
+        file = self._open(shard)
+        key, places = self._indices[shard][number - self._starts[shard]]
+        if only is not None:
+            places = {only: places[only]}
+        # The members of a sample lie one behind the other: one read for all. And pread, which has no shared
+        # file position, so that forked workers cannot disturb each other.
+        begin, size = next(iter(places.values()))
+        end = begin + size
+        for offset, size in places.values():
+            begin, end = min(begin, offset), max(end, offset + size)
+        span = memoryview(os.pread(file, end - begin, begin))
+        if len(span) != end - begin:
+            raise UserError(f"shard {self._shards[shard][0]} of {self.root} was cut short while it was being read")
+        return key, {name: span[offset - begin : offset - begin + size] for name, (offset, size) in places.items()}
+
+    def _open(self, shard: int) -> int:
+        if self._process != os.getpid():
+            self._files, self._process = {}, os.getpid()
+        if shard not in self._files:
+            name, samples = self._shards[shard]
+            if shard not in self._paths:
+                self._paths[shard] = checked_shard(self.root, name, self._checksums[shard])
+                self._indices[shard] = read_index(self._paths[shard], samples, self._checksums[shard])
+            self._files[shard] = os.open(self._paths[shard], os.O_RDONLY)
+        return self._files[shard]

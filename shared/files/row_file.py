@@ -1,0 +1,157 @@
+"""Rows of long work, kept as they are made: a run that was stopped continues, a finished file is whole.
+
+While the work lasts its rows lie in ``OUT.unfinished``, JSON lines behind a first one that says what run it is.
+When all are there ``OUT`` appears by rename, as JSON lines or CSV by its ending, and beside it ``OUT.run.json``,
+the circumstances under which it was made.
+"""
+
+import csv
+import fcntl
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from medunifier.shared.artifacts import atomic_file, read_json, remove_partial, write_json
+from medunifier.shared.errors import UserError
+from medunifier.shared.files.input_files import parse_json
+from medunifier.shared.files.settings_record import refuse_other_settings
+
+Row = dict[str, Any]
+
+
+class RowFile:
+    """A file of rows that is continued where it was left.
+
+    Args:
+        out: final place; ``.csv`` for CSV, JSON lines otherwise; "" = JSON lines on standard output, which cannot
+            be continued.
+        run: JSON values that tell this run from another: the model, the options, what is read.
+        columns: of the CSV.
+        flat: a row -> the CSV's rows for it.
+
+    ``done`` is True where the file is there already; ``count`` are the rows that are kept, ``failed`` those of
+    them that have an ``error``.
+
+    Raises:
+        UserError: if ``out`` was made, or begun, by another run, or another process is writing it.
+    """
+
+    def __init__(
+        self, out: str, run: Mapping[str, Any], columns: Sequence[str], flat: Callable[[Row], Iterable[Row]]
+    ) -> None:
+        self._out = Path(out) if out else None
+        self._run, self._columns, self._flat = dict(run), list(columns), flat
+        self.done, self.count, self.failed = False, 0, 0
+        self._file: Any = None
+        if self._out is not None:
+            self._begin(self._out)
+
+    def _begin(self, out: Path) -> None:
+        remove_partial(out.parent, out.name, self._beside.name)
+        if out.exists():
+            kept = (
+                read_json(self._beside, "a result of medunifier", any_text=True) if self._beside.is_file() else None
+            )
+            refuse_other_settings(out, kept, self._run)
+            self.done = True
+            self._journal.unlink(missing_ok=True)  # killed between the rename and the removal of the journal
+            return
+        out.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(self._journal, "a+b")  # noqa: SIM115, __exit__ closes it
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.close()
+            raise UserError(f"another process is writing {out}: wait for it, or give another --out") from None
+        self._continue()
+
+    @property
+    def _journal(self) -> Path:
+        assert self._out is not None
+        return self._out.with_name(f"{self._out.name}.unfinished")
+
+    @property
+    def _beside(self) -> Path:
+        assert self._out is not None
+        return self._out.with_name(f"{self._out.name}.run.json")
+
+    def _continue(self) -> None:
+        """Count whole rows; cut off the one that a kill tore."""
+        self._file.seek(0)
+        whole = 0
+        for number, line in enumerate(self._file):
+            if not line.endswith(b"\n"):
+                break
+            row = parse_json(line, f"{self._journal}, line {number + 1},", "a row", any_text=True)
+            if number == 0:
+                refuse_other_settings(self._journal, row, self._run)
+            if number:
+                self.count += 1
+                self.failed += "error" in row
+            whole += len(line)
+        self._file.truncate(whole)
+        self._file.seek(0, os.SEEK_END)
+        if not whole:
+            self._write([self._run])
+
+    def __enter__(self) -> "RowFile":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Keep rows, beyond a kill or a power cut."""
+        if self._out is None:
+            for row in rows:
+                sys.stdout.write(_line(row).decode())
+            sys.stdout.flush()
+        else:
+            self._write(rows)
+        self.count += len(rows)
+        self.failed += sum("error" in row for row in rows)
+
+    def _write(self, rows: Sequence[Row]) -> None:
+        self._file.write(b"".join(map(_line, rows)))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def finish(self) -> None:
+        """All rows are there: make the file of them."""
+        if self._out is None:
+            return
+        write_json(self._beside, self._run)  # first: a file without it would be taken for somebody else's
+        with atomic_file(self._out) as partial:
+            if self._out.suffix == ".csv":
+                with open(partial, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+                    table = csv.DictWriter(file, self._columns, extrasaction="ignore")
+                    table.writeheader()
+                    for row in self._rows():
+                        table.writerows(self._flat(row))
+            else:
+                with open(partial, "wb") as lines:
+                    lines.writelines(map(_line, self._rows()))
+        self._journal.unlink(missing_ok=True)  # another process may have found ``out`` complete and removed it
+
+    def discard(self) -> None:
+        """Nothing of use came out: leave nothing behind."""
+        if self._out is not None:
+            self._journal.unlink(missing_ok=True)
+
+    def _rows(self) -> Iterator[Row]:
+        with open(self._journal, "rb") as file:
+            next(file)
+            for number, line in enumerate(file, start=2):
+                yield parse_json(line, f"{self._journal}, line {number},", "a row", any_text=True)
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    """A row as a JSON line. A file name that is no UTF-8 keeps its odd bytes as JSON's own escapes."""
+    return json.dumps(row, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"

@@ -1,0 +1,1 @@
+"""Metrics of generated reports against references."""

@@ -1,0 +1,89 @@
+"""Pictures for people: grids of radiographs, labelled rows, training curves."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from medunifier.shared.artifacts import atomic_file
+from medunifier.shared.files.grey_levels import to_uint8
+from medunifier.shared.training.run_folder import read_metrics
+
+
+def labelled_rows(rows: Sequence[tuple[str, np.ndarray]], scale: int = 1, gap: int = 2) -> np.ndarray:
+    """Rows of radiographs, each with its name above: originals, reconstructions, generations.
+
+    Args:
+        rows: (name, (N, H, W) floats in [0, 1]).
+        scale: each pixel becomes scale x scale.
+        gap: pixels between pictures.
+
+    Returns:
+        (H', W') uint8.
+    """
+    bands = []
+    for name, images in rows:
+        tiles = to_uint8(np.asarray(images))
+        tiles = tiles.repeat(scale, axis=1).repeat(scale, axis=2)
+        tiles = np.pad(tiles, ((0, 0), (gap, gap), (gap, gap)), constant_values=255)
+        bands += [_caption(name, tiles.shape[0] * tiles.shape[2]), np.concatenate(list(tiles), axis=1)]
+    width = max(band.shape[1] for band in bands)
+    return np.concatenate([np.pad(b, ((0, 0), (0, width - b.shape[1])), constant_values=255) for b in bands])
+
+
+def _caption(text: str, width: int) -> np.ndarray:
+    picture = Image.new("L", (max(width, 8 * len(text)), 14), 255)
+    ImageDraw.Draw(picture).text((2, 1), text, fill=0)
+    return np.asarray(picture)
+
+
+def curve_panels(run: str | Path) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """A run's figures grouped by panel: ``{panel: {curve: [(step, value), …]}}``.
+
+    ``validation/psnr`` is drawn in the panel ``psnr`` beside a training figure of the same name;
+    a figure ``report.chance`` is a reference line in the panel ``report``.
+    """
+    panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for line in read_metrics(run):
+        for name, value in line.items():
+            if name == "step" or not isinstance(value, int | float):
+                continue
+            panel = name.removeprefix("validation/").removesuffix(".chance")
+            curve = "validation" if name.startswith("validation/") else "training"
+            if name.endswith(".chance"):
+                curve = "chance"
+            panels.setdefault(panel, {}).setdefault(curve, []).append((line["step"], value))
+    return panels
+
+
+def save_curves(run: str | Path) -> Path:
+    """Draw every figure of ``metrics.jsonl`` over the steps into ``curves.png``; returns its path."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # here: who draws no curves should not wait for it
+    from matplotlib.figure import Figure
+
+    panels = curve_panels(run)
+    columns = 4
+    rows = max(1, -(-len(panels) // columns))
+    figure = Figure(figsize=(3.6 * columns, 2.3 * rows), dpi=90)
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    styles = {"training": {"color": "tab:blue"}, "validation": {"color": "tab:orange", "marker": "."}}
+    for axis, (panel, curves) in zip(axes.flat, sorted(panels.items()), strict=False):
+        for name, points in sorted(curves.items()):
+            steps, values = zip(*points, strict=True)
+            style = styles.get(name, {"color": "tab:gray", "linestyle": "--"})
+            axis.plot(steps, values, label=name, linewidth=1, **style)
+        axis.set_title(panel, fontsize=8)
+        axis.tick_params(labelsize=6)
+        axis.locator_params(nbins=5)  # most of the time goes into ticks and their labels
+        if len(curves) > 1:
+            axis.legend(fontsize=6)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    figure.tight_layout()
+    canvas.draw()
+    path = Path(run) / "curves.png"
+    with atomic_file(path) as partial:  # not by savefig, which draws everything twice
+        Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").save(partial, format="PNG")
+    return path

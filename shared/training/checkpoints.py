@@ -1,0 +1,111 @@
+"""Checkpoints that are complete or absent: ``checkpoints/step-N/``, the newest *k* kept."""
+
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from medunifier.shared.artifacts import PARTIAL_PREFIX, read_json, remove_partial, unwritable, write_json
+from medunifier.shared.errors import UserError
+from medunifier.shared.training.distributed import barrier, broadcast_object, is_main
+
+POSITION = "position.json"
+
+
+@dataclass(frozen=True)
+class DataPosition:
+    """Where a training stands in its data, whatever the number of processes.
+
+    Attributes:
+        samples: consumed since the beginning, by all processes together.
+        global_batch: samples a step over all processes and micro-batches.
+    """
+
+    samples: int
+    global_batch: int
+
+
+class Checkpoints:
+    """The ``checkpoints/`` folder of a run.
+
+    Args:
+        folder: where they lie; made when the first is saved.
+        keep: how many of the newest stay.
+    """
+
+    def __init__(self, folder: str | Path, keep: int = 2) -> None:
+        self.folder = Path(folder)
+        self.keep = keep
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, oldest first."""
+        if not self.folder.is_dir():
+            return []
+        names = (re.fullmatch(r"step-(\d+)", entry.name) for entry in self.folder.iterdir())
+        return sorted(int(match[1]) for match in names if match)
+
+    def path(self, step: int) -> Path:
+        """The folder of one checkpoint."""
+        return self.folder / f"step-{step}"
+
+    def latest(self) -> int | None:
+        """Newest complete step as the first process sees it, on all processes."""
+        steps = self.steps()
+        step: int | None = broadcast_object(steps[-1] if steps else None)
+        return step
+
+    def position(self, step: int) -> DataPosition:
+        """Return the position in the data that the checkpoint of ``step`` was saved at.
+
+        Raises:
+            UserError: if it holds none: another program wrote it, or a version that did not save positions.
+        """
+        path = self.path(step) / POSITION
+        values = read_json(path, "a checkpoint with a position in the data; give another --run_dir")
+        try:
+            return DataPosition(int(values["samples"]), int(values["global_batch"]))
+        except (KeyError, TypeError, ValueError):
+            raise UserError(f"{path} holds no position in the data: give another --run_dir") from None
+
+    def save(self, step: int, write: Callable[[Path], None], position: DataPosition) -> None:
+        """Let every process ``write`` into one hidden folder, then show it under its name and drop the oldest.
+
+        Args:
+            step: optimizer steps done.
+            write: writes the state of the calling process.
+            position: in the data, after ``step``.
+
+        Raises:
+            UserError: if the disk is full; the checkpoints before it are untouched.
+        """
+        partial = self.folder / f"{PARTIAL_PREFIX}step-{step}"
+        if is_main():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            remove_partial(self.folder)
+            partial.mkdir()
+        barrier()
+        try:
+            write(partial)
+            if is_main():
+                write_json(partial / POSITION, asdict(position))
+        # PyTorch reports a full disk as a RuntimeError.
+        except (OSError, RuntimeError, SafetensorError, UserError) as error:
+            reason = unwritable(error, self.folder)  # before the removal makes room again
+            shutil.rmtree(partial, ignore_errors=True)
+            remedy = "; free some space or make the folder writable" if reason else ""
+            raise UserError(
+                f"cannot write the checkpoint of step {step} under {self.folder}: {reason or error}{remedy}. "
+                "Older checkpoints are complete, and the same command continues from them"
+            ) from error
+        barrier()
+        if is_main():
+            final = self.path(step)
+            shutil.rmtree(final, ignore_errors=True)
+            os.rename(partial, final)
+            for old in self.steps()[: -self.keep]:
+                shutil.rmtree(self.path(old))
+        barrier()

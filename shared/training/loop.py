@@ -1,0 +1,195 @@
+"""The training loop of both stages: steps, logging, validation, checkpoints, resume. It knows no objective.
+
+A stage passes it a :class:`Task`. The step determines the learning rate and what is logged and saved when; the
+position in the data, in samples, is saved with each checkpoint. So a run that is killed and started again continues
+as if nothing had happened: on a CPU to the last bit, and over the same samples on another number of processes.
+"""
+
+import os
+import resource
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from medunifier.shared.errors import UserError
+from medunifier.shared.progress import Progress
+from medunifier.shared.report_page.plots import save_curves
+from medunifier.shared.training.checkpoints import Checkpoints, DataPosition
+from medunifier.shared.training.config import LoopConfig
+from medunifier.shared.training.distributed import all_reduce_sum, is_main, world_size
+from medunifier.shared.training.mfu import peak_flops
+from medunifier.shared.training.run_folder import CHECKPOINTS, RunFolder
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+# Figures of a step that become rates: tokens that this process computed, and the arithmetic it did for them.
+TOKENS, FLOP = "tokens", "flop"
+
+
+class Task(Protocol):
+    """What a stage gives to the loop. Its models and optimizers are prepared by the same Accelerator."""
+
+    def step(self, micro_batches: list[Any], step: int) -> Mapping[str, Tensor | float]:
+        """One optimizer step over this process' micro-batches; scalars by name, without gradient.
+
+        ``tokens`` and ``flop`` among them are this process' amounts in the step, and logged as rates.
+        """
+
+    def validate(self, step: int) -> Mapping[str, float]:
+        """Figures over the validation set, equal on all processes; pictures go to the run folder."""
+
+
+def use_threads(threads: int) -> None:
+    """Give this process its share of the cores: a launcher's default is one thread, a workstation has many."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // local))
+
+
+def check_global_batch(run_dir: str | Path, config: LoopConfig) -> None:
+    """Refuse to continue a run with another global batch: it would be another training.
+
+    How the batch is split over processes and micro-batches may change.
+
+    Raises:
+        UserError: naming a batch size and an accumulation that keep the global batch on this number of processes.
+    """
+    checkpoints = Checkpoints(Path(run_dir) / CHECKPOINTS)
+    step = checkpoints.latest()
+    if step is None:
+        return
+    kept, world = checkpoints.position(step).global_batch, world_size()
+    if kept == config.global_batch():
+        return
+    own, rest = divmod(kept, world)
+    if rest:
+        remedy = f"no batch size keeps it on {world} processes: start a number of processes that divides {kept}"
+    else:
+        size = max(size for size in range(1, min(own, config.batch_size) + 1) if own % size == 0)
+        remedy = f"--loop.batch_size {size} --loop.accumulation {own // size} keeps it"
+    raise UserError(
+        f"{run_dir} was trained with a global batch of {kept} studies, and {world} processes x loop.batch_size "
+        f"{config.batch_size} x loop.accumulation {config.accumulation} make {config.global_batch()}: {remedy}"
+    )
+
+
+def train(
+    task: Task,
+    accelerator: "Accelerator",
+    run: RunFolder,
+    stream: Callable[[int], Iterator[Any]],
+    config: LoopConfig,
+) -> None:
+    """Run ``task`` from its newest checkpoint (or from the start) to ``config.steps``.
+
+    Args:
+        task: the stage's step and validation.
+        accelerator: holds the models and optimizers that a checkpoint saves.
+        run: where everything is written.
+        stream: opens this rank's endless micro-batches at a global position (samples consumed by all).
+        config: lengths and intervals.
+    """
+    checkpoints = Checkpoints(run.path / CHECKPOINTS, config.keep_checkpoints)
+    start, samples = checkpoints.latest() or 0, 0
+    if start:
+        samples = checkpoints.position(start).samples
+        accelerator.load_state(str(checkpoints.path(start)))
+        # Accelerate counts micro-batches, on the processes that were there when it saved. Under another accumulation
+        # the count would end an optimizer step in the middle of a global batch, and on a new process at another time.
+        accelerator.step = 0
+        if is_main():
+            print(f"continuing {run.path} at step {start}", flush=True)
+    run.rewind(start)
+    batches = stream(samples)
+    meter = _Meter(config)
+    with Progress(config.steps, "training", "step", done=start, quiet=not is_main()) as progress:
+        for step in range(start + 1, config.steps + 1):
+            with meter.waiting():
+                micro_batches = [next(batches) for _ in range(config.accumulation)]
+            samples += config.global_batch()
+            figures = task.step(micro_batches, step - 1)
+            meter.add(figures)
+            shown: dict[str, float] = {}
+            last = step == config.steps
+            if step % config.log_every == 0 or last:
+                shown = meter.read()
+                run.log(step, shown)
+            progress.advance(1, **{name: shown[name] for name in list(figures)[:4] if name in shown})
+            if step % config.validate_every == 0 or last:
+                run.log(step, {f"validation/{name}": value for name, value in task.validate(step).items()})
+                if is_main():
+                    save_curves(run.path)
+                meter.restart()
+            if step % config.checkpoint_every == 0 or last:
+                position = DataPosition(samples, config.global_batch())
+                checkpoints.save(step, lambda folder: accelerator.save_state(str(folder)), position)
+                meter.restart()
+    run.close()
+
+
+class _Meter:
+    """Means of the figures since the last line, and where the time went."""
+
+    def __init__(self, config: LoopConfig) -> None:
+        self._config = config
+        self._sums: dict[str, Tensor] = {}
+        self._steps = 0
+        self.restart()
+
+    def restart(self) -> None:
+        """Do not count what was no training (validation, saving)."""
+        self._clock, self._timed_steps, self._waited = time.perf_counter(), 0, 0.0
+
+    def waiting(self) -> "_Waiting":
+        return _Waiting(self)
+
+    def add(self, figures: Mapping[str, Tensor | float]) -> None:
+        for name, value in figures.items():
+            value = torch.as_tensor(value, dtype=torch.float64).detach()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._steps += 1
+        self._timed_steps += 1
+
+    def read(self) -> dict[str, float]:
+        names = sorted(self._sums)
+        means = torch.stack([self._sums[name].cpu() for name in names]) / self._steps
+        means = all_reduce_sum(means.to(_collective_device())).cpu() / world_size()
+        seconds = max(time.perf_counter() - self._clock, 1e-9)
+        timed = self._timed_steps
+        figures = dict(zip(names, means.tolist(), strict=True))
+        figures["samples_per_s"] = timed * self._config.global_batch() / seconds
+        if (tokens := figures.pop(TOKENS, None)) is not None:
+            figures["tokens_per_s"] = timed * tokens * world_size() / seconds
+        if (flop := figures.pop(FLOP, None)) is not None:
+            figures["mfu"] = timed * flop / seconds / peak_flops(self._config.mixed_precision)
+        figures["data_wait_fraction"] = self._waited / seconds
+        figures["memory_gib"] = _peak_memory_gib()
+        self._sums, self._steps = {}, 0
+        self.restart()
+        return figures
+
+
+class _Waiting:
+    def __init__(self, meter: _Meter) -> None:
+        self._meter = meter
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._meter._waited += time.perf_counter() - self._start
+
+
+def _collective_device() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def _peak_memory_gib() -> float:
+    """Of the accelerator where there is one, else of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

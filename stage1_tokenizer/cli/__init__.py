@@ -1,0 +1,1 @@
+"""Commands of stage 1: tokenize, convert."""

@@ -1,0 +1,1 @@
+"""The VQ-GAN: encoder, quantizers, decoder, discriminator."""

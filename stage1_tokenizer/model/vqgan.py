@@ -1,0 +1,117 @@
+"""The VQ-GAN: image -> encoder -> quantiser -> decoder -> image (Esser et al., "Taming transformers", 2021)."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from medunifier.stage1_tokenizer.config import ModelConfig, model_config
+from medunifier.stage1_tokenizer.model.haar import build_front_end
+from medunifier.stage1_tokenizer.model.layers import Decoder, Encoder, Recomputing
+from medunifier.stage1_tokenizer.model.quantizers import build_quantizer
+
+
+class VQGANOutput(NamedTuple):
+    """One pass through the whole model."""
+
+    reconstruction: Tensor
+    """(B, out_ch, H, W), about [-1, 1], not clamped."""
+    losses: dict[str, Tensor]
+    """The quantiser's weighted scalars, such as ``codebook`` and ``commitment``."""
+    codes: Tensor
+    """(B, h, w) int64."""
+
+
+class VQGAN(nn.Module):
+    """A trainable tokenizer with taming's key names.
+
+    Args:
+        config: a :class:`ModelConfig`, or its values as a mapping.
+
+    Raises:
+        ValueError: for unknown keys or an impossible combination.
+    """
+
+    def __init__(self, config: ModelConfig | Mapping[str, Any]) -> None:
+        super().__init__()
+        self.config = config = config if isinstance(config, ModelConfig) else model_config(config)
+        self.front_end = build_front_end(config)
+        sizes: dict[str, Any] = {
+            "resolution": config.resolution // self.front_end.shrink,
+            "ch": config.ch,
+            "ch_mult": config.ch_mult,
+            "num_res_blocks": config.num_res_blocks,
+            "attn_resolutions": config.attn_resolutions,
+            "z_channels": config.z_channels,
+            "groups": config.norm_groups,
+            "dropout": config.dropout,
+        }
+        self.encoder = Encoder(in_channels=config.in_channels * self.front_end.expansion, **sizes)
+        self.decoder = Decoder(out_ch=config.out_ch * self.front_end.expansion, **sizes)
+        self.quantize = build_quantizer(config)
+        self.quant_conv = nn.Conv2d(config.z_channels, config.embed_dim, 1)
+        self.post_quant_conv = nn.Conv2d(config.embed_dim, config.z_channels, 1)
+
+    @property
+    def last_layer(self) -> Tensor:
+        """The weight at which the adaptive weight compares gradients."""
+        return self.decoder.conv_out.weight
+
+    def gradient_checkpointing(self) -> None:
+        """Keep less in memory for the backward pass, which then computes the blocks again."""
+        for module in self.modules():
+            if isinstance(module, Recomputing):
+                module.recompute = True
+
+    def flop_an_image(self) -> int:
+        """Operations of one image's way to vectors and back, a multiplication and an addition counted as two."""
+        with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+            twin = VQGAN(self.config)
+            side = self.config.resolution // self.front_end.shrink
+            h = twin.encoder(torch.empty(1, self.config.in_channels * self.front_end.expansion, side, side))
+            twin.decoder(twin.post_quant_conv(twin.quant_conv(h)))
+        return int(counter.get_total_flops())
+
+    def compile_blocks(self) -> None:
+        """torch.compile for what costs time: the levels and the middle of encoder and decoder.
+
+        The last layer stays outside. The adaptive weight differentiates there and keeps the graph for the update,
+        and a compiled region whose graph is kept raises an error about donated buffers (bytetriper/RAE#74).
+        """
+        blocks = [module for module in self.modules() if isinstance(module, Recomputing)]
+        # Levels share one `forward`, and PyTorch counts the graphs of all of them against one limit (8): beyond it a
+        # level would run uncompiled. Twice as many, for training and evaluation mode.
+        limit = torch._dynamo.config.recompile_limit
+        torch._dynamo.config.recompile_limit = max(limit, 2 * len(blocks))
+        for block in blocks:
+            # By default the second level's other shape makes sizes symbolic, batch and height included, which
+            # Inductor's C++ code generation fails on. A training has one batch size: shapes are static.
+            block.compile(dynamic=False)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """(B, 1, H, W) in [-1, 1] -> vectors (B, D, h, w), not yet quantised.
+
+        A model of three channels takes (B, 3, H, W) as it is, and repeats grey.
+        """
+        if images.shape[1] == 1:
+            images = images.expand(-1, self.config.in_channels, -1, -1)
+        return self.quant_conv(self.encoder(self.front_end(images)))
+
+    def decode(self, z_q: Tensor) -> Tensor:
+        """(B, D, h, w) codebook entries -> images (B, 1, H, W), about [-1, 1], not clamped."""
+        return self.front_end.inverse(self.decoder(self.post_quant_conv(z_q)))
+
+    def encode_indices(self, images: Tensor) -> Tensor:
+        """(B, 1, H, W) in [-1, 1] -> codes (B, h, w), int64."""
+        return self.quantize.lookup(self.encode(images))
+
+    def decode_indices(self, codes: Tensor) -> Tensor:
+        """(B, h, w) codes -> images (B, 1, H, W), about [-1, 1], not clamped."""
+        return self.decode(self.quantize.entries(codes))
+
+    def forward(self, images: Tensor) -> VQGANOutput:
+        """(B, 1, H, W) in [-1, 1] -> reconstruction, quantiser losses, codes."""
+        quantized = self.quantize(self.encode(images))
+        return VQGANOutput(self.decode(quantized.z_q), quantized.losses, quantized.codes)

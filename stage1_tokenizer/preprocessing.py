@@ -1,0 +1,63 @@
+"""From the pixels of a shard to the numbers that the model reads, and from those to the numbers that metrics read."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medunifier.data.shards.dataset import Sample
+from medunifier.shared.errors import UserError
+
+
+def to_model(pixels: np.ndarray) -> np.ndarray:
+    """(…, H, W) uint8 or uint16 -> float32 in [-1, 1].
+
+    Raises:
+        ValueError: for another dtype.
+    """
+    if pixels.dtype not in (np.uint8, np.uint16):
+        raise ValueError(f"pixels must be uint8 or uint16, got {pixels.dtype}")
+    # In float64 first, so that the value does not depend on how the division is carried out.
+    return (pixels / (np.iinfo(pixels.dtype).max / 2) - 1).astype(np.float32)
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """[-1, 1] -> [0, 1], clipped."""
+    return (images.float() * 0.5 + 0.5).clamp(0, 1)
+
+
+def stack_images(samples: Sequence[tuple[int, Sample]], size: int) -> Tensor:
+    """Every image of every study, in order -> (N, 1, size, size) in [-1, 1].
+
+    Raises:
+        UserError: naming the first study whose image has another size, or that has none.
+    """
+    return torch.from_numpy(
+        np.stack([_model_image(s, number, size) for _, s in samples for number in range(_count(s))])[:, None]
+    )
+
+
+def collate_images(samples: Sequence[tuple[int, Sample]], size: int, seed: int) -> Tensor:
+    """One image a study, drawn by the sample's position in the stream -> (B, 1, size, size) in [-1, 1]."""
+    drawn = [
+        _model_image(sample, int(np.random.default_rng((seed, position)).integers(_count(sample))), size)
+        for position, sample in samples
+    ]
+    return torch.from_numpy(np.stack(drawn)[:, None])
+
+
+def _count(sample: Sample) -> int:
+    if not sample.images:
+        raise UserError(f"study {sample.key} has no image: stage 1 and tokenize read image shards, not token shards")
+    return len(sample.images)
+
+
+def _model_image(sample: Sample, number: int, size: int) -> np.ndarray:
+    image = sample.images[number]
+    if image.shape != (size, size):
+        raise UserError(
+            f"image {number} of study {sample.key} has {image.shape[0]} x {image.shape[1]} pixels, the model reads "
+            f"{size} x {size}: ingest again with --size {size}, or choose a model of that resolution"
+        )
+    return to_model(image)

@@ -1,0 +1,1 @@
+"""The generator and discriminator step, weight EMA and validation metrics."""

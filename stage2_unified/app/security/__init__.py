@@ -1,0 +1,1 @@
+"""Access control of the web page: login, upload and argument checks, request limits, browser headers."""

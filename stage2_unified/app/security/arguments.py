@@ -1,0 +1,143 @@
+"""Check what a request passes to an endpoint, by the kind of each argument, before Gradio touches it.
+
+Gradio takes any JSON object that looks like its FileData, wherever it lies, for a file: it copies the file, or
+downloads a URL, and serves the result. So objects and lists pass only where an argument has them, and a file only if
+this client uploaded it or it is one of the page's examples.
+"""
+
+import math
+import re
+import sys
+import traceback
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+
+from medunifier.shared.errors import UserError
+from medunifier.stage2_unified.app.security.clients import owner_of
+from medunifier.stage2_unified.app.security.uploads import Owner, Uploads
+
+_URL = re.compile(r"\s*(?:[A-Za-z][A-Za-z0-9+.-]*://|data:|file:)")
+_MOST_CELLS = 10_000  # of a table
+_LARGEST = 2**53  # integers up to it are exact in JavaScript
+
+
+class CheckedBlocks(gr.Blocks):
+    """A page whose every event, over whichever route it came, has its arguments checked and its errors in words."""
+
+    uploads: Uploads
+    public_files: Collection[str] = ()
+    """Files that every client may pass, besides its uploads."""
+
+    async def process_api(self, block_fn: Any, inputs: list[Any], *arguments: Any, **options: Any) -> dict[str, Any]:
+        """As Gradio's, with checked arguments.
+
+        Raises:
+            gr.Error: for arguments that are refused, for a `UserError`, and without details for a defect.
+        """
+        function = self.fns[block_fn] if isinstance(block_fn, int) else block_fn
+        try:
+            if options.get("iterator") is None:  # further values of a generator read no arguments
+                inputs = self._checked(function.inputs, inputs, options.get("request"))
+                options["event_data"] = _checked_event(options.get("event_data"))
+            return await super().process_api(function, inputs, *arguments, **options)
+        except gr.Error as error:
+            raise gr.Error(error.message, print_exception=False) from None
+        except UserError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+        except Exception as error:
+            # The message may quote what somebody typed, which has no place in a log.
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            place = f"{frame.name}, line {frame.lineno}"
+            print(f"{function.name}: {type(error).__name__} in {place}", file=sys.stderr, flush=True)
+            raise gr.Error("this failed on the server: a defect, not your file", print_exception=False) from None
+
+    def _checked(self, components: Sequence[Component], values: list[Any], request: Any) -> list[Any]:
+        if len(components) != len(values):
+            raise UserError(f"expected {len(components)} arguments, got {len(values)}")
+        if isinstance(request, list):  # where the request claims to be a batch
+            request = request[0] if request else None
+        owner = None if request is None else owner_of(request.request.scope)
+        return [self._argument(*pair, owner) for pair in zip(components, values, strict=True)]
+
+    def _argument(self, component: Component, value: Any, owner: Owner | None) -> Any:
+        name = getattr(component, "label", None) or type(component).__name__
+        if isinstance(component, gr.State):
+            return None  # its value lies on the server
+        if isinstance(component, gr.Dataset):
+            if type(value) is int and 0 <= value < len(component.samples or ()):
+                return value
+        elif isinstance(component, gr.Number | gr.Slider):
+            low = -_LARGEST if component.minimum is None else component.minimum
+            high = _LARGEST if component.maximum is None else component.maximum
+            if type(value) in (int, float) and low <= value <= high:  # false for NaN
+                return value
+            raise UserError(f"{name}: expected a number from {low} to {high}")
+        elif isinstance(component, gr.CheckboxGroup):
+            if isinstance(value, list) and all(_is_choice(component, one) for one in value):
+                return value
+        elif value is None:
+            return None
+        elif isinstance(component, gr.File):
+            return self._file(value, owner)
+        elif isinstance(component, gr.Textbox):
+            if _is_text(value):
+                return value
+        elif isinstance(component, gr.Dropdown | gr.Radio):
+            if _is_choice(component, value):
+                return value
+        elif isinstance(component, gr.Dataframe):
+            return _table(name, value)
+        # No other component of the page is passed by its users.
+        raise UserError(f"{name}: this value is refused; files and addresses are taken in the file box alone")
+
+    def _file(self, value: Any, owner: Owner | None) -> dict[str, Any]:
+        """Return a FileData of nothing but the path."""
+        path = value.get("path") if isinstance(value, dict) else None
+        if not isinstance(path, str) or owner is None:
+            raise UserError("a file is passed as it was uploaded, not by a path or an address")
+        if path not in self.public_files and not self.uploads.owned(path, owner):
+            raise UserError("this file is not there any more, or was not uploaded by you: upload it again")
+        return {"path": path, "meta": {"_type": "gradio.FileData"}}
+
+
+def _is_text(value: Any) -> bool:
+    """Whether it is a string that is no URL and that UTF-8 can carry (JSON may hold lone surrogates)."""
+    if not isinstance(value, str) or _URL.match(value):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_choice(component: Any, value: Any) -> bool:
+    return isinstance(value, str) and value in [choice for _, choice in component.choices]
+
+
+def _table(name: str, value: Any) -> dict[str, Any]:
+    """Return the headers and the cells of a table, without its metadata."""
+    headers, rows = (value.get("headers"), value.get("data")) if isinstance(value, dict) else (None, None)
+    if isinstance(headers, list) and isinstance(rows, list) and all(isinstance(row, list) for row in rows):
+        cells = [cell for row in (headers, *rows) for cell in row]
+        if len(cells) <= _MOST_CELLS and all(cell is None or _is_text(cell) or _is_number(cell) for cell in cells):
+            return {"headers": headers, "data": rows, "metadata": None}
+    raise UserError(f"{name}: this is no table of texts and numbers")
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (bool, int, float) and math.isfinite(value) and abs(value) <= _LARGEST
+
+
+def _checked_event(event: Any) -> Any:
+    """Return the event with the index that was clicked on; what else a browser sends along is not needed."""
+    if event is None or event._data is None:
+        return event
+    index = event._data.get("index") if isinstance(event._data, dict) else None
+    numbers = index if isinstance(index, list) and len(index) == 2 else [index]
+    if index is not None and not all(type(number) is int and 0 <= number <= _LARGEST for number in numbers):
+        raise UserError("the place that was clicked on must be one or two whole numbers")
+    return gr.EventData(event.target, {"index": index, "value": None})

@@ -1,0 +1,64 @@
+"""``medunifier export``: what was trained, in the shapes that other software expects."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from medunifier.shared.config import parse_config
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Write a trained model, a tokenizer or shards in a stock format; nothing is uploaded."""
+
+    model: str = ""
+    """Model folder (run_dir/model)."""
+    tokenizer: str = ""
+    """onnx, hub: folder of the frozen tokenizer; empty = that of the model."""
+    data: str = ""
+    """hub: folder of image or token shards."""
+    format: Literal["causal-lm", "onnx", "hub"] = "causal-lm"
+    """causal-lm: what transformers' AutoModelForCausalLM and AutoTokenizer read. onnx: the tokenizer's encoder and
+    decoder as graphs. hub: folders with cards, ready for an upload."""
+    may_share_data: bool = False
+    """hub: you have made sure that shards of patients may be passed on."""
+    out: str = ""
+    """Folder to write; empty = beside what is exported, NAME-FORMAT."""
+
+    def __post_init__(self) -> None:
+        if self.format == "causal-lm" and not self.model:
+            raise ValueError("format causal-lm needs model")
+        if self.format == "onnx" and not (self.tokenizer or self.model):
+            raise ValueError("format onnx needs tokenizer, or a model that has one")
+        if self.format == "hub" and not (self.model or self.tokenizer or self.data):
+            raise ValueError("format hub needs model, tokenizer or data")
+        for name, formats in (("tokenizer", ("onnx", "hub")), ("data", ("hub",)), ("may_share_data", ("hub",))):
+            if getattr(self, name) and self.format not in formats:
+                raise ValueError(f"{name} has no meaning for format {self.format}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Export once; the same command again finds it done.
+
+    Raises:
+        UserError: for a folder that is not what it should be, a missing package, or an out that holds something else.
+    """
+    config = parse_config(ExportConfig, argv, prog="medunifier export")
+    # Imported here: --help does not wait for torch and transformers.
+    from medunifier.stage1_tokenizer.frozen import FrozenTokenizer
+    from medunifier.stage2_unified.export.causal_lm_folder import export_causal_lm
+    from medunifier.stage2_unified.export.hub import export_hub
+    from medunifier.stage2_unified.export.tokenizer_onnx import export_onnx
+    from medunifier.stage2_unified.model.processing.processor import IMAGE_TOKENIZER
+
+    source = Path(config.model or config.tokenizer or config.data)
+    out = Path(config.out) if config.out else source.with_name(f"{source.name}-{config.format}")
+    if config.format == "onnx":
+        folder = config.tokenizer or str(Path(config.model) / IMAGE_TOKENIZER)
+        written = export_onnx(FrozenTokenizer.from_pretrained(folder), out)
+    elif config.format == "hub":
+        written = export_hub(config.model, config.tokenizer, config.data, config.may_share_data, out)
+    else:
+        written = export_causal_lm(Path(config.model), out)
+    print(f"{out} written" if written else f"{out} is done already")

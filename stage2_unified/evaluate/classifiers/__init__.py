@@ -1,0 +1,1 @@
+"""Networks trained during evaluation: finding classifiers and fine-tuning heads."""

@@ -1,0 +1,1 @@
+"""Evaluation of other systems' reports, images and embeddings."""

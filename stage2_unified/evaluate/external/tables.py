@@ -1,0 +1,104 @@
+"""Tables of reports as other systems hand them in: CSV, one row a study, and what is wrong with one in a line."""
+
+import csv
+import io
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from medunifier.data.reports.observations import OBSERVATIONS
+from medunifier.shared.errors import UserError
+from medunifier.shared.files.input_files import open_regular
+
+ID, REPORT, PATIENT = "study_id", "report", "patient_id"
+_VALUES = {"": None, "1": 1, "1.0": 1, "0": 0, "0.0": 0, "-1": -1, "-1.0": -1}
+
+
+@dataclass(frozen=True)
+class ReportTable:
+    """Rows of a table, by study id, in the file's order.
+
+    Attributes:
+        reports: text of each study.
+        patients: of each; None where the table has no such column.
+        labels: ``{finding: 1 | 0 | -1}`` of each; None where it has no column of an observation.
+    """
+
+    reports: dict[str, str]
+    patients: dict[str, str] | None
+    labels: dict[str, dict[str, int]] | None
+
+
+def read_reports(path: str) -> ReportTable:
+    """Read ``study_id,report[,patient_id][,OBSERVATION …]``; observations are 1, 0, -1 or blank (not mentioned).
+
+    Raises:
+        UserError: if the file is absent, is no table, lacks a column, or has an id twice or none.
+    """
+    try:
+        with io.TextIOWrapper(open_regular(path), newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            columns = list(reader.fieldnames or [])
+            missing = [name for name in (ID, REPORT) if name not in columns]
+            if missing:
+                raise UserError(
+                    f"{path} has no column {' and no column '.join(missing)}; "
+                    f"it has: {', '.join(columns) or 'nothing'}"
+                )
+            rows = list(reader)
+    except FileNotFoundError:
+        raise UserError(f"{path} not found") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read as CSV: {error}") from None
+    ids = [(row[ID] or "").strip() for row in rows]
+    if not rows:
+        raise UserError(f"{path} has no rows")
+    if "" in ids:
+        raise UserError(f"{path}, row {ids.index('') + 2}: {ID} is empty")
+    twice = [name for name, count in Counter(ids).items() if count > 1]
+    if twice:
+        raise UserError(
+            f"{path} has {len(twice)} ids more than once, such as {twice[0]}: one report a study is judged"
+        )
+    findings = [name for name in OBSERVATIONS if name in columns]
+    labels = {
+        name: _labels(path, number, row, findings) for number, (name, row) in enumerate(zip(ids, rows, strict=True))
+    }
+    patients = (
+        {name: (row[PATIENT] or name).strip() for name, row in zip(ids, rows, strict=True)}
+        if PATIENT in columns
+        else None
+    )
+    reports = {name: " ".join((row[REPORT] or "").split()) for name, row in zip(ids, rows, strict=True)}
+    return ReportTable(reports, patients, labels if findings else None)
+
+
+def _labels(path: str, number: int, row: dict[str, str], findings: list[str]) -> dict[str, int]:
+    labels = {}
+    for name in findings:
+        text = (row[name] or "").strip()
+        if text not in _VALUES:
+            raise UserError(f"{path}, row {number + 2}: {name} is {text!r}, expected 1, 0, -1 or nothing")
+        value = _VALUES[text]
+        if value is not None:
+            labels[name] = value
+    return labels
+
+
+def check_same_ids(predictions: str, said: set[str], references: str, wanted: set[str]) -> None:
+    """Every reference must be answered, and nothing else: a figure over the easy half is no figure.
+
+    Raises:
+        UserError: with how many differ and one of them.
+    """
+    missing, odd = wanted - said, said - wanted
+    if missing or odd:
+        parts = []
+        if missing:
+            parts.append(f"{len(missing)} of {len(wanted)} references have no prediction, such as {min(missing)}")
+        if odd:
+            parts.append(f"{len(odd)} predictions have no reference, such as {min(odd)}")
+        raise UserError(
+            f"{Path(predictions).name} and {Path(references).name} do not match: {'; '.join(parts)}. "
+            "An empty report for a study counts as one"
+        )

@@ -1,0 +1,1 @@
+"""Result files: JSON, pictures and HTML page."""

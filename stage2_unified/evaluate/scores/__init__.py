@@ -1,0 +1,1 @@
+"""Scores shared by our outputs and those of other systems."""

@@ -1,0 +1,171 @@
+"""The frozen tokenizer, judged by stage 1's figures over the whole split, and by what survives of each finding."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from medunifier.data.reports.observations import OBSERVATIONS
+from medunifier.data.shards.dataset import ShardDataset
+from medunifier.shared.errors import UserError
+from medunifier.shared.metrics.auroc import auroc_per_finding, macro_auroc, truth_matrix
+from medunifier.shared.metrics.bootstrap import bootstrap_interval
+from medunifier.shared.metrics.images.feature_nets import load_feature_net
+from medunifier.shared.metrics.images.frechet import frechet_distance
+from medunifier.stage1_tokenizer.config import PerceptualConfig
+from medunifier.stage1_tokenizer.evaluate import evaluate_tokenizer
+from medunifier.stage1_tokenizer.frozen import FrozenTokenizer
+from medunifier.stage1_tokenizer.preprocessing import to_unit
+from medunifier.stage2_unified.evaluate.classifiers.classifier import INPUT, FindingClassifier
+from medunifier.stage2_unified.evaluate.results.result import TaskResult, interval
+from medunifier.stage2_unified.evaluate.subsets.studies import EvaluationData, Studies, with_both_classes
+from medunifier.stage2_unified.evaluate.tasks.reports import TRAIN
+from medunifier.stage2_unified.evaluate.tasks.synthesis import LEAST_POSITIVES
+
+FIGURES = ("psnr", "ssim", "ms_ssim", "lpips", "radiograph_distance", "codebook_usage", "perplexity")
+EXAMPLES = 6
+
+
+@dataclass(frozen=True)
+class TokenizerEvaluation:
+    """What the task reads of the command's options.
+
+    Attributes:
+        split: which studies are judged.
+        tokenizer_limit: at most so many of them; 0 = all.
+        perceptual: net of LPIPS, or of the distance of radiograph features.
+        feature_net, feature_weights: net of rFID, by its name in `medunifier.shared.metrics.images.feature_nets`; "" = no rFID.
+        train_limit, classifier_steps: of the judge of findings; no steps, no judge.
+        seed, bootstrap: of the judge, and of the interval.
+    """
+
+    split: str = "test"
+    tokenizer_limit: int = 0
+    perceptual: PerceptualConfig = PerceptualConfig("none")
+    feature_net: str = ""
+    feature_weights: str | None = None
+    train_limit: int = 2000
+    classifier_steps: int = 500
+    seed: int = 0
+    bootstrap: int = 200
+
+
+def evaluate_tokenizer_task(
+    tokenizer: FrozenTokenizer, data: EvaluationData, judging: TokenizerEvaluation
+) -> TaskResult:
+    """PSNR, SSIM, perceptual distance, rFID and use of the codebook over every image, and the findings that survive.
+
+    Usage grows with the number of images, so it is counted over all. Baselines: the mean training image in
+    place of every reconstruction, and a single code.
+
+    Raises:
+        UserError: for token shards: there is nothing to compare a reconstruction with. For a net whose weights are
+            absent or not those that were stated.
+    """
+    if not data.has_images:
+        raise UserError(f"{data.path} holds codes: the tokenizer is judged on images, give the image shards")
+    split, limit = judging.split, judging.tokenizer_limit
+    net = load_feature_net(judging.feature_net, judging.feature_weights) if judging.feature_net else None
+    dataset: ShardDataset = data.dataset(split)
+    found: dict[str, Any] = evaluate_tokenizer(
+        tokenizer, dataset, perceptual=judging.perceptual, features=net, limit=limit or None
+    )
+    metrics = {f"tokenizer.{name}": float(found[name]) for name in FIGURES if name in found}
+    metrics["tokenizer.psnr.baseline"] = found["psnr_baseline"]
+    metrics["tokenizer.codebook_usage.baseline"] = found["codebook_usage_baseline"]
+    details: dict[str, Any] = {
+        "images": found["images"],
+        "studies": found["studies"],
+        "baseline": "the mean training image; a single code",
+        "examples": [],
+        "nets": {name.removesuffix("_net"): value for name, value in found.items() if name.endswith("_net")},
+    }
+    if net is not None:
+        original, reconstructed, mean = found["features"]
+        metrics["tokenizer.rfid"] = frechet_distance(original, reconstructed)
+        metrics["tokenizer.rfid.baseline"] = frechet_distance(original, mean)
+        details["nets"]["rfid"] = (
+            f"{net.name}, SHA-256 {net.sha256[:12]}; {net.describe()['input']}; {len(original)} images against their "
+            f"reconstructions of split {split}"
+        )
+    if judging.classifier_steps:
+        _add_findings(metrics, details, tokenizer, data, judging)
+    return TaskResult(metrics, details, _add_examples(details, tokenizer, dataset, found["worst"]))
+
+
+def _add_findings(
+    metrics: dict[str, float],
+    details: dict[str, Any],
+    tokenizer: FrozenTokenizer,
+    data: EvaluationData,
+    judging: TokenizerEvaluation,
+) -> None:
+    """Does a nodule survive? A judge that learned the findings on original training images looks at both sides.
+
+    ``label_auroc`` is its macro AUROC on the reconstructions, ``label_auroc.real`` that on the same originals; what
+    a finding loses between them went with the codes, as far as this judge can see. Data without labels have neither.
+    """
+    try:
+        train = data.studies(TRAIN, judging.train_limit, with_text=False)
+        studies = data.studies(judging.split, judging.tokenizer_limit, with_text=False)
+        train_truth, truth = (truth_matrix(draw.labels, OBSERVATIONS) for draw in (train, studies))
+        learnable = with_both_classes(train_truth, OBSERVATIONS, LEAST_POSITIVES)
+        judged = with_both_classes(truth[:, learnable], [OBSERVATIONS[i] for i in learnable])
+    except UserError as error:
+        details["findings_left_out"] = str(error)
+        return
+    columns = [learnable[i] for i in judged]
+    findings, truth = [OBSERVATIONS[i] for i in columns], truth[:, columns]
+    judge = FindingClassifier(
+        data.images(TRAIN, train), train_truth[:, columns], judging.classifier_steps, judging.seed
+    )
+    real = judge(data.images(judging.split, studies))
+    reconstructed = judge(_reconstructions(tokenizer, data, judging.split, studies))
+    metrics["tokenizer.label_auroc"] = macro_auroc(truth, reconstructed)
+    metrics["tokenizer.label_auroc.baseline"] = 0.5
+    metrics["tokenizer.label_auroc.real"] = macro_auroc(truth, real)
+    lost = bootstrap_interval(
+        lambda rows: macro_auroc(truth[rows], reconstructed[rows]) - macro_auroc(truth[rows], real[rows]),
+        studies.patients,
+        judging.bootstrap,
+        seed=judging.seed,
+    )
+    metrics["tokenizer.label_auroc_change"] = metrics["tokenizer.label_auroc"] - metrics["tokenizer.label_auroc.real"]
+    details["intervals"] = {"tokenizer.label_auroc_change": interval(lost)}
+    details["per_finding"] = {
+        name: auroc_per_finding(truth, scores, findings)
+        for name, scores in (("originals", real), ("reconstructions", reconstructed))
+    }
+    details["positives"] = dict(zip(findings, np.nansum(truth, axis=0).astype(int).tolist(), strict=True))
+    details["nets"]["findings"] = (
+        f"a small convolutional net at {INPUT} pixels, {judging.classifier_steps} steps on {len(train)} original "
+        f"training images; judged on {len(studies)} studies of split {judging.split}"
+    )
+
+
+def _reconstructions(tokenizer: FrozenTokenizer, data: EvaluationData, split: str, studies: Studies) -> np.ndarray:
+    """(N, H, W) floats in [0, 1]: the studies' images through codes and back."""
+    codes = torch.from_numpy(data.codes(split, studies)).to(tokenizer.codebook.device)
+    return np.concatenate([_decoded(tokenizer, part) for part in codes.split(32)])
+
+
+def _decoded(tokenizer: FrozenTokenizer, codes: torch.Tensor) -> np.ndarray:
+    # A tokenizer of three channels gives three that are nearly equal; their mean is the grey image.
+    return to_unit(tokenizer.decode_indices(codes).mean(dim=1)).cpu().numpy()
+
+
+def _add_examples(
+    details: dict[str, Any], tokenizer: FrozenTokenizer, dataset: ShardDataset, worst: list[Any]
+) -> dict[str, np.ndarray]:
+    """The first images and those that came back least like themselves; returns their pictures."""
+    first = [dataset[number].images[0] for number in range(min(EXAMPLES, len(dataset)))]
+    restored = _decoded(tokenizer, torch.from_numpy(tokenizer.encode_images(first)).to(tokenizer.codebook.device))
+    rows = [("first", f"study {i}", image / np.iinfo(image.dtype).max, restored[i]) for i, image in enumerate(first)]
+    rows += [("worst", f"{case.psnr:.1f} dB", case.original, case.reconstruction) for case in worst]
+    pictures: dict[str, np.ndarray] = {}
+    for i, (kind, label, original, reconstruction) in enumerate(rows):
+        names = f"tokenizer-original-{i}", f"tokenizer-reconstruction-{i}"
+        pictures |= {names[0]: original, names[1]: reconstruction}
+        details["examples"].append({"kind": kind, "label": label, "original": names[0], "reconstruction": names[1]})
+    return pictures

@@ -1,0 +1,1 @@
+"""Export to stock causal LM, Hugging Face hub and ONNX."""

@@ -1,0 +1,1 @@
+"""The trained model in use: inputs, pipeline, embedding index, zero-shot prompts."""

@@ -1,0 +1,241 @@
+"""Inference with a trained model: embeddings, matching, reports, images; NumPy in and out, batched inside."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers.utils import logging
+
+from medunifier.shared.artifacts import fingerprint
+from medunifier.shared.errors import UserError
+from medunifier.shared.files.model_folder import checked_model_folder
+from medunifier.stage1_tokenizer.frozen import FrozenTokenizer
+from medunifier.stage2_unified.generation.images import generate_images
+from medunifier.stage2_unified.generation.reports import generate_reports
+from medunifier.stage2_unified.inference.streaming import stream_report
+from medunifier.stage2_unified.model.image_backbone import ImageBackbone
+from medunifier.stage2_unified.model.modeling import MedUnifierForConditionalGeneration
+from medunifier.stage2_unified.model.processing.processor import Codes, MedUnifierProcessor, Prior
+from medunifier.stage2_unified.model.sequences import ImageSpans
+
+Report = Mapping[str, str]
+Views = Sequence[str] | Sequence[Sequence[str]]
+
+
+def model_fingerprint(model: MedUnifierForConditionalGeneration) -> str:
+    """SHA-256 over the kind of model and its weights."""
+    return fingerprint({"model_type": model.config.model_type}, model.state_dict())
+
+
+class MedUnifierPipeline:
+    """A model folder, ready to use.
+
+    Args:
+        model, processor: as loaded from one folder.
+        device: where to run; an accelerator if there is one.
+        batch_size: rows a pass.
+    """
+
+    def __init__(
+        self,
+        model: MedUnifierForConditionalGeneration,
+        processor: MedUnifierProcessor,
+        device: str | torch.device | None = None,
+        batch_size: int = 64,
+    ) -> None:
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.model = model.to(self.device).eval()
+        self.processor, self.batch_size = processor, batch_size
+        self.processor.image_tokenizer.to(self.device)
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, device: str | None = None, batch_size: int = 64
+    ) -> "MedUnifierPipeline":
+        """Load a model folder.
+
+        Raises:
+            UserError: if it is not one, or its weights are not those of this version's model.
+        """
+        processor = MedUnifierProcessor.from_pretrained(folder)  # first, for its errors
+        logging.disable_progress_bar()  # a bar for two dozen tensors is noise between our lines
+        with checked_model_folder(folder, "a model"):
+            model, loading = MedUnifierForConditionalGeneration.from_pretrained(
+                folder, local_files_only=True, output_loading_info=True
+            )
+        if loading["missing_keys"]:
+            missing = ", ".join(sorted(loading["missing_keys"])[:3])
+            raise UserError(
+                f"{folder} lacks weights of the model: {missing}; it is damaged, or another version of medunifier "
+                "wrote it: copy or export it again"
+            )
+        return cls(model, processor, device, batch_size)
+
+    @property
+    def tokenizer(self) -> FrozenTokenizer:
+        """The frozen image tokenizer."""
+        return self.processor.image_tokenizer
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the model's configuration and weights."""
+        return model_fingerprint(self.model)
+
+    @property
+    def max_views(self) -> int:
+        """Most images of a study that the model was trained with."""
+        return int(self.model.config.max_views)
+
+    @property
+    def prior(self) -> bool:
+        """Whether it was trained with the visit before."""
+        return bool(self.model.config.prior)
+
+    @property
+    def sections(self) -> str:
+        """Which sections of reports the model was trained on: ``findings+impression``, …"""
+        return str(self.model.config.text_choice)
+
+    def image_backbone(self, seed: int | None = None) -> ImageBackbone:
+        """A copy to fine-tune; with a seed the same architecture with fresh weights."""
+        return ImageBackbone(self.model, seed)
+
+    def encode(self, images: np.ndarray) -> np.ndarray:
+        """(N, H, W) in [0, 1] -> (N, h, w) codes."""
+
+        def run(begin: int, end: int) -> Tensor:
+            batch = torch.from_numpy(np.ascontiguousarray(images[begin:end], dtype=np.float32))
+            return self.tokenizer.encode_indices((batch[:, None] * 2 - 1).to(self.device), "auto")
+
+        return self._batched(len(images), run)
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        """(N, h, w) codes -> (N, H, W) float32 in [0, 1]."""
+
+        def run(begin: int, end: int) -> Tensor:
+            batch = torch.from_numpy(codes[begin:end].astype(np.int64)).to(self.device)
+            return self.processor.codes_to_images(batch)
+
+        return self._batched(len(codes), run)
+
+    def embed_images(self, codes: Codes, views: Views, priors: Sequence[Prior | None] | None = None) -> np.ndarray:
+        """N studies -> (N, E) unit-norm embeddings.
+
+        Args:
+            codes: (N, h, w), or N arrays (S, h, w) where studies have several images.
+            views: N view positions, or N lists of them.
+            priors: of each study codes (h, w) and view of an image of the visit before, or None.
+        """
+
+        def run(begin: int, end: int) -> Tensor:
+            return self.model.get_image_features(self._images(begin, end, codes, views, priors))
+
+        return self._batched(len(codes), run)
+
+    def embed_texts(self, reports: Sequence[Report]) -> np.ndarray:
+        """N reports ``{"findings", "impression"}`` -> (N, E) unit-norm embeddings."""
+
+        def run(begin: int, end: int) -> Tensor:
+            return self.model.get_text_features(**self._inputs(reports=reports[begin:end]))
+
+        return self._batched(len(reports), run)
+
+    def match(
+        self, codes: Codes, views: Views, reports: Sequence[Report], priors: Sequence[Prior | None] | None = None
+    ) -> np.ndarray:
+        """(N,) probability that study i and report i belong together; images as :meth:`embed_images`."""
+
+        def run(begin: int, end: int) -> Tensor:
+            images = self._images(begin, end, codes, views, priors)
+            return self.model.match(images, **self._inputs(reports=reports[begin:end]))
+
+        return self._batched(len(codes), run)
+
+    def write_reports(
+        self, codes: Codes, views: Views, priors: Sequence[Prior | None] | None = None, **generate: Any
+    ) -> list[dict[str, str]]:
+        """Return a report a study, as sections; images as in :meth:`embed_images`.
+
+        ``generate`` as for :func:`generate_reports`.
+        """
+        reports: list[dict[str, str]] = []
+        for begin in range(0, len(codes), self.batch_size):
+            images = self._images(begin, begin + self.batch_size, codes, views, priors)
+            reports += generate_reports(self.model, self.processor.codec, images, **generate)
+        return reports
+
+    def stream_report(self, codes: np.ndarray, view: str, **generate: Any) -> Iterator[dict[str, str]]:
+        """Yield the report of one image, (h, w) codes and its view position, while it is generated.
+
+        ``generate`` as for :func:`stream_report`.
+        """
+        images = self._inputs(codes=codes[None], views=[view])["images"]
+        return stream_report(self.model, self.processor.codec, images, **generate)
+
+    def draw(
+        self,
+        reports: Sequence[Report],
+        views: Sequence[str],
+        seed: int = 0,
+        guidance: float = 2.0,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+    ) -> np.ndarray:
+        """(N, h, w) codes of one radiograph a report; row i is drawn with seed + i, whatever the batch size."""
+        drawn = self.draw_studies(
+            reports, [[view] for view in views], None, seed=seed, guidance=guidance, temperature=temperature,
+            top_k=top_k, top_p=top_p,
+        )  # fmt: skip
+        return np.concatenate(drawn)
+
+    def draw_studies(
+        self,
+        reports: Sequence[Report],
+        views: Sequence[Sequence[str]],
+        priors: Sequence[Prior | None] | None = None,
+        seed: int = 0,
+        **drawing: Any,
+    ) -> list[np.ndarray]:
+        """Codes (S, h, w) of the S views of each report, each view drawn after those before it.
+
+        Args:
+            reports: N of them.
+            views: N lists of view positions.
+            priors: as for :meth:`embed_images`; with one, its follow-up is drawn.
+            seed: row i is drawn with seed + i, whatever the batch size.
+            drawing: guidance, temperature, top_k, top_p as for :meth:`draw`.
+        """
+        drawn: list[np.ndarray] = []
+        for begin in range(0, len(reports), self.batch_size):
+            end = min(begin + self.batch_size, len(reports))
+            inputs = self._inputs(
+                reports=reports[begin:end], views=views[begin:end], priors=priors and priors[begin:end]
+            )
+            seeds = torch.arange(seed + begin, seed + end)
+            with torch.inference_mode():
+                codes = generate_images(self.model, seeds=seeds, **inputs, **drawing)
+            grids = codes.view(*codes.shape[:2], *self.tokenizer.grid).cpu().numpy()
+            drawn += [grid[: len(own)] for grid, own in zip(grids, views[begin:end], strict=True)]
+        return drawn
+
+    def _images(
+        self, begin: int, end: int, codes: Codes, views: Views, priors: Sequence[Prior | None] | None
+    ) -> ImageSpans:
+        batch = slice(begin, end)
+        inputs = self._inputs(codes=codes[batch], views=views[batch], priors=priors and priors[batch])
+        images: ImageSpans = inputs["images"]
+        return images
+
+    def _inputs(self, **study: Any) -> dict[str, Any]:
+        return {name: value.to(self.device) for name, value in self.processor(**study).items()}
+
+    def _batched(self, count: int, run: Callable[[int, int], Tensor]) -> np.ndarray:
+        with torch.inference_mode():
+            parts = [
+                run(begin, min(begin + self.batch_size, count)).cpu() for begin in range(0, count, self.batch_size)
+            ]
+        return torch.cat(parts).numpy()

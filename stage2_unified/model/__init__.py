@@ -1,0 +1,1 @@
+"""The unified model: configuration, decoder, vocabulary, sequence layout, KV caches, processor."""

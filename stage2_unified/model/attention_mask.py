@@ -1,0 +1,36 @@
+"""Attention mask for bidirectional images: full attention within an image's codes, causal everywhere else."""
+
+import torch
+from torch import Tensor
+
+from medunifier.stage2_unified.model.vocabulary import EMB_IMG, Vocabulary
+
+
+def bidirectional_image_mask(ids: Tensor, vocabulary: Vocabulary, visible: Tensor | None = None) -> Tensor | None:
+    """Return the mask of image-first sequences, in which the codes of one image attend to each other.
+
+    An image counts if ``<emb_img>`` follows it in its sequence. An image that is generated, after a report, stays
+    causal, since it is sampled code by code. No code attends to later codes of another image.
+
+    Args:
+        ids: (B, L) of whole sequences, from their first id on.
+        vocabulary: of the ids.
+        visible: (B, L), 0 on padding; None = no padding that a real id could attend to.
+
+    Returns:
+        (B, 1, L, L) bool, True where query i attends to key j; None if no sequence holds such an image. A pad
+        attends to itself alone, since a softmax over nothing is not a number.
+    """
+    is_code = ids >= vocabulary.offset
+    before_emb_img = (ids == vocabulary[EMB_IMG]).flip(1).cumsum(1).flip(1) > 0
+    bidirectional = is_code & before_emb_img
+    if not bidirectional.any():
+        return None
+    image = (~is_code).cumsum(1)  # differs between images, which have <eoi>, <view> and <boi> between them
+    same_image = image[:, :, None] == image[:, None, :]
+    full = same_image & bidirectional[:, :, None] & bidirectional[:, None, :]
+    mask = full | torch.ones_like(full[0]).tril()
+    if visible is not None:
+        diagonal = torch.eye(ids.shape[1], dtype=torch.bool, device=ids.device)
+        mask = mask & visible.bool()[:, None, :] | diagonal
+    return mask[:, None]

@@ -1,0 +1,92 @@
+"""Configuration of the unified model, in Hugging Face's form."""
+
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from medunifier.stage2_unified.model.vocabulary import BOS, EOS, PAD, Vocabulary
+
+
+class MedUnifierConfig(PreTrainedConfig):
+    """Configuration of the unified model.
+
+    Args:
+        text_config: the backbone, a decoder's configuration or its dictionary with ``model_type`` (qwen3, llama, …).
+            Its ``vocab_size`` is set to the ids below the image codes.
+        text_size: V, ids of the report tokenizer.
+        codebook_size: K, entries of the image codebook.
+        code_dim: D, size of a codebook entry.
+        grid: (h, w) codes of an image.
+        embedding_dim: size of the contrastive embeddings.
+        tokenizer_fingerprint: of the frozen image tokenizer.
+        max_report_tokens: longest report that it was trained on.
+        text_choice: sections of the training text ("findings+impression", …).
+        initial_scale: inverse temperature of the contrast at the start (CLIP: 1 / 0.07).
+        max_views: most images of a study that it was trained on.
+        prior: whether it was trained with an image of the prior study.
+        bidirectional_images: codes of an encoded image attend to each other in both directions; needs the attention
+            implementation "sdpa".
+    """
+
+    model_type = "medunifier"
+    sub_configs = {"text_config": AutoConfig}
+
+    def __init__(
+        self,
+        text_config: dict[str, Any] | PreTrainedConfig | None = None,
+        text_size: int = 256,
+        codebook_size: int = 512,
+        code_dim: int = 8,
+        grid: tuple[int, int] = (8, 8),
+        embedding_dim: int = 128,
+        tokenizer_fingerprint: str = "",
+        max_report_tokens: int = 160,
+        text_choice: str = "findings+impression",
+        initial_scale: float = 1 / 0.07,
+        max_views: int = 1,
+        prior: bool = False,
+        bidirectional_images: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        vocabulary = Vocabulary(text_size, codebook_size)
+        backbone: Any = text_config
+        if not isinstance(text_config, PreTrainedConfig):
+            values = dict(text_config or {})
+            backbone = AutoConfig.for_model(values.pop("model_type", "qwen3"), **values)
+        special_ids = {
+            "bos_token_id": vocabulary[BOS],
+            "eos_token_id": vocabulary[EOS],
+            "pad_token_id": vocabulary[PAD],
+        }
+        backbone.vocab_size = vocabulary.offset
+        for name, value in special_ids.items():
+            setattr(backbone, name, value)
+            kwargs[name] = value
+        self.text_config = backbone
+        self.text_size = text_size
+        self.codebook_size = codebook_size
+        self.code_dim = code_dim
+        self.grid = list(grid)
+        self.embedding_dim = embedding_dim
+        self.tokenizer_fingerprint = tokenizer_fingerprint
+        self.max_report_tokens = max_report_tokens
+        self.text_choice = text_choice
+        self.initial_scale = initial_scale
+        self.max_views = max_views
+        self.prior = prior
+        self.bidirectional_images = bidirectional_images
+        kwargs.setdefault("tie_word_embeddings", False)
+        super().__init__(**kwargs)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The id space."""
+        return Vocabulary(self.text_size, self.codebook_size)
+
+    @property
+    def image_tokens(self) -> int:
+        """N, codes of an image."""
+        return int(self.grid[0] * self.grid[1])
+
+
+AutoConfig.register(MedUnifierConfig.model_type, MedUnifierConfig)

@@ -1,0 +1,317 @@
+"""The unified model: one decoder over interleaved report tokens and image codes, and the heads of its four uses.
+
+``medunifier.stage2_unified.model.sequences`` defines the sequences, ``medunifier.stage2_unified.training.four_objectives`` the losses, and
+``medunifier.stage2_unified.generation.images`` samples image codes.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from medunifier.stage2_unified.model.attention_mask import bidirectional_image_mask
+from medunifier.stage2_unified.model.configuration import MedUnifierConfig
+from medunifier.stage2_unified.model.kv_cache import CACHE, PrefixCache
+from medunifier.stage2_unified.model.sequences import ImageSpans, SequenceBuilder, Sequences
+from medunifier.stage2_unified.model.vocabulary import EMB_IMG, EMB_TXT, EOS, MATCH
+
+MAX_LOGIT_SCALE = math.log(100.0)  # CLIP's bound on the inverse temperature
+
+
+class MatchHead(nn.Module):
+    """Two logits from the hidden states at ``<match>`` and at the image's ``<emb_img>``.
+
+    The product of the two projections is a similarity that the head can use from the start; the hidden state of
+    ``<match>`` alone would first have to learn to compare.
+    """
+
+    def __init__(self, hidden_dim: int, embedding_dim: int) -> None:
+        super().__init__()
+        self.image = nn.Linear(hidden_dim, embedding_dim)
+        self.pair = nn.Linear(hidden_dim, embedding_dim)
+        self.out = nn.Linear(hidden_dim + embedding_dim, 2)
+
+    def forward(self, match: Tensor, image: Tensor) -> Tensor:
+        """(…, H) at ``<match>``, (…, H) at ``<emb_img>`` -> (…, 2) logits; class 1 = belong together."""
+        similarity: Tensor = self.image(image) * self.pair(match)
+        logits: Tensor = self.out(torch.cat([match, similarity], dim=-1))
+        return logits
+
+
+@dataclass
+class Prefix:
+    """An encoded image-first prefix.
+
+    Attributes:
+        hidden: (B, H) at ``<emb_img>``.
+        cache: keys and values that branches continue.
+        sequences: its ids.
+    """
+
+    hidden: Tensor
+    cache: PrefixCache
+    sequences: Sequences
+
+
+class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """One decoder that understands and generates chest radiographs.
+
+    ``forward`` returns the text logits that ``generate`` needs to write reports; image codes are sampled by
+    :func:`medunifier.stage2_unified.generation.images.generate_images`.
+    """
+
+    config_class = MedUnifierConfig
+    model_tags = ["chest-radiograph", "research-only"]  # in the card that an upload makes
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+
+    def __init__(self, config: MedUnifierConfig) -> None:
+        super().__init__(config)
+        self.vocabulary = config.vocabulary
+        self.sequences = SequenceBuilder(config.vocabulary)
+        hidden_dim = config.text_config.hidden_size
+        self.model = AutoModel.from_config(config.text_config)
+        # The codebook comes frozen from stage 1; the projection of its entries is learned.
+        self.register_buffer("codebook", torch.zeros(config.codebook_size, config.code_dim))
+        self.code_projection = nn.Sequential(
+            nn.Linear(config.code_dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, hidden_dim)
+        )
+        self.lm_head = nn.Linear(hidden_dim, len(self.vocabulary), bias=False)
+        self.image_projection = nn.Linear(hidden_dim, config.embedding_dim, bias=False)
+        self.text_projection = nn.Linear(hidden_dim, config.embedding_dim, bias=False)
+        self.match_head = MatchHead(hidden_dim, config.embedding_dim)
+        self.logit_scale = nn.Parameter(torch.tensor(config.initial_scale).log())
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self:
+            self.logit_scale.fill_(torch.tensor(self.config.initial_scale).log())
+            # Codebook entries have unit norm: at the usual 0.02 their projections would be far smaller than the
+            # embeddings of text.
+            nn.init.normal_(self.code_projection[0].get_parameter("weight"), std=self.config.code_dim**-0.5)
+            # Hidden states have unit size after the last norm; so do these, and their product is a similarity.
+            for projection in (self.match_head.image, self.match_head.pair):
+                nn.init.normal_(projection.weight, std=projection.in_features**-0.5)
+
+    def set_codebook(self, codebook: Tensor) -> None:
+        """Copy the frozen tokenizer's (K, D) codebook.
+
+        Raises:
+            ValueError: if its shape is not the configuration's.
+        """
+        if codebook.shape != self.codebook.shape:
+            raise ValueError(f"codebook {tuple(codebook.shape)}, the model expects {tuple(self.codebook.shape)}")
+        self.codebook.copy_(codebook)
+
+    @torch.no_grad()
+    def clamp_logit_scale(self) -> None:
+        """Bound ``logit_scale``, the logarithm of the contrast's inverse temperature, to [0, ln 100].
+
+        Called after an optimizer step. A clamp in the forward pass has no gradient above the bound, so that a
+        parameter beyond it would stay there.
+        """
+        self.logit_scale.clamp_(0.0, MAX_LOGIT_SCALE)
+
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Callable[..., Any] = checkpoint, **_: Any
+    ) -> None:
+        # The layers of transformers drop the cache when they are checkpointed, and with it the branches' prefix.
+        for layer in self.model.layers:
+            vars(layer).pop("forward", None)
+            if enable:
+                layer.forward = partial(gradient_checkpointing_func, layer.forward)
+
+    def compile_layers(self) -> None:
+        """Compile what lies between a decoder layer's matrix products: its norms and its feed-forward part.
+
+        Whole layers would need a graph each, since each reads the cache under its own index; these share one, for
+        any number of layers and any length, also where layers are recomputed in the backward pass.
+        """
+        for module in self.model.layers.modules():
+            if type(module).__name__.endswith(("MLP", "RMSNorm")):
+                module.compile(dynamic=True)
+
+    # Embeddings -----------------------------------------------------------------------------------------
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """Return the embedding table of text and specials."""
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the embedding table of text and specials."""
+        self.model.set_input_embeddings(value)
+
+    def embed_codes(self, codes: Tensor) -> Tensor:
+        """(…, N) codes in [0, K) -> (…, N, H)."""
+        return self.code_projection(self.codebook[codes])
+
+    def embed_ids(self, ids: Tensor) -> Tensor:
+        """(…, L) ids of any kind -> (…, L, H)."""
+        offset = self.vocabulary.offset
+        is_code = ids >= offset
+        embedded = self.get_input_embeddings()(ids.clamp(max=offset - 1))
+        if is_code.any():
+            codes = self.embed_codes((ids - offset).clamp(min=0)).to(embedded.dtype)
+            embedded = torch.where(is_code[..., None], codes, embedded)
+        return embedded
+
+    # Logits and embeddings of hidden states -------------------------------------------------------------
+
+    def text_logits(self, hidden: Tensor) -> Tensor:
+        """(…, H) -> (…, offset) over text and specials."""
+        return nn.functional.linear(hidden, self.lm_head.weight[: self.vocabulary.offset])
+
+    def image_logits(self, hidden: Tensor) -> Tensor:
+        """(…, H) -> (…, K) over image codes."""
+        return nn.functional.linear(hidden, self.lm_head.weight[self.vocabulary.offset :])
+
+    def image_embedding(self, hidden: Tensor) -> Tensor:
+        """(B, H) at ``<emb_img>`` -> (B, E), unit norm."""
+        return normalize(self.image_projection(hidden).float(), dim=-1)
+
+    def text_embedding(self, hidden: Tensor) -> Tensor:
+        """(B, H) at ``<emb_txt>`` -> (B, E), unit norm."""
+        return normalize(self.text_projection(hidden).float(), dim=-1)
+
+    # Passes through the decoder -------------------------------------------------------------------------
+
+    def encode_images(self, images: ImageSpans) -> Prefix:
+        """Run the image-first prefix ``<bos> images <emb_img>`` of B studies."""
+        prefix = self.sequences.image_first(images)
+        cache = PrefixCache(self.config.text_config.num_hidden_layers, prefix.length)
+        hidden = self.model(  # (B, L, H)
+            inputs_embeds=self.embed_ids(prefix.ids),
+            attention_mask=self._attention_mask(prefix.ids),
+            use_cache=True,
+            **{CACHE: cache},
+        ).last_hidden_state
+        last = hidden[:, -1] if prefix.length is None else at_positions(hidden, prefix.length - 1)
+        return Prefix(last, cache, prefix)
+
+    def encode_text_first(self, ids: Tensor) -> Tensor:
+        """(B, L) ids of sequences that begin with a report -> (B, L, H), causal."""
+        hidden: Tensor = self.model(inputs_embeds=self.embed_ids(ids), use_cache=False).last_hidden_state
+        return hidden
+
+    def continue_prefix(self, cache: PrefixCache, report: Tensor, report_length: Tensor, prefix_of: Tensor) -> Tensor:
+        """Run branches ``report <eos> <match>`` over the keys and values of their prefixes.
+
+        Args:
+            cache: of the prefixes.
+            report: (b, T) ids.
+            report_length: (b,).
+            prefix_of: (b,) number of the prefix that each branch continues.
+
+        Returns:
+            (b, T + 2, H) hidden states.
+        """
+        ids = self.sequences.append_specials(report, report_length, EOS, MATCH)
+        hidden: Tensor = self.model(
+            inputs_embeds=self.embed_ids(ids),
+            use_cache=True,
+            **{CACHE: cache.branches(prefix_of)},
+            **cache.mask_and_positions(prefix_of, ids.shape[1]),
+        ).last_hidden_state
+        return hidden
+
+    def _attention_mask(
+        self, ids: Tensor, visible: Tensor | None = None, cache: Cache | None = None
+    ) -> Tensor | None:
+        """Return the decoder's attention mask: ``visible`` (B, L), or (B, 1, L, L) for bidirectional images."""
+        if not self.config.bidirectional_images:
+            return visible
+        if cache is not None and cache.get_seq_length():
+            if (ids == self.vocabulary[EMB_IMG]).any():
+                raise ValueError(
+                    "with bidirectional_images a prefix is encoded in one pass, from its beginning to <emb_img>"
+                )
+            return visible
+        mask = bidirectional_image_mask(ids, self.vocabulary, visible)
+        if mask is not None and self.model.config._attn_implementation != "sdpa":
+            raise ValueError("a model with bidirectional_images must be loaded with attn_implementation='sdpa'")
+        return visible if mask is None else mask
+
+    # Retrieval and matching -----------------------------------------------------------------------------
+
+    def get_image_features(self, images: ImageSpans) -> Tensor:
+        """Return (B, E) unit-norm embeddings of B studies."""
+        return self.image_embedding(self.encode_images(images).hidden)
+
+    def get_text_features(self, report: Tensor, report_length: Tensor) -> Tensor:
+        """(B, T) report ids padded on the right, (B,) lengths -> (B, E) unit-norm embeddings."""
+        ids = self.sequences.prepend_bos(self.sequences.append_specials(report, report_length, EMB_TXT))
+        return self.text_embedding(at_positions(self.encode_text_first(ids), report_length + 1))
+
+    def match(self, images: ImageSpans, report: Tensor, report_length: Tensor) -> Tensor:
+        """Return the (B,) probability in [0, 1] that each study and its report belong together.
+
+        Args:
+            images: of B studies.
+            report: (B, T) report ids padded on the right.
+            report_length: (B,).
+        """
+        prefix = self.encode_images(images)
+        prefix_of = torch.arange(len(report), device=report.device)
+        hidden = self.continue_prefix(prefix.cache, report, report_length, prefix_of)
+        return self.match_head(at_positions(hidden, report_length + 1), prefix.hidden).float().softmax(dim=-1)[:, 1]
+
+    # Text generation by transformers --------------------------------------------------------------------
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cache: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Return text logits (B, L, offset) of sequences of ids.
+
+        The cache comes as ``cache`` or, from older versions of transformers, as ``past_key_values``.
+
+        Raises:
+            ValueError: without ``input_ids`` and ``inputs_embeds``.
+        """
+        cache = past_key_values if cache is None else cache
+        if inputs_embeds is None:
+            if input_ids is None:
+                raise ValueError("input_ids or inputs_embeds is needed")
+            inputs_embeds = self.embed_ids(input_ids)
+            attention_mask = self._attention_mask(input_ids, attention_mask, cache)
+        output = self.model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            use_cache=use_cache,
+            **{CACHE: cache},
+        )
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        return CausalLMOutputWithPast(
+            logits=self.text_logits(output.last_hidden_state[:, keep]), **{CACHE: output.get(CACHE)}
+        )
+
+
+def at_positions(hidden: Tensor, positions: Tensor) -> Tensor:
+    """(B, L, H) at (B,) or (B, N) positions -> (B, H) or (B, N, H)."""
+    batch = torch.arange(len(hidden), device=hidden.device)
+    return hidden[batch, positions] if positions.dim() == 1 else hidden[batch[:, None], positions]
+
+
+AutoModel.register(MedUnifierConfig, MedUnifierForConditionalGeneration)

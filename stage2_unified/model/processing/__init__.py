@@ -1,0 +1,1 @@
+"""The processor: report text, views and images to model inputs."""

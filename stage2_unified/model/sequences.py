@@ -1,0 +1,241 @@
+"""Sequence layout: the images and the report of a study as ids, in the two orders that the model is trained on.
+
+    image first   <bos> [<prior> <view> <boi> c1 … cN <eoi>]… <view> <boi> c1 … cN <eoi> … <emb_img>
+    text first    <bos> report <emb_txt> [<prior> <view> <boi> c1 … cN <eoi>]… <view> <boi> c1 … cN <eoi> …
+
+Images of the prior study come before those of the study itself. Studies differ in their number of images, so
+sequences are padded on the right, where no real token attends to a pad under a causal mask.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from medunifier.stage2_unified.model.vocabulary import BOI, BOS, EMB_IMG, EMB_TXT, EOI, PAD, PRIOR, Vocabulary
+
+SPAN_SPECIALS = 3
+"""``<view> <boi> <eoi>`` beside the codes of an image; an image of the prior study has ``<prior>`` too."""
+_SEQUENCE_SPECIALS = 5  # <bos> <emb_img> <emb_txt> <eos> <match>, at most, beside text and images
+
+
+def longest_sequence(image_tokens: int, report_tokens: int, max_views: int, prior: bool) -> int:
+    """Return the ids of the longest prefix and branch.
+
+    Args:
+        image_tokens: N, codes of an image.
+        report_tokens: ids of the longest report.
+        max_views: images of a study.
+        prior: whether an image of the prior study precedes them.
+    """
+    span = image_tokens + SPAN_SPECIALS
+    return max_views * span + prior * (span + 1) + report_tokens + _SEQUENCE_SPECIALS
+
+
+@dataclass(frozen=True)
+class ImageSpans:
+    """The images of B studies.
+
+    Attributes:
+        codes: (B, S, N) image codes in [0, K).
+        view: (B, S) ids of the view tokens; ``<pad>``, after the others, where a study has fewer images.
+        prior_codes: (B, P, N) codes of the prior study's images; None = no study has any.
+        prior_view: (B, P) view ids of these, padded likewise.
+        unpadded: every study has S images and P prior ones; known without reading the tensors.
+    """
+
+    codes: Tensor
+    view: Tensor
+    prior_codes: Tensor | None = None
+    prior_view: Tensor | None = None
+    unpadded: bool = False
+
+    @classmethod
+    def of(
+        cls, codes: Tensor, view: Tensor, prior_codes: Tensor | None = None, prior_view: Tensor | None = None
+    ) -> "ImageSpans":
+        """Return the spans of studies with several images each, or of one image each without an axis for them.
+
+        Args:
+            codes: (B, S, N) or (B, N).
+            view: (B, S) or (B,).
+            prior_codes: (B, P, N) or (B, N).
+            prior_view: (B, P) or (B,).
+
+        Raises:
+            ValueError: if the shapes of codes and views do not match.
+        """
+        unpadded = view.dim() == 1 and prior_view is None
+        if view.dim() == 1:
+            codes, view = codes[:, None], view[:, None]
+        if prior_view is not None and prior_codes is not None and prior_view.dim() == 1:
+            prior_codes, prior_view = prior_codes[:, None], prior_view[:, None]
+        matches = [codes.shape[:2] == view.shape, (prior_codes is None) == (prior_view is None)]
+        if prior_codes is not None and prior_view is not None:
+            matches.append(prior_codes.shape[:2] == prior_view.shape and len(prior_codes) == len(codes))
+        if not all(matches):
+            shapes = [None if t is None else tuple(t.shape) for t in (codes, view, prior_codes, prior_view)]
+            raise ValueError(f"codes {shapes[0]} and views {shapes[1]}, of a prior {shapes[2:]}, do not fit")
+        return cls(codes, view, prior_codes, prior_view, unpadded)
+
+    @classmethod
+    def none(cls, studies: int, device: torch.device) -> "ImageSpans":
+        """Return the spans of studies without any image."""
+        codes = torch.empty(studies, 0, 0, dtype=torch.long, device=device)
+        return cls(codes, codes.flatten(1), unpadded=True)
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def to(self, device: torch.device) -> "ImageSpans":
+        """Return the spans on another device."""
+        codes, view, prior_codes, prior_view = (
+            None if tensor is None else tensor.to(device, non_blocking=True)
+            for tensor in (self.codes, self.view, self.prior_codes, self.prior_view)
+        )
+        assert codes is not None and view is not None
+        return ImageSpans(codes, view, prior_codes, prior_view, self.unpadded)
+
+    def count(self, pad: int) -> Tensor:
+        """Return the (B,) number of images of each study, without those of the prior study."""
+        return (self.view != pad).sum(dim=1)
+
+    def doubled(self) -> "ImageSpans":
+        """Return the spans of the same studies twice, (2 B, …)."""
+        prior_codes, prior_view = (
+            None if tensor is None else torch.cat([tensor, tensor]) for tensor in (self.prior_codes, self.prior_view)
+        )
+        codes, view = torch.cat([self.codes, self.codes]), torch.cat([self.view, self.view])
+        return ImageSpans(codes, view, prior_codes, prior_view, self.unpadded)
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """B sequences of ids, padded on the right.
+
+    Attributes:
+        ids: (B, L).
+        length: (B,) ids of each without its padding; None = no padding.
+    """
+
+    ids: Tensor
+    length: Tensor | None
+
+    @property
+    def real_tokens(self) -> Tensor | int:
+        """Ids of all sequences without the padding."""
+        return self.ids.numel() if self.length is None else self.length.sum()
+
+
+class SequenceBuilder:
+    """Arrange image spans and reports as sequences of a vocabulary's ids."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.vocabulary, self.pad = vocabulary, vocabulary[PAD]
+
+    def image_first(self, images: ImageSpans) -> Sequences:
+        """Return ``<bos> images <emb_img>``."""
+        parts = [self._special(BOS, images.view), *self._spans(images), self._special(EMB_IMG, images.view)]
+        return self._packed(parts, images.unpadded)
+
+    def text_first(
+        self,
+        report: Tensor,
+        report_length: Tensor,
+        images: ImageSpans | None = None,
+        next_view: Tensor | None = None,
+    ) -> tuple[Sequences, Tensor]:
+        """Return ``<bos> report <emb_txt> images``, and up to ``<boi>`` of one more image if its view is passed.
+
+        Args:
+            report: (B, T) ids padded on the right.
+            report_length: (B,).
+            images: those after the report; None = none.
+            next_view: (B,) view ids of an image to generate.
+
+        Returns:
+            The sequences, whose length is never None; and (B, S) positions of each image's ``<boi>``, which predicts
+            its first code.
+        """
+        images = ImageSpans.none(len(report), report.device) if images is None else images
+        parts = [self._special(EMB_TXT, report), *self._spans(images)]
+        if next_view is not None:
+            parts += [next_view[:, None], self._special(BOI, report)]
+        tail = self._packed(parts, images.unpadded)
+        ids = self.prepend_bos(append(report, report_length, tail.ids, self.pad))
+        length = 1 + report_length + (tail.ids.shape[1] if tail.length is None else tail.length)
+        image_tokens, first = images.codes.shape[-1], report_length + 2
+        if images.prior_view is not None:
+            first = first + (images.prior_view != self.pad).sum(1) * (image_tokens + SPAN_SPECIALS + 1)
+        numbers = torch.arange(images.codes.shape[1], device=first.device)
+        boi = first[:, None] + numbers * (image_tokens + SPAN_SPECIALS) + 1
+        return Sequences(ids, length), boi
+
+    def append_specials(self, report: Tensor, report_length: Tensor, *specials: str) -> Tensor:
+        """Return (B, T + S) ids: the (B, T) reports, each followed by the S specials."""
+        tail = torch.cat([self._special(name, report) for name in specials], dim=1)
+        return append(report, report_length, tail, self.pad)
+
+    def prepend_bos(self, ids: Tensor) -> Tensor:
+        """Return (B, 1 + L) ids that begin with ``<bos>``."""
+        return torch.cat([self._special(BOS, ids), ids], dim=1)
+
+    def present(self, images: ImageSpans) -> Tensor | None:
+        """Return which of the studies' own images exist, (B, S) bool; None = all of them."""
+        if images.unpadded:
+            return None
+        present = images.view != self.pad
+        return None if present.all() else present
+
+    def _special(self, name: str, like: Tensor) -> Tensor:
+        """Return (B, 1) ids of one special, on the device of ``like`` (B, …)."""
+        return torch.full((len(like), 1), self.vocabulary[name], device=like.device)
+
+    def _spans(self, images: ImageSpans) -> list[Tensor]:
+        """Return (B, L) ids of the prior and of the study's images; those of an absent image are all ``<pad>``."""
+        parts = []
+        if images.prior_codes is not None and images.prior_view is not None:
+            parts.append(self._span(images.prior_codes, images.prior_view, PRIOR))
+        return [*parts, self._span(images.codes, images.view)]
+
+    def _span(self, codes: Tensor, view: Tensor, *opening: str) -> Tensor:
+        special = {name: torch.full_like(view, self.vocabulary[name])[..., None] for name in (*opening, BOI, EOI)}
+        ids = torch.cat(
+            [*(special[name] for name in opening), view[..., None], special[BOI], codes + self.vocabulary.offset,
+             special[EOI]], dim=-1,
+        )  # fmt: skip
+        return torch.where((view != self.pad)[..., None], ids, self.pad).flatten(1)
+
+    def _packed(self, parts: list[Tensor], unpadded: bool) -> Sequences:
+        """Concatenate parts and move the pads among them to the right."""
+        ids = torch.cat(parts, dim=1)
+        real = ids != self.pad
+        if unpadded or real.all():
+            return Sequences(ids, None)
+        length = real.sum(dim=1)
+        order = (~real).byte().argsort(dim=1, stable=True)
+        return Sequences(ids.gather(1, order)[:, : int(length.max())], length)
+
+
+def append(left: Tensor, length: Tensor, tail: Tensor, pad: int) -> Tensor:
+    """Return (B, T + S) ids, padded right: the first ``length`` (B,) of ``left`` (B, T), then ``tail`` (B, S)."""
+    joined = torch.cat([left, torch.full_like(tail, pad)], dim=1)
+    positions = length[:, None] + torch.arange(tail.shape[1], device=tail.device)
+    real = torch.arange(joined.shape[1], device=joined.device) < length[:, None]
+    return joined.where(real, torch.full_like(joined, pad)).scatter(1, positions, tail)
+
+
+def left_padded(sequences: Sequences) -> tuple[Tensor, Tensor, Tensor]:
+    """Move the padding to the left, so that all sequences continue at the same column.
+
+    Returns:
+        (B, W) ids; (B, W) bool, False on padding; (B, W) positions, from 0 at each sequence's first id.
+    """
+    ids, length = sequences.ids, sequences.length
+    if length is None:
+        length = torch.full_like(ids[:, 0], ids.shape[1])
+    width = int(length.max())
+    shift = (width - length)[:, None]
+    columns = torch.arange(width, device=ids.device)[None, :]
+    positions = (columns - shift).clamp(min=0)
+    return ids.gather(1, positions), columns >= shift, positions

@@ -1,0 +1,163 @@
+"""Build the model, tokenizer and optimizers of a stage-2 training from its configuration; export its model."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from medunifier.shared.artifacts import atomic_folder
+from medunifier.shared.report_page.notice import MODEL_LIMITS, research_notice
+from medunifier.shared.training.distributed import barrier, is_main
+from medunifier.shared.training.run_folder import RunFolder, read_metrics
+from medunifier.stage1_tokenizer.frozen import FrozenTokenizer
+from medunifier.stage2_unified.model.backbones import add_adapters, pretrained_config, take_over
+from medunifier.stage2_unified.model.configuration import MedUnifierConfig
+from medunifier.stage2_unified.model.modeling import MedUnifierForConditionalGeneration
+from medunifier.stage2_unified.model.processing.processor import MedUnifierProcessor
+from medunifier.stage2_unified.model.processing.text_tokenizer import load_text_tokenizer, train_text_tokenizer
+from medunifier.stage2_unified.model.sequences import longest_sequence
+from medunifier.stage2_unified.training.config import OBJECTIVES, DecoderOptimConfig, Stage2Config
+from medunifier.stage2_unified.training.dataset import StudiesWithText
+from medunifier.stage2_unified.training.muon import Muon
+
+
+def run_text_tokenizer(config: Stage2Config, run: RunFolder, training: StudiesWithText) -> PreTrainedTokenizerBase:
+    """Return the run's text tokenizer, which is trained when the run begins and then loaded from its folder."""
+    existing = config.text.tokenizer or config.model.pretrained
+    if existing:
+        return load_text_tokenizer(existing)
+    folder = run.path / "text_tokenizer"
+    if is_main() and not folder.is_dir():
+        texts = (text for report in training.reports() for text in report.values())
+        with atomic_folder(folder) as partial:
+            train_text_tokenizer(texts, config.text.vocabulary_size).save_pretrained(partial)
+    barrier()
+    return load_text_tokenizer(str(folder))
+
+
+def model_config(
+    config: Stage2Config, text_tokenizer: PreTrainedTokenizerBase, tokenizer: FrozenTokenizer, text_choice: str
+) -> MedUnifierConfig:
+    """Return the configuration of the model."""
+    codes, code_dim = tokenizer.codebook.shape
+    height, width = tokenizer.grid
+    data = config.data
+    longest = longest_sequence(height * width, data.max_report_tokens, data.max_views, data.prior)
+    backbone = config.model
+    return MedUnifierConfig(
+        text_config=pretrained_config(backbone.pretrained, longest)
+        if backbone.pretrained
+        else backbone.to_transformers(longest),
+        text_size=len(text_tokenizer),
+        codebook_size=codes,
+        code_dim=code_dim,
+        grid=tokenizer.grid,
+        embedding_dim=config.model.embedding_dim,
+        tokenizer_fingerprint=tokenizer.fingerprint,
+        max_report_tokens=config.data.max_report_tokens,
+        text_choice=text_choice,
+        max_views=data.max_views,
+        prior=data.prior,
+        bidirectional_images=backbone.bidirectional_images,
+    )
+
+
+def build_model(
+    config: Stage2Config, text_tokenizer: PreTrainedTokenizerBase, tokenizer: FrozenTokenizer, text_choice: str
+) -> MedUnifierForConditionalGeneration:
+    """Return the model with its initial weights."""
+    model = MedUnifierForConditionalGeneration(model_config(config, text_tokenizer, tokenizer, text_choice))
+    model.set_codebook(tokenizer.codebook)
+    if config.model.pretrained:
+        take_over(model, config.model.pretrained)
+    if config.lora.rank:
+        add_adapters(model, config.lora.rank, config.lora.alpha)
+    if config.compile:
+        model.compile_layers()
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    return model
+
+
+def make_optimizers(
+    model: MedUnifierForConditionalGeneration, config: DecoderOptimConfig
+) -> list[torch.optim.Optimizer]:
+    """Return Muon for the matrices of the decoder's layers (if configured) and AdamW for the rest.
+
+    Weight decay is on matrices alone, not on norms, biases, embeddings and the logit scale.
+    """
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    if not all(parameter.requires_grad for parameter in model.parameters()):
+        embeddings.add(id(model.lm_head.weight))  # with adapters the text rows of both tables are frozen
+    in_layers = {id(p) for p in model.model.layers.parameters() if p.dim() == 2} if config.kind == "muon" else set()
+    hidden, decayed, undecayed = [], [], []
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            continue
+        if id(parameter) in in_layers:
+            hidden.append(parameter)
+        elif parameter.dim() > 1 and id(parameter) not in embeddings:
+            decayed.append(parameter)
+        else:
+            undecayed.append(parameter)
+    # The logit scale apart: it alone is not sharded by FSDP, and a fused update needs parameters of one kind.
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": [p for p in undecayed if p.dim()], "weight_decay": 0.0},
+        {"params": [p for p in undecayed if not p.dim()], "weight_decay": 0.0},
+    ]
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)]
+    if hidden:
+        optimizers.append(Muon(hidden, lr=config.lr, weight_decay=config.weight_decay))
+    return optimizers
+
+
+def export_model(
+    model: MedUnifierForConditionalGeneration,
+    processor: MedUnifierProcessor,
+    folder: Path,
+    config: Stage2Config,
+    source: str,
+) -> None:
+    """Write the Hugging Face folder (weights, both tokenizers, a model card), complete or not at all."""
+    logging.disable_progress_bar()
+    with atomic_folder(folder) as partial:
+        model.save_pretrained(partial)
+        processor.save_pretrained(partial)
+        (partial / "README.md").write_text(_card(model, config, source, folder.parent), encoding="utf-8")
+
+
+def _card(model: MedUnifierForConditionalGeneration, config: Stage2Config, source: str, run: Path) -> str:
+    last = [line for line in read_metrics(run) if "validation/loss" in line]
+    figures = "\n".join(
+        f"| {name} | {last[-1][f'validation/{name}']:.3f} |" for name in (*OBJECTIVES, "matching_accuracy") if last
+    )
+    text, size = model.config.text_config, model.num_parameters() / 1e6
+    origin = f", initialised from `{Path(config.model.pretrained).name}`" if config.model.pretrained else ""
+    prior = ", and one of the prior study" if model.config.prior else ""
+    phantom = "\nThe data were **phantoms** (procedural radiographs), not patients.\n" if source == "phantom" else ""
+    return f"""---
+library_name: transformers
+tags: [chest-radiograph, report-generation, image-generation, research-only]
+---
+# A unified model of chest radiographs and reports
+
+{research_notice(MODEL_LIMITS, markdown=True)}
+
+`import medunifier` registers it with `transformers`; `MedUnifierForConditionalGeneration.from_pretrained(folder)`.
+
+- decoder: {text.model_type}, {text.num_hidden_layers} layers of {text.hidden_size}, {size:.1f} M parameters{origin}
+- image codes: {model.config.grid[0]} x {model.config.grid[1]} of {model.config.codebook_size}, tokenizer fingerprint
+  `{model.config.tokenizer_fingerprint}`
+- images: at most {model.config.max_views} of a study{prior}
+- text: {model.config.text_choice}, at most {model.config.max_report_tokens} ids
+- data: source `{source}`; {config.loop.steps} steps of {config.loop.global_batch()} studies
+{phantom}
+## Validation losses (nats) and matching accuracy at the last step
+
+| | |
+|---|---|
+{figures}
+"""

@@ -1,0 +1,71 @@
+"""The data set of stage 2: studies of token shards that have text, checked against the tokenizer."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from medunifier.data.shards.dataset import Sample, ShardDataset
+from medunifier.data.shards.prior_studies import studies_before
+from medunifier.shared.errors import UserError
+from medunifier.stage1_tokenizer.frozen import FrozenTokenizer
+
+
+class StudiesWithText:
+    """The studies of a split that have text in any of the chosen sections, by number.
+
+    Args:
+        dataset: the split.
+        sections: chosen sections.
+        prior: add the patient's prior study, with or without text, to each sample as its ``prior``.
+
+    Raises:
+        UserError: if no study has text.
+    """
+
+    def __init__(self, dataset: ShardDataset, sections: Sequence[str], prior: bool = False) -> None:
+        self.dataset, self.sections = dataset, tuple(sections)
+        self.numbers = [
+            number
+            for number, info in enumerate(dataset.infos())
+            if any(info["report"].get(section, "").strip() for section in self.sections)
+        ]
+        self._prior_of = studies_before(dataset.infos()) if prior else [None] * len(dataset)
+        if not self.numbers:
+            raise UserError(
+                f"no text in the data: none of the {len(dataset)} {dataset.split} studies of {dataset.root} has "
+                f"{' or '.join(self.sections)}; stage 2 learns from reports, so ingest a source that has them"
+            )
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, number: int) -> Sample:
+        study = self.numbers[number]
+        sample, prior = self.dataset[study], self._prior_of[study]
+        return sample if prior is None else replace(sample, prior=self.dataset[prior])
+
+    @property
+    def follow_ups(self) -> int:
+        """Number of studies that have a prior one."""
+        return sum(self._prior_of[number] is not None for number in self.numbers)
+
+    def reports(self) -> Iterator[dict[str, str]]:
+        """Yield the report of every study, by section."""
+        return (dict(self.dataset.info(number)["report"]) for number in self.numbers)
+
+
+def check_fingerprint(manifest: dict[str, Any], tokenizer: FrozenTokenizer, shards: str | Path) -> None:
+    """Check that codes were made by this tokenizer: others would train without an error and without use.
+
+    Raises:
+        UserError: if the shards hold images, or codes of another fingerprint.
+    """
+    if "tokenizer" not in manifest:
+        raise UserError(f"{shards} holds images, not codes: run `medunifier tokenize` on it first")
+    found = str(manifest["tokenizer"].get("fingerprint"))
+    if found != tokenizer.fingerprint:
+        raise UserError(
+            f"the codes of {shards} were made by another tokenizer (fingerprint {found[:12]}…, given "
+            f"{tokenizer.fingerprint[:12]}…): name that tokenizer, or tokenize the data again with this one"
+        )

@@ -1,0 +1,147 @@
+"""The global batch: what the objectives across studies need, from all micro-batches and processes of a step.
+
+The contrast of a step is one matrix of all its studies, and negatives are sampled from all of them, however the step
+is split. Each part (a micro-batch of a process) computes the whole loss from all embeddings and differentiates it for
+its own studies alone; the mean over the parts is then the gradient of the one large batch. With several micro-batches
+the embeddings come from a first pass without gradient (gradient caching: Gao et al., "Scaling Deep Contrastive
+Learning Batch Size under Memory Limited Setup", 2021), so that memory is that of one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad as pad_right
+
+from medunifier.shared.training.distributed import all_gather, all_reduce_max, rank, world_size
+from medunifier.stage2_unified.objectives.contrast import contrastive_similarity
+from medunifier.stage2_unified.objectives.matching import sample_negatives
+from medunifier.stage2_unified.training.collator import StudyBatch
+
+_UNEVEN = 1.25  # longest over mean report, above which two passes cost less than the padding of one
+
+
+@dataclass
+class Embeddings:
+    """Embeddings of one micro-batch.
+
+    Attributes:
+        image, text: (B, E) unit-norm.
+        scale: inverse temperature of the contrast.
+    """
+
+    image: Tensor
+    text: Tensor
+    scale: Tensor
+
+
+@dataclass
+class GlobalBatch:
+    """The G studies of a step: micro-batch by micro-batch, within it in the order of ranks.
+
+    Attributes:
+        image, text: (G, E) unit-norm embeddings, without gradient.
+        report, report_length: (G, T), (G,) ids of all reports.
+        report_key, patient_key: (G,) as in :class:`StudyBatch`.
+        has_text: (G,) bool.
+        image_count: (G,) images of each study, without those of the prior study.
+        negatives, usable: (G, 2), (G,) from :func:`sample_negatives`.
+        parts: micro-batches x processes.
+        part: number of this process' micro-batch whose losses are computed.
+    """
+
+    image: Tensor
+    text: Tensor
+    report: Tensor
+    report_length: Tensor
+    report_key: Tensor
+    patient_key: Tensor
+    has_text: Tensor
+    image_count: Tensor
+    negatives: Tensor
+    usable: Tensor
+    parts: int
+    part: int = 0
+
+    @property
+    def local(self) -> slice:
+        """Studies of this process' micro-batch ``part``."""
+        size = len(self.image) // self.parts
+        begin = (self.part * world_size() + rank()) * size
+        return slice(begin, begin + size)
+
+    def with_local(self, gathered: Tensor, local: Tensor) -> Tensor:
+        """Return ``gathered`` (G, E) with a gradient for this part's (B, E), scaled for the mean over parts."""
+        scaled = local.detach() + self.parts * (local - local.detach())  # the value is `local`, to the last bit
+        return torch.cat([gathered[: self.local.start], scaled, gathered[self.local.stop :]])
+
+    def length_groups(self, lengths: Tensor) -> list[Tensor]:
+        """Return the numbers of branches with (b,) ``lengths``, in one group or split into shorter and longer ones.
+
+        Each branch is padded to the longest of its group. Two passes pay off where reports differ much in length;
+        the lengths of the whole step decide, so that all processes (and FSDP's collectives) do the same.
+        """
+        order = lengths.argsort(stable=True)
+        if self.report_length.max() <= _UNEVEN * self.report_length.float().mean() or len(order) < 2:
+            return [order]
+        width, count = lengths[order], torch.arange(1, len(order), device=order.device)
+        padded = count * width[:-1] + (len(order) - count) * width[-1]
+        return list(order.tensor_split([int(padded.argmin()) + 1]))
+
+    # Normalisers: the mean of a part's sum over the parts, divided by these, is the mean over the whole step.
+
+    @property
+    def matching_pairs(self) -> Tensor:
+        """Mean number of counted image-report pairs a part."""
+        return (len(self.usable) + self.negatives.shape[1] * self.usable.sum()) / self.parts
+
+    @property
+    def images(self) -> Tensor:
+        """Mean number of images a part whose codes are learned."""
+        return self.image_count.sum() / self.parts
+
+    @property
+    def report_tokens(self) -> Tensor:
+        """Mean number of report ids with their ``<eos>`` a part."""
+        return (self.report_length + 1).sum() / self.parts
+
+
+def gather_step(
+    batches: Sequence[StudyBatch], embeddings: Sequence[Embeddings], hardness: float, pad: int
+) -> GlobalBatch:
+    """Gather the studies of a step from all processes and sample its negatives, the same on each.
+
+    Args:
+        batches: this process' micro-batches, all of one size.
+        embeddings: theirs.
+        hardness: scale on the similarities by which negatives are sampled.
+        pad: id that reports are padded with.
+    """
+    longest = torch.tensor(max(batch.report.shape[1] for batch in batches), device=batches[0].report.device)
+    width = int(all_reduce_max(longest))
+
+    def gathered(values: Sequence[Tensor]) -> Tensor:
+        return torch.cat([all_gather(value) for value in values])
+
+    image, text = gathered([e.image for e in embeddings]), gathered([e.text for e in embeddings])
+    report_key, patient_key = gathered([b.report_key for b in batches]), gathered([b.patient_key for b in batches])
+    has_text = gathered([~batch.drop_text for batch in batches])
+    different = (report_key[:, None] != report_key[None, :]) & (patient_key[:, None] != patient_key[None, :])
+    similarity = contrastive_similarity(image, text, embeddings[0].scale.detach())
+    negatives, usable = sample_negatives(
+        similarity * hardness, different & has_text[None, :], batches[0].negative_seed
+    )
+    return GlobalBatch(
+        image=image,
+        text=text,
+        report=gathered([pad_right(b.report, (0, width - b.report.shape[1]), value=pad) for b in batches]),
+        report_length=gathered([batch.report_length for batch in batches]),
+        report_key=report_key,
+        patient_key=patient_key,
+        has_text=has_text,
+        image_count=gathered([batch.images.count(pad) for batch in batches]),
+        negatives=negatives.to(image.device),
+        usable=usable.to(image.device),
+        parts=len(batches) * world_size(),
+    )

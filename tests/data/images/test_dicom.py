@@ -1,0 +1,297 @@
+"""DICOM: every real file of the manifest, encodings of one image, and files that must be refused."""
+
+import gzip
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate, generate_frames
+from pydicom.uid import (
+    ComputedRadiographyImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    JPEGBaseline8Bit,
+    RLELossless,
+)
+
+from medunifier.data.images.dicom import read_dicom
+from medunifier.data.images.pixels import UnreadableImage
+from medunifier.data.images.radiograph import read_radiograph
+from tests.data.dicom_samples import RAMP
+from tests.files import read_csv
+
+
+def film(**changes: object) -> Dataset:
+    """Return a small valid DICOM data set; attributes can be changed, or removed by None."""
+    ds = Dataset()
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    ds.SOPClassUID, ds.SOPInstanceUID = ComputedRadiographyImageStorage, "1.2.3"
+    ds.Modality, ds.ViewPosition, ds.BodyPartExamined = "CR", "PA", "CHEST"
+    ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
+    ds.Rows, ds.Columns = RAMP.shape
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 12, 11, 0
+    ds.PixelData = RAMP.tobytes()
+    for name, value in changes.items():
+        if value is None:
+            delattr(ds, name)
+        else:
+            setattr(ds, name, value)
+    return ds
+
+
+def saved(ds: Dataset, path: Path) -> Path:
+    ds.save_as(path, enforce_file_format=True)
+    return path
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "film.dcm"
+
+
+# Rows that the manifest's maker could decode and that are no single grey picture, by the reason given.
+REFUSED = {
+    "derived/odd-constant-image.dcm": "constant",
+    "odd/pydicom-SC_rgb_small_odd_jpeg.dcm": "colour",
+    "odd/pydicom-emri_small_RLE.dcm": "10 frames",
+}
+REASONS = {
+    "derived/broken-empty-pixeldata.dcm": "empty pixel data",
+    "derived/broken-no-photometric.dcm": "PhotometricInterpretation",
+    "derived/broken-no-pixeldata.dcm": "no pixel data",
+    "derived/broken-rows-too-many.dcm": "truncated",
+    "derived/broken-truncated-60pct.dcm": "truncated",
+    "odd/made-empty.dcm": "empty file",
+    "odd/made-not-a-dicom.dcm": "not a DICOM file",
+    "odd/pydicom-JPEG-lossy.dcm": "scan header",
+    "odd/pydicom-test-SR.dcm": "no pixel data",
+    "radiograph-other/wg04-RG3_JPLY.dcm": "scan header",
+}
+
+
+def test_every_file_of_the_manifest(shared_data: Callable[[str], Path]) -> None:
+    root = shared_data("dicom")
+    rows = read_csv(root / "manifest.csv")
+    assert len(rows) == 49
+    for row in rows:
+        name = row["path"]
+        try:
+            radiograph = read_dicom(root / name)
+        except UnreadableImage as error:
+            assert name in REFUSED or row["decode"] != "ok", (name, error.reason)
+            assert REFUSED.get(name, REASONS.get(name, "")) in error.reason, name
+            assert len(error.reason) < 200 and str(root) not in error.reason
+        else:
+            assert row["decode"] == "ok" and name not in REFUSED, name
+            assert radiograph.pixels.shape == (int(row["Rows"]), int(row["Columns"]))
+            assert radiograph.pixels.dtype == np.float32
+            assert 0 <= radiograph.pixels.min() < radiograph.pixels.max() <= 1
+            assert (radiograph.view, radiograph.modality, radiograph.body_part) == (
+                row["ViewPosition"],
+                row["Modality"],
+                row["BodyPartExamined"],
+            )
+
+
+def test_lossless_transcodes_and_the_inverted_twin_are_identical(shared_data: Callable[[str], Path]) -> None:
+    root = shared_data("dicom")
+    film = read_radiograph(root / "chest/barre-CR-MONO1-10-chest.dcm")
+    for name in (
+        "explicitBE", "explicitLE", "implicitLE-withmeta", "j2k-lossless", "jpegls-lossless", "rle",
+        "MONOCHROME2-inverted-values",
+    ):  # fmt: skip
+        assert np.array_equal(film, read_radiograph(root / f"derived/barre-chest-{name}.dcm")), name
+    lossy = read_radiograph(root / "derived/barre-chest-j2k-lossy-cr10.dcm")
+    assert 0 < np.abs(film - lossy).mean() < 0.01
+
+
+def test_twelve_bit_jpeg(shared_data: Callable[[str], Path], path: Path) -> None:
+    """NEMA's radiograph with the correct scan header; eight pixels ring beyond ten bits."""
+    root = shared_data("dicom/radiograph-other")
+    lossy = pydicom.dcmread(root / "wg04-RG3_JPLY.dcm")
+    stream = next(generate_frames(lossy.PixelData, number_of_frames=1))
+    at = stream.index(b"\xff\xda") + 7
+    assert stream[at : at + 3] == b"\x00\x00\x00"
+    lossy.PixelData = encapsulate([stream[:at] + b"\x00\x3f\x00" + stream[at + 3 :]])
+    difference = np.abs(read_radiograph(saved(lossy, path)) - read_radiograph(root / "wg04-RG3_JPLL.dcm"))
+    assert difference.mean() < 0.002 and difference.max() < 0.06
+
+
+@pytest.mark.parametrize(("white", "refused"), [(126, False), (200, True)])
+def test_values_that_ring_beyond_the_range_are_cut(path: Path, white: int, refused: bool) -> None:
+    shown = np.full((64, 64), 8, np.uint8)
+    shown[:, 37:] = white
+    buffer = BytesIO()
+    Image.fromarray(shown).save(buffer, "JPEG", quality=60)
+    stored = np.asarray(Image.open(buffer))
+    assert stored.max() > 127
+    ds = film(Rows=64, Columns=64, BitsAllocated=8, BitsStored=7, HighBit=6)
+    ds.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    ds.PixelData = encapsulate([buffer.getvalue()])
+    ds["PixelData"].VR = "OB"
+    if refused:
+        with pytest.raises(UnreadableImage, match="beyond the 7 bits"):
+            read_radiograph(saved(ds, path))
+    else:
+        assert np.abs(read_radiograph(saved(ds, path)) - np.minimum(stored, 127) / 127).max() < 0.03
+
+
+def test_range_is_that_of_the_bits(path: Path) -> None:
+    assert np.allclose(read_radiograph(saved(film(), path)), RAMP / 4095, atol=1e-6)
+
+
+def test_view_modality_and_body_part_come_from_the_header(path: Path) -> None:
+    radiograph = read_dicom(saved(film(), path))
+    assert (radiograph.view, radiograph.modality, radiograph.body_part, radiograph.bits) == ("PA", "CR", "CHEST", 12)
+
+
+@pytest.mark.parametrize("shape", [None, "IDENTITY", "INVERSE"])
+def test_monochrome1_is_inverted_once(path: Path, shape: str | None) -> None:
+    ds = film(PhotometricInterpretation="MONOCHROME1")
+    if shape:
+        ds.PresentationLUTShape = shape
+    assert np.allclose(read_radiograph(saved(ds, path)), 1 - RAMP / 4095, atol=1e-6)
+
+
+def test_linear_window_follows_the_standard(path: Path) -> None:
+    """PS3.3 C.11.2.1.2.1: 0 up to c - 0.5 - (w - 1)/2, 1 above c - 0.5 + (w - 1)/2."""
+    shown = read_radiograph(saved(film(WindowCenter=2048, WindowWidth=1001), path))
+    expected = np.clip((RAMP - 2047.5) / 1000 + 0.5, 0, 1)
+    assert np.allclose(shown, expected, atol=1e-5)
+
+
+def test_other_window_functions(path: Path) -> None:
+    exact = read_radiograph(saved(film(WindowCenter=2048, WindowWidth=1000, VOILUTFunction="LINEAR_EXACT"), path))
+    assert np.allclose(exact, np.clip((RAMP - 2048.0) / 1000 + 0.5, 0, 1), atol=1e-5)
+    sigmoid = read_radiograph(saved(film(WindowCenter=2048, WindowWidth=1000, VOILUTFunction="SIGMOID"), path))
+    assert np.allclose(sigmoid, 1 / (1 + np.exp(-4 * (RAMP - 2048.0) / 1000)), atol=1e-5)
+
+
+def test_first_of_several_windows(path: Path) -> None:
+    two = read_radiograph(saved(film(WindowCenter=[2048, 10], WindowWidth=[1001, 20]), path))
+    one = read_radiograph(saved(film(WindowCenter=2048, WindowWidth=1001), path))
+    assert np.array_equal(two, one)
+
+
+@pytest.mark.parametrize("width", ["0", "1", ""])
+def test_a_window_that_cannot_be_applied_is_none(path: Path, width: str) -> None:
+    assert np.allclose(
+        read_radiograph(saved(film(WindowCenter="5", WindowWidth=width), path)), RAMP / 4095, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(("slope", "intercept"), [("2", "-100"), ("-1", "4095"), ("0.5", "7")])
+def test_rescale_alone_changes_nothing_but_direction(path: Path, slope: str, intercept: str) -> None:
+    """The range is rescaled with the values; a falling slope mirrors them."""
+    shown = read_radiograph(saved(film(RescaleSlope=slope, RescaleIntercept=intercept), path))
+    assert np.allclose(shown, 1 - RAMP / 4095 if slope == "-1" else RAMP / 4095, atol=1e-5)
+
+
+def test_window_is_in_rescaled_units(path: Path) -> None:
+    plain = read_radiograph(saved(film(WindowCenter=2000, WindowWidth=1001), path))
+    shifted = film(RescaleSlope="1", RescaleIntercept="-1000", WindowCenter=1000, WindowWidth=1001)
+    assert np.allclose(read_radiograph(saved(shifted, path)), plain, atol=1e-5)
+
+
+def test_signed_values(path: Path) -> None:
+    signed = (RAMP.astype(np.int16) - 2048).astype("<i2")
+    ds = film(PixelRepresentation=1, PixelData=signed.tobytes())
+    assert np.allclose(read_radiograph(saved(ds, path)), RAMP / 4095, atol=1e-6)
+
+
+def test_voi_table(path: Path) -> None:
+    table = Dataset()
+    table.LUTDescriptor = [4096, 0, 16]
+    table.LUTData = (np.arange(4096, dtype=np.uint32) ** 2 // 256).astype(np.uint16).tolist()
+    ds = film(VOILUTSequence=[table], WindowCenter=1, WindowWidth=2)  # the table goes before the window
+    table["LUTDescriptor"].VR, table["LUTData"].VR = "US", "US"
+    assert np.allclose(read_radiograph(saved(ds, path)), (RAMP.astype(int) ** 2 // 256) / 65535, atol=1e-6)
+
+
+def test_containers(path: Path) -> None:
+    """Gzipped, deflated, run-length coded and without preamble: the same image."""
+    plain = read_radiograph(saved(film(), path))
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    assert np.array_equal(read_radiograph(path), plain)
+
+    deflated = film()
+    deflated.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    assert np.array_equal(read_radiograph(saved(deflated, path)), plain)
+
+    coded = film()
+    coded.compress(RLELossless)
+    assert np.array_equal(read_radiograph(saved(coded, path)), plain)
+
+    bare = film()
+    del bare.file_meta
+    bare.save_as(path, implicit_vr=True, little_endian=True, enforce_file_format=False)
+    assert np.array_equal(read_radiograph(path), plain)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"PixelData": RAMP.tobytes()[:-100]}, "truncated"),
+        ({"PixelData": b""}, "empty pixel data"),
+        ({"PixelData": None}, "no pixel data"),
+        ({"PixelData": np.full_like(RAMP, 7).tobytes()}, "constant"),
+        ({"WindowCenter": -5000, "WindowWidth": 10}, "constant"),
+        ({"SamplesPerPixel": 3}, "colour"),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, "not grey"),
+        ({"NumberOfFrames": 2}, "2 frames"),
+        ({"Rows": 65535, "Columns": 65535}, "too large"),
+        ({"Rows": 3}, "too small"),
+        ({"BitsStored": 10, "HighBit": 9}, "beyond the 10 bits"),
+        ({"BitsStored": 17}, "17 bits"),
+        ({"BitsStored": None}, "BitsStored"),
+        ({"RescaleSlope": "0", "RescaleIntercept": "0"}, "slope"),
+    ],
+)
+def test_refused_with_a_reason(path: Path, changes: dict[str, object], reason: str) -> None:
+    with pytest.raises(UnreadableImage, match=reason) as caught:
+        read_dicom(saved(film(**changes), path))
+    assert str(path) not in caught.value.reason
+
+
+def test_a_stream_larger_than_its_header_is_refused(path: Path, shared_data: Callable[[str], Path]) -> None:
+    ds = pydicom.dcmread(shared_data("dicom/derived/barre-chest-j2k-lossless.dcm"))
+    ds.Rows = 400
+    with pytest.raises(UnreadableImage, match="440 x 440"):
+        read_dicom(saved(ds, path))
+
+
+def test_an_inflating_bomb_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medunifier.data.images.dicom.MOST_BYTES", 2**20)
+    path.write_bytes(gzip.compress(bytes(2**21)))
+    with pytest.raises(UnreadableImage, match="inflation"):
+        read_dicom(path)
+    bomb = film(PixelData=bytes(2**22))
+    bomb.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    with pytest.raises(UnreadableImage, match="inflation"):
+        read_dicom(saved(bomb, path))
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.integers(0, 3200), st.integers(0, 255)), min_size=1, max_size=8), st.integers(0, 3300))
+def test_mutations_are_decoded_or_refused(path: Path, changes: list[tuple[int, int]], cut: int) -> None:
+    buffer = BytesIO()
+    film().save_as(buffer, enforce_file_format=True)
+    data = bytearray(buffer.getvalue())
+    for place, value in changes:
+        # Half of the changes fall on the header, which is a tenth of the file.
+        data[(place if place % 2 else place % 500) % len(data)] = value
+    path.write_bytes(bytes(data[: len(data) - cut % 200 if cut % 3 == 0 else len(data)]))
+    try:
+        pixels = read_radiograph(path)
+    except UnreadableImage as error:
+        assert error.reason
+    else:
+        assert pixels.dtype == np.float32 and 0 <= pixels.min() < pixels.max() <= 1

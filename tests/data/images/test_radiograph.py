@@ -1,0 +1,119 @@
+"""PNG and JPEG radiographs, and the fitting into a square."""
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from medunifier.data.images.pixels import UnreadableImage, fit_square
+from medunifier.data.images.radiograph import read_film, read_radiograph
+
+GREY = (np.arange(40 * 32).reshape(40, 32) % 256).astype(np.uint8)
+
+
+def test_png_of_8_and_16_bits(tmp_path: Path) -> None:
+    Image.fromarray(GREY).save(tmp_path / "a.png")
+    assert np.array_equal(read_radiograph(tmp_path / "a.png"), GREY.astype(np.float32) / np.float32(255))
+    deep = GREY.astype(np.uint16) * 256 + 77
+    Image.fromarray(deep).save(tmp_path / "b.png")
+    film = read_film(tmp_path / "b.png")
+    assert np.allclose(film.pixels, deep / 65535, atol=1e-7) and film.bits == 16
+
+
+def test_the_file_type_follows_from_its_content(tmp_path: Path) -> None:
+    Image.fromarray(GREY).save(tmp_path / "a.png")
+    (tmp_path / "a.png").rename(tmp_path / "a.dcm")
+    assert read_radiograph(tmp_path / "a.dcm").shape == (40, 32)
+
+
+def test_jpeg(tmp_path: Path) -> None:
+    smooth = np.linspace(0, 255, 64 * 64).reshape(64, 64).astype(np.uint8)
+    Image.fromarray(smooth).save(tmp_path / "a.jpg", quality=95)
+    assert np.abs(read_radiograph(tmp_path / "a.jpg") - smooth / 255).max() < 0.02
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P"])
+def test_grey_in_other_spellings(tmp_path: Path, mode: str) -> None:
+    Image.fromarray(GREY).convert(mode).save(tmp_path / "a.png")
+    assert np.allclose(read_radiograph(tmp_path / "a.png"), GREY / 255, atol=1e-6)
+
+
+def test_a_small_coloured_arrow_is_accepted_and_a_colour_image_is_not(tmp_path: Path) -> None:
+    picture = np.repeat(GREY[:, :, None], 3, axis=2)
+    picture[:3, :4] = (255, 0, 0)  # 12 of 1,280 pixels
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    assert read_radiograph(tmp_path / "a.png").shape == (40, 32)
+    picture[:20] = (255, 0, 0)
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    with pytest.raises(UnreadableImage, match="colour"):
+        read_radiograph(tmp_path / "a.png")
+
+
+def test_refusals(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    with pytest.raises(UnreadableImage, match="cannot be opened"):
+        read_radiograph(path)
+    for content, reason in (
+        (b"", "empty"),
+        (b"hello" * 100, "not a DICOM"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(50), "PNG"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(UnreadableImage, match=reason):
+            read_radiograph(path)
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:-900])
+    with pytest.raises(UnreadableImage, match="truncated|broken|PNG"):
+        read_radiograph(path)
+    Image.fromarray(GREY[:8]).save(path)
+    with pytest.raises(UnreadableImage, match="too small"):
+        read_radiograph(path)
+    Image.fromarray(np.zeros_like(GREY)).save(path)
+    with pytest.raises(UnreadableImage, match="constant"):
+        read_radiograph(path)
+    half = np.dstack([GREY, np.full_like(GREY, 128)])
+    Image.fromarray(half, mode="LA").save(path)
+    with pytest.raises(UnreadableImage, match="transparent"):
+        read_radiograph(path)
+
+
+def test_the_error_survives_a_process_boundary() -> None:
+    error = pickle.loads(pickle.dumps(UnreadableImage("truncated")))
+    assert isinstance(error, UnreadableImage) and error.reason == str(error) == "truncated"
+
+
+def test_fitting_keeps_aspect_and_pads_with_black() -> None:
+    square = fit_square(np.ones((100, 50), np.float32), 20)
+    assert square.shape == (20, 20)
+    assert np.array_equal(square.max(axis=0) > 0.5, [False] * 5 + [True] * 10 + [False] * 5)
+
+
+def test_shrinking_is_anti_aliased() -> None:
+    """A checkerboard becomes its mean, and not a moire of black and white."""
+    board = (np.indices((512, 512)).sum(axis=0) % 2).astype(np.float32)
+    small = fit_square(board, 64)
+    assert np.abs(small[4:-4, 4:-4] - 0.5).max() < 0.02
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(16, 90), st.integers(16, 90), st.integers(1, 70))
+def test_fit_square_for_any_shape(height: int, width: int, size: int) -> None:
+    pixels = np.random.default_rng(height * width).random((height, width), dtype=np.float32)
+    square = fit_square(pixels, size)
+    assert square.shape == (size, size) and square.dtype == np.float32
+    assert square.min() >= 0 and square.max() <= 1
+
+
+def test_real_files(shared_data: Callable[[str], Path]) -> None:
+    files = sorted(shared_data("radiographs").rglob("*.[pj][np]g"))
+    assert len(files) > 1000
+    for path in files[::60]:
+        try:
+            assert read_radiograph(path, 64).shape == (64, 64)
+        except UnreadableImage as error:
+            assert "constant" in error.reason or "colour" in error.reason

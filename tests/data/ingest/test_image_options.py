@@ -1,0 +1,125 @@
+"""Options of ingest for the crop and the grey levels of an image, recorded in the manifest."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pydicom.dataset import Dataset
+
+from medunifier.data.images.isolated import read_isolated
+from medunifier.data.images.masks import read_masks
+from medunifier.data.images.pixels import fit_square
+from medunifier.data.images.radiograph import read_film
+from medunifier.data.ingest.check import try_images
+from medunifier.data.ingest.command import IngestConfig, ingest
+from medunifier.data.shards.dataset import ShardDataset
+from medunifier.shared.errors import UserError
+from tests.data.images.test_dicom import RAMP, film, saved
+
+
+def test_a_crop_is_the_middle_of_the_image_at_a_larger_scale() -> None:
+    picture = np.zeros((60, 100), np.float32)
+    picture[:, 20:80] = np.linspace(0, 1, 60, dtype=np.float32)[:, None]
+    cut = fit_square(picture, 60, "crop")
+    assert np.allclose(cut, picture[:, 20:80], atol=1e-6)
+    assert np.allclose(fit_square(picture.T, 60, "crop"), cut.T, atol=1e-6)
+    half = fit_square(picture, 30, "crop")
+    assert half.shape == (30, 30) and half[:, 0].max() > 0.9  # no black side is left
+    assert fit_square(picture, 30)[:6].max() == 0  # where padding leaves two
+
+
+def test_a_crop_of_odd_margins_is_centred() -> None:
+    symmetric = np.abs(np.linspace(-1, 1, 91, dtype=np.float32))[None, :].repeat(40, 0)
+    cut = fit_square(symmetric, 20, "crop")
+    assert np.allclose(cut, cut[:, ::-1], atol=1e-5)
+
+
+def test_full_shows_the_range_of_the_bits_whatever_the_header_names(tmp_path: Path) -> None:
+    path = tmp_path / "film.dcm"
+    table = Dataset()
+    table.LUTDescriptor, table.LUTData = [4096, 0, 16], (np.arange(4096, dtype=np.uint16) // 2).tolist()
+    table["LUTDescriptor"].VR, table["LUTData"].VR = "US", "US"
+    for changes in ({"WindowCenter": 2048, "WindowWidth": 101}, {"VOILUTSequence": [table]}):
+        saved(film(**changes), path)
+        assert not np.allclose(read_film(path).pixels, RAMP / 4095, atol=1e-2)
+        assert np.allclose(read_film(path, window="full").pixels, RAMP / 4095, atol=1e-6)
+    inverse = film(PhotometricInterpretation="MONOCHROME1", WindowCenter=2048, WindowWidth=101)
+    assert np.allclose(read_film(saved(inverse, path), window="full").pixels, 1 - RAMP / 4095, atol=1e-6)
+
+
+FILMS = {
+    "chest": {},
+    "silent": {"Modality": "", "BodyPartExamined": ""},
+    "thorax": {"Modality": "DX", "BodyPartExamined": "THORAX ERWACHSEN"},
+    "hand": {"BodyPartExamined": "EXTREMITY"},
+    "slice": {"Modality": "CT"},
+}
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for name, changes in FILMS.items():
+        saved(film(WindowCenter=2048, WindowWidth=1001, **changes), tree / f"{name}.dcm")
+    Image.fromarray((RAMP >> 4).astype(np.uint8)).save(tree / "picture.png")
+    names = [f"{name}.dcm" for name in FILMS] + ["picture.png"]
+    (tree / "manifest.csv").write_text("\n".join(["image", *names]) + "\n")
+    return tree
+
+
+def _ingested(tree: Path, out: Path, **options: object) -> tuple[dict, ShardDataset]:
+    config = IngestConfig(
+        source="csv",
+        root=str(tree),
+        out=str(out),
+        size=16,
+        workers=1,
+        validate_fraction=0.0,
+        test_fraction=0.0,
+        **options,
+    )
+    return ingest(config), ShardDataset(out, "train")
+
+
+def test_what_is_no_chest_radiograph_is_refused_by_option(tree: Path, tmp_path: Path) -> None:
+    manifest, _ = _ingested(tree, tmp_path / "all")
+    assert manifest["counts"]["kept_studies"] == 6 and manifest["transform"]["chest_only"] is False
+    manifest, _ = _ingested(tree, tmp_path / "chest", chest_only=True)
+    assert manifest["counts"]["kept_studies"] == 4 and manifest["transform"]["chest_only"] is True
+    reasons = sorted(manifest["counts"]["reject_reasons"].items())
+    assert [count for _, count in reasons] == [1, 1]
+    assert "modality" in reasons[0][0] and "body part" in reasons[1][0]
+    paths = sorted(tree.glob("*.dcm"))
+    refused = try_images(paths, burned_in=False, chest_only=True)[1]
+    assert [path.stem for path, _ in refused] == ["hand", "slice"]
+
+
+def test_fit_and_window_reach_the_shards_and_the_manifest(tree: Path, tmp_path: Path) -> None:
+    plain, padded = _ingested(tree, tmp_path / "plain")
+    assert plain["transform"]["resize"].endswith("padded with black") and plain["transform"]["window"] == "header"
+    other, cut = _ingested(tree, tmp_path / "cut", fit="crop", window="full")
+    assert other["transform"]["resize"].endswith("cut to the square in the middle")
+    assert other["transform"]["window"] == "full"
+    keys = {padded[number].key: number for number in range(len(padded))}
+    for number in range(len(cut)):
+        before, after = padded[keys[cut[number].key]].images[0], cut[number].images[0]
+        assert before[0].max() == 0 and after[0].max() > 0  # 32 x 40 pixels: black above and below, or none
+    with pytest.raises(UserError, match="other settings"):
+        _ingested(tree, tmp_path / "plain", fit="crop")
+
+
+def test_isolated_decoding_gives_the_same_pixels(tree: Path) -> None:
+    for how in (("pad", "full"), ("crop", "header")):
+        here, apart = read_film(tree / "chest.dcm", 16, *how), read_isolated(tree / "chest.dcm", 16, *how)
+        assert np.array_equal(here.pixels, apart.pixels)
+    assert not np.array_equal(here.pixels, read_film(tree / "chest.dcm", 16).pixels)
+
+
+def test_a_mask_is_cropped_like_its_image(tmp_path: Path) -> None:
+    mask = np.zeros((40, 60), np.uint8)
+    mask[:, 30:] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    found = read_masks([("Fracture", tmp_path / "mask.png")], (40, 60), 20, "crop")["Fracture"]
+    assert np.array_equal(found, np.arange(20)[None, :].repeat(20, 0) >= 10)

@@ -1,0 +1,175 @@
+"""Redaction by patterns: identifiers are replaced, similar numbers and words stay."""
+
+import json
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from medunifier.data.ingest.check import try_images
+from medunifier.data.ingest.command import IngestConfig, ingest
+from medunifier.data.reports.redaction import BUILT_IN, patterns, redact
+from medunifier.data.shards.dataset import ShardDataset
+from medunifier.shared.config import parse_config
+from medunifier.shared.errors import UserError
+from tests.data.dicom_samples import film
+
+GONE = [
+    ("dates", "compared to 3/14/2019.", "compared to ___."),
+    ("dates", "Compared to 2019-03-14 and 14.03.19.", "Compared to ___ and ___."),
+    ("dates", "film of March 14, 2019, unchanged", "film of ___, unchanged"),
+    ("dates", "since 14 Mar 2019 and from the 2nd of May", "since ___ and from the ___"),
+    ("dates", "CT of February 2018", "CT of ___"),
+    ("dates", "seen on 3/14 as well", "seen on ___ as well"),
+    ("times", "discussed at 14:35 and at 2:35 p.m. and at 3 PM", "discussed at ___ and at ___ and at ___"),
+    ("phones", "call (617) 555-0123 or 617-555-0123", "call ___ or ___"),
+    ("phones", "pager 31415, phone: +49 30 1234567", "pager ___, phone: ___"),
+    ("names", "Discussed with Dr. Jane O'Hara by phone.", "Discussed with Dr. ___ by phone."),
+    ("names", "DR SMITH was told", "DR ___ was told"),
+    ("names", "Read by John Q. Public, M.D. today", "Read by ___, M.D. today"),
+    ("numbers", "MRN: 12-34567, accession AB9917, exam 20394817", "MRN: ___, accession ___, exam ___"),
+]
+KEPT = [
+    "Nodule of 3.5 x 2.1 cm in the right upper lobe.",
+    "Heart size is 15.2 cm; ratio 0.55. T11/12 disc space is narrowed, grade 2/3.",
+    "ET tube tip 4.2 cm above the carina. Two views of the chest. May represent pneumonia.",
+    "Rib 5-7 fractures. PICC in the mid SVC at the level of T4. No acute disease in 2 of 3 views.",
+    "FINDINGS march along the fissure. Mild interstitial edema. MR of the spine is advised.",
+    "Compared to ___, Dr. ___ was called.",
+]
+
+
+@pytest.mark.parametrize(("name", "text", "expected"), GONE)
+def test_what_a_pattern_takes(name: str, text: str, expected: str) -> None:
+    assert redact(text, patterns(name, ""))[0] == expected
+    assert redact(expected, patterns(name, "")) == (expected, 0)
+
+
+@pytest.mark.parametrize("text", KEPT)
+def test_what_all_patterns_together_leave(text: str) -> None:
+    assert redact(text, patterns("all", "")) == (text, 0)
+
+
+def test_every_name_is_tested() -> None:
+    assert {name for name, *_ in GONE} == set(BUILT_IN)
+
+
+def test_no_pattern_backtracks_without_bound() -> None:
+    """Long texts that almost match: exponential or cubic backtracking would take minutes, and be interrupted."""
+
+    def interrupt(*_: object) -> None:
+        raise TimeoutError("a pattern backtracks: 30 seconds for 10,000 characters")
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.alarm(30)
+    try:
+        for text in ("1-" * 5000, "A" * 10_000, "Dr. " * 2500, "(123) " * 2000, "9" * 10_000, "A B. " * 2000):
+            redact(text, patterns("all", ""))
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_patterns_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "patterns.txt"
+    path.write_text("# names of our ward\n\n(?i)north wing\nroom (\\d+)\n")
+    assert redact("North Wing, room 12", patterns("", str(path))) == ("___, room ___", 2)
+    path.write_text("fine\n(\n")
+    with pytest.raises(UserError, match="line 2"):
+        patterns("", str(path))
+    path.write_text("x*\n")
+    with pytest.raises(UserError, match="line 1"):
+        patterns("", str(path))
+    with pytest.raises(UserError, match="cannot be read"):
+        patterns("", str(tmp_path / "absent"))
+    with pytest.raises(UserError, match="date.*dates"):
+        patterns("date", "")
+
+
+REPORT = """                                 FINAL REPORT
+ EXAMINATION:  CHEST (PA AND LAT)
+
+ COMPARISON:  3/14/2019
+
+ FINDINGS:
+
+ Compared to March
+ 14, 2019 there is a new right pleural effusion. No pneumothorax. North Wing.
+
+ IMPRESSION:
+
+ Pleural effusion, discussed with Dr. Jane Roe at 14:35, phone 617-555-0123.
+"""
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    pixels = np.arange(40 * 32, dtype=np.uint16).astype(np.uint8).reshape(40, 32)
+    Image.fromarray(pixels).save(tree / "a.png")
+    (tree / "manifest.csv").write_text('image,text\na.png,"' + REPORT + '"\n')
+    (tmp_path / "own.txt").write_text("North Wing\n")
+    return tree
+
+
+def _ingested(tree: Path, out: Path, **options: str) -> tuple[dict, dict]:
+    config = IngestConfig(
+        source="csv",
+        root=str(tree),
+        out=str(out),
+        size=32,
+        workers=1,
+        validate_fraction=0.0,
+        test_fraction=0.0,
+        **options,
+    )
+    manifest = ingest(config)
+    return manifest, ShardDataset(out, "train").info(0)
+
+
+def test_sections_and_labels_are_those_of_the_text_as_it_was(tree: Path, tmp_path: Path) -> None:
+    manifest, plain = _ingested(tree, tmp_path / "plain")
+    assert "March 14, 2019" in plain["report"]["findings"] and "Roe" in plain["report"]["text"]
+    assert manifest["transform"]["redact"] == {"built_in": "", "own_patterns": 0}
+    assert manifest["counts"]["redacted_places"] == 0
+    manifest, bare = _ingested(tree, tmp_path / "bare", redact="all", redact_file=str(tmp_path / "own.txt"))
+    assert bare["labels"] == plain["labels"] == {"Pleural Effusion": 1, "Pneumothorax": 0}
+    assert (
+        bare["report"]["findings"] == "Compared to ___ there is a new right pleural effusion. No pneumothorax. ___."
+    )
+    assert bare["report"]["impression"] == "Pleural effusion, discussed with Dr. ___ at ___, phone ___."
+    assert bare["report"]["text"] == f"{bare['report']['findings']} {bare['report']['impression']}"
+    assert manifest["transform"]["redact"] == {"built_in": "all", "own_patterns": 1}
+    assert manifest["counts"]["redacted_places"] == 5
+    assert "North Wing" not in json.dumps(manifest)
+    with pytest.raises(UserError, match="other settings"):
+        _ingested(tree, tmp_path / "bare", redact="dates")
+
+
+def test_the_options_are_read_from_the_command_line() -> None:
+    config = parse_config(IngestConfig, ["--source=csv", "--root=x", "--out=y", "--redact=dates,names"])
+    assert config.redact == "dates,names" and config.burned_in == "refuse"
+
+
+@pytest.mark.parametrize(("flag", "kept"), [("YES", 0), ("NO", 1), ("", 1), (None, 1)])
+def test_burned_in_text_is_refused_unless_accepted(tmp_path: Path, flag: str | None, kept: int) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    dataset = film()
+    if flag is not None:
+        dataset.BurnedInAnnotation = flag
+    dataset.save_as(tree / "a.dcm", enforce_file_format=True)
+    film().save_as(tree / "b.dcm", enforce_file_format=True)
+    (tree / "manifest.csv").write_text("image\na.dcm\nb.dcm\n")
+    manifest, _ = _ingested(tree, tmp_path / "refused")
+    assert manifest["counts"]["kept_studies"] == 1 + kept
+    assert manifest["transform"]["burned_in"] == "refuse"
+    if not kept:
+        assert "burned" in next(iter(manifest["counts"]["reject_reasons"]))
+    paths = [tree / "a.dcm", tree / "b.dcm"]
+    assert len(try_images(paths, burned_in=False)[1]) == 1 - kept and not try_images(paths, burned_in=True)[1]
+    manifest, _ = _ingested(tree, tmp_path / "accepted", burned_in="accept")
+    assert manifest["counts"]["kept_studies"] == 2 and manifest["transform"]["burned_in"] == "accept"

@@ -1,0 +1,167 @@
+import io
+import os
+
+import numpy as np
+import pytest
+import webdataset
+
+from medunifier.data.shards.dataset import (
+    MANIFEST,
+    ShardDataset,
+    decode_npy,
+    encode_info,
+    encode_npy,
+    encode_png,
+    write_shard,
+)
+from medunifier.data.shards.index import index_path
+from medunifier.data.shards.loader import batches_once, epoch_order, sample_at, sample_stream
+from medunifier.shared.artifacts import FORMAT_VERSION, write_json
+from medunifier.shared.errors import UserError
+
+
+def write_folder(root, counts=(5, 3), bits=8):
+    """Shards of the train split; the pixels of a sample are its number."""
+    rows, number = {}, 0
+    for shard, count in enumerate(counts):
+        samples = []
+        for _ in range(count):
+            pixels = np.full((4, 6), number, dtype=np.uint16 if bits == 16 else np.uint8)
+            pixels[0, 0] = 2**bits - 1
+            codes = np.full((1, 2, 2), number, dtype=np.uint16)
+            info = {"study_id": f"{number:04d}", "views": ["PA"], "n": number}
+            members = {"0.png": encode_png(pixels), "codes.npy": encode_npy(codes), "json": encode_info(info)}
+            samples.append((f"{number:04d}", members))
+            number += 1
+        rows[f"train-{shard:06d}.tar"] = write_shard(root / f"train-{shard:06d}.tar", samples)
+    write_json(root / MANIFEST, {"format_version": FORMAT_VERSION, "splits": {"train": rows, "test": {}}})
+    return root
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_round_trip_at_random_access(tmp_path, bits):
+    dataset = ShardDataset(write_folder(tmp_path, bits=bits), "train")
+    assert len(dataset) == 8
+    for number in (7, 0, 4, 5):
+        sample = dataset[number]
+        assert sample.info["n"] == number == dataset.info(number)["n"]
+        assert sample.images[0].shape == (4, 6) and sample.images[0][1, 1] == number
+        assert sample.images[0][0, 0] == 2**bits - 1
+        assert sample.codes is not None and (sample.codes == number).all()
+
+
+def test_stock_webdataset_reads_the_shards(tmp_path):
+    write_folder(tmp_path)
+    urls = sorted(str(path) for path in tmp_path.glob("*.tar"))
+    samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode("l"))
+    assert [sample["json"]["n"] for sample in samples] == list(range(8))
+    assert samples[3]["__key__"] == "0003" and samples[3]["0.png"].shape == (4, 6)
+
+
+def test_the_bytes_depend_on_the_samples_alone(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        write_folder(tmp_path / name)
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+
+
+def test_a_missing_or_damaged_index_is_made_again(tmp_path):
+    write_folder(tmp_path)
+    index = index_path(tmp_path / "train-000000.tar")
+    content = index.read_bytes()
+    of_another = index_path(tmp_path / "train-000001.tar").read_bytes()
+    for damage in (index.unlink, lambda: index.write_text("{"), lambda: index.write_bytes(of_another)):
+        damage()
+        assert ShardDataset(tmp_path, "train")[2].info["n"] == 2
+        assert index.read_bytes() == content
+
+
+def test_damaged_and_missing_shards_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"not found.*shard folder"):
+        ShardDataset(tmp_path / "absent", "train")
+    write_folder(tmp_path)
+    with pytest.raises(UserError, match="test.*train"):
+        ShardDataset(tmp_path, "test")
+    shard = tmp_path / "train-000001.tar"
+    content = shard.read_bytes()
+    for damaged in (content[: 512 * 3], content[:-1], content[:700] + b"?" + content[701:]):
+        shard.write_bytes(damaged)
+        dataset = ShardDataset(tmp_path, "train")
+        assert dataset[4].info["n"] == 4  # of the other shard
+        with pytest.raises(UserError, match=r"train-000001\.tar.*damaged"):
+            _ = dataset[7]
+    (tmp_path / "train-000001.tar").unlink()
+    with pytest.raises(UserError, match="not on disk"):
+        _ = ShardDataset(tmp_path, "train")[7]
+
+
+def test_a_shard_cut_short_under_the_reader_is_an_error(tmp_path):
+    dataset = ShardDataset(write_folder(tmp_path), "train")
+    assert dataset[0].info["n"] == 0
+    os.truncate(tmp_path / "train-000000.tar", 512 * 3)
+    with pytest.raises(UserError, match=r"train-000000\.tar.*cut short"):
+        _ = dataset[4]
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 3, 4)])
+@pytest.mark.parametrize("dtype", ["u1", "<u2", ">i4", "<f8", "?"])
+def test_npy_is_decoded_as_numpy_does(dtype, shape, order):
+    array = np.asarray(np.random.default_rng(0).integers(0, 100, shape).astype(dtype), order=order)
+    content = encode_npy(array)
+    expected = np.load(io.BytesIO(content))
+    for source in (content, memoryview(b"?" + content)[1:]):  # also from an odd address
+        found = decode_npy(source)
+        assert found.dtype == expected.dtype and found.shape == expected.shape and found.flags.writeable
+        assert (found == expected).all()
+
+
+def test_npy_with_objects_or_cut_short_is_refused():
+    objects = io.BytesIO()
+    np.save(objects, np.array([{}], dtype=object), allow_pickle=True)
+    for content in (objects.getvalue(), encode_npy(np.arange(9))[:-1]):
+        with pytest.raises(ValueError):
+            decode_npy(content)
+
+
+def numbers(samples):
+    return [(position, sample.info["n"]) for position, sample in samples]
+
+
+def test_every_sample_once_an_epoch_at_any_number_of_processes(tmp_path):
+    dataset = ShardDataset(write_folder(tmp_path), "train")
+    seen = {}
+    for world in (1, 2, 4):
+        streams = [
+            sample_stream(dataset, numbers, batch_size=8 // world, seed=3, rank=r, world=world) for r in range(world)
+        ]
+        steps = [[entry for stream in streams for entry in next(stream)] for _ in range(3)]
+        for step in steps:
+            assert sorted(n for _, n in step) == list(range(8))  # 8 positions a step: one epoch
+        seen[world] = steps
+    assert seen[1] == seen[2] == seen[4]
+    assert len({tuple(n for _, n in step) for step in seen[1]}) == 3  # another order each epoch
+
+
+def test_resume_continues_the_order_with_other_workers(tmp_path):
+    dataset = ShardDataset(write_folder(tmp_path), "train")
+    whole = sample_stream(dataset, numbers, batch_size=3, seed=1)
+    expected = [next(whole) for _ in range(6)]
+    resumed = sample_stream(dataset, numbers, batch_size=3, seed=1, position=6, workers=2)
+    assert [next(resumed) for _ in range(4)] == expected[2:]
+
+
+def test_order_is_a_function_of_seed_epoch_and_position():
+    assert sorted(epoch_order(100, 5, 2)) == list(range(100))
+    assert (epoch_order(100, 5, 2) == epoch_order(100, 5, 2)).all()
+    assert (epoch_order(100, 5, 2) != epoch_order(100, 6, 2)).any()
+    assert [sample_at(p, 100, 5) for p in range(200, 300)] == list(epoch_order(100, 5, 2))
+
+
+def test_one_evaluation_pass_covers_all_without_repeats(tmp_path):
+    dataset = ShardDataset(write_folder(tmp_path), "train")
+    both = [entry for rank in (0, 1) for batch in batches_once(dataset, numbers, batch_size=3, rank=rank, world=2)
+            for entry in batch]  # fmt: skip
+    assert sorted(both) == [(n, n) for n in range(8)]
+    assert sum(len(batch) for batch in batches_once(dataset, numbers, batch_size=3, limit=4)) == 4

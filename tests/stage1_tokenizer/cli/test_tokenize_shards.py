@@ -1,0 +1,143 @@
+"""Token shards: the same bytes however they were made, continued shard by shard, never mixed."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from medunifier.data.shards.dataset import ShardDataset
+from medunifier.shared.command import run_command
+from medunifier.shared.training.precision import resolve_precision
+from medunifier.stage1_tokenizer.cli import tokenize_shards as tokenize
+from medunifier.stage1_tokenizer.frozen import FrozenTokenizer, export
+from medunifier.stage1_tokenizer.model.vqgan import VQGAN
+from tests.files import contents
+from tests.stage1_tokenizer.conftest import TINY, write_image_shards
+
+
+def make_tokenizer(folder, seed=0, **changes):
+    torch.manual_seed(seed)
+    model = VQGAN({**TINY, **changes}).eval()
+    export(model, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return make_tokenizer(tmp_path_factory.mktemp("tokenizer") / "t")
+
+
+def run(tokenizer, shards, out, *options):
+    arguments = ["--tokenizer", str(tokenizer), "--shards", str(shards), "--out", str(out)]
+    return run_command(tokenize.main, [*arguments, "--threads", "1", *options])
+
+
+def test_codes_are_the_tokenizers_under_the_same_keys(tokenizer, image_shards, tmp_path):
+    assert run(tokenizer, image_shards, tmp_path / "out") == 0
+    frozen = FrozenTokenizer.from_pretrained(tokenizer)
+    for split in ("train", "validate", "test"):
+        images, tokens = ShardDataset(image_shards, split), ShardDataset(tmp_path / "out", split)
+        assert len(images) == len(tokens)
+        for number in range(len(images)):
+            study, own = images[number], tokens[number]
+            assert (own.key, own.info) == (study.key, study.info)
+            assert own.codes.dtype == np.uint16
+            assert np.array_equal(own.codes, frozen.encode_images(study.images))
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["tokenizer"] == {
+        "fingerprint": frozen.fingerprint, "grid": [8, 8], "codes": 32, "image_size": 32,
+        "precision": {"float32": "float32", "bf16": "bfloat16"}[resolve_precision("auto", "cpu")],
+    }  # fmt: skip
+    assert manifest["transform"] == {"size": 32} and manifest["source"] == "blobs"
+
+
+def test_bytes_do_not_depend_on_the_batch_size(tokenizer, image_shards, tmp_path):
+    for size in (1, 3, 64):
+        assert run(tokenizer, image_shards, tmp_path / str(size), "--batch_size", str(size)) == 0
+    assert contents(tmp_path / "1") == contents(tmp_path / "3") == contents(tmp_path / "64")
+
+
+def test_an_interrupted_run_keeps_its_finished_shards_and_ends_the_same(
+    tokenizer, image_shards, tmp_path, monkeypatch, capsys
+):
+    run(tokenizer, image_shards, tmp_path / "whole")
+    out, written = tmp_path / "out", []
+    honest = tokenize.write_shard
+
+    def write_two_then_die(path, samples):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(path.name)
+        return honest(path, samples)
+
+    monkeypatch.setattr(tokenize, "write_shard", write_two_then_die)
+    assert run(tokenizer, image_shards, out) == 130
+    assert not (out / "manifest.json").exists()
+
+    again = []
+    monkeypatch.setattr(tokenize, "write_shard", lambda path, s: again.append(path.name) or honest(path, s))
+    assert run(tokenizer, image_shards, out) == 0
+    assert len(written) == 2 and not set(written) & set(again) and len(again) == 3
+    assert contents(out) == contents(tmp_path / "whole")
+    capsys.readouterr()
+    assert run(tokenizer, image_shards, out) == 0
+    assert len(again) == 3 and "done already" in capsys.readouterr().out
+
+
+def test_a_shard_whose_images_changed_is_made_again_and_no_other(tokenizer, tmp_path, monkeypatch):
+    shards = write_image_shards(tmp_path / "images")
+    run(tokenizer, shards, tmp_path / "out")
+    before = contents(tmp_path / "out")
+    write_image_shards(tmp_path / "images", studies=7)  # every shard is another one now
+    made = []
+    honest = tokenize.write_shard
+    monkeypatch.setattr(tokenize, "write_shard", lambda path, s: made.append(path.name) or honest(path, s))
+    assert run(tokenizer, shards, tmp_path / "out") == 0
+    assert len(made) == 5 and contents(tmp_path / "out")["manifest.json"] != before["manifest.json"]
+    made.clear()
+    (tmp_path / "out" / "train-000001.tar").write_bytes(b"cut short")
+    assert run(tokenizer, shards, tmp_path / "out") == 0
+    assert made == ["train-000001.tar"]
+
+
+def test_tokens_of_another_tokenizer_are_not_mixed_in(tokenizer, image_shards, tmp_path, capsys):
+    run(tokenizer, image_shards, tmp_path / "out")
+    before = contents(tmp_path / "out")
+    assert run(make_tokenizer(tmp_path / "other", seed=1), image_shards, tmp_path / "out") == 1
+    other = {"float32": "bf16", "bf16": "float32"}[resolve_precision("auto", "cpu")]
+    assert run(tokenizer, image_shards, tmp_path / "out", "--precision", other) == 1
+    errors = capsys.readouterr().err.splitlines()
+    assert sum("another --out" in line for line in errors) == 2
+    assert contents(tmp_path / "out") == before
+
+
+def test_a_large_codebook_is_written_in_32_bits(tmp_path):
+    image_shards = write_image_shards(tmp_path / "images", shards=1, studies=1)
+    large = make_tokenizer(tmp_path / "large", n_embed=2**16 + 1)
+    assert run(large, image_shards, tmp_path / "out") == 0
+    assert ShardDataset(tmp_path / "out", "test")[0].codes.dtype == np.uint32
+
+
+def test_wrong_use_is_answered_in_one_line(tokenizer, image_shards, tmp_path, capsys):
+    assert run(tokenizer, tmp_path / "nowhere", tmp_path / "out") == 1
+    assert run(tmp_path / "nothing", image_shards, tmp_path / "out") == 1
+    small = make_tokenizer(tmp_path / "small", resolution=16)
+    assert run(small, image_shards, tmp_path / "out") == 1
+    assert run(tokenizer, image_shards, image_shards) == 1
+    assert run(tokenizer, image_shards, tmp_path / "out", "--batch_size", "0") == 2
+    assert run(tokenizer, image_shards, tmp_path / "out", "--precision", "float16") == 2
+    assert run(tokenizer, image_shards, tmp_path / "out", "--colour", "red") == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    expected = [
+        "nowhere",
+        "nothing",
+        "32 x 32 pixels, the model reads 16 x 16",
+        "holds image shards",
+        "batch_size",
+        "precision",
+    ]
+    assert len(lines) == 7
+    for line, part in zip(lines, [*expected, "colour"], strict=True):
+        assert part in line
+    assert not list((tmp_path / "out").glob("*.tar"))

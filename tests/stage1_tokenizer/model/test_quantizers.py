@@ -1,0 +1,213 @@
+"""Lookup, gradients and the upkeep of the codebook."""
+
+import contextlib
+import copy
+import io
+
+import pytest
+import torch
+
+from medunifier.stage1_tokenizer.config import QuantizerConfig
+from medunifier.stage1_tokenizer.model.quantizers import (
+    CosineQuantizer,
+    EMAQuantizer,
+    GumbelQuantizer,
+    VectorQuantizer,
+    base,
+    nearest_entry,
+)
+
+KINDS = {"vq": VectorQuantizer, "cosine_vq": CosineQuantizer, "ema_vq": EMAQuantizer}
+REVIVING = [CosineQuantizer, EMAQuantizer]
+
+
+def test_lookup_is_exact_against_float64_under_autocast_and_in_chunks(monkeypatch):
+    torch.manual_seed(0)
+    z, table = torch.randn(999, 8), torch.randn(512, 8)
+    exact = torch.cdist(z.double(), table.double()).argmin(dim=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(nearest_entry(z, table), exact)
+        # What the float32 rule protects from: the same products in bf16 choose other entries.
+        coarse = (table.square().sum(1) - 2 * (z @ table.T).float()).argmin(dim=1)
+        assert (coarse != exact).float().mean() > 0.005
+    monkeypatch.setattr(base, "CHUNK_ELEMENTS", 512 * 10)
+    assert torch.equal(nearest_entry(z, table), exact)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "gumbel_vq"])
+def test_codes_entries_and_losses_are_float32_under_autocast(kind):
+    quantizer = (KINDS | {"gumbel_vq": GumbelQuantizer})[kind](512, 8, QuantizerConfig(kind)).eval()
+    with torch.no_grad():
+        for parameter in quantizer.parameters():
+            parameter.normal_()
+    z = torch.randn(4, 8, 8, 8).bfloat16()  # as an encoder under autocast gives it
+    expected = quantizer(z.float())
+    with torch.autocast("cpu", torch.bfloat16):
+        result, looked_up = quantizer(z), quantizer.lookup(z)
+    assert torch.equal(result.codes, expected.codes) and torch.equal(looked_up, expected.codes)
+    assert result.z_q.dtype == torch.float32 and torch.equal(result.z_q, expected.z_q)
+    for name, loss in result.losses.items():
+        assert loss.dtype == torch.float32 and torch.equal(loss, expected.losses[name])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_codes_and_entries_are_those_of_the_folded_table(kind):
+    torch.manual_seed(1)
+    quantizer = KINDS[kind](64, 4, QuantizerConfig(kind))
+    with torch.no_grad():
+        quantizer.embedding.weight.copy_(torch.randn(64, 4))
+    z = torch.randn(3, 4, 5, 5)
+    result = quantizer(z)
+    rows = z.permute(0, 2, 3, 1).reshape(-1, 4)
+    assert torch.equal(nearest_entry(rows, quantizer.table()), result.codes.flatten())
+    assert torch.equal(quantizer.lookup(z), result.codes)
+    torch.testing.assert_close(result.z_q, quantizer.entries(result.codes), atol=1e-6, rtol=0)
+
+
+def test_unit_norm_looks_at_directions_alone():
+    quantizer = CosineQuantizer(64, 4, QuantizerConfig())
+    z = torch.randn(2, 4, 5, 5)
+    assert torch.equal(quantizer.lookup(z), quantizer.lookup(7 * z))
+    torch.testing.assert_close(quantizer.table().norm(dim=1), torch.ones(64))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_passes_straight_through(kind):
+    quantizer = KINDS[kind](16, 4, QuantizerConfig(kind))
+    z = torch.nn.functional.normalize(torch.randn(1, 4, 3, 3), dim=1).requires_grad_()
+    weight = torch.randn(1, 4, 3, 3)
+    (quantizer(z).z_q * weight).sum().backward()
+    if kind != "cosine_vq":
+        torch.testing.assert_close(z.grad, weight)
+    else:  # the sphere takes away what points along z
+        along = (weight * z).sum(dim=1, keepdim=True) * z
+        torch.testing.assert_close(z.grad, (weight - along).detach(), atol=1e-5, rtol=1e-5)
+
+
+def collapsed_steps(quantizer, steps, seed=0):
+    """Train-mode passes over vectors that lie in one small corner of the sphere."""
+    draw = torch.Generator().manual_seed(seed)
+    quantizer.train()
+    for _ in range(steps):
+        z = torch.nn.functional.normalize(torch.randn(8, 8, 4, 4, generator=draw), dim=1) * 0.3
+        z[:, 0] += 1
+        quantizer(z)
+        quantizer.end_step()
+    return quantizer.lookup(z)
+
+
+@pytest.mark.parametrize("quantizer", REVIVING)
+def test_dead_entries_are_revived_and_only_they(quantizer):
+    torch.manual_seed(2)
+    start = quantizer(64, 8, QuantizerConfig(dead_code_interval=10))
+    with torch.no_grad():  # some near, most far away
+        start.embedding.weight.normal_()
+        if quantizer is EMAQuantizer:
+            start.total.copy_(start.embedding.weight)
+    never = copy.deepcopy(start)
+    never.config = QuantizerConfig(dead_code_interval=0)
+    unmoved = never.embedding.weight.detach().clone()
+    before = len(collapsed_steps(never, 200).unique())
+    after = len(collapsed_steps(start, 200).unique())
+    assert before <= 32 and after >= 44 and after > before + 16
+    if quantizer is CosineQuantizer:  # there the entries learn by gradient alone
+        assert torch.equal(never.embedding.weight, unmoved)
+
+
+@pytest.mark.parametrize("quantizer", REVIVING)
+def test_revival_continues_to_the_last_bit_from_a_saved_state(quantizer):
+    torch.manual_seed(3)
+    config = QuantizerConfig(dead_code_interval=4, dead_code_threshold=0.9)
+    whole = quantizer(64, 8, config)
+    part, never = copy.deepcopy(whole), copy.deepcopy(whole)
+    never.config = QuantizerConfig(dead_code_interval=0)
+    for seed in range(6):
+        collapsed_steps(whole, 2, seed)
+        collapsed_steps(never, 2, seed)
+    for seed in range(3):
+        collapsed_steps(part, 2, seed)
+    resumed = quantizer(64, 8, config)
+    resumed.load_state_dict(part.state_dict())
+    before = resumed.embedding.weight.detach().clone()
+    for seed in range(3, 6):
+        collapsed_steps(resumed, 2, seed)
+    # The second revival, of step 8, comes after the stop and moves many entries.
+    assert (resumed.embedding.weight != before).any(1).sum() > 8
+    assert not torch.equal(whole.embedding.weight, never.embedding.weight)
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+
+def test_validation_does_not_count_as_use():
+    quantizer = CosineQuantizer(16, 4, QuantizerConfig(dead_code_interval=1)).eval()
+    state = copy.deepcopy(quantizer.state_dict())
+    quantizer(torch.randn(2, 4, 3, 3))
+    quantizer.end_step()
+    assert all(torch.equal(state[name], tensor) for name, tensor in quantizer.state_dict().items())
+
+
+def test_moving_average_entries_are_the_weighted_means_of_their_vectors():
+    decay = 0.8
+    quantizer = EMAQuantizer(4, 2, QuantizerConfig(decay=decay, dead_code_interval=0)).train()
+    with torch.no_grad():
+        quantizer.embedding.weight.copy_(torch.tensor([[1.0, 0], [0, 1], [-1, 0], [50, 50]]))
+        quantizer.total.copy_(quantizer.embedding.weight)
+    count, total = torch.ones(4), quantizer.total.clone()
+    far = quantizer.embedding.weight[3].clone()
+    for _ in range(5):
+        table = quantizer.table().clone()
+        parts = [torch.randn(2, 2, 3, 3) for _ in range(2)]  # two micro-batches make one step
+        for part in parts:
+            quantizer(part)
+        assert torch.equal(quantizer.table(), table)
+        quantizer.end_step()
+        rows = torch.cat([part.permute(0, 2, 3, 1).reshape(-1, 2) for part in parts])
+        choice = torch.nn.functional.one_hot(torch.cdist(rows, table).argmin(1), 4).float()
+        count = decay * count + (1 - decay) * choice.sum(0)
+        total = decay * total + (1 - decay) * choice.T @ rows
+        torch.testing.assert_close(quantizer.table(), total / count[:, None])
+    torch.testing.assert_close(quantizer.embedding.weight[3], far)  # unused: it stays where it was
+
+
+def test_moving_average_codebook_has_no_gradient_and_no_codebook_loss():
+    quantizer = EMAQuantizer(16, 4, QuantizerConfig("ema_vq"))
+    result = quantizer(torch.randn(1, 4, 3, 3, requires_grad=True))
+    assert result.losses.keys() == {"commitment"} and not quantizer.embedding.weight.requires_grad
+    sum(result.losses.values()).backward()
+
+
+def test_gumbel_chooses_by_logits_and_its_divergence_is_tamings():
+    fork = pytest.importorskip("taming.modules.vqvae.quantize", reason="the fork is in the extra `dev`")
+    with contextlib.redirect_stdout(io.StringIO()):
+        theirs = fork.GumbelQuantize(8, 8, 32, kl_weight=0.3)
+    ours = GumbelQuantizer(32, 8, QuantizerConfig("gumbel_vq", kl_weight=0.3))
+    ours.load_state_dict(theirs.state_dict(), strict=False)
+    z = torch.randn(2, 8, 5, 5)
+    _, expected, _, logits = theirs(z, return_logits=True)
+    result = ours.eval()(z)
+    torch.testing.assert_close(result.losses["divergence"], expected)
+    assert torch.equal(result.codes, logits.argmax(1)) and torch.equal(ours.lookup(z), result.codes)
+    assert torch.equal(result.z_q, ours.entries(result.codes))
+
+
+def test_gumbel_is_noisy_in_training_alone_and_cools_down():
+    config = QuantizerConfig("gumbel_vq", temperature_start=2.0, temperature_end=0.5, temperature_steps=10)
+    quantizer = GumbelQuantizer(32, 8, config).train()
+    z = torch.randn(2, 8, 5, 5, requires_grad=True)
+    first, second = quantizer(z), quantizer(z)
+    assert not torch.equal(first.codes, second.codes)
+    assert torch.equal(first.z_q, quantizer.entries(first.codes))
+    (first.z_q * torch.randn_like(z)).sum().backward()
+    assert z.grad.abs().sum() > 0 and quantizer.proj.weight.grad.abs().sum() > 0
+    used = quantizer.embed.weight.grad.abs().sum(1) > 0
+    assert torch.equal(used.nonzero().flatten(), first.codes.unique())
+    temperatures = []
+    for _ in range(12):
+        temperatures.append(quantizer.temperature)
+        quantizer.end_step()
+    assert temperatures == sorted(temperatures, reverse=True)
+    assert (temperatures[0], temperatures[5], temperatures[10], temperatures[11]) == pytest.approx(
+        (2, 1.25, 0.5, 0.5)
+    )
+    quantizer.eval()
+    assert torch.equal(quantizer(z).codes, quantizer(z).codes)

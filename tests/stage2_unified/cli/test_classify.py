@@ -1,0 +1,90 @@
+"""Classification by similarity to sentences: any label, any input, both file formats."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from medunifier.shared.command import run_command
+from medunifier.shared.errors import UsageError, UserError
+from medunifier.stage2_unified.cli.classify import main
+from medunifier.stage2_unified.inference.inputs import codes_of, open_films
+from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline
+from medunifier.stage2_unified.inference.prompts import chosen_prompts
+from medunifier.stage2_unified.inference.zero_shot import PromptScorer
+from tests.files import read_csv
+
+
+def classify(model_folder, *more):
+    return run_command(main, ["--model", str(model_folder), *map(str, more)])
+
+
+@pytest.fixture(scope="module")
+def pipeline(model_folder):
+    return MedUnifierPipeline.from_pretrained(model_folder, "cpu", 8)
+
+
+def test_the_preference_is_the_softmax_of_the_pair_at_the_model_temperature(pipeline, phantom_shards):
+    films = open_films(str(phantom_shards), "test", pipeline.tokenizer)
+    read = [films.read(number) for number in range(4)]
+    images = pipeline.embed_images(codes_of(pipeline, read), [film.view for film in read])
+    scores = PromptScorer(pipeline, chosen_prompts("sentence", "edema, cardiac pacemaker"))(images)
+    for column, name in enumerate(["edema", "cardiac pacemaker"]):
+        pair = pipeline.embed_texts([{"findings": f"There is {no}{name}."} for no in ("", "no ")])
+        logits = images @ pair.T * float(pipeline.model.logit_scale.detach().exp())
+        expected = np.exp(logits[:, 0]) / np.exp(logits).sum(axis=1)
+        assert np.allclose(scores.preference[:, column], expected, atol=1e-5)
+        assert np.allclose(scores.similarity[:, column], images @ pair[0], atol=1e-6)
+
+
+def test_several_sentences_are_a_mean_or_the_largest_and_none_denied_has_no_preference(pipeline, tmp_path):
+    images = np.random.default_rng(0).normal(size=(3, 16)).astype(np.float32)
+    images /= np.linalg.norm(images, axis=1, keepdims=True)
+    sentences = ["Effusion.", "Small effusion.", "Large effusion."]
+    texts = pipeline.embed_texts([{"findings": sentence} for sentence in sentences])
+    for combine in ("mean", "max"):
+        path = tmp_path / f"{combine}.json"
+        path.write_text(json.dumps({"combine": combine, "prompts": {"fluid": {"positive": sentences}}}))
+        scores = PromptScorer(pipeline, chosen_prompts(str(path), "all"))(images)
+        mean = texts.mean(axis=0) / np.linalg.norm(texts.mean(axis=0))
+        expected = images @ mean if combine == "mean" else (images @ texts.T).max(axis=1)
+        assert np.allclose(scores.similarity[:, 0], expected, atol=1e-6)
+        assert np.isnan(scores.preference).all() and np.isnan(scores.denial).all()
+
+
+def test_files_to_json_lines_and_shards_to_csv(model_folder, films_folder, phantom_shards, tmp_path, capsys):
+    assert classify(model_folder, "--input", films_folder, "--labels", "chexpert5") == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(rows) == 6 and sum("error" in row for row in rows) == 1
+    scores = rows[-1]["findings"]["Pleural Effusion"]
+    assert len(rows[-1]["findings"]) == 5 and "not calibrated" in rows[-1]["notice"]
+    assert scores.keys() == {"similarity", "denial_similarity", "statement_over_denial"}
+    assert 0 < scores["statement_over_denial"] < 1
+
+    own = ["--labels", "edema, cardiac pacemaker", "--drafts", "3", "--out", tmp_path / "drafts.csv"]
+    assert classify(model_folder, "--input", films_folder, *own) == 0
+    with open(tmp_path / "drafts.csv", newline="") as file:
+        drafted = [row for row in csv.DictReader(file) if not row["error"]]
+    assert len(drafted) == 5 and {row["cardiac pacemaker sampled_probability"] for row in drafted} == {""}
+    assert all(float(row["edema sampled_probability"]) * 6 % 1 == pytest.approx(0, abs=1e-4) for row in drafted)
+
+    options = ["--input", phantom_shards, "--split=test", "--prompts=severity", "--labels=Edema", "--out"]
+    assert classify(model_folder, *options, tmp_path / "scores.csv") == 0
+    table = read_csv(tmp_path / "scores.csv")
+    assert len(table) == 4 and float(table[0]["Edema similarity"]) and table[0]["Edema statement_over_denial"] == ""
+    assert classify(model_folder, *options, tmp_path / "scores.csv") == 0
+    assert "done already" in capsys.readouterr().out
+    assert classify(model_folder, *options[:-2], "--labels=Edema,Fracture", "--out", tmp_path / "scores.csv") == 1
+
+
+def test_invalid_prompts_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="sentence, chexzero"):
+        chosen_prompts("poem", "all")
+    with pytest.raises(UserError, match="Pneumonia"):
+        chosen_prompts("biovil", "Edema")
+    with pytest.raises(UserError, match="no labels"):
+        chosen_prompts("sentence", " , ")
+    (tmp_path / "list.json").write_text("[]")
+    with pytest.raises(UserError):
+        chosen_prompts(str(tmp_path / "list.json"), "all")

@@ -1,0 +1,108 @@
+"""Generation: cached equals uncached, independent of the batch; guidance and filters follow their definitions."""
+
+import pytest
+import torch
+
+from medunifier.stage2_unified.generation.images import _sample, _uniform, generate_images
+from tests.stage2_unified.conftest import make_batch, make_model
+
+
+@pytest.fixture
+def model():
+    return make_model().eval()
+
+
+def prompts(batch):
+    return {"report": batch.report, "report_length": batch.report_length, "view": batch.images.view[:, 0]}
+
+
+def drawn_without_a_cache(model, report, view, guidance):
+    """Greedy, a row at a time, the whole row anew for each code."""
+    v, codes = model.vocabulary, []
+    texts = [report, torch.tensor([v["<uncond>"]])]
+    for _ in range(model.config.image_tokens):
+        logits = []
+        for text in texts:
+            row = torch.cat([torch.tensor([v["<bos>"]]), text, torch.tensor([v["<emb_txt>"]]), view[None],
+                             torch.tensor([v["<boi>"]]), torch.tensor(codes).long() + v.offset])  # fmt: skip
+            hidden = model.model(inputs_embeds=model.embed_ids(row[None]), use_cache=False).last_hidden_state
+            logits.append(model.image_logits(hidden[0, -1]))
+        codes.append(int((logits[1] + guidance * (logits[0] - logits[1])).argmax()))
+    return codes
+
+
+@torch.no_grad()
+def test_cached_guided_generation_equals_the_uncached_one(model):
+    batch = make_batch(rows=5)
+    drawn = generate_images(model, **prompts(batch), seeds=torch.arange(5), guidance=3.0, temperature=0)
+    for row in range(5):
+        report = batch.report[row, : batch.report_length[row]]
+        assert drawn[row].tolist() == drawn_without_a_cache(model, report, batch.images.view[row, 0], 3.0)
+
+
+def test_a_row_depends_on_its_seed_and_not_on_its_batch(model):
+    batch = make_batch(rows=4)
+    together = generate_images(model, **prompts(batch), seeds=torch.tensor([7, 8, 9, 7]))
+    for row, seed in enumerate([7, 8, 9, 7]):
+        some = {name: value[row : row + 1] for name, value in prompts(batch).items()}
+        alone = generate_images(model, **some, seeds=torch.tensor([seed]))
+        assert torch.equal(alone[0], together[row])
+    assert together.shape == (4, model.config.image_tokens) and together.max() < model.config.codebook_size
+    other = generate_images(model, **prompts(batch), seeds=torch.tensor([1, 2, 3, 4]))
+    assert not torch.equal(other, together)
+
+
+def test_no_guidance_is_one_row_and_the_report_alone(model):
+    batch = make_batch(rows=3)
+    plain = generate_images(model, **prompts(batch), seeds=torch.arange(3), guidance=1.0, temperature=0)
+    paired = generate_images(model, **prompts(batch), seeds=torch.arange(3), guidance=1.0 + 1e-9, temperature=0)
+    assert torch.equal(plain, paired)
+
+
+def test_top_k_top_p_and_temperature_filter_as_defined():
+    logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]])).repeat(2000, 1)
+    seeds = torch.arange(2000)
+    free = _sample(logits, seeds, 0, 1.0, None, None)
+    assert torch.bincount(free, minlength=4) / 2000 == pytest.approx(torch.tensor([0.5, 0.3, 0.15, 0.05]), abs=0.04)
+    assert set(_sample(logits, seeds, 0, 1.0, 2, None).tolist()) == {0, 1}
+    assert set(_sample(logits, seeds, 0, 1.0, None, 0.7).tolist()) == {0, 1}
+    assert set(_sample(logits, seeds, 0, 1.0, None, 0.4).tolist()) == {0}
+    assert set(_sample(logits, seeds, 0, 0.0, None, None).tolist()) == {0}
+    assert (_sample(logits, seeds, 0, 0.3, None, None) == 0).float().mean() > 0.7
+
+
+def test_the_noise_is_uniform_and_independent_between_seeds_steps_and_entries():
+    noise = torch.stack([_uniform(torch.arange(200), number, 100) for number in range(20)])  # (20, 200, 100)
+    assert noise.min() > 0 and noise.max() < 1
+    for dim in range(3):
+        other = tuple(d for d in range(3) if d != dim)
+        assert (noise.mean(dim=other) - 0.5).abs().max() < 0.03
+        first, second = noise.narrow(dim, 0, noise.shape[dim] - 1), noise.narrow(dim, 1, noise.shape[dim] - 1)
+        assert abs(torch.corrcoef(torch.stack([first.flatten(), second.flatten()]))[0, 1]) < 0.01
+    assert (torch.histc(noise, 10, 0, 1) / noise.numel() - 0.1).abs().max() < 0.003
+    assert torch.equal(_uniform(torch.tensor([7]), 3, 100), _uniform(torch.tensor([1, 7]), 3, 100)[1:])
+
+
+@torch.no_grad()
+def test_text_by_generate_equals_a_loop_without_a_cache(model):
+    batch = make_batch(rows=3)
+    ids = model.sequences.image_first(batch.images).ids
+    generated = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False, eos_token_id=None
+    )
+    row = ids
+    for _ in range(6):
+        row = torch.cat([row, model(input_ids=row).logits[:, -1:].argmax(-1)], dim=1)
+    assert torch.equal(generated, row)
+    assert (generated[:, ids.shape[1] :] < model.vocabulary.offset).all()
+
+
+def test_beams_and_sampling_are_generates_own(model):
+    batch = make_batch(rows=2)
+    ids = model.sequences.image_first(batch.images).ids
+    usual = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 5, "pad_token_id": model.vocabulary["<pad>"]}
+    beams = model.generate(ids, num_beams=3, num_return_sequences=2, **usual)
+    assert len(beams) == 4
+    torch.manual_seed(1)
+    sampled = model.generate(ids, do_sample=True, top_k=5, temperature=2.0, **usual)
+    assert len(sampled) == 2

@@ -1,0 +1,97 @@
+"""Model folders that others wrote: whatever is wrong with their files is one error that names them."""
+
+import json
+import os
+import shutil
+
+import pytest
+
+from medunifier.shared.errors import UserError
+from medunifier.shared.files.model_folder import checked_model_folder
+from medunifier.stage1_tokenizer.frozen import FrozenTokenizer
+from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline
+from medunifier.stage2_unified.model.backbones import pretrained_config
+from medunifier.stage2_unified.model.processing.processor import IMAGE_TOKENIZER
+from medunifier.stage2_unified.model.processing.text_tokenizer import load_text_tokenizer
+
+
+@pytest.fixture
+def copy(model_folder, tmp_path):
+    """A copy of a model folder; what is replaced in it breaks no other test's."""
+    return shutil.copytree(model_folder, tmp_path / "model")
+
+
+DAMAGE = ("[" * 200_000, '{"a":' * 200_000, "[]", "{", '"x"', "\xff", "")
+
+
+def test_damaged_json_of_a_model_folder_is_one_error(copy):
+    for name in ("config.json", "tokenizer_config.json", "tokenizer.json", "processor_config.json"):
+        content = (copy / name).read_bytes()
+        for text in DAMAGE:
+            (copy / name).write_text(text, encoding="latin-1")
+            with pytest.raises(UserError, match="model"):
+                MedUnifierPipeline.from_pretrained(copy, "cpu")
+        (copy / name).write_bytes(content)
+    assert MedUnifierPipeline.from_pretrained(copy, "cpu").fingerprint
+
+
+def test_wrong_types_in_a_model_folder_are_one_error(copy):
+    for name, changes in {
+        "config.json": {"grid": "x", "codes": -1, "text_config": 3, "model_type": ["x"]},
+        "tokenizer.json": {"model": 3, "added_tokens": "x"},
+        "processor_config.json": {"specials": 3},
+    }.items():
+        content = json.loads((copy / name).read_text())
+        for key, value in changes.items():
+            (copy / name).write_text(json.dumps(content | {key: value}))
+            with pytest.raises(UserError):
+                MedUnifierPipeline.from_pretrained(copy, "cpu")
+        (copy / name).write_text(json.dumps(content))
+
+
+def test_a_damaged_tokenizer_folder_is_one_error(copy):
+    folder = copy / IMAGE_TOKENIZER
+    content = (folder / "config.json").read_text()
+    config = json.loads(content)
+    texts = [*DAMAGE, json.dumps(config | {"model": 3}), json.dumps(config | {"model": config["model"] | {"ch": 0}})]
+    texts += [json.dumps(config | {"model": config["model"] | {"ch_mult": 3}}), json.dumps({"format_version": 1})]
+    for text in texts:
+        (folder / "config.json").write_text(text, encoding="latin-1")
+        with pytest.raises(UserError):
+            FrozenTokenizer.from_pretrained(folder)
+    (folder / "config.json").unlink()
+    os.mkfifo(folder / "config.json")
+    with pytest.raises(UserError):
+        FrozenTokenizer.from_pretrained(folder)
+
+
+def test_a_weight_index_names_files_of_its_own_folder_alone(tmp_path):
+    path = tmp_path / "model.safetensors.index.json"
+    for weight_map in ({"a": "../../x.safetensors"}, {"a": "/x.safetensors"}, {"a": 3}, [], None):
+        path.write_text(json.dumps({"weight_map": weight_map}))
+        with pytest.raises(UserError, match=r"index\.json"), checked_model_folder(tmp_path, "a model"):
+            raise AssertionError("loaded")
+    path.write_text(json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors"}}))
+    with checked_model_folder(tmp_path, "a model"):
+        pass
+
+
+def test_other_folders_are_checked_too(copy, tmp_path):
+    for text in DAMAGE:
+        for name in ("config.json", "tokenizer_config.json"):
+            (tmp_path / name).write_text(text, encoding="latin-1")
+        with pytest.raises(UserError):
+            pretrained_config(str(tmp_path), 8)
+        with pytest.raises(UserError):
+            load_text_tokenizer(str(tmp_path))
+
+
+def test_code_beside_a_model_is_not_run(tmp_path):
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    auto = {"AutoConfig": "evil.C", "AutoTokenizer": ["evil.T", None], "AutoModelForCausalLM": "evil.M"}
+    for name in ("config.json", "tokenizer_config.json"):
+        (tmp_path / name).write_text(json.dumps({"model_type": "evil", "auto_map": auto}))
+    for load in (lambda: pretrained_config(str(tmp_path), 8), lambda: load_text_tokenizer(str(tmp_path))):
+        with pytest.raises(UserError):
+            load()
+    assert not (tmp_path / "ran").exists()

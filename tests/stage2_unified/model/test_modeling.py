@@ -1,0 +1,303 @@
+"""The shared computation equals one separate pass an objective; padding and neighbours change nothing."""
+
+from dataclasses import replace
+from functools import partialmethod
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy, normalize, pad
+from transformers import AutoConfig, AutoModel
+
+from medunifier.stage2_unified.model.attention_mask import bidirectional_image_mask
+from medunifier.stage2_unified.model.configuration import MedUnifierConfig
+from medunifier.stage2_unified.model.modeling import MedUnifierForConditionalGeneration
+from medunifier.stage2_unified.model.sequences import ImageSpans
+from medunifier.stage2_unified.objectives.contrast import contrastive_loss
+from medunifier.stage2_unified.objectives.matching import sample_negatives
+from medunifier.stage2_unified.training.config import BackboneConfig, LossWeights
+from medunifier.stage2_unified.training.four_objectives import FourObjectives
+from tests.stage2_unified.conftest import BACKBONE, GRID, losses_of, make_batch, make_model
+
+
+def hidden_of(model, ids):
+    """One plain pass of a row of ids, nothing shared and nothing padded."""
+    mask = bidirectional_image_mask(ids[None], model.vocabulary) if model.config.bidirectional_images else None
+    return model.model(
+        inputs_embeds=model.embed_ids(ids[None]), attention_mask=mask, use_cache=False
+    ).last_hidden_state[0]
+
+
+def image_spans(v, codes, view, rows):
+    """Of each study the ids of its images, each ``<view> <boi> c1 … cN <eoi>``."""
+    if view is None:
+        return [[] for _ in range(rows)]
+    boi, eoi = torch.tensor([v["<boi>"]]), torch.tensor([v["<eoi>"]])
+    codes, view = codes.view(rows, -1, codes.shape[-1]), view.view(rows, -1)
+    return [
+        [torch.cat([view[i, s : s + 1], boi, codes[i, s] + v.offset, eoi]) for s in range(view.shape[1])
+         if view[i, s] != v["<pad>"]]
+        for i in range(rows)
+    ]  # fmt: skip
+
+
+def one_pass_an_objective(model, batch):
+    """The losses as one would write them without sharing, a row at a time, from the rows of DESIGN."""
+    v, n = model.vocabulary, len(batch)
+    special = lambda name: torch.tensor([v[name]])  # noqa: E731
+    reports = [batch.report[i, : batch.report_length[i]] for i in range(n)]
+    earlier = [[torch.cat([special("<prior>"), span]) for span in spans] for spans in
+               image_spans(v, batch.images.prior_codes, batch.images.prior_view, n)]  # fmt: skip
+    own = image_spans(v, batch.images.codes, batch.images.view, n)
+    prefixes = [torch.cat([special("<bos>"), *earlier[i], *own[i], special("<emb_img>")]) for i in range(n)]
+    seen = [special("<uncond>") if batch.drop_text[i] else reports[i] for i in range(n)]
+    image = torch.stack([hidden_of(model, prefix)[-1] for prefix in prefixes])
+    text = torch.stack([hidden_of(model, torch.cat([special("<bos>"), t, special("<emb_txt>")]))[-1] for t in seen])
+    image = normalize(image @ model.image_projection.weight.T, dim=-1)
+    text = normalize(text @ model.text_projection.weight.T, dim=-1)
+    similarity = model.logit_scale.exp() * image @ text.T
+    contrast = contrastive_loss(similarity, batch.report_key, batch.patient_key, ~batch.drop_text)
+
+    allowed = (batch.report_key[:, None] != batch.report_key[None]) & (
+        batch.patient_key[:, None] != batch.patient_key[None]
+    )
+    columns, _ = sample_negatives(similarity, allowed & ~batch.drop_text[None], batch.negative_seed)
+    matching, report_losses, image_losses, z = [], [], [], []
+    for i in range(n):
+        for j, belongs in [(i, 1), (int(columns[i, 0]), 0), (int(columns[i, 1]), 0)]:
+            row = torch.cat([prefixes[i], reports[j], special("<eos>"), special("<match>")])
+            hidden = hidden_of(model, row)
+            logits = model.match_head(hidden[-1], hidden[len(prefixes[i]) - 1])
+            matching.append(cross_entropy(logits[None], torch.tensor([belongs])))
+        row = torch.cat([prefixes[i], reports[i], special("<eos>")])
+        logits = hidden_of(model, row)[len(prefixes[i]) - 1 : -1] @ model.lm_head.weight[: v.offset].T
+        report_losses.append(cross_entropy(logits, row[len(prefixes[i]) :], reduction="none"))
+        report_z = logits.logsumexp(-1).square()
+        image_z = []
+        for number, span in enumerate(own[i]):
+            row = torch.cat([special("<bos>"), seen[i], special("<emb_txt>"), *earlier[i], *own[i][: number + 1]])
+            target = span[2:-1]
+            begin = len(row) - len(target) - 2
+            logits = hidden_of(model, row)[begin : begin + len(target)] @ model.lm_head.weight[v.offset :].T
+            image_losses.append(cross_entropy(logits, target - v.offset, reduction="none"))
+            image_z.append(logits.logsumexp(-1).square())
+        z.append((report_z, torch.cat(image_z)))
+    return {
+        "contrast": contrast,
+        "matching": torch.stack(matching).mean(),
+        "report": torch.cat(report_losses).mean(),
+        "image": torch.cat(image_losses).mean(),
+        "z": torch.cat([a for a, _ in z]).mean() + torch.cat([b for _, b in z]).mean(),
+    }
+
+
+RAGGED = {"images": [1, 2, 3, 1, 2, 2], "priors": [0, 1, 0, 2, 0, 1]}
+"""Studies that differ in how many images they have, and earlier ones."""
+
+
+@pytest.mark.parametrize(
+    ("dropped", "even", "images"),
+    [
+        ((), False, {}),
+        ((1, 4), False, {}),
+        ((), True, {}),
+        ((1, 4), False, RAGGED),
+        ((), True, RAGGED),
+        ((2,), False, {"images": [2] * 6, "priors": [1] * 6}),
+        ((), False, {"images": [1] * 6, "priors": [0, 1, 1, 0, 0, 1]}),
+    ],
+)
+@pytest.mark.parametrize("both_ways", [False, True])
+def test_every_loss_equals_a_separate_pass_and_so_do_the_gradients(dropped, even, images, both_ways):
+    model = make_model(bidirectional_images=both_ways)
+    batch = make_batch(dropped=dropped, **images)
+    if even:
+        batch = replace(batch, report=batch.report[:, :1], report_length=torch.ones_like(batch.report_length))
+    ours, separate = losses_of(model, batch), one_pass_an_objective(model, batch)
+    for name, value in separate.items():
+        assert ours[name].item() == pytest.approx(value.item(), rel=1e-5), name
+    weights = FourObjectives(model, LossWeights()).weights
+    ours["loss"].backward()
+    shared = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    sum(weights[name] * value for name, value in separate.items()).backward()
+    for name, parameter in model.named_parameters():
+        scale = parameter.grad.abs().max()
+        assert scale > 0, f"{name} gets no gradient"
+        assert (shared[name] - parameter.grad).abs().max() <= 2e-5 * scale, name
+
+
+def test_padding_changes_nothing(model, batch):
+    wider = replace(batch, report=pad(batch.report, (0, 5), value=model.vocabulary["<pad>"]))
+    plain, padded = losses_of(model, batch), losses_of(model, wider)
+    assert 0 < plain.pop("padding_fraction") < padded.pop("padding_fraction")
+    assert padded.pop("tokens") > plain.pop("tokens")
+    for name, value in plain.items():
+        assert padded[name].item() == pytest.approx(value.item(), rel=1e-5), name
+
+
+def test_uneven_branches_run_in_two_groups_and_the_padding_fraction_is_exact(model, batch):
+    shapes = []
+    model.model.layers[0].register_forward_pre_hook(lambda _, given: shapes.append(given[0].shape[:2]))
+    alike = replace(batch, report_length=torch.full_like(batch.report_length, batch.report.shape[1]))
+    assert losses_of(model, alike)["padding_fraction"] == 0 and len(shapes) == 3
+    shapes.clear()
+    share = losses_of(model, batch)["padding_fraction"].item()
+    (rows, prefix), (_, text_first), (short, narrow), (long, wide) = shapes
+    assert short + long == 3 * rows and narrow < wide
+    branches = short * narrow + long * wide
+    needed = rows * prefix + int((batch.report_length + 3 + GRID[0] * GRID[1]).sum())
+    # Of the branches at least one a study is padded up to no more than its group's width.
+    computed = rows * (prefix + text_first) + branches
+    assert losses_of(model, batch)["tokens"] == computed
+    assert 1 - (needed + branches) / computed <= share <= 1 - (needed + 3 * rows * 3) / computed
+
+
+def test_the_content_of_the_padding_changes_nothing(model, batch):
+    noisy = batch.report.clone()
+    real = torch.arange(noisy.shape[1]) < batch.report_length[:, None]
+    noisy[~real] = 3
+    for name, value in losses_of(model, batch).items():
+        assert losses_of(model, replace(batch, report=noisy))[name].item() == pytest.approx(value.item(), rel=1e-6), (
+            name
+        )
+
+
+@torch.no_grad()
+def test_a_negatives_text_changes_its_own_branch_alone(model, batch):
+    prefix = model.encode_images(batch.images)
+    reports = batch.report.repeat_interleave(3, 0)
+    lengths = batch.report_length.repeat_interleave(3)
+    prefixes = torch.arange(len(batch)).repeat_interleave(3)
+    before = model.continue_prefix(prefix.cache, reports, lengths, prefixes)
+    changed = reports.clone()
+    changed[1::3, 0] = (changed[1::3, 0] + 1) % 40  # the first negative of every image
+    after = model.continue_prefix(prefix.cache, changed, lengths, prefixes)
+    assert torch.equal(after[0::3], before[0::3]) and torch.equal(after[2::3], before[2::3])
+    for row in range(1, len(reports), 3):
+        assert not torch.equal(after[row, : lengths[row]], before[row, : lengths[row]])
+
+
+def test_a_study_with_the_same_report_everywhere_has_no_negative(model):
+    batch = make_batch(rows=4)
+    batch = replace(batch, report_key=torch.zeros(4, dtype=torch.long))
+    losses = losses_of(model, batch)
+    assert losses["matching"].isfinite() and losses["loss"].isfinite()
+    belongs = model.match(batch.images, batch.report, batch.report_length)
+    assert losses["matching"].item() == pytest.approx(-belongs.log().mean().item(), rel=1e-4)
+
+
+def test_features_and_matching_agree_with_training(model, batch):
+    with torch.no_grad():
+        image = model.get_image_features(batch.images)
+        text = model.get_text_features(batch.report, batch.report_length)
+        loss = contrastive_loss(
+            model.logit_scale.exp() * image @ text.T, batch.report_key, batch.patient_key, ~batch.drop_text
+        )
+        assert loss.item() == pytest.approx(losses_of(model, batch)["contrast"].item(), rel=1e-5)
+        assert torch.allclose(image.norm(dim=-1), torch.ones(len(batch)))
+        alone = []
+        for i in range(len(batch)):
+            image = ImageSpans(batch.images.codes[i : i + 1], batch.images.view[i : i + 1])
+            alone.append(model.match(image, batch.report[i : i + 1], batch.report_length[i : i + 1]))
+        together = model.match(batch.images, batch.report, batch.report_length)
+    assert torch.allclose(torch.cat(alone), together, rtol=1e-4)
+
+
+def test_weights_scale_the_losses(model, batch):
+    losses = losses_of(model, batch, contrast=0.0, matching=0.0, report=0.5, image=0.0, z=0.0)
+    assert losses["loss"].item() == pytest.approx(0.5 * losses["report"].item())
+
+
+def test_the_codebook_is_frozen_and_must_fit(model):
+    assert "codebook" not in dict(model.named_parameters())
+    with pytest.raises(ValueError, match="codebook"):
+        model.set_codebook(torch.zeros(3, 4))
+
+
+def test_saved_and_loaded_it_gives_the_same_losses_and_auto_classes_know_it(model, batch, tmp_path):
+    model.eval()
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").is_file()
+    for loaded in (MedUnifierForConditionalGeneration.from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path)):
+        assert AutoConfig.from_pretrained(tmp_path).vocabulary == model.vocabulary
+        for name, value in losses_of(model, batch).items():
+            assert torch.equal(losses_of(loaded, batch)[name], value), name
+
+
+@pytest.mark.parametrize("objective", ["contrast", "matching", "report", "image"])
+def test_each_objective_alone_overfits_one_batch(objective):
+    weights = dict.fromkeys(["contrast", "matching", "report", "image", "z"], 0.0) | {objective: 1.0}
+    model, batch = make_model(), make_batch(rows=4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(100):
+        optimizer.zero_grad()
+        losses = losses_of(model, batch, **weights)
+        if losses[objective] < 0.05:
+            return
+        losses["loss"].backward()
+        optimizer.step()
+    pytest.fail(f"{objective} is {losses[objective]:.3f} after 100 steps on one batch")
+
+
+def test_layers_computed_again_in_the_backward_pass_give_the_same_gradients(model, batch):
+    def gradients():
+        model.zero_grad()
+        losses_of(model, batch)["loss"].backward()
+        return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+    plain, passes = gradients(), []
+    for layer in model.model.layers:
+        layer.mlp.register_forward_pre_hook(lambda *_: passes.append(1))
+    gradients()
+    once = len(passes)
+    passes.clear()
+    model.gradient_checkpointing_enable()
+    again = gradients()
+    assert len(passes) == 2 * once > 0
+    for name, gradient in plain.items():
+        assert torch.equal(again[name], gradient), name
+    model.gradient_checkpointing_disable()
+    passes.clear()
+    gradients()
+    assert len(passes) == once
+
+
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_compiled_layers_share_their_graphs_and_give_the_same_gradients(recomputed, monkeypatch):
+    # All of the compiler but its code generation, which needs a C++ compiler and minutes.
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="aot_eager"))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model = make_model(text_config=BACKBONE | {"num_hidden_layers": 4})
+    batches = [make_batch(), make_batch(seed=1, rows=7), make_batch(**RAGGED)]
+    if recomputed:
+        model.gradient_checkpointing_enable()
+
+    def gradients(batch):
+        model.zero_grad()
+        losses = losses_of(model, batch)
+        losses["loss"].backward()
+        return losses["loss"].item(), {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+    plain = [gradients(batch) for batch in batches]
+    model.compile_layers()
+    for batch, (loss, expected) in zip(batches, plain, strict=True):
+        found, gradient = gradients(batch)
+        assert found == pytest.approx(loss, rel=1e-6)
+        for name, value in expected.items():
+            assert (gradient[name] - value).abs().max() <= 1e-5 * value.abs().max(), name
+    assert 0 < torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 5
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+def test_the_rotary_base_reaches_the_backbone():
+    def frequencies(base):
+        backbone = BackboneConfig(
+            hidden_dim=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=24, rope_theta=base
+        )
+        config = MedUnifierConfig(text_config=backbone.to_transformers(100))
+        return MedUnifierForConditionalGeneration(config).model.rotary_emb.inv_freq
+
+    assert torch.allclose(frequencies(100.0), 100.0 ** -(torch.arange(4) / 4))
+    with pytest.raises(ValueError, match="rope_theta"):
+        BackboneConfig(rope_theta=0.5)

@@ -1,0 +1,106 @@
+"""However a step is split over processes and micro-batches: losses, gradients and sampled negatives are the same."""
+
+import os
+from dataclasses import fields
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor
+
+from medunifier.stage2_unified.model.sequences import ImageSpans
+from medunifier.stage2_unified.training.collator import StudyBatch
+from medunifier.stage2_unified.training.config import DataConfig, DecoderOptimConfig, LossWeights, Stage2Config
+from medunifier.stage2_unified.training.four_objectives import FourObjectives
+from medunifier.stage2_unified.training.task import UnifiedTask
+from tests.stage2_unified.conftest import make_batch, make_config, make_model
+from tests.two_processes import two_processes
+
+
+def part(batch: StudyBatch, number: int, parts: int) -> StudyBatch:
+    """Some of the rows, padded to their own longest report and their own most images."""
+    size = len(batch) // parts
+    mine = slice(number * size, (number + 1) * size)
+    values = {f.name: getattr(batch, f.name) for f in fields(batch)}
+    rows = StudyBatch(**{name: v[mine] if isinstance(v, Tensor) else v for name, v in values.items()})
+    rows.report = rows.report[:, : int(rows.report_length.max())]
+    spans = batch.images
+    if spans.prior_view is None:
+        rows.images = ImageSpans(spans.codes[mine], spans.view[mine], unpadded=spans.unpadded)
+        return rows
+    pad = make_config().vocabulary["<pad>"]
+    images, earlier = (int((view[mine] != pad).sum(1).max()) for view in (spans.view, spans.prior_view))
+    rows.images = ImageSpans(
+        spans.codes[mine, :images], spans.view[mine, :images],
+        spans.prior_codes[mine, :earlier], spans.prior_view[mine, :earlier],
+    )  # fmt: skip
+    return rows
+
+
+def one_step(batches: list[StudyBatch]) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Figures of a training step over these micro-batches, and the weights after it."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=len(batches))
+    plain = make_model()
+    objectives, optimizer = accelerator.prepare(
+        FourObjectives(plain, LossWeights()), torch.optim.SGD(plain.parameters(), lr=1.0)
+    )
+    config = Stage2Config(
+        DataConfig("codes"), "tokenizer", "run", optim=DecoderOptimConfig(lr=1.0, warmup_steps=0, max_grad_norm=0.0)
+    )
+    processor = SimpleNamespace(vocabulary=plain.vocabulary)
+    task = UnifiedTask(objectives, [optimizer], accelerator, config, None, None, processor, None)
+    figures = {name: float(value) for name, value in task.step(batches, step=3).items()}
+    return figures, {name: parameter.detach() for name, parameter in plain.named_parameters()}
+
+
+def _worker(rank: int, port: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    steps = []
+    for batch in (whole_batch(), uneven_batch()):
+        steps.append(one_step([part(batch, rank, 2)]))
+        # The stream deals a micro-batch to every process before the next one begins.
+        steps.append(one_step([part(batch, rank, 4), part(batch, 2 + rank, 4)]))
+    torch.save(steps, folder / f"{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def whole_batch() -> StudyBatch:
+    return make_batch(rows=8, dropped=(1, 6))
+
+
+def uneven_batch() -> StudyBatch:
+    """The first half has up to three images and earlier ones, the second one image a study and none before."""
+    return make_batch(rows=8, dropped=(1, 6), images=[3, 1, 2, 2, 1, 1, 1, 1], priors=[0, 2, 1, 0, 0, 0, 0, 0])
+
+
+def check_same_step(figures, weights, whole_figures, whole_weights):
+    for name in ("contrast", "matching", "report", "image", "z", "loss", "gradient_norm"):
+        assert figures[name] == pytest.approx(whole_figures[name], rel=1e-5), name
+    before = dict(make_model().named_parameters())
+    for name, weight in whole_weights.items():
+        change = (weight - before[name]).abs().max()
+        assert change > 0 and (weights[name] - weight).abs().max() <= 5e-5 * change, name
+
+
+@pytest.mark.parametrize("studies", [whole_batch, uneven_batch])
+def test_accumulation_and_its_cached_gradients_equal_the_large_batch_for_every_loss(studies):
+    figures, weights = one_step([part(studies(), number, 4) for number in range(4)])
+    check_same_step(figures, weights, *one_step([studies()]))
+
+
+def test_two_processes_equal_one_and_so_do_two_of_two_micro_batches(tmp_path):
+    with two_processes(_worker, tmp_path):
+        wholes = [one_step([batch]) for batch in (whole_batch(), uneven_batch())]
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    for number, ((first, weights), (second, same)) in enumerate(zip(*ranks, strict=True)):
+        whole = wholes[number // 2]
+        check_same_step({name: (first[name] + second[name]) / 2 for name in first}, weights, *whole)
+        assert all(torch.equal(weights[name], same[name]) for name in weights)
