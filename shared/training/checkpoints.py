@@ -1,4 +1,4 @@
-"""Checkpoints that are complete or absent: ``checkpoints/step-N/``, the newest *k* kept."""
+"""Atomic checkpoints: ``checkpoints/step-N/``, complete or absent, the newest *k* kept."""
 
 import os
 import re
@@ -33,8 +33,8 @@ class Checkpoints:
     """The ``checkpoints/`` folder of a run.
 
     Args:
-        folder: where they lie; made when the first is saved.
-        keep: how many of the newest stay.
+        folder: parent of the checkpoints; created with the first one.
+        keep: number of newest checkpoints to keep.
     """
 
     def __init__(self, folder: str | Path, keep: int = 2) -> None:
@@ -42,18 +42,18 @@ class Checkpoints:
         self.keep = keep
 
     def steps(self) -> list[int]:
-        """Steps of the complete checkpoints, oldest first."""
+        """Return the steps of the complete checkpoints, oldest first."""
         if not self.folder.is_dir():
             return []
         names = (re.fullmatch(r"step-(\d+)", entry.name) for entry in self.folder.iterdir())
         return sorted(int(match[1]) for match in names if match)
 
     def path(self, step: int) -> Path:
-        """The folder of one checkpoint."""
+        """Return the folder of one checkpoint."""
         return self.folder / f"step-{step}"
 
     def latest(self) -> int | None:
-        """Newest complete step as the first process sees it, on all processes."""
+        """Return the newest complete step that the first process finds, on all processes."""
         steps = self.steps()
         step: int | None = broadcast_object(steps[-1] if steps else None)
         return step
@@ -72,7 +72,7 @@ class Checkpoints:
             raise UserError(f"{path} holds no position in the data: give another --run_dir") from None
 
     def save(self, step: int, write: Callable[[Path], None], position: DataPosition) -> None:
-        """Let every process ``write`` into one hidden folder, then show it under its name and drop the oldest.
+        """Let every process ``write`` into one hidden folder, rename it, and remove the oldest checkpoints.
 
         Args:
             step: optimizer steps done.

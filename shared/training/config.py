@@ -1,4 +1,4 @@
-"""Settings of the training loop and of its optimizer, which both stages have in their configurations."""
+"""Configuration of the training loop and the optimizer, shared by both stages."""
 
 import math
 from dataclasses import dataclass
@@ -7,30 +7,30 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """How long a training runs and what it leaves on the way."""
+    """Length of the training, logging, validation and checkpoints."""
 
     steps: int = 10_000
-    """Optimizer steps in all."""
+    """Total optimizer steps."""
     batch_size: int = 16
-    """Studies a micro-batch and process."""
+    """Studies per micro-batch and process."""
     accumulation: int = 1
-    """Micro-batches a step."""
+    """Micro-batches per optimizer step."""
     seed: int = 0
-    """Of the weights, the order of the data and everything drawn."""
+    """Seed of weight initialisation, data order and all sampling."""
     workers: int = 2
-    """Loader processes a training process; 0 reads in the process itself."""
+    """Loader processes per training process; 0 loads in the training process."""
     threads: int = 0
-    """CPU threads of a training process; 0 shares the cores among the processes of this machine."""
+    """CPU threads per training process; 0 divides the cores among the processes of this machine."""
     mixed_precision: Literal["no", "bf16"] = "no"
-    """bf16 runs the heavy arithmetic in bfloat16; weights, losses and codebook lookup stay in float32."""
+    """bf16: matrix products and convolutions in bfloat16; weights, losses and codebook lookup stay float32."""
     log_every: int = 10
-    """Steps between two lines of metrics.jsonl, each the mean over those steps."""
+    """Steps per line of metrics.jsonl, which holds means over these steps."""
     validate_every: int = 500
-    """Steps between two validations, with pictures; the last step always validates."""
+    """Steps between validations, which also write pictures; the last step always validates."""
     checkpoint_every: int = 500
-    """Steps between two checkpoints; a multiple of log_every."""
+    """Steps between checkpoints; a multiple of log_every."""
     keep_checkpoints: int = 2
-    """How many of the newest checkpoints stay."""
+    """Number of newest checkpoints to keep."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -46,11 +46,11 @@ class LoopConfig:
         if self.checkpoint_every % self.log_every:
             raise ValueError(
                 f"loop.checkpoint_every ({self.checkpoint_every}) must be a multiple of loop.log_every "
-                f"({self.log_every}): a logged mean would otherwise straddle a resume"
+                f"({self.log_every}): a logged mean would otherwise span a resume"
             )
 
     def global_batch(self) -> int:
-        """Studies a step over all processes."""
+        """Return the studies per optimizer step over all processes."""
         from medunifier.shared.training.distributed import (
             world_size,  # here: who only reads a configuration should not wait for torch
         )
@@ -58,11 +58,11 @@ class LoopConfig:
         return self.batch_size * self.accumulation * world_size()
 
 
-# A run may be continued with another value of these; anything else would make it another run.
+# A resumed run may change these; any other change makes it another run.
 MAY_CHANGE = (
     "run_dir",
     "loop.steps",
-    "loop.batch_size",  # these two as long as the global batch stays the same: medunifier.shared.training.loop.check_global_batch
+    "loop.batch_size",  # with loop.accumulation, if the global batch stays (loop.check_global_batch)
     "loop.accumulation",
     "loop.workers",
     "loop.threads",
@@ -73,33 +73,33 @@ MAY_CHANGE = (
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """The optimizer and its schedule."""
+    """Optimizer and learning rate schedule."""
 
     lr: float = 1e-4
     """Peak learning rate."""
     betas: tuple[float, float] = (0.9, 0.95)
-    """Decay rates of AdamW's two moments."""
+    """Decay rates of the first and second moments of AdamW."""
     weight_decay: float = 0.0
-    """Decoupled; on matrices alone (no norms, biases, embeddings)."""
+    """Decoupled weight decay of matrices (not of norms, biases, embeddings)."""
     warmup_steps: int = 100
-    """Steps from 0 to the peak, linear."""
+    """Steps of linear warm-up."""
     schedule: Literal["cosine", "constant"] = "cosine"
-    """After the warm-up."""
+    """Learning rate after the warm-up."""
     min_lr_ratio: float = 0.1
-    """Where the cosine ends, as a share of the peak."""
+    """Final learning rate of the cosine, as a fraction of the peak."""
     max_grad_norm: float = 1.0
-    """Bound on the norm of the whole gradient; 0 = none."""
+    """Bound on the global gradient norm; 0 = no clipping."""
 
     def __post_init__(self) -> None:
         if self.lr <= 0:
             raise ValueError(f"optim.lr must be positive, got {self.lr}")
 
     def rate(self, step: int, steps: int) -> float:
-        """Learning rate of ``step`` (from 0) out of ``steps``."""
+        """Return the learning rate of ``step`` (from 0) out of ``steps``."""
         if step < self.warmup_steps:
             return self.lr * (step + 1) / self.warmup_steps
         if self.schedule == "constant":
             return self.lr
-        share = (step - self.warmup_steps) / max(1, steps - self.warmup_steps)
-        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+        fraction = (step - self.warmup_steps) / max(1, steps - self.warmup_steps)
+        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, fraction)))
         return self.lr * (self.min_lr_ratio + (1 - self.min_lr_ratio) * cosine)

@@ -1,4 +1,4 @@
-"""The few collective operations that both stages need, each the identity on a single process."""
+"""Collective operations of both stages; each is the identity on a single process."""
 
 import os
 from typing import Any
@@ -9,17 +9,17 @@ from torch import Tensor
 
 
 def world_size() -> int:
-    """Number of processes of this training; 1 without a process group."""
+    """Return the number of processes; 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Number of this process, from 0."""
+    """Return the rank of this process, from 0."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
 def is_main() -> bool:
-    """True on the one process that writes files and speaks."""
+    """Return True on the process that writes files and prints."""
     return rank() == 0
 
 
@@ -58,7 +58,7 @@ def barrier() -> None:
 
 
 def all_reduce_sum(value: Tensor) -> Tensor:
-    """Sum over processes, as a new tensor without gradient."""
+    """Return the sum over processes, as a new tensor without gradient."""
     value = value.detach().clone()
     if world_size() > 1:
         dist.all_reduce(value)
@@ -66,7 +66,7 @@ def all_reduce_sum(value: Tensor) -> Tensor:
 
 
 def all_reduce_max(value: Tensor) -> Tensor:
-    """Largest over processes, as a new tensor without gradient."""
+    """Return the maximum over processes, as a new tensor without gradient."""
     value = value.detach().clone()
     if world_size() > 1:
         dist.all_reduce(value, op=dist.ReduceOp.MAX)
@@ -74,7 +74,7 @@ def all_reduce_max(value: Tensor) -> Tensor:
 
 
 def broadcast_object(value: Any) -> Any:
-    """The first process' ``value``, on all."""
+    """Return the ``value`` of the first process, on all processes."""
     if world_size() == 1:
         return value
     box = [value if is_main() else None]
@@ -83,7 +83,7 @@ def broadcast_object(value: Any) -> Any:
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """Every process' ``value``, in the order of ranks, on all."""
+    """Return the ``value`` of every process in rank order, on all processes."""
     if world_size() == 1:
         return [value]
     box: list[Any] = [None] * world_size()
@@ -92,7 +92,7 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 def all_gather(value: Tensor) -> Tensor:
-    """(B, …) of every process -> (world · B, …), in the order of ranks, without gradient."""
+    """Return (world * B, …) from (B, …) of every process, in rank order, without gradient."""
     if world_size() == 1:
         return value.detach()
     parts = [torch.empty_like(value) for _ in range(world_size())]

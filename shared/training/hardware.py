@@ -1,4 +1,4 @@
-"""What this machine has: cores, memory, accelerator, disk, and what bounds a container puts on them."""
+"""Cores, memory, accelerators and disk of this machine, within the limits of a container."""
 
 import os
 import platform
@@ -16,7 +16,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Accelerator:
-    """One accelerator: ``cuda:0``, its name, bytes of memory, and whether it computes in bfloat16."""
+    """One accelerator: ``cuda:0``, name, memory in bytes, and whether it computes in bfloat16."""
 
     device: str
     name: str
@@ -26,16 +26,16 @@ class Accelerator:
 
 @dataclass(frozen=True)
 class Machine:
-    """What a process started here may use.
+    """Resources available to a process on this machine.
 
     Attributes:
         system: operating system and processor.
-        cores: CPU cores that it may run on; ``cpu_share`` is what a container grants of them, in cores.
-        threads: what torch takes if it is not told.
-        memory, memory_free: bytes, within a container's bound.
-        bf16: whether the CPU has instructions for it; without, bfloat16 on a CPU is slower than float32.
-        accelerators: empty for none.
-        disk_free: bytes at ``disk``.
+        cores: usable CPU cores; ``cpu_share`` is the CPU quota of a container, in cores.
+        threads: default threads of torch.
+        memory, memory_free: bytes, within the limit of a container.
+        bf16: whether the CPU has bfloat16 instructions; without them bfloat16 is slower than float32.
+        accelerators: empty if there is none.
+        disk_free: free bytes at ``disk``.
     """
 
     system: str
@@ -50,13 +50,13 @@ class Machine:
     disk_free: int
 
 
-def this_machine(place: str | Path = ".") -> Machine:
-    """Look at this machine, and at the disk that ``place`` lies on."""
+def this_machine(path: str | Path = ".") -> Machine:
+    """Return the resources of this machine; the disk is that of ``path``."""
     import torch
 
     cores = len(os.sched_getaffinity(0))
     memory, free = memory_and_free()
-    folder = Path(place).resolve()
+    folder = Path(path).resolve()
     while not folder.exists():
         folder = folder.parent
     return Machine(
@@ -74,14 +74,14 @@ def this_machine(place: str | Path = ".") -> Machine:
 
 
 def processor_name() -> str:
-    """Of the CPU, such as "AMD EPYC 7B13"; the architecture where nothing says more."""
+    """Return the CPU name, such as "AMD EPYC 7B13", or the architecture if it is unknown."""
     return _processor().get("model name") or platform.processor() or platform.machine()
 
 
 def has_bf16(device: "torch.device | str") -> bool:
-    """Whether a device computes bfloat16 in hardware; where it is emulated it is many times slower than float32.
+    """Return whether a device computes bfloat16 in hardware; emulated it is many times slower than float32.
 
-    A CPU does with AVX-512 BF16, AMX or Arm's bf16; one whose features Linux does not list counts as without.
+    A CPU needs AVX-512 BF16, AMX or Arm's bf16. A CPU whose flags are unknown counts as without.
     """
     import torch
 
@@ -96,19 +96,19 @@ def has_bf16(device: "torch.device | str") -> bool:
 
 
 def _processor() -> dict[str, str]:
-    """What Linux says of a core; empty elsewhere."""
+    """Return the fields of a core in /proc/cpuinfo; empty on other systems."""
     pairs = (line.split(":", 1) for line in _lines(Path("/proc/cpuinfo")) if ":" in line)
     return {key.strip(): value.strip() for key, value in pairs}
 
 
 def cpu_share(cgroup: Path) -> float:
-    """Cores' worth of time that a container grants; infinity without a bound (cgroup 2, cpu.max)."""
+    """Return the CPU quota of a container in cores, infinity without a limit (cgroup 2, cpu.max)."""
     words = " ".join(_lines(cgroup / "cpu.max")).split()
     return int(words[0]) / int(words[1]) if len(words) == 2 and words[0].isdigit() else float("inf")
 
 
 def memory_and_free(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = _CGROUP) -> tuple[int, int]:
-    """Bytes of memory, and of memory that is free, within a container's bound (cgroup 2, memory.max)."""
+    """Return total and free memory in bytes, within the limit of a container (cgroup 2, memory.max)."""
     rows = dict(line.split(":", 1) for line in _lines(meminfo) if ":" in line)
     total, free = (int(rows.get(name, "0 kB").split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
     bound, used = (" ".join(_lines(cgroup / name)) for name in ("memory.max", "memory.current"))

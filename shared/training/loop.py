@@ -1,8 +1,8 @@
-"""The training loop of both stages: steps, logging, validation, checkpoints, resume. It knows no objective.
+"""Training loop of both stages: steps, logging, validation, checkpoints, resume. It knows no objective.
 
 A stage passes it a :class:`Task`. The step determines the learning rate and what is logged and saved when; the
-position in the data, in samples, is saved with each checkpoint. So a run that is killed and started again continues
-as if nothing had happened: on a CPU to the last bit, and over the same samples on another number of processes.
+position in the data, in samples, is saved with each checkpoint. A run that is killed and started again
+continues exactly: on a CPU to the last bit, and over the same samples on another number of processes.
 """
 
 import os
@@ -27,33 +27,31 @@ from medunifier.shared.training.run_folder import CHECKPOINTS, RunFolder
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-# Figures of a step that become rates: tokens that this process computed, and the arithmetic it did for them.
+# Per-step amounts of this process that are logged as rates: tokens and floating-point operations.
 TOKENS, FLOP = "tokens", "flop"
 
 
 class Task(Protocol):
-    """What a stage gives to the loop. Its models and optimizers are prepared by the same Accelerator."""
+    """Interface of a stage. Its models and optimizers are prepared by the Accelerator of the loop."""
 
     def step(self, micro_batches: list[Any], step: int) -> Mapping[str, Tensor | float]:
-        """One optimizer step over this process' micro-batches; scalars by name, without gradient.
+        """Run one optimizer step over the micro-batches of this process and return detached scalars by name.
 
-        ``tokens`` and ``flop`` among them are this process' amounts in the step, and logged as rates.
+        ``tokens`` and ``flop`` are amounts of this process and are logged as rates.
         """
 
     def validate(self, step: int) -> Mapping[str, float]:
-        """Figures over the validation set, equal on all processes; pictures go to the run folder."""
+        """Return metrics of the validation set, equal on all processes; write pictures to the run folder."""
 
 
 def use_threads(threads: int) -> None:
-    """Give this process its share of the cores: a launcher's default is one thread, a workstation has many."""
+    """Set the CPU threads of this process: ``threads``, or its part of the cores (a launcher sets one)."""
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // local))
 
 
 def check_global_batch(run_dir: str | Path, config: LoopConfig) -> None:
-    """Refuse to continue a run with another global batch: it would be another training.
-
-    How the batch is split over processes and micro-batches may change.
+    """Refuse to resume a run with another global batch. Its split over processes and micro-batches may change.
 
     Raises:
         UserError: naming a batch size and an accumulation that keep the global batch on this number of processes.
@@ -132,7 +130,7 @@ def train(
 
 
 class _Meter:
-    """Means of the figures since the last line, and where the time went."""
+    """Mean metrics since the last log line, throughput, and time spent waiting for data."""
 
     def __init__(self, config: LoopConfig) -> None:
         self._config = config
@@ -141,7 +139,7 @@ class _Meter:
         self.restart()
 
     def restart(self) -> None:
-        """Do not count what was no training (validation, saving)."""
+        """Restart the clock after work that is no training (validation, saving)."""
         self._clock, self._timed_steps, self._waited = time.perf_counter(), 0, 0.0
 
     def waiting(self) -> "_Waiting":
@@ -189,7 +187,7 @@ def _collective_device() -> torch.device:
 
 
 def _peak_memory_gib() -> float:
-    """Of the accelerator where there is one, else of this process."""
+    """Return the peak memory of the accelerator, or of this process without one."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,25 +1,25 @@
-"""How fast this machine multiplies matrices: what a share of peak is a share of."""
+"""Peak FLOP/s of this machine: the denominator of MFU."""
 
 import time
 from functools import cache
 
 import torch
 
-# Dense bfloat16 with tensor cores, in TFLOP/s, from the makers' data sheets; the longer name comes first.
+# Dense bfloat16 with tensor cores, TFLOP/s, from data sheets; longer names first.
 _BF16_TFLOPS = {"H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "A10": 125}
 _MEASURED_SIZE = {"cuda": 8192, "cpu": 1024}
 
 
 @cache
 def peak_flops(precision: str) -> float:
-    """Floating-point operations a second at most, of one device of this machine.
+    """Return the peak floating-point operations per second of one device.
 
     Args:
         precision: "bf16", or "no" for float32.
 
     Returns:
-        The data sheet's figure for bfloat16 on a GPU that the table knows; else what a large matrix product reaches
-        here and now, with the threads that torch has. A multiplication and an addition count as two.
+        The data sheet figure for bfloat16 on a known GPU; otherwise the measured rate of a large matrix product with
+        the current threads. A multiply-add counts as two.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and precision == "bf16":

@@ -62,7 +62,7 @@ class OptimizerStep:
 
 
 def set_rate(optimizer: Any, rate: float) -> None:
-    """Set the learning rate of every group. Accelerate's own wrapper would advance a scheduler once a process."""
+    """Set the learning rate of every group. Accelerate would advance a scheduler once per process."""
     for group in optimizer.param_groups:
         group["lr"] = rate
 

@@ -1,6 +1,6 @@
-"""The run folder: what a training leaves for people to look at, and for the next start to continue from.
+"""The run folder: configuration, metrics, pictures and checkpoints of a training.
 
-``config.yaml``, ``metrics.jsonl`` (a line a log step), TensorBoard events, ``pictures/``, ``checkpoints/``.
+``config.yaml``, ``metrics.jsonl`` (one line per log step), TensorBoard events, ``pictures/``, ``checkpoints/``.
 """
 
 import json
@@ -29,12 +29,12 @@ CONFIG, METRICS, PICTURES, CHECKPOINTS = "config.yaml", "metrics.jsonl", "pictur
 
 
 class RunFolder:
-    """Opens or continues a run; only the first process writes.
+    """Open or continue a run; only the first process writes.
 
     Args:
         path: the folder.
         config: the resolved configuration, a dataclass.
-        may_change: dotted keys in which a continued run may differ (its length, its logging).
+        may_change: dotted keys that a resumed run may change (length, logging).
 
     Raises:
         UserError: if the folder holds another run (the differing keys are named) or cannot be written.
@@ -60,10 +60,10 @@ class RunFolder:
             if differences:
                 raise UserError(
                     f"{self.path} holds a run with another configuration ({'; '.join(differences)}): "
-                    "give another --run_dir, or the same options to continue it"
+                    "pass another --run_dir, or the same options to continue it"
                 )
         elif self.path.is_dir() and any(self.path.iterdir()):
-            raise UserError(f"{self.path} is not empty and holds no run: give another --run_dir")
+            raise UserError(f"{self.path} is not empty and holds no run: pass another --run_dir")
         try:
             (self.path / PICTURES).mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -73,7 +73,7 @@ class RunFolder:
         save_config(config, saved)
 
     def rewind(self, step: int) -> None:
-        """Forget what was logged after ``step``: a continued run writes those lines again."""
+        """Drop log lines after ``step``, which the resumed run writes again."""
         if not is_main():
             return
         metrics = self.path / METRICS
@@ -84,12 +84,12 @@ class RunFolder:
         self._writer = self._open_writer(purge_step=step + 1)
 
     def _open_writer(self, purge_step: int | None = None) -> "SummaryWriter":
-        from torch.utils.tensorboard import SummaryWriter  # here: who only reads a run should not wait for it
+        from torch.utils.tensorboard import SummaryWriter  # lazy: reading a run does not need it
 
         return SummaryWriter(str(self.path / "tensorboard"), purge_step=purge_step)
 
     def log(self, step: int, figures: dict[str, float]) -> None:
-        """Append one line to ``metrics.jsonl`` and the same figures to TensorBoard."""
+        """Append one line to ``metrics.jsonl`` and the same metrics to TensorBoard."""
         if not is_main():
             return
         with open(self.path / METRICS, "a", encoding="utf-8") as file:
@@ -109,7 +109,7 @@ class RunFolder:
             self._writer.add_image(name, image, step, dataformats="HW" if image.ndim == 2 else "HWC")
 
     def text(self, name: str, step: int, text: str) -> None:
-        """Save a text beside the pictures, as ``pictures/{name}-{step}.txt``."""
+        """Save a text as ``pictures/{name}-{step}.txt``."""
         if not is_main():
             return
         with atomic_file(self.path / PICTURES / f"{name}-{step:07d}.txt") as partial:
@@ -118,20 +118,20 @@ class RunFolder:
             self._writer.add_text(name, text, step)
 
     def close(self) -> None:
-        """Write out what TensorBoard still holds."""
+        """Flush and close the TensorBoard writer."""
         if self._writer is not None:
             self._writer.close()
 
 
 def export_once(folder: Path, own: str, found: Callable[[], str], write: Callable[[], object]) -> None:
-    """Write what a finished run hands on, unless its folder holds these very weights; say which.
+    """Export the result of a finished run unless the folder holds the same weights already; print which.
 
-    A run may have been continued since its last export, or killed before it: that the folder is there says nothing.
+    The existence of the folder proves nothing: the run may have been continued since the last export.
 
     Args:
         folder: of the artifact.
         own: fingerprint of the trained weights.
-        found: gives the fingerprint of the folder; a :class:`UserError` means that there is none worth keeping.
+        found: returns the fingerprint of the folder; a :class:`UserError` means that it holds no valid artifact.
         write: writes the folder.
     """
     try:
@@ -144,7 +144,7 @@ def export_once(folder: Path, own: str, found: Callable[[], str], write: Callabl
 
 
 def read_metrics(run: str | Path) -> list[dict[str, float]]:
-    """The lines of a run's ``metrics.jsonl``; a last line cut short by a kill is left out.
+    """Return the lines of ``metrics.jsonl``, without a truncated last one.
 
     Raises:
         UserError: if ``run`` has none.
