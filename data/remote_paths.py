@@ -3,6 +3,9 @@
 A remote place is used as a :class:`pathlib.Path` is, as far as sources need it: names are put together with ``/``,
 files are listed, opened and read. Nothing of it is copied to this machine but the bytes that are asked for.
 Credentials are the file system's own affair: its environment variables, its files, or fsspec's configuration.
+
+Not universal-pathlib's UPath: of a dead server it says that the file is absent, so an image would be rejected for the
+network's fault, and it asks the server for every file where one listing answers for a folder.
 """
 
 import io
