@@ -27,7 +27,7 @@ class Frame:
     """1 for grey."""
 
 
-def stream_frame(stream: bytes) -> Frame | None:
+def parse_frame_header(stream: bytes) -> Frame | None:
     """Of a JPEG, JPEG-LS or JPEG 2000 stream; None for other codings and for damage."""
     if stream[4:8] == _JP2_BOX:  # a JP2 file in place of a bare codestream
         stream = stream[max(stream.find(_J2K), 0) :]
@@ -38,7 +38,7 @@ def stream_frame(stream: bytes) -> Frame | None:
     return None
 
 
-def has_whole_scan(stream: bytes) -> bool:
+def covers_all_coefficients(stream: bytes) -> bool:
     """False for a sequential JPEG stream whose first scan does not say that it has all 64 coefficients.
 
     T.81 (table B.3) gives these three bytes no choice but 0, 63 and 0. Some encoders of the nineties, those of NEMA's

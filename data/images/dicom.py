@@ -39,11 +39,11 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from medunifier.data.images.compressed_header import has_whole_scan, stream_frame
+from medunifier.data.images.compressed_header import covers_all_coefficients, parse_frame_header
 from medunifier.data.images.pixels import UnreadableImage, check_not_constant, check_size
 from medunifier.data.remote_paths import as_path, read_at_most
 
-MOST_BYTES = 2**29
+MAX_FILE_BYTES = 2**29
 """Of a file, after inflation."""
 _META_BYTES = 2**16
 """Where a transfer syntax is looked for at least; the length that a file gives its meta information may be a lie."""
@@ -93,7 +93,7 @@ def read_dicom(path: str | Path) -> Radiograph:
             beyond the bits stored, a codec that fails, a constant image.
         OSError: if the file cannot be opened, is no regular file, or has more than 512 MiB.
     """
-    return decode_dicom(read_at_most(as_path(path), MOST_BYTES))
+    return decode_dicom(read_at_most(as_path(path), MAX_FILE_BYTES))
 
 
 def decode_dicom(data: bytes, window: Windowing = "header") -> Radiograph:
@@ -128,8 +128,8 @@ def _unpacked(data: bytes) -> bytes:
     """The file's bytes, gunzipped, refused beyond a bound whatever the compressed size was."""
     if data[:2] == _GZIP:
         with gzip.open(BytesIO(data)) as file:
-            data = file.read(MOST_BYTES + 1)
-        if len(data) > MOST_BYTES:
+            data = file.read(MAX_FILE_BYTES + 1)
+        if len(data) > MAX_FILE_BYTES:
             raise UnreadableImage("too large after inflation")
     if not data:
         raise UnreadableImage("empty file")
@@ -164,7 +164,7 @@ def _check_inflated_size(data: bytes) -> None:
     while rest and not inflater.eof:
         total += len(inflater.decompress(rest, 2**20))
         rest = inflater.unconsumed_tail
-        if total > MOST_BYTES:
+        if total > MAX_FILE_BYTES:
             raise UnreadableImage("too large after inflation")
 
 
@@ -279,14 +279,14 @@ def _check_codestream(dataset: Dataset, rows: int, columns: int) -> None:
     if dataset.file_meta.TransferSyntaxUID == RLELossless:
         return  # without a picture size of its own; pydicom unpacks it into the header's
     stream = next(generate_frames(dataset.PixelData, number_of_frames=1), b"")
-    frame = stream_frame(stream)
+    frame = parse_frame_header(stream)
     if frame is None:
         raise UnreadableImage("compressed stream without a header that could be read")
     if (frame.rows, frame.columns) != (rows, columns):
         raise UnreadableImage(f"compressed stream is {frame.rows} x {frame.columns}, header says {rows} x {columns}")
     if frame.components != 1:
         raise UnreadableImage("colour image")
-    if not has_whole_scan(stream):
+    if not covers_all_coefficients(stream):
         raise UnreadableImage("JPEG scan header against the standard (ITU-T T.81, table B.3): convert the file first")
 
 

@@ -14,17 +14,17 @@ from medunifier.data.images.dicom import Radiograph, Windowing
 from medunifier.data.images.pixels import Fit, UnreadableImage
 from medunifier.shared.errors import UserError
 
-MOST_SECONDS = 120
+MAX_SECONDS = 120
 """For one film; the largest that is accepted takes some ten."""
 
-MOST_MEMORY = 2**32
+MAX_MEMORY = 2**32
 """Of address space, for the process that reads one film: four times what 67 million pixels take."""
 
-_CHILD = "from medunifier.data.images.isolated import answer; answer()"
+_CHILD = "from medunifier.data.images.isolated import decode_from_stdin; decode_from_stdin()"
 
 
 def read_isolated(path: Path, size: int, fit: Fit = "pad", window: Windowing = "header") -> Radiograph:
-    """As :func:`data.radiograph.read_film`.
+    """As :func:`data.radiograph.read_image`.
 
     Raises:
         UnreadableImage: also if the process ends by itself without an answer, or takes over 120 seconds.
@@ -33,9 +33,9 @@ def read_isolated(path: Path, size: int, fit: Fit = "pad", window: Windowing = "
     """
     asked = pickle.dumps((path, size, fit, window))
     try:
-        child = subprocess.run([sys.executable, "-c", _CHILD], input=asked, capture_output=True, timeout=MOST_SECONDS)
+        child = subprocess.run([sys.executable, "-c", _CHILD], input=asked, capture_output=True, timeout=MAX_SECONDS)
     except subprocess.TimeoutExpired:
-        raise UnreadableImage(f"not decoded in {MOST_SECONDS} seconds") from None
+        raise UnreadableImage(f"not decoded in {MAX_SECONDS} seconds") from None
     if child.returncode == -signal.SIGKILL:
         raise UserError("a film's reader was killed, probably for want of memory: try fewer --workers")
     if child.returncode:
@@ -46,14 +46,14 @@ def read_isolated(path: Path, size: int, fit: Fit = "pad", window: Windowing = "
     return film
 
 
-def answer() -> None:
+def decode_from_stdin() -> None:
     """The child's part: what was asked, from standard input; the film, or why it is refused, to standard output."""
-    from medunifier.data.images.radiograph import read_film
+    from medunifier.data.images.radiograph import read_image
 
-    resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
+    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
     film: Radiograph | UserError
     try:
-        film = read_film(*pickle.load(sys.stdin.buffer))
+        film = read_image(*pickle.load(sys.stdin.buffer))
     except UserError as error:  # what is wrong with the film, or with the network
         film = error
     sys.stdout.buffer.write(pickle.dumps(film))

@@ -10,13 +10,13 @@ import numpy as np
 from numpy import ndarray
 from PIL import Image
 
-from medunifier.data.images.pixels import MOST_PIXELS, Fit, UnreadableImage, decode_png, fit_square
+from medunifier.data.images.pixels import MAX_PIXELS, Fit, UnreadableImage, decode_png, fit_square
 from medunifier.data.records import Mask, StudyRecord
 from medunifier.data.remote_paths import read_at_most
 from medunifier.data.reports.observations import OBSERVATIONS
 from medunifier.shared.errors import UserError
 
-_MOST_BYTES = 2 * MOST_PIXELS
+_MOST_BYTES = 2 * MAX_PIXELS
 """Of a mask's file: PNG adds little to grey levels that it cannot compress."""
 _ENDING = re.compile(r"\.(dcm|dicom|png|jpe?g)(\.gz)?$", re.IGNORECASE)
 
@@ -41,7 +41,7 @@ def masks_of_image(members: Mapping[str, bytes | memoryview], image: int) -> dic
     return found
 
 
-def with_masks(records: Sequence[StudyRecord], folder: str) -> list[StudyRecord]:
+def add_masks(records: Sequence[StudyRecord], folder: str) -> list[StudyRecord]:
     """The records, their views with the masks that a folder has of them, as ``IMAGE.FINDING.png``.
 
     Raises:
@@ -123,7 +123,7 @@ def decode_runs(text: str, rows: int, columns: int) -> ndarray:
 def _read_png(path: Path) -> ndarray:
     try:
         with Image.open(BytesIO(read_at_most(path, _MOST_BYTES)), formats=["PNG"]) as image:
-            if image.mode not in ("L", "1") or image.width * image.height > MOST_PIXELS:
+            if image.mode not in ("L", "1") or image.width * image.height > MAX_PIXELS:
                 raise UnreadableImage("its mask is no grey PNG")
             return np.asarray(image.convert("L")) > 127
     except UnreadableImage:

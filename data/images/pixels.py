@@ -11,7 +11,7 @@ from medunifier.shared.errors import UserError
 
 SMALLEST_SIDE = 16
 LARGEST_SIDE = 16_384
-MOST_PIXELS = 2**26
+MAX_PIXELS = 2**26
 """67 million: four times the largest chest film met (4248 x 3480)."""
 
 Fit = Literal["pad", "crop"]
@@ -37,8 +37,8 @@ def check_size(rows: int, columns: int) -> None:
     """
     if min(rows, columns) < SMALLEST_SIDE:
         raise UnreadableImage(f"too small: {rows} x {columns} pixels, at least {SMALLEST_SIDE} a side expected")
-    if max(rows, columns) > LARGEST_SIDE or rows * columns > MOST_PIXELS:
-        raise UnreadableImage(f"too large: {rows} x {columns} pixels, at most {MOST_PIXELS} expected")
+    if max(rows, columns) > LARGEST_SIDE or rows * columns > MAX_PIXELS:
+        raise UnreadableImage(f"too large: {rows} x {columns} pixels, at most {MAX_PIXELS} expected")
 
 
 def decode_png(content: bytes | memoryview) -> ndarray:
@@ -49,7 +49,7 @@ def decode_png(content: bytes | memoryview) -> ndarray:
     """
     try:
         with Image.open(BytesIO(content), formats=["PNG"]) as image:
-            if image.mode not in ("L", "I;16") or image.width * image.height > MOST_PIXELS:
+            if image.mode not in ("L", "I;16") or image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels of mode {image.mode}")
             return np.asarray(image)
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, … on damaged files

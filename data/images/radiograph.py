@@ -10,7 +10,7 @@ import numpy as np
 from numpy import ndarray
 from PIL import Image
 
-from medunifier.data.images.dicom import MOST_BYTES, Radiograph, Windowing, decode_dicom, is_dicom
+from medunifier.data.images.dicom import MAX_FILE_BYTES, Radiograph, Windowing, decode_dicom, is_dicom
 from medunifier.data.images.pixels import Fit, UnreadableImage, check_not_constant, check_size, fit_square
 from medunifier.data.remote_paths import as_path, read_at_most
 
@@ -38,10 +38,10 @@ def read_radiograph(path: str | Path, size: int | None = None) -> ndarray:
     Raises:
         UnreadableImage: with a short reason; nothing is repaired by guess.
     """
-    return read_film(path, size).pixels
+    return read_image(path, size).pixels
 
 
-def read_film(
+def read_image(
     path: str | Path, size: int | None = None, fit: Fit = "pad", window: Windowing = "header"
 ) -> Radiograph:
     """As `read_radiograph`, with the view, modality and body part that a DICOM header names.
@@ -52,7 +52,7 @@ def read_film(
         window: what is shown of a DICOM film's grey levels; PNG and JPEG have no window.
     """
     try:
-        data = read_at_most(as_path(path), MOST_BYTES)
+        data = read_at_most(as_path(path), MAX_FILE_BYTES)
     except OSError as error:
         raise UnreadableImage(f"cannot be opened: {error.strerror or type(error).__name__}") from error
     kind = next((kind for magic, kind in _MAGIC.items() if data.startswith(magic)), None)

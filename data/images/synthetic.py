@@ -28,7 +28,7 @@ FOLLOW_UP = "Synthetic image drawn by a model behind a radiograph, which may be 
 _LONGEST_CODE_STRING = 16
 
 
-def describe_drawing(report: Mapping[str, str], *, model: str, seed: int, guidance: float) -> str:
+def describe_generated_image(report: Mapping[str, str], *, model: str, seed: int, guidance: float) -> str:
     """What a drawing's file says of its making: model, seed, and what the report states and denies.
 
     Args:

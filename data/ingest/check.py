@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from medunifier.data.images.pixels import UnreadableImage
-from medunifier.data.images.radiograph import check_burned_in, check_chest, read_film
+from medunifier.data.images.radiograph import check_burned_in, check_chest, read_image
 from medunifier.data.images.views import view_position
 from medunifier.data.ingest.executors import open_executor, run_jobs
 from medunifier.data.ingest.splits import official_splits
@@ -129,10 +129,10 @@ def try_images(
     refused = []
     for path in paths:
         try:
-            film = read_film(path)
-            check_burned_in(film, burned_in)
+            radiograph = read_image(path)
+            check_burned_in(radiograph, burned_in)
             if chest_only:
-                check_chest(film)
+                check_chest(radiograph)
         except UnreadableImage as error:
             refused.append((path, error.reason))
     return len(paths), refused

@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from medunifier.data.images.dicom import Windowing
-from medunifier.data.images.masks import with_masks
+from medunifier.data.images.masks import add_masks
 from medunifier.data.images.pixels import Fit
 from medunifier.data.ingest.check import check_source
 from medunifier.data.ingest.duplicates.removal import RemovalJob, removal_jobs, replace_shards, run_removal_job
 from medunifier.data.ingest.duplicates.search import (
     DUPLICATES,
     Duplicates,
-    Picture,
+    ShardImage,
     find_duplicates,
     write_duplicates,
 )
@@ -45,7 +45,7 @@ from medunifier.data.records import SPLITS, Problem, StudyRecord
 from medunifier.data.remote_paths import as_path, below, is_url
 from medunifier.data.reports.redaction import patterns
 from medunifier.data.shards.dataset import MANIFEST, shard_name
-from medunifier.data.shards.prior_studies import number_studies
+from medunifier.data.shards.prior_studies import number_visits
 from medunifier.data.sources import SourceOptions, read_source
 from medunifier.shared.artifacts import (
     FORMAT_VERSION,
@@ -179,9 +179,9 @@ def ingest(config: IngestConfig) -> dict[str, Any]:
     out = Path(config.out)
     key = load_key(config.key_file)
     archive = read_source(config.source, config.root, config.options)
-    records = number_studies(assign_splits(archive.records, key, config.validate_fraction, config.test_fraction))
+    records = number_visits(assign_splits(archive.records, key, config.validate_fraction, config.test_fraction))
     if config.masks:
-        records = with_masks(records, config.masks)
+        records = add_masks(records, config.masks)
     transform = _transform(config)
     jobs = _plan(config, records, key, out, transform)
     plan = _plan_digest(config, jobs, key, transform)
@@ -234,7 +234,7 @@ def _duplicates(jobs: Sequence[ShardJob], key: bytes) -> Duplicates:
         for row in job_fingerprints(job):
             patient, study = names[row["record"]]
             view, image = int(row["view"]), int(row["image"])
-            pictures.append(Picture(patient, study, view, image, _split(job), job.shard.name))
+            pictures.append(ShardImage(patient, study, view, image, _split(job), job.shard.name))
             digests.append(row["digest"].tobytes())
     return find_duplicates(pictures, digests, (job_fingerprints(job)["thumbnail"] for job in strict_first))
 
@@ -244,7 +244,7 @@ def _split(job: ShardJob) -> str:
 
 
 def _remove(config: IngestConfig, duplicates: Duplicates, out: Path) -> list[RemovalJob]:
-    jobs = removal_jobs(list(duplicates.giving_way), out, out / _UNFINISHED / _WITHOUT)
+    jobs = removal_jobs(list(duplicates.cross_split), out, out / _UNFINISHED / _WITHOUT)
     if todo := [job for job in jobs if not job.report.is_file()]:
         with (
             Progress(len(jobs), "remove", "shards", done=len(jobs) - len(todo)) as progress,
@@ -371,7 +371,7 @@ def _finish(
         rows |= {job.shard.name: read_json(job.report, "a shard's report")["row"] for job in removals}
         rejects += [
             {"study_id": picture.study, "view": picture.view, "reason": f"duplicate of an image in {split}"}
-            for picture, split in duplicates.giving_way.items()
+            for picture, split in duplicates.cross_split.items()
         ]
     splits: dict[str, dict[str, Any]] = {split: {} for split in SPLITS}
     for name, row in rows.items():
@@ -429,7 +429,7 @@ def _finish(
         print(f"all are in {out / REJECTS}; --find STUDY tells the files of a study in it", file=sys.stderr)
     _report_unsectioned(texts, config.unsectioned)
     if duplicates and duplicates.rows:
-        _tell_duplicates(duplicates, config.duplicates == "remove", out)
+        _print_duplicates(duplicates, config.duplicates == "remove", out)
     return manifest
 
 
@@ -443,7 +443,7 @@ def _report_unsectioned(counts: dict[str, int], unsectioned: Unsectioned) -> Non
         )
 
 
-def _tell_duplicates(duplicates: Duplicates, removed: bool, out: Path) -> None:
+def _print_duplicates(duplicates: Duplicates, removed: bool, out: Path) -> None:
     counts = duplicates.counts()
     print(
         f"duplicates: {counts['exact']} exact, {counts['near']} near ones; {counts['of_another_patient']} repeat an "

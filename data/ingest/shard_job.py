@@ -10,10 +10,10 @@ from typing import Any, Literal
 import numpy as np
 
 from medunifier.data.images.dicom import Radiograph, Windowing
-from medunifier.data.images.isolated import MOST_SECONDS, read_isolated
+from medunifier.data.images.isolated import MAX_SECONDS, read_isolated
 from medunifier.data.images.masks import member_name, read_masks
 from medunifier.data.images.pixels import Fit, UnreadableImage
-from medunifier.data.images.radiograph import check_burned_in, check_chest, read_film
+from medunifier.data.images.radiograph import check_burned_in, check_chest, read_image
 from medunifier.data.images.views import view_position
 from medunifier.data.ingest.duplicates.fingerprints import FINGERPRINT, fingerprint
 from medunifier.data.ingest.pseudonyms import pseudonym
@@ -116,9 +116,9 @@ def _fingerprints_path(job: ShardJob) -> Path:
 def _read_watched(path: Path, size: int, fit: Fit, window: Windowing) -> Radiograph:
     """The film, or the end of this process if a codec never returns: nothing in Python can interrupt it."""
     with open(os.devnull, "w") as nowhere:
-        faulthandler.dump_traceback_later(MOST_SECONDS, exit=True, file=nowhere)
+        faulthandler.dump_traceback_later(MAX_SECONDS, exit=True, file=nowhere)
         try:
-            return read_film(path, size, fit, window)
+            return read_image(path, size, fit, window)
         finally:
             faulthandler.cancel_dump_traceback_later()
 
@@ -133,21 +133,21 @@ def _samples(
         views: list[str] = []
         for number, view in enumerate(record.views):
             try:
-                film = read(view.path, how.size, how.fit, how.window)
-                check_burned_in(film, how.burned_in)
+                radiograph = read(view.path, how.size, how.fit, how.window)
+                check_burned_in(radiograph, how.burned_in)
                 if how.chest_only:
-                    check_chest(film)
-                masks = read_masks(view.masks, film.stored, how.size, how.fit)
+                    check_chest(radiograph)
+                masks = read_masks(view.masks, radiograph.stored, how.size, how.fit)
             except UnreadableImage as error:
                 tally.rejects.append({"study_id": study, "view": number, "reason": error.reason})
                 continue
-            pixels = to_grey_levels(film.pixels, how.bits)
+            pixels = to_grey_levels(radiograph.pixels, how.bits)
             members[f"{len(views)}.png"] = encode_png(pixels)
             for finding, mask in masks.items():
                 members[member_name(len(views), finding)] = encode_png(mask.astype(np.uint8) * np.uint8(255))
             if job.fingerprints:
                 tally.fingerprints.append(fingerprint(pixels, place, number, len(views)))
-            views.append(view_position(view.position) or view_position(film.view))
+            views.append(view_position(view.position) or view_position(radiograph.view))
         if views:
             members["json"] = encode_info(_info(job, record, study, views, tally))
             yield study, members

@@ -8,7 +8,7 @@ from typing import Any
 from medunifier.data.records import StudyRecord
 
 
-def number_studies(records: Sequence[StudyRecord]) -> list[StudyRecord]:
+def number_visits(records: Sequence[StudyRecord]) -> list[StudyRecord]:
     """Every record with its ``visit``: the place of its ``taken`` among those of its patient, from 0.
 
     Studies of one moment share a number, since nobody can tell which came first; without a moment there is none.
@@ -21,7 +21,7 @@ def number_studies(records: Sequence[StudyRecord]) -> list[StudyRecord]:
     return [replace(r, visit=places[r.patient_id][r.taken] if r.taken else None) for r in records]
 
 
-def studies_before(infos: Iterable[Mapping[str, Any]]) -> list[int | None]:
+def prior_study_indices(infos: Iterable[Mapping[str, Any]]) -> list[int | None]:
     """Of each study the number of the one that its patient had before it.
 
     Args:

@@ -20,7 +20,7 @@ from PIL import Image
 from pydicom.pixels.processing import apply_voi_lut
 
 from medunifier.bench import BenchConfig, Row, paired
-from medunifier.data.images.radiograph import read_film
+from medunifier.data.images.radiograph import read_image
 from medunifier.data.ingest.command import IngestConfig, ingest
 from medunifier.data.ingest.pseudonyms import load_key
 from medunifier.data.ingest.shard_job import ShardJob, Transform, run_shard_job
@@ -63,7 +63,7 @@ def _real_films(scratch: Path) -> list[Path]:
     films = []
     for path in sorted(REAL_FILMS.glob("*.dcm")):
         try:
-            read_film(path)
+            read_image(path)
             plain_script([path], scratch)
         except Exception:  # whatever stops the script, which checks nothing
             continue

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from medunifier.data.images.synthetic import describe_drawing, save_synthetic_png
+from medunifier.data.images.synthetic import describe_generated_image, save_synthetic_png
 from medunifier.shared.errors import UserError
 from medunifier.shared.files.grey_levels import to_uint8
 from medunifier.shared.files.input_files import read_bounded
@@ -216,7 +216,9 @@ class Answers:
             about["temperature"] = temperature
             name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
             path = self._folder / f"{name}.png"
-            description = describe_drawing(report_of(text), model=self._model, seed=seed + number, guidance=guidance)
+            description = describe_generated_image(
+                report_of(text), model=self._model, seed=seed + number, guidance=guidance
+            )
             save_synthetic_png(path, pixels, description)
             drawn.append(Drawn(path, seed + number, matches[number]))
         return text, drawn

@@ -9,12 +9,12 @@ import threading
 from pathlib import Path
 
 from medunifier.data.images.dicom import Radiograph
-from medunifier.data.images.isolated import MOST_MEMORY
+from medunifier.data.images.isolated import MAX_MEMORY
 from medunifier.data.images.pixels import UnreadableImage
-from medunifier.data.images.radiograph import read_film
+from medunifier.data.images.radiograph import read_image
 from medunifier.shared.errors import UserError
 
-MOST_SECONDS = 30
+MAX_SECONDS = 30
 """For one film, since others wait behind it."""
 
 _CHILD = "from medunifier.stage2_unified.app.reader import answer_all; answer_all()"
@@ -27,12 +27,12 @@ class FilmReader:
         seconds: that a film may take.
     """
 
-    def __init__(self, seconds: float = MOST_SECONDS) -> None:
+    def __init__(self, seconds: float = MAX_SECONDS) -> None:
         self._seconds, self._lock = seconds, threading.Lock()
         self._child: subprocess.Popen[bytes] | None = None
 
     def read(self, path: Path, size: int) -> Radiograph:
-        """As :func:`data.radiograph.read_film`.
+        """As :func:`data.radiograph.read_image`.
 
         Raises:
             UnreadableImage: also if the child dies over it or takes too long.
@@ -68,7 +68,7 @@ class FilmReader:
 
 def answer_all() -> None:
     """The child's part: paths and sizes come by standard input, films or refusals go by standard output."""
-    resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
+    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a codec prints is no answer
     while True:
@@ -78,7 +78,7 @@ def answer_all() -> None:
             return
         film: Radiograph | UserError
         try:
-            film = read_film(path, size)
+            film = read_image(path, size)
         except UserError as error:
             film = error
         answers.write(pickle.dumps(film))

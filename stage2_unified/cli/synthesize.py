@@ -10,7 +10,7 @@ import numpy as np
 from medunifier.data.images.synthetic import (
     FOLLOW_UP,
     NOTICE,
-    describe_drawing,
+    describe_generated_image,
     save_synthetic_dicom,
     save_synthetic_png,
 )
@@ -130,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 path = out / str(row["file"])
                 if path.is_file():
                     continue  # of a study that lost one of its views
-                description = describe_drawing(
+                description = describe_generated_image(
                     prompts[number].report, model=model, seed=config.seed + number, guidance=config.guidance
                 )
                 notice = NOTICE if prior is None else FOLLOW_UP

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from medunifier.data.images.pixels import fit_square
-from medunifier.data.images.radiograph import UnreadableImage, read_film
+from medunifier.data.images.radiograph import UnreadableImage, read_image
 from medunifier.data.images.views import view_position
 from medunifier.data.remote_paths import as_path
 from medunifier.data.shards.dataset import MANIFEST, Sample, ShardDataset, read_manifest
-from medunifier.data.shards.prior_studies import studies_before
+from medunifier.data.shards.prior_studies import prior_study_indices
 from medunifier.shared.errors import UserError
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class FileFilms:
     def read(self, number: int) -> Film:
         """One file, scaled to the model's size."""
         try:
-            film = read_film(self._paths[number], self._size)
+            film = read_image(self._paths[number], self._size)
         except UnreadableImage as error:
             return Film(self.keys[number], error=error.reason)
         return Film(self.keys[number], view_position(film.view), film.pixels)
@@ -133,7 +133,7 @@ class ShardFilms:
         self._places: list[tuple[ShardDataset, int, int | None]] = []
         self.keys = []
         for dataset in self._datasets:
-            before = studies_before(dataset.infos()) if prior else [None] * len(dataset)
+            before = prior_study_indices(dataset.infos()) if prior else [None] * len(dataset)
             self._places += [(dataset, number, earlier) for number, earlier in enumerate(before)]
             self.keys += [str(info["study_id"]) for info in dataset.infos()]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from medunifier.data.shards.dataset import Sample, ShardDataset
-from medunifier.data.shards.prior_studies import studies_before
+from medunifier.data.shards.prior_studies import prior_study_indices
 from medunifier.shared.errors import UserError
 from medunifier.stage1_tokenizer.frozen import FrozenTokenizer
 
@@ -30,7 +30,7 @@ class StudiesWithText:
             for number, info in enumerate(dataset.infos())
             if any(info["report"].get(section, "").strip() for section in self.sections)
         ]
-        self._prior_of = studies_before(dataset.infos()) if prior else [None] * len(dataset)
+        self._prior_of = prior_study_indices(dataset.infos()) if prior else [None] * len(dataset)
         if not self.numbers:
             raise UserError(
                 f"no text in the data: none of the {len(dataset)} {dataset.split} studies of {dataset.root} has "

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from medunifier.data.ingest.duplicates.search import Picture
+from medunifier.data.ingest.duplicates.search import ShardImage
 from medunifier.data.shards.dataset import encode_info, write_shard
 from medunifier.data.shards.index import index_path, read_samples
 from medunifier.shared.artifacts import write_json
@@ -29,7 +29,7 @@ class RemovalJob:
     removed: frozenset[tuple[str, int]]
 
 
-def removal_jobs(pictures: Sequence[Picture], out: Path, folder: Path) -> list[RemovalJob]:
+def removal_jobs(pictures: Sequence[ShardImage], out: Path, folder: Path) -> list[RemovalJob]:
     """A job for each shard of ``out`` that loses a picture; what they write waits in ``folder``."""
     removed = defaultdict(set)
     for picture in pictures:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy import ndarray
 
 from medunifier.data.ingest.duplicates.fingerprints import CELLS
-from medunifier.data.ingest.duplicates.similarity import CANDIDATE, COARSE_NORM, NEAR, Likeness
+from medunifier.data.ingest.duplicates.similarity import CANDIDATE, COARSE_NORM, NEAR, ThumbnailSimilarity
 from medunifier.data.records import SPLITS
 from medunifier.shared.artifacts import atomic_file
 from medunifier.shared.progress import Progress
@@ -23,7 +23,7 @@ _ROWS, _COLUMNS = 2048, 8192  # of one product: 64 MiB
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class ShardImage:
     """An image of the shards: whose it is, where it lies. The ids are pseudonyms."""
 
     patient: str
@@ -40,8 +40,8 @@ class Picture:
 class Duplicate:
     """``picture`` repeats ``first``, which stands in the same split or in one that is held out more strictly."""
 
-    picture: Picture
-    first: Picture
+    picture: ShardImage
+    first: ShardImage
     exact: bool
     distance: float
     """1 - correlation of near-duplicates, 0 of exact ones."""
@@ -52,7 +52,7 @@ class Duplicates:
     """What was found."""
 
     rows: list[Duplicate]
-    giving_way: dict[Picture, str]
+    cross_split: dict[ShardImage, str]
     """Pictures whose group has one in a split before which their own gives way, and that split."""
 
     def counts(self) -> dict[str, int]:
@@ -60,13 +60,13 @@ class Duplicates:
         return {
             "exact": sum(row.exact for row in self.rows),
             "near": sum(not row.exact for row in self.rows),
-            "in_another_split": len(self.giving_way),
+            "in_another_split": len(self.cross_split),
             "of_another_patient": sum(row.picture.patient != row.first.patient for row in self.rows),
         }
 
 
 def find_duplicates(
-    pictures: Sequence[Picture], digests: Sequence[bytes], thumbnails: Iterable[ndarray]
+    pictures: Sequence[ShardImage], digests: Sequence[bytes], thumbnails: Iterable[ndarray]
 ) -> Duplicates:
     """Which pictures repeat others, and which of them give way.
 
@@ -101,12 +101,12 @@ def find_duplicates(
         low, high = sorted((groups[number], groups[first]))
         groups[groups == high] = low
         rows.append(Duplicate(pictures[number], pictures[first], False, distance))
-    giving_way = {
+    cross_split = {
         picture: pictures[group].split
         for picture, group in zip(pictures, groups.tolist(), strict=True)
         if picture.split != pictures[group].split
     }
-    return Duplicates(rows, giving_way)
+    return Duplicates(rows, cross_split)
 
 
 def _selected(blocks: Iterable[ndarray], numbers: ndarray) -> ndarray:
@@ -130,7 +130,7 @@ def _exact(digests: Sequence[bytes]) -> Iterator[tuple[int, int]]:
 
 def _near(thumbnails: ndarray) -> Iterator[tuple[int, int, float]]:
     """(number, lower number, distance) of near-duplicates; pairs that others tie together already are passed over."""
-    likeness, groups = Likeness(thumbnails), np.arange(len(thumbnails))
+    likeness, groups = ThumbnailSimilarity(thumbnails), np.arange(len(thumbnails))
     vectors = likeness.vectors
     with Progress(len(thumbnails), "compare", "images") as progress:
         for row in range(0, len(vectors), _ROWS):

@@ -28,7 +28,7 @@ _HOPELESS = 0.65  # after a first step: what lies further off is no copy
 _CHUNK = 4096
 
 
-class Likeness:
+class ThumbnailSimilarity:
     """Compares the pictures of one archive.
 
     Args:

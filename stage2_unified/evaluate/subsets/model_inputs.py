@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from medunifier.data.shards.dataset import Sample
-from medunifier.data.shards.prior_studies import studies_before
+from medunifier.data.shards.prior_studies import prior_study_indices
 from medunifier.stage2_unified.evaluate.subsets.studies import EvaluationData, Studies
 from medunifier.stage2_unified.model.processing.view_selection import choose_prior_view, choose_views
 
@@ -49,7 +49,7 @@ def seen(data: EvaluationData, split: str, studies: Studies, max_views: int, pri
     dataset = data.dataset(split)
     samples = [dataset[number] for number in studies.numbers]
     shown = [choose_views(sample.info["views"], max_views, None) for sample in samples]
-    before = studies_before(dataset.infos()) if prior else [None] * len(dataset)
+    before = prior_study_indices(dataset.infos()) if prior else [None] * len(dataset)
     visits = [before[number] for number in studies.numbers]
     earlier = [None if visit is None else dataset[visit] for visit in visits]
     asked = [(sample, number) for sample, of in zip(samples, shown, strict=True) for number in of]

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from medunifier.data.images.pixels import UnreadableImage
-from medunifier.data.images.radiograph import read_film
+from medunifier.data.images.radiograph import read_image
 from tests.data.dicom_samples import SAMPLES, mutated_file, sample
 
-MOST_SECONDS = 20
-MOST_BYTES = 2**30
+MAX_SECONDS = 20
+MAX_FILE_BYTES = 2**30
 """Of address space beyond what the process had after the undamaged samples."""
 
 
@@ -23,20 +23,20 @@ def main(begin: int, end: int, folder: Path) -> None:
     path = folder / f"{begin}.dcm"
     for name in SAMPLES:
         path.write_bytes(sample(name))
-        read_film(path)
+        read_image(path)
     held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (held + MOST_BYTES, held + MOST_BYTES))
+    resource.setrlimit(resource.RLIMIT_AS, (held + MAX_FILE_BYTES, held + MAX_FILE_BYTES))
     for number in range(begin, end):
         path.write_bytes(mutated_file(number)[1])
         print(number, flush=True, end=" ")
-        faulthandler.dump_traceback_later(MOST_SECONDS, exit=True)
+        faulthandler.dump_traceback_later(MAX_SECONDS, exit=True)
         print(_outcome(path), flush=True)
         faulthandler.cancel_dump_traceback_later()
 
 
 def _outcome(path: Path) -> str:
     try:
-        pixels = read_film(path).pixels
+        pixels = read_image(path).pixels
     except UnreadableImage as error:
         return f"refused {error.reason}"
     except BaseException as error:

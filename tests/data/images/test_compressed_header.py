@@ -6,7 +6,7 @@ import pydicom
 import pytest
 from pydicom.encaps import generate_frames
 
-from medunifier.data.images.compressed_header import Frame, has_whole_scan, stream_frame
+from medunifier.data.images.compressed_header import Frame, covers_all_coefficients, parse_frame_header
 from tests.data.dicom_samples import RAMP, jpeg_lossless, sample
 
 
@@ -20,7 +20,7 @@ from tests.data.dicom_samples import RAMP, jpeg_lossless, sample
 def test_size_of_each_coding(name: str, size: tuple[int, int]) -> None:
     dataset = pydicom.dcmread(pydicom.filebase.DicomBytesIO(sample(name)))
     stream = next(generate_frames(dataset.PixelData, number_of_frames=1))
-    assert stream_frame(stream) == Frame(*size, components=1)
+    assert parse_frame_header(stream) == Frame(*size, components=1)
 
 
 def test_a_jp2_file_is_looked_into() -> None:
@@ -28,30 +28,30 @@ def test_a_jp2_file_is_looked_into() -> None:
     stream = next(generate_frames(dataset.PixelData, number_of_frames=1))
     signature = b"\x00\x00\x00\x0cjP  \r\n\x87\n"
     box = struct.pack(">I", len(stream) + 8) + b"jp2c"
-    assert stream_frame(signature + box + stream) == Frame(32, 40, 1)
+    assert parse_frame_header(signature + box + stream) == Frame(32, 40, 1)
 
 
 def test_progressive_hierarchical_and_broken_streams_are_not_believed() -> None:
     good = jpeg_lossless(RAMP, 12)
     at = good.index(b"\xff\xc3")
     for marker in (0xC2, 0xC5, 0xC6, 0xC7, 0xDE, 0xDF):  # none has a transfer syntax of its own
-        assert stream_frame(good[: at + 1] + bytes([marker]) + good[at + 2 :]) is None
-    assert stream_frame(good[: at + 8]) is None
-    assert stream_frame(b"") is None and stream_frame(b"\xff\xd8" + bytes(99)) is None
+        assert parse_frame_header(good[: at + 1] + bytes([marker]) + good[at + 2 :]) is None
+    assert parse_frame_header(good[: at + 8]) is None
+    assert parse_frame_header(b"") is None and parse_frame_header(b"\xff\xd8" + bytes(99)) is None
 
 
 def test_components_are_counted() -> None:
     good = jpeg_lossless(RAMP, 12)
     at = good.index(b"\xff\xc3") + 9
-    assert stream_frame(good[:at] + b"\xff" + good[at + 1 :]) == Frame(32, 40, 255)
+    assert parse_frame_header(good[:at] + b"\xff" + good[at + 1 :]) == Frame(32, 40, 255)
 
 
 def test_a_sequential_scan_names_all_coefficients_and_other_streams_pass() -> None:
     dataset = pydicom.dcmread(pydicom.filebase.DicomBytesIO(sample("jpeg")))
     good = next(generate_frames(dataset.PixelData, number_of_frames=1))
     at = good.index(b"\xff\xda") + 7  # behind marker, length, count, component and tables
-    assert good[at : at + 3] == b"\x00\x3f\x00" and has_whole_scan(good)
-    assert not has_whole_scan(good[:at] + b"\x00\x00\x00" + good[at + 3 :])
+    assert good[at : at + 3] == b"\x00\x3f\x00" and covers_all_coefficients(good)
+    assert not covers_all_coefficients(good[:at] + b"\x00\x00\x00" + good[at + 3 :])
     # There the same bytes are the predictor and the shift of the points.
     for other in (jpeg_lossless(RAMP, 12), b"", good[: at - 8], b"\xff\xd8" + bytes(99)):
-        assert has_whole_scan(other)
+        assert covers_all_coefficients(other)

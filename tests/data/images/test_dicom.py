@@ -269,7 +269,7 @@ def test_a_stream_larger_than_its_header_is_refused(path: Path, shared_data: Cal
 
 
 def test_an_inflating_bomb_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medunifier.data.images.dicom.MOST_BYTES", 2**20)
+    monkeypatch.setattr("medunifier.data.images.dicom.MAX_FILE_BYTES", 2**20)
     path.write_bytes(gzip.compress(bytes(2**21)))
     with pytest.raises(UnreadableImage, match="inflation"):
         read_dicom(path)

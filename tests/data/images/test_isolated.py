@@ -12,7 +12,7 @@ from PIL import Image
 from medunifier.data.images.dicom import Radiograph
 from medunifier.data.images.isolated import read_isolated
 from medunifier.data.images.pixels import UnreadableImage
-from medunifier.data.images.radiograph import read_film
+from medunifier.data.images.radiograph import read_image
 from medunifier.data.ingest.command import IngestConfig, ingest
 from medunifier.shared.errors import UserError
 
@@ -23,30 +23,30 @@ asked = sys.stdin.buffer.read()
 if b"bad" in asked:
     os.abort()
 sys.stdin = io.TextIOWrapper(io.BytesIO(asked))
-from medunifier.data.images.isolated import answer
-answer()
+from medunifier.data.images.isolated import decode_from_stdin
+decode_from_stdin()
 """
 _KILLED = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
 _OFFLINE = """
 import medunifier.data.images.radiograph
-from medunifier.data.images.isolated import answer
+from medunifier.data.images.isolated import decode_from_stdin
 from medunifier.shared.errors import UserError
-def read_film(path, *how):
+def read_image(path, *how):
     raise UserError("the bucket does not answer")
-data.radiograph.read_film = read_film
-answer()
+medunifier.data.images.radiograph.read_image = read_image
+decode_from_stdin()
 """
 _GREEDY = """
 import medunifier.data.images.radiograph
 from medunifier.data.images.pixels import UnreadableImage
-from medunifier.data.images.isolated import answer
-def read_film(path, *how):
+from medunifier.data.images.isolated import decode_from_stdin
+def read_image(path, *how):
     try:
         bytearray(2**33)
     except MemoryError:
         raise UnreadableImage("too greedy") from None
-data.radiograph.read_film = read_film
-answer()
+medunifier.data.images.radiograph.read_image = read_image
+decode_from_stdin()
 """
 _SLEEPING = "import time\ntime.sleep(60)"
 
@@ -68,7 +68,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def test_it_reads_what_is_read_in_one_process(tree: Path) -> None:
-    here, apart = read_film(tree / "a.png", 32), read_isolated(tree / "a.png", 32)
+    here, apart = read_image(tree / "a.png", 32), read_isolated(tree / "a.png", 32)
     assert np.array_equal(here.pixels, apart.pixels) and here.bits == apart.bits
     (tree / "a.png").write_bytes(b"no picture")
     with pytest.raises(UnreadableImage, match="not a DICOM file"):
@@ -80,14 +80,14 @@ def test_crash_hang_and_lack_of_memory_are_distinguished(tree: Path, monkeypatch
     with pytest.raises(UnreadableImage, match="process"):
         read_isolated(tree / "bad.png", 32)
     monkeypatch.setattr("medunifier.data.images.isolated._CHILD", _SLEEPING)
-    monkeypatch.setattr("medunifier.data.images.isolated.MOST_SECONDS", 1)
+    monkeypatch.setattr("medunifier.data.images.isolated.MAX_SECONDS", 1)
     with pytest.raises(UnreadableImage, match="1 seconds"):
         read_isolated(tree / "a.png", 32)
     monkeypatch.setattr("medunifier.data.images.isolated._CHILD", _KILLED)
     with pytest.raises(UserError, match="want of memory") as caught:
         read_isolated(tree / "a.png", 32)
     assert not isinstance(caught.value, UnreadableImage)
-    monkeypatch.setattr("medunifier.data.images.isolated.MOST_SECONDS", 60)
+    monkeypatch.setattr("medunifier.data.images.isolated.MAX_SECONDS", 60)
     monkeypatch.setattr("medunifier.data.images.isolated._CHILD", _GREEDY)
     with pytest.raises(UnreadableImage, match="too greedy"):
         read_isolated(tree / "a.png", 32)
@@ -107,10 +107,10 @@ def test_ingest_survives_a_file_that_kills_its_worker(
     def read(path: Path, *asked: object) -> Radiograph:
         if "bad" in path.name:
             os._exit(1) if how == "crashes" else _spin()
-        return read_film(path, *asked)  # type: ignore[arg-type]
+        return read_image(path, *asked)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("medunifier.data.ingest.shard_job.read_film", read)
-    monkeypatch.setattr("medunifier.data.ingest.shard_job.MOST_SECONDS", 1)
+    monkeypatch.setattr("medunifier.data.ingest.shard_job.read_image", read)
+    monkeypatch.setattr("medunifier.data.ingest.shard_job.MAX_SECONDS", 1)
     monkeypatch.setattr("medunifier.data.images.isolated._CHILD", _CRASHING)
     out = tmp_path / "out"
     manifest = ingest(IngestConfig(source="csv", root=str(tree), out=str(out), size=32, workers=2, shard_studies=2))

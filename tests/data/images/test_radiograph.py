@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from medunifier.data.images.pixels import UnreadableImage, fit_square
-from medunifier.data.images.radiograph import read_film, read_radiograph
+from medunifier.data.images.radiograph import read_image, read_radiograph
 
 GREY = (np.arange(40 * 32).reshape(40, 32) % 256).astype(np.uint8)
 
@@ -21,7 +21,7 @@ def test_png_of_8_and_16_bits(tmp_path: Path) -> None:
     assert np.array_equal(read_radiograph(tmp_path / "a.png"), GREY.astype(np.float32) / np.float32(255))
     deep = GREY.astype(np.uint16) * 256 + 77
     Image.fromarray(deep).save(tmp_path / "b.png")
-    film = read_film(tmp_path / "b.png")
+    film = read_image(tmp_path / "b.png")
     assert np.allclose(film.pixels, deep / 65535, atol=1e-7) and film.bits == 16
 
 

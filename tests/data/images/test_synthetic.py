@@ -19,7 +19,7 @@ from pydicom import config as pydicom_config
 from medunifier.data.images.radiograph import read_radiograph
 from medunifier.data.images.synthetic import (
     NOTICE,
-    describe_drawing,
+    describe_generated_image,
     save_synthetic_dicom,
     save_synthetic_png,
 )
@@ -137,11 +137,11 @@ def test_only_observation_names_of_a_prompt_are_written():
         "findings": "Dr. Smith: Anna has edema. No effusion.",
         "impression": "Possible pneumonia, 617-555-0123.",
     }
-    assert describe_drawing(report, model="ab" * 32, seed=7, guidance=2.0) == (
+    assert describe_generated_image(report, model="ab" * 32, seed=7, guidance=2.0) == (
         f"Model {'ab' * 8}, seed 7, guidance 2. "
         "Asked for: stated: Edema; denied: Pleural Effusion; uncertain: Pneumonia."
     )
-    assert describe_drawing({}, model="ab" * 32, seed=0, guidance=1.5).endswith("Asked for: no observation.")
+    assert describe_generated_image({}, model="ab" * 32, seed=0, guidance=1.5).endswith("Asked for: no observation.")
 
 
 def test_nothing_of_this_machine_is_written(film, tmp_path):

@@ -33,7 +33,8 @@ def test_ingest_on_a_full_disk(tmp_path):
     (tmp_path / "disk").mkdir()
     # What the front door does, without the seconds that it takes to import both stages.
     start = (
-        "import sys; from medunifier.data.ingest.command import main; from medunifier.shared.command import run_command; "
+        "import sys; from medunifier.data.ingest.command import main; "
+        "from medunifier.shared.command import run_command; "
         "sys.exit(run_command(main, sys.argv[1:]))"
     )
     command = [sys.executable, "-c", start]

@@ -10,7 +10,7 @@ from pydicom.dataset import Dataset
 from medunifier.data.images.isolated import read_isolated
 from medunifier.data.images.masks import read_masks
 from medunifier.data.images.pixels import fit_square
-from medunifier.data.images.radiograph import read_film
+from medunifier.data.images.radiograph import read_image
 from medunifier.data.ingest.check import try_images
 from medunifier.data.ingest.command import IngestConfig, ingest
 from medunifier.data.shards.dataset import ShardDataset
@@ -42,10 +42,10 @@ def test_full_shows_the_range_of_the_bits_whatever_the_header_names(tmp_path: Pa
     table["LUTDescriptor"].VR, table["LUTData"].VR = "US", "US"
     for changes in ({"WindowCenter": 2048, "WindowWidth": 101}, {"VOILUTSequence": [table]}):
         saved(film(**changes), path)
-        assert not np.allclose(read_film(path).pixels, RAMP / 4095, atol=1e-2)
-        assert np.allclose(read_film(path, window="full").pixels, RAMP / 4095, atol=1e-6)
+        assert not np.allclose(read_image(path).pixels, RAMP / 4095, atol=1e-2)
+        assert np.allclose(read_image(path, window="full").pixels, RAMP / 4095, atol=1e-6)
     inverse = film(PhotometricInterpretation="MONOCHROME1", WindowCenter=2048, WindowWidth=101)
-    assert np.allclose(read_film(saved(inverse, path), window="full").pixels, 1 - RAMP / 4095, atol=1e-6)
+    assert np.allclose(read_image(saved(inverse, path), window="full").pixels, 1 - RAMP / 4095, atol=1e-6)
 
 
 FILMS = {
@@ -112,9 +112,9 @@ def test_fit_and_window_reach_the_shards_and_the_manifest(tree: Path, tmp_path: 
 
 def test_isolated_decoding_gives_the_same_pixels(tree: Path) -> None:
     for how in (("pad", "full"), ("crop", "header")):
-        here, apart = read_film(tree / "chest.dcm", 16, *how), read_isolated(tree / "chest.dcm", 16, *how)
+        here, apart = read_image(tree / "chest.dcm", 16, *how), read_isolated(tree / "chest.dcm", 16, *how)
         assert np.array_equal(here.pixels, apart.pixels)
-    assert not np.array_equal(here.pixels, read_film(tree / "chest.dcm", 16).pixels)
+    assert not np.array_equal(here.pixels, read_image(tree / "chest.dcm", 16).pixels)
 
 
 def test_a_mask_is_cropped_like_its_image(tmp_path: Path) -> None:

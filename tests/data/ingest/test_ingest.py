@@ -131,9 +131,9 @@ def test_csv_columns_sections_labels_and_splits(tmp_path):
 def test_dicom_folder_groups_by_header_and_finds_reports(archive, tmp_path):
     files = sorted(archive.rglob("*.dcm"))[:3]
     for name, source, study in (("a", 0, "1.2.1"), ("b", 1, "1.2.1"), ("c", 2, "1.2.2")):
-        film = pydicom.dcmread(files[source])
-        film.PatientID, film.StudyInstanceUID = "one", study
-        film.save_as(tmp_path / f"{name}.dcm")
+        radiograph = pydicom.dcmread(files[source])
+        radiograph.PatientID, radiograph.StudyInstanceUID = "one", study
+        radiograph.save_as(tmp_path / f"{name}.dcm")
     (tmp_path / "a.txt").write_text("Lungs are clear.")
     both, single = read_source("dicom-folder", tmp_path, SourceOptions()).records
     assert len(both.views) == 2 and both.report == "Lungs are clear." and both.patient_id == single.patient_id

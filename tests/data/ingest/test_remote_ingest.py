@@ -22,14 +22,14 @@ def test_a_remote_archive_gives_the_shards_of_a_local_one(archive, served, tmp_p
     ingest(IngestConfig(**shared, root=str(archive), out=str(tmp_path / "near")))
     ingest(IngestConfig(**shared, root=f"{url}/tree", out=str(tmp_path / "far")))
     assert contents(tmp_path / "far") == contents(tmp_path / "near")
-    film = next(archive.rglob("*.dcm"))
-    assert (read_radiograph(f"{url}/tree/{film.relative_to(archive)}") == read_radiograph(film)).all()
+    radiograph = next(archive.rglob("*.dcm"))
+    assert (read_radiograph(f"{url}/tree/{radiograph.relative_to(archive)}") == read_radiograph(radiograph)).all()
 
-    film.unlink()
+    radiograph.unlink()
     capsys.readouterr()
     main(["--source", "phantom", "--root", f"{url}/tree", "--check", "--check_names", "true", "--workers", "1"])
     told = capsys.readouterr().out
-    assert f"missing: {url}/tree/{film.relative_to(archive)}" in told
+    assert f"missing: {url}/tree/{radiograph.relative_to(archive)}" in told
 
     end()
     with pytest.raises(UserError, match=r"127\.0\.0\.1"):

@@ -7,7 +7,7 @@ import numpy as np
 import pydicom
 import pytest
 
-from medunifier.data.images.radiograph import read_film
+from medunifier.data.images.radiograph import read_image
 from medunifier.data.phantom import Phantom
 from medunifier.data.phantom.command import PhantomConfig, main, write_archive
 from medunifier.data.reports.labeler import label_report
@@ -30,7 +30,7 @@ def test_pixels_come_back_from_every_spelling_of_the_header(archive: Path) -> No
         study = phantom.study(index)
         folder = archive / f"files/p{study.patient_id[:2]}/p{study.patient_id}/s{study.study_id}"
         path = folder / f"{study.dicom_ids[0]}.dcm"
-        film, header = read_film(path), pydicom.dcmread(path)
+        film, header = read_image(path), pydicom.dcmread(path)
         assert np.abs(film.pixels - study.images[0]).max() < 1.5 / (2**film.bits - 1)
         assert film.view in ("", study.views[0])
         assert folder.with_suffix(".txt").read_text() == study.report
@@ -116,7 +116,7 @@ def test_the_full_spread_keeps_pixels_views_and_sizes(tmp_path: Path) -> None:
         folder = root / f"files/p{study.patient_id[:2]}/p{study.patient_id}/s{study.study_id}"
         for view, dicom_id, image in zip(study.views, study.dicom_ids, study.images, strict=True):
             path = folder / f"{dicom_id}.dcm"
-            film, header, row = read_film(path), pydicom.dcmread(path), metadata[dicom_id]
+            film, header, row = read_image(path), pydicom.dcmread(path), metadata[dicom_id]
             rows, columns = film.pixels.shape
             top, left = (40 - rows) // 2, (40 - columns) // 2
             middle = image[top : top + rows, left : left + columns]

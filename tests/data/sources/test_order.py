@@ -3,13 +3,13 @@
 import pydicom
 import pytest
 
-from medunifier.data.shards.prior_studies import number_studies
+from medunifier.data.shards.prior_studies import number_visits
 from medunifier.data.sources.mimic_cxr import moment
 from medunifier.data.sources.tables import Row
 
 
 def numbered(archive):
-    return {record.study_id: record.visit for record in number_studies(archive.records)}
+    return {record.study_id: record.visit for record in number_visits(archive.records)}
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from PIL import Image
 
 from medunifier.data.ingest.command import IngestConfig, ingest
 from medunifier.data.ingest.duplicates.fingerprints import FINGERPRINT, fingerprint
-from medunifier.data.ingest.duplicates.search import Duplicates, Picture, find_duplicates
-from medunifier.data.ingest.duplicates.similarity import NEAR, Likeness
+from medunifier.data.ingest.duplicates.search import Duplicates, ShardImage, find_duplicates
+from medunifier.data.ingest.duplicates.similarity import NEAR, ThumbnailSimilarity
 from medunifier.data.ingest.pseudonyms import DEFAULT_KEY_FILE, load_key, pseudonym
 from medunifier.data.phantom.study import Phantom
 from medunifier.data.shards.dataset import ShardDataset
@@ -34,11 +34,11 @@ def _fingerprints(pictures: list[np.ndarray]) -> np.ndarray:
     return np.array([fingerprint(pixels, 0, 0, 0) for pixels in grey], FINGERPRINT)
 
 
-def _picture(number: int, split: str = "train") -> Picture:
-    return Picture(f"p{number}", f"s{number:03d}", 0, 0, split, f"{split}-000000.tar")
+def _picture(number: int, split: str = "train") -> ShardImage:
+    return ShardImage(f"p{number}", f"s{number:03d}", 0, 0, split, f"{split}-000000.tar")
 
 
-def _found(pictures: list[Picture], prints: np.ndarray) -> Duplicates:
+def _found(pictures: list[ShardImage], prints: np.ndarray) -> Duplicates:
     """With the stricter splits first, and the thumbnails in blocks of any size."""
     order = sorted(range(len(pictures)), key=lambda n: -("train", "validate", "test").index(pictures[n].split))
     blocks = np.split(prints["thumbnail"][order], [1, 1, 3])
@@ -49,11 +49,11 @@ def test_a_picture_alike_only_by_way_of_a_third_is_of_its_group_and_gives_way_wi
     held_out, other = _noise(0), _noise(1)
     mixed = [(1 - share) * held_out + share * other for share in (0.36, 0.2, 0)]
     prints = _fingerprints([*mixed, _noise(2)])
-    likeness = Likeness(prints["thumbnail"])
+    likeness = ThumbnailSimilarity(prints["thumbnail"])
     assert likeness.of(0, 1) >= NEAR and likeness.of(1, 2) >= NEAR > likeness.of(0, 2)
     pictures = [_picture(0), _picture(1, "validate"), _picture(2, "test"), _picture(3)]
     found = _found(pictures, prints)
-    assert found.giving_way == {pictures[0]: "test", pictures[1]: "test"}
+    assert found.cross_split == {pictures[0]: "test", pictures[1]: "test"}
     assert {(row.picture, row.first) for row in found.rows} == {
         (pictures[1], pictures[2]),
         (pictures[0], pictures[1]),
@@ -66,7 +66,7 @@ def test_n_equal_pictures_make_n_minus_one_rows_and_within_a_split_none_gives_wa
     pictures = [_picture(n) for n in range(20)] + [_picture(20, "test"), _picture(21), _picture(22, "validate")]
     found = _found(pictures, prints)
     assert found.counts() == {"exact": 21, "near": 0, "in_another_split": 2, "of_another_patient": 21}
-    assert found.giving_way == {pictures[21]: "test", pictures[22]: "test"}
+    assert found.cross_split == {pictures[21]: "test", pictures[22]: "test"}
     assert {row.first.study for row in found.rows} == {"s000", "s020"}
     assert find_duplicates([], [], []).rows == []
     with pytest.raises(ValueError, match="stricter splits must come first"):
@@ -78,11 +78,11 @@ def test_blocks_of_any_size_find_the_same(monkeypatch: pytest.MonkeyPatch) -> No
     named = [_picture(n, ("train", "validate", "test")[n % 3]) for n in range(60)]
     prints = _fingerprints(pictures)
     whole = _found(named, prints)
-    assert whole.counts()["near"] == 40 == len(whole.giving_way)
+    assert whole.counts()["near"] == 40 == len(whole.cross_split)
     monkeypatch.setattr("medunifier.data.ingest.duplicates.search._ROWS", 7)
     monkeypatch.setattr("medunifier.data.ingest.duplicates.search._COLUMNS", 11)
     parts = _found(named, prints)
-    assert parts.giving_way == whole.giving_way and len(parts.rows) == len(whole.rows)
+    assert parts.cross_split == whole.cross_split and len(parts.rows) == len(whole.rows)
 
 
 @pytest.fixture(scope="module")

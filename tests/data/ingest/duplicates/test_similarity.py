@@ -1,4 +1,4 @@
-"""A copy of a film is told from another patient's film, on phantoms and on real ones."""
+"""Copies of an image are distinguished from other patients' images, on phantoms and on real radiographs."""
 
 import csv
 import io
@@ -11,90 +11,90 @@ from PIL import Image
 from medunifier.data.images.pixels import fit_square
 from medunifier.data.images.radiograph import read_radiograph
 from medunifier.data.ingest.duplicates.fingerprints import CELLS, FINGERPRINT, fingerprint, thumbnail
-from medunifier.data.ingest.duplicates.search import Picture, find_duplicates
-from medunifier.data.ingest.duplicates.similarity import CANDIDATE, COARSE_NORM, NEAR, Likeness
+from medunifier.data.ingest.duplicates.search import ShardImage, find_duplicates
+from medunifier.data.ingest.duplicates.similarity import CANDIDATE, COARSE_NORM, NEAR, ThumbnailSimilarity
 from medunifier.data.phantom.study import Phantom
 
 SIZE = 128
 
 
-def copied(film: np.ndarray, cut_share: float) -> np.ndarray:
-    """Cut at two sides, brighter, of less contrast, two thirds as large, through JPEG; as in a shard."""
-    cut = round(cut_share * len(film))
-    inner = film[cut:, cut:] * 0.88 + 0.06
-    image = Image.fromarray(np.asarray(inner * 255 + 0.5, np.uint8))
-    image = image.resize((image.width * 2 // 3, image.height * 2 // 3), Image.Resampling.BICUBIC)
+def copied(image: np.ndarray, cut_fraction: float) -> np.ndarray:
+    """Return a degraded copy: cropped at two sides, brighter, lower contrast, two thirds the size, JPEG; as in a shard."""
+    cut = round(cut_fraction * len(image))
+    inner = image[cut:, cut:] * 0.88 + 0.06
+    small = Image.fromarray(np.asarray(inner * 255 + 0.5, np.uint8))
+    small = small.resize((small.width * 2 // 3, small.height * 2 // 3), Image.Resampling.BICUBIC)
     file = io.BytesIO()
-    image.save(file, "JPEG", quality=75)
+    small.save(file, "JPEG", quality=75)
     return written(np.asarray(Image.open(file), np.float32) / 255)
 
 
-def written(film: np.ndarray) -> np.ndarray:
+def written(image: np.ndarray) -> np.ndarray:
     """(H, W) in [0, 1] -> (SIZE, SIZE) uint8, as in a shard."""
-    return np.asarray(fit_square(film, SIZE) * 255 + 0.5, np.uint8)
+    return np.asarray(fit_square(image, SIZE) * 255 + 0.5, np.uint8)
 
 
-def ties(patients: list[str], pictures: list[np.ndarray]) -> set[tuple[int, int]]:
-    """Numbers of the pictures that are tied to each other."""
-    named = [Picture(patient, str(n), 0, 0, "train", "train-000000.tar") for n, patient in enumerate(patients)]
-    prints = np.array([fingerprint(pixels, 0, 0, 0) for pixels in pictures], FINGERPRINT)
+def linked_pairs(patients: list[str], images: list[np.ndarray]) -> set[tuple[int, int]]:
+    """Return the index pairs that the search reports as duplicates."""
+    named = [ShardImage(patient, str(n), 0, 0, "train", "train-000000.tar") for n, patient in enumerate(patients)]
+    prints = np.array([fingerprint(pixels, 0, 0, 0) for pixels in images], FINGERPRINT)
     found = find_duplicates(named, [row["digest"].tobytes() for row in prints], [prints["thumbnail"]])
     return {(int(row.first.study), int(row.picture.study)) for row in found.rows}
 
 
-def test_phantoms_of_other_patients_are_no_duplicates_and_copies_are_found() -> None:
+def test_only_copies_of_phantoms_are_duplicates() -> None:
     phantom = Phantom(2 * SIZE, 0)
     studies = [phantom.study(number) for number in range(0, 360, 3)]
-    films = [study.images[0] for study in studies]
+    images = [study.images[0] for study in studies]
     patients = [str(study.patient_id) for study in studies]
     assert len(set(patients)) == len(patients)
-    pictures = [*map(written, films), *(copied(film, 0.004) for film in films[::6])]
-    found = ties(patients + patients[::6], pictures)
-    expected = {(6 * number, len(films) + number) for number in range(len(films[::6]))}
+    images_and_copies = [*map(written, images), *(copied(image, 0.004) for image in images[::6])]
+    found = linked_pairs(patients + patients[::6], images_and_copies)
+    expected = {(6 * number, len(images) + number) for number in range(len(images[::6]))}
     assert found == expected
 
 
-def test_real_films_of_other_patients_are_no_duplicates_and_copies_are_found(shared_data) -> None:
-    """Many patients have several films here, which are like each other as no strangers' are."""
+def test_only_copies_of_real_radiographs_are_duplicates(shared_data) -> None:
+    """Many patients have several images here, which resemble each other more than images of different patients do."""
     root: Path = shared_data("radiographs")
     with open(root / "manifest.csv", newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["image"].startswith(("nih/px64", "cc-by/", "iu-cc"))]
     rows = rows[::2]
-    films = [read_radiograph(root / row["image"], 2 * SIZE) for row in rows]
+    images = [read_radiograph(root / row["image"], 2 * SIZE) for row in rows]
     patients = [row["patient_id"] or row["study_id"] for row in rows]
-    copies = range(0, len(films), 10)
-    pictures = [*map(written, films), *(copied(films[number], 0.01) for number in copies)]
+    copies = range(0, len(images), 10)
+    images_and_copies = [*map(written, images), *(copied(images[number], 0.01) for number in copies)]
     patients += [patients[number] for number in copies]
-    found = ties(patients, pictures)
+    found = linked_pairs(patients, images_and_copies)
     assert not [pair for pair in found if patients[pair[0]] != patients[pair[1]]]
-    expected = {(number, len(films) + place) for place, number in enumerate(copies)}
+    expected = {(number, len(images) + copy) for copy, number in enumerate(copies)}
     assert len(found & expected) >= 0.95 * len(expected)
 
 
-def test_margins_shades_and_size_leave_a_thumbnail_as_it_is() -> None:
-    film = Phantom(256, 1).study(4).images[0]
-    plain = thumbnail(written(film)).ravel()
-    margins = np.pad(film, ((40, 10), (0, 90)))
-    for changed in (written(margins), written(film * 0.5 + 0.2), np.asarray(film * 65535, np.uint16)):
+def test_thumbnail_is_invariant_to_margins_contrast_and_bit_depth() -> None:
+    image = Phantom(256, 1).study(4).images[0]
+    plain = thumbnail(written(image)).ravel()
+    margins = np.pad(image, ((40, 10), (0, 90)))
+    for changed in (written(margins), written(image * 0.5 + 0.2), np.asarray(image * 65535, np.uint16)):
         assert np.corrcoef(thumbnail(changed).ravel(), plain)[0, 1] > 0.96
-    assert np.corrcoef(thumbnail(written(film[::-1])).ravel(), plain)[0, 1] < 0.9
+    assert np.corrcoef(thumbnail(written(image[::-1])).ravel(), plain)[0, 1] < 0.9
 
 
-def test_equal_pixels_of_another_depth_are_another_picture() -> None:
+def test_digests_differ_between_bit_depths() -> None:
     pixels = written(Phantom(SIZE, 1).study(0).images[0])
     digests = [fingerprint(p, 0, 0, 0)["digest"].tobytes() for p in (pixels, pixels.copy(), pixels.astype(np.uint16))]
     assert digests[0] == digests[1] != digests[2]
 
 
-def test_pictures_without_details_are_like_no_other() -> None:
+def test_images_without_details_have_no_duplicates() -> None:
     point, other = np.zeros((128, 128), np.uint8), np.zeros((128, 128), np.uint8)
     point[5, 5], other[70, 9] = 1, 200
-    assert ties(["a", "b", "c"], [point, other, written(Phantom(SIZE, 1).study(0).images[0])]) == set()
+    assert linked_pairs(["a", "b", "c"], [point, other, written(Phantom(SIZE, 1).study(0).images[0])]) == set()
 
 
 def test_products_of_coarse_vectors_are_exact_in_float32() -> None:
-    draw = np.random.default_rng(0)
-    vectors = Likeness(draw.integers(0, 256, (40, CELLS, CELLS), dtype=np.uint8)).vectors
+    generator = np.random.default_rng(0)
+    vectors = ThumbnailSimilarity(generator.integers(0, 256, (40, CELLS, CELLS), dtype=np.uint8)).vectors
     exact = vectors.astype(np.int64) @ vectors.astype(np.int64).T
     assert np.abs(exact).max() < 2**24
     assert np.array_equal(vectors.astype(np.float32) @ vectors.astype(np.float32).T, exact)
