@@ -1,1 +1,1 @@
-"""Radiographs and their reports, from the files of an archive to the records that training reads."""
+"""Data pipeline for radiographs and reports: archives, sources, ingest, and the shards that training reads."""

@@ -1,11 +1,11 @@
-"""Where an archive lies: a folder of this machine, or an fsspec URL (``s3://bucket/mimic-cxr``, ``memory://…``).
+"""Local and remote archive paths: a local folder, or an fsspec URL (``s3://bucket/mimic-cxr``, ``memory://…``).
 
-A remote place is used as a :class:`pathlib.Path` is, as far as sources need it: names are put together with ``/``,
-files are listed, opened and read. Nothing of it is copied to this machine but the bytes that are asked for.
-Credentials are the file system's own affair: its environment variables, its files, or fsspec's configuration.
+A remote path supports the part of :class:`pathlib.Path` that sources need: joining with ``/``, listing, opening and
+reading. Only the bytes that are read are transferred. Credentials are configured in the file system itself:
+environment variables, its own files, or fsspec's configuration.
 
-Not universal-pathlib's UPath: of a dead server it says that the file is absent, so an image would be rejected for the
-network's fault, and it asks the server for every file where one listing answers for a folder.
+Not universal-pathlib's UPath: of a dead server it says that the file is absent, so an image would be rejected for a
+network fault, and it asks the server for every file where one listing answers for a folder.
 """
 
 import io
@@ -23,65 +23,68 @@ from fsspec.registry import known_implementations
 from medunifier.shared.errors import UserError
 from medunifier.shared.files.input_files import open_regular, read_bounded, too_large
 
-_PIECE = 2**16
-"""Bytes that are fetched at once where a file is read in pieces."""
+_BLOCK_SIZE = 2**16
+"""Bytes fetched per request when a file is read in blocks."""
 
 
-def is_url(place: str | Path) -> bool:
-    """Whether fsspec is to be asked: ``scheme://…``."""
-    return "://" in str(place)
+def is_url(location: str | Path) -> bool:
+    """Return whether a location is a URL (``scheme://…``), to be opened with fsspec."""
+    return "://" in str(location)
 
 
 def filesystem(url: str) -> tuple[Any, str]:
-    """The fsspec file system of a URL, and the path in it.
+    """Return the fsspec file system of a URL, and the path in it.
 
     Raises:
-        UserError: if there is none for the scheme, or its package is not installed: it is named.
+        UserError: if there is none for the scheme, or its package is not installed. The message names the package.
     """
     scheme = url.partition("://")[0]
     try:
         return cast(tuple[Any, str], fsspec.core.url_to_fs(url))
     except ImportError as error:
         package = known_implementations.get(scheme, {}).get("class", "").partition(".")[0]
-        what = f"pip install {package}" if package not in ("", "fsspec") else " ".join(str(error).split())
-        raise UserError(f"{url}: reading {scheme}:// needs a package that is not installed: {what}") from None
+        remedy = f"pip install {package}" if package not in ("", "fsspec") else " ".join(str(error).split())
+        raise UserError(f"{url}: reading {scheme}:// needs a package that is not installed: {remedy}") from None
     except ValueError as error:
         raise UserError(f"{url}: no file system for {scheme}:// ({error})") from None
 
 
 @contextmanager
-def network_trouble_named(url: str) -> Iterator[None]:
-    """Turn whatever a remote file system raises into one line; an absent file stays ``FileNotFoundError``.
+def remote_errors_as_user_errors(url: str) -> Iterator[None]:
+    """Convert exceptions of a remote file system to one-line errors; a missing file stays ``FileNotFoundError``.
 
     Raises:
-        UserError: for refused credentials, a connection that breaks, a bucket that is not there.
+        UserError: for rejected credentials, a broken connection, a missing bucket.
     """
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # every backend has exceptions of its own (botocore, aiohttp, google-auth, …)
+    except Exception as error:  # every backend raises different types (botocore, aiohttp, google-auth, …)
         cause = error.__cause__ if isinstance(error, FileNotFoundError) else error
-        if cause is None or not _is_trouble(cause):
+        if cause is None or not _is_remote_failure(cause):
             raise
         reason = f"{type(cause).__name__}: {' '.join(str(cause).split())}"[:200]
         raise UserError(
             f"{url} cannot be read: {reason}; check the address, the network and the credentials. "
-            "The same command continues where it stopped"
+            "Run the same command again to continue where it stopped"
         ) from error
 
 
-def _is_trouble(error: BaseException) -> bool:
-    """Whether it is more than an absent file. fsspec's web file system says "not found" of a dead server too."""
-    if isinstance(error, FileNotFoundError | LookupError):  # a look-up: fsspec's own memory and archives
+def _is_remote_failure(error: BaseException) -> bool:
+    """Return whether an error is more than a missing file.
+
+    fsspec's HTTP file system raises FileNotFoundError for an unreachable server, too.
+    """
+    if isinstance(error, FileNotFoundError | LookupError):  # LookupError: fsspec's memory and archive file systems
         return False
-    if hasattr(error, "status"):  # of a web server's answer
+    if hasattr(error, "status"):  # HTTP status
         return error.status not in (404, 410)
-    return "NoSuch" not in str(error) and "404" not in str(error)  # botocore's words for an absent key
+    return "NoSuch" not in str(error) and "404" not in str(error)  # botocore's messages for a missing key
 
 
 class _RemoteFile(io.RawIOBase):
-    """An open remote file that names its trouble: a parser would take it for damage of the file."""
+    """An open remote file that raises network errors as UserError; a parser would report a damaged file instead."""
 
     def __init__(self, file: IO[bytes], url: str) -> None:
         self._file, self._url = file, url
@@ -93,7 +96,7 @@ class _RemoteFile(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        with network_trouble_named(self._url):
+        with remote_errors_as_user_errors(self._url):
             content = self._file.read(len(buffer))
         buffer[: len(content)] = content
         return len(content)
@@ -107,71 +110,73 @@ class _RemoteFile(io.RawIOBase):
 
 
 class RemotePath(PurePosixPath):
-    """A path below an fsspec URL. Its first part is the scheme: ``s3:``, ``bucket``, ``files``, ….
+    """A path below an fsspec URL. Its parts begin with the scheme: ``s3:``, ``bucket``, ``files``, ….
 
-    Everything of a :class:`~pathlib.PurePosixPath`, and those methods of a :class:`~pathlib.Path` that read.
-    Made by :func:`as_path`.
+    A :class:`~pathlib.PurePosixPath` with the reading methods of :class:`~pathlib.Path`. Create it with
+    :func:`as_path`.
     """
 
     def __str__(self) -> str:
         return super().__str__().replace(":/", "://", 1)
 
     def __fspath__(self) -> str:
-        raise TypeError(f"{self} is no file of this machine: read it with its own methods")
+        raise TypeError(f"{self} is not a local file: read it with the methods of the path")
 
     def relative_to(self, *other: Any) -> PurePosixPath:  # type: ignore[override]
-        """The rest below a folder, which is no URL any more."""
+        """Return the path relative to a folder, as a plain path instead of a URL."""
         return PurePosixPath(*super().relative_to(*other).parts)
 
     def open(self, mode: Literal["rb"] = "rb") -> io.BufferedReader:
-        """The file for reading, fetched piece by piece as it is read: its header, say."""
-        system, path = self._place()
-        with network_trouble_named(str(self)):
-            return io.BufferedReader(_RemoteFile(system.open(path, mode, block_size=_PIECE), str(self)), _PIECE)
+        """Open the file for reading; blocks are fetched as they are read, so a header needs only a few."""
+        system, path = self._resolve()
+        with remote_errors_as_user_errors(str(self)):
+            return io.BufferedReader(
+                _RemoteFile(system.open(path, mode, block_size=_BLOCK_SIZE), str(self)), _BLOCK_SIZE
+            )
 
     def read_bytes(self) -> bytes:
-        """The whole file, in one request where the file system can."""
-        system, path = self._place()
-        with network_trouble_named(str(self)):
+        """Read the whole file, in one request if the file system supports it."""
+        system, path = self._resolve()
+        with remote_errors_as_user_errors(str(self)):
             return bytes(system.cat_file(path))
 
     def read_text(self, encoding: str = "utf-8", errors: str = "strict") -> str:
-        """The whole file as text."""
+        """Read the whole file as text."""
         return self.read_bytes().decode(encoding, errors)
 
     def size(self) -> int:
-        """Bytes of the file, as its file system says."""
-        system, path = self._place()
-        with network_trouble_named(str(self)):
+        """Return the size in bytes reported by the file system."""
+        system, path = self._resolve()
+        with remote_errors_as_user_errors(str(self)):
             return int(system.size(path) or 0)
 
     def exists(self) -> bool:
-        """Whether a file or a folder of that name is there."""
+        """Return whether a file or folder exists at the path."""
         return self.is_file() or self.is_dir()
 
     def is_file(self) -> bool:
-        """Whether a file is there; one listing answers for a whole folder."""
+        """Return whether the path is a file; a folder is listed once for all its files."""
         return _listing(str(self.parent)).get(self.name) == "file"
 
     def is_dir(self) -> bool:
-        """Whether a folder is there."""
+        """Return whether the path is a folder."""
         if _listing(str(self.parent)).get(self.name) == "directory":
             return True
-        system, path = self._place()  # a bucket has no folder above it that could be listed
-        with network_trouble_named(str(self)):
+        system, path = self._resolve()  # a bucket has no parent folder to list
+        with remote_errors_as_user_errors(str(self)):
             return bool(system.isdir(path))
 
     def glob(self, pattern: str) -> Iterator["RemotePath"]:
-        """Files and folders that match, as :meth:`pathlib.Path.glob`."""
-        system, path = self._place()
-        with network_trouble_named(str(self)):
+        """Return the matching files and folders, like :meth:`pathlib.Path.glob`."""
+        system, path = self._resolve()
+        with remote_errors_as_user_errors(str(self)):
             found = system.glob(f"{path.rstrip('/')}/{pattern}")
         return (RemotePath(system.unstrip_protocol(name)) for name in found)
 
     def rglob(self, pattern: str) -> Iterator["RemotePath"]:
-        """Files at any depth whose name matches."""
-        system, path = self._place()
-        with network_trouble_named(str(self)):
+        """Return the files at any depth whose name matches."""
+        system, path = self._resolve()
+        with remote_errors_as_user_errors(str(self)):
             found = system.find(path)
         return (
             RemotePath(system.unstrip_protocol(name))
@@ -179,47 +184,47 @@ class RemotePath(PurePosixPath):
             if fnmatchcase(name.rstrip("/").rpartition("/")[2], pattern)
         )
 
-    def _place(self) -> tuple[Any, str]:
+    def _resolve(self) -> tuple[Any, str]:
         return filesystem(str(self))
 
 
 @lru_cache(maxsize=4096)
 def _listing(folder: str) -> dict[str, str]:
-    """Names in a folder -> "file" or "directory"; empty if there is no such folder."""
+    """Return {name: "file" or "directory"} of a folder; empty if it does not exist."""
     system, path = filesystem(folder)
     try:
-        with network_trouble_named(folder):
+        with remote_errors_as_user_errors(folder):
             entries = system.ls(path, detail=True)
     except FileNotFoundError:
         return {}
     return {entry["name"].rstrip("/").rpartition("/")[2]: entry["type"] for entry in entries}
 
 
-def as_path(place: str | Path) -> Path:
-    """A path of this machine, or a :class:`RemotePath`, which is used alike. ``file://`` is of this machine.
+def as_path(location: str | Path) -> Path:
+    """Return a local path, or a :class:`RemotePath` with the same reading methods. ``file://`` URLs are local.
 
     Raises:
-        UserError: for a chain of URLs (``zip://…::s3://…``), or one without a host or bucket.
+        UserError: for a chained URL (``zip://…::s3://…``), or one without a host or bucket.
     """
-    if not is_url(place) or isinstance(place, RemotePath):
-        return cast(Path, place) if isinstance(place, RemotePath) else Path(place)
-    scheme, _, rest = str(place).partition("://")
+    if not is_url(location) or isinstance(location, RemotePath):
+        return cast(Path, location) if isinstance(location, RemotePath) else Path(location)
+    scheme, _, rest = str(location).partition("://")
     if scheme in ("file", "local"):
         return Path(rest)
     if "::" in rest or "://" in rest:
-        raise UserError(f"{place}: chained URLs are not read; unpack the archive, and give the folder")
+        raise UserError(f"{location}: chained URLs are not supported; unpack the archive and pass the folder")
     if scheme != "memory" and rest.startswith("/"):
-        raise UserError(f"{place} names no host or bucket: {scheme}://HOST/FOLDER")
+        raise UserError(f"{location} has no host or bucket; expected {scheme}://HOST/FOLDER")
     return cast(Path, RemotePath(f"{scheme}:/{rest}"))
 
 
-def open_root(place: str | Path) -> Path:
-    """The top folder of an archive, listed afresh.
+def open_root(location: str | Path) -> Path:
+    """Return the top folder of an archive, and discard cached listings.
 
     Raises:
-        UserError: if it is no folder, or its file system cannot be reached.
+        UserError: if it is not a folder, or its file system cannot be reached.
     """
-    root = as_path(place)
+    root = as_path(location)
     _listing.cache_clear()
     _real_folder.cache_clear()
     if not root.is_dir():
@@ -279,7 +284,7 @@ def _real_folder(folder: str) -> str:
 
 
 def below(path: Path, root: Path) -> str:
-    """The path from an archive's top folder on, which does not change when the archive moves."""
+    """Return the path relative to an archive's top folder, which stays the same when the archive is moved."""
     if isinstance(path, RemotePath):
         return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
     return os.path.relpath(path, root)

@@ -1,4 +1,4 @@
-"""What both stages use: configuration, artifacts, run folders, checkpoints, the training loop, metrics, pages.
+"""Used by both stages: configuration, artifacts, training infrastructure, metrics, result pages.
 
 Imports go one way: ``shared <- data <- stage1_tokenizer <- stage2_unified <- medunifier``.
 """

@@ -1,7 +1,7 @@
-"""Files and folders that are complete or absent, and the fingerprints by which steps know each other.
+"""Atomic files and folders, and fingerprints of artifacts.
 
-Everything the project writes for a later step goes through here: it is written beside its final place
-under a hidden name and appears by one rename, so a full disk or a kill leaves nothing half-written behind.
+Everything that a later step reads is written under a hidden name beside its final path and renamed once it is
+complete, so a full disk or a kill leaves nothing half-written.
 """
 
 import errno
@@ -34,7 +34,7 @@ _NEARLY_FULL = 2**20  # bytes: a file system may keep some blocks that no file o
 
 @contextmanager
 def _removed_on_failure(partial: Path, final: Path) -> Iterator[None]:
-    """Remove what was begun if anything goes wrong; say it in words if the disk is the reason."""
+    """Remove ``partial`` on any error; report a full or read-only disk as a UserError."""
     try:
         yield
     except BaseException as error:
@@ -45,8 +45,8 @@ def _removed_on_failure(partial: Path, final: Path) -> Iterator[None]:
             partial.unlink(missing_ok=True)
         if reason:
             raise UserError(
-                f"cannot write {final}: {reason}; free some space or choose another place. "
-                "Nothing half-written was left behind, and the same command continues"
+                f"cannot write {final}: {reason}; free some space or choose another path. "
+                "Nothing half-written is left; the same command continues"
             ) from error
         raise
 
@@ -84,10 +84,10 @@ def _make_parent(path: Path) -> None:
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path``; on a clean exit it is flushed to disk and renamed to ``path``.
+    """Yield a temporary path beside ``path``; on success flush it to disk and rename it to ``path``.
 
     Raises:
-        UserError: if the disk is full or the place cannot be written; nothing is left behind.
+        UserError: if the disk is full or the path cannot be written; nothing is left.
     """
     path = Path(path)
     _make_parent(path)
@@ -106,10 +106,10 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Give a temporary folder beside ``path``; on a clean exit it takes the place of ``path``.
+    """Yield a temporary folder beside ``path``; on success it replaces ``path``.
 
-    An older folder of that name stays until the new one is complete. What killed processes left of earlier
-    attempts at ``path`` is removed first.
+    An existing folder stays until the new one is complete. Remnants of killed attempts at ``path`` are removed
+    first.
     """
     path = Path(path)
     _make_parent(path)
@@ -119,7 +119,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         return Path(tempfile.mkdtemp(prefix=PARTIAL_PREFIX, suffix=f"-{path.name}", dir=path.parent))
 
     with _locked(create, os.O_RDONLY) as partial, _removed_on_failure(partial, path):
-        partial.chmod(0o755)  # mkdtemp makes it private; an artifact is read by others of the group
+        partial.chmod(0o755)  # mkdtemp creates 0700; others must be able to read an artifact
         yield partial
         if path.exists():
             old = partial.with_name(f"{partial.name}{_OLD}")
@@ -132,7 +132,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def _locked(create: Callable[[], Path], flags: int) -> Iterator[Path]:
-    """Create a partial file or folder and hold a lock on it, which the system releases when the process ends."""
+    """Create a partial file or folder and lock it; the lock ends with the process."""
     while True:
         partial = create()
         try:
@@ -151,11 +151,11 @@ def _locked(create: Callable[[], Path], flags: int) -> Iterator[Path]:
 
 
 def remove_partial(folder: str | Path, *names: str) -> None:
-    """Remove partial files and folders that killed processes left in ``folder``; those of live processes stay.
+    """Remove partial files and folders of killed processes from ``folder``; those of live processes stay.
 
     Args:
         folder: may be absent.
-        names: only the remnants of these final names; none = of any. For a folder that other commands share.
+        names: only remnants of these final names, for a folder that commands share; none = all.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -174,7 +174,7 @@ def _remove_unlocked(entry: Path) -> None:
     try:
         descriptor = os.open(entry, (os.O_RDONLY if entry.is_dir() else os.O_RDWR) | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
-        return  # another process has just removed it, or it is none of ours
+        return  # removed meanwhile, or not a file of ours
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)
@@ -185,22 +185,22 @@ def _remove_unlocked(entry: Path) -> None:
 
 
 def sha256_file(path: str | Path) -> str:
-    """Hex SHA-256 of a file's bytes."""
+    """Return the hex SHA-256 of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def canonical_json(value: Any) -> bytes:
-    """The one spelling of a JSON value that hashes are taken over: sorted keys, no white space."""
+    """Return the canonical JSON that hashes are computed over: sorted keys, no white space, ASCII."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
 
 
 def fingerprint(config: Mapping[str, Any], tensors: "Mapping[str, Tensor]") -> str:
-    """SHA-256 over a configuration and weights: names, dtypes, shapes and bytes, in the order of the names.
+    """Return the SHA-256 over a configuration and weights: names, dtypes, shapes and bytes, sorted by name.
 
-    Two artifacts with one fingerprint compute the same thing; file layout and metadata play no part.
+    Artifacts with equal fingerprints compute the same function; file layout and metadata do not enter.
     """
-    import torch  # here: commands that touch no weights should not wait for it
+    import torch  # lazy: commands without weights start faster
 
     digest = hashlib.sha256(canonical_json(config))
     for name in sorted(tensors):
@@ -211,7 +211,7 @@ def fingerprint(config: Mapping[str, Any], tensors: "Mapping[str, Tensor]") -> s
 
 
 def write_json(path: str | Path, value: Any, indent: int | None = 2) -> None:
-    """Write JSON by rename. NaN is refused, since other readers refuse it."""
+    """Write JSON atomically. NaN is refused, since standard JSON parsers refuse it."""
     with atomic_file(path) as partial:
         partial.write_text(json.dumps(value, indent=indent, allow_nan=False) + "\n", encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""How every command ends: exit code 0, 1 (failed) or 2 (wrong use), and one line in place of a traceback."""
+"""Run a command: exit code 0, 1 (failed) or 2 (wrong use), and a one-line error instead of a traceback."""
 
 import errno
 import os
@@ -9,11 +9,11 @@ from medunifier.shared.errors import UsageError, UserError
 
 
 def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
-    """Run ``command(argv)`` and turn what a user can mend into one line on standard error.
+    """Run ``command(argv)`` and print errors that the user can fix as one line on standard error.
 
     Returns:
-        0, 1 for a :class:`UserError` (or an interrupt: 130), 2 for a :class:`UsageError`. A defect of
-        ours keeps its traceback: it is what the report of it needs.
+        0, 1 for a :class:`UserError`, 2 for a :class:`UsageError`, 130 for an interrupt. Any other exception
+        propagates with its traceback, which a bug report needs.
     """
     try:
         command(argv)
@@ -27,7 +27,7 @@ def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str]) -
         print("interrupted; the same command continues where it stopped", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # `medunifier … | head` closes our output: the reader has what it wanted.
+        # `medunifier … | head` closes standard output early: not an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)

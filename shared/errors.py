@@ -1,9 +1,9 @@
-"""Errors that are answers to a user: one line that says what was found, what was expected, what to do."""
+"""Errors for the user: one line with what was found, what was expected and what to do."""
 
 
 class UserError(Exception):
-    """A mistake of the user or of their files. Its text is the one line that is shown; exit code 1."""
+    """Invalid input or environment. The message is shown as one line; exit code 1."""
 
 
 class UsageError(UserError):
-    """A command that cannot be understood: unknown key, missing argument, impossible combination; exit code 2."""
+    """Wrong use of a command: unknown key, missing argument, impossible combination; exit code 2."""

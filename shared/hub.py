@@ -1,4 +1,4 @@
-"""Upload of an artifact to the Hugging Face hub. Nothing else in this project sends anything anywhere."""
+"""Upload an artifact to the Hugging Face hub. Nothing else in this project sends data anywhere."""
 
 import tempfile
 from pathlib import Path
@@ -6,14 +6,13 @@ from typing import Any
 
 
 class PushFolder:
-    """`push_to_hub` for what writes itself by `save_pretrained`, with the card that it writes.
+    """Mixin: `push_to_hub` for classes with `save_pretrained`, keeping the model card that it writes.
 
-    Transformers' own mixin puts a card of its template in the place of ours, and with it goes the notice that this is
-    research software.
+    The mixin of transformers replaces the card by its template, and with it the research-only notice.
     """
 
     def save_pretrained(self, folder: str | Path, **options: Any) -> None:
-        """Write the folder that is uploaded."""
+        """Write the folder to upload."""
         raise NotImplementedError(f"{type(self).__name__} has no save_pretrained")
 
     def push_to_hub(
@@ -26,20 +25,20 @@ class PushFolder:
         create_pr: bool = False,
         commit_message: str | None = None,
     ) -> str:
-        """Write the folder and upload it as one commit; returns the commit's address.
+        """Write the folder, upload it as one commit and return the commit's URL.
 
         Args:
-            repo_id: ``NAME/REPOSITORY``; made if it is not there.
-            private: of a new repository. Private unless told otherwise, since weights may remember patients.
+            repo_id: ``NAME/REPOSITORY``; created if absent.
+            private: visibility of a new repository. Private by default, since weights may memorise patients.
             token, revision, create_pr: as in ``huggingface_hub``.
-            commit_message: of the commit.
+            commit_message: by default the class name.
         """
-        from huggingface_hub import HfApi  # here: nothing but an upload needs it
+        from huggingface_hub import HfApi  # lazy: only uploads need it
 
         api = HfApi(library_name="medunifier", token=token)
         repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        with tempfile.TemporaryDirectory() as place:
-            folder = Path(place) / "upload"
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "upload"
             self.save_pretrained(folder)
             commit = api.upload_folder(
                 repo_id=repo,

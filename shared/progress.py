@@ -1,4 +1,4 @@
-"""One progress bar for all long work: a live bar on a terminal, plain lines elsewhere."""
+"""Progress of long work: a live bar with ETA on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -17,14 +17,14 @@ PLAIN_LINE_EVERY_S = 10.0
 
 
 class Progress:
-    """Show how far work has come, at what rate, with figures of the moment.
+    """Show completed units, rate, ETA and current figures.
 
     Args:
-        total: how many units there are.
-        what: what is being done, in one or two words.
-        unit: what is counted.
-        done: units that an earlier run has finished.
-        quiet: show nothing (other ranks than the first).
+        total: number of units.
+        what: label of the work, in one or two words.
+        unit: name of a unit.
+        done: units that an earlier run finished.
+        quiet: show nothing (ranks other than the first).
     """
 
     def __init__(self, total: int, what: str, unit: str = "it", done: int = 0, quiet: bool = False) -> None:
@@ -60,7 +60,7 @@ class Progress:
             self._print_line()
 
     def advance(self, units: int = 1, **figures: float | int | str) -> None:
-        """Count ``units`` as done and show ``figures`` beside them."""
+        """Add ``units`` to the count and show ``figures`` next to it."""
         self.count += units
         if figures:
             self._figures = "  ".join(f"{name} {_short(value)}" for name, value in figures.items())

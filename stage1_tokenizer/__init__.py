@@ -1,1 +1,1 @@
-"""Stage 1: a VQ-GAN that turns a radiograph into a grid of codes and back; its product is a frozen tokenizer."""
+"""Stage 1: train a VQ-GAN that encodes a radiograph as a grid of codes, and export it as a frozen tokenizer."""

@@ -1,4 +1,4 @@
-"""Every setting of stage 1, with what it means; the same dataclasses are the command line and the YAML."""
+"""Configuration of stage 1: the dataclasses define both the command line options and the YAML keys."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,33 +10,32 @@ from medunifier.shared.training.config import LoopConfig, OptimConfig
 
 @dataclass(frozen=True)
 class QuantizerConfig:
-    """How a vector becomes a code."""
+    """The vector quantizer."""
 
     kind: Literal["vq", "cosine_vq", "ema_vq", "gumbel_vq"] = "cosine_vq"
-    """classic: Euclidean nearest entry, as taming. unit_norm: entries and vectors on the unit sphere.
-    moving_average: Euclidean, entries follow the vectors by averages. gumbel: largest of K noisy logits, as
-    taming's GumbelVQ."""
+    """vq: Euclidean nearest entry, as taming. cosine_vq: entries and vectors normalized to unit length. ema_vq:
+    Euclidean, entries are moving averages of their vectors. gumbel_vq: Gumbel-softmax over K logits, as taming's
+    GumbelVQ."""
     codebook_weight: float = 1.0
-    """Weight of |sg(z) - e|^2, which moves the entries to the vectors."""
+    """Weight of the codebook loss |sg(z) - e|^2, which moves entries towards vectors (sg: stop-gradient)."""
     commitment_weight: float = 0.25
-    """Weight of |z - sg(e)|^2, which keeps the vectors at their entries. (taming's default, `legacy`, has the
-    two the other way round: codebook_weight 0.25, commitment_weight 1.)"""
+    """Weight of the commitment loss |z - sg(e)|^2, which keeps vectors close to their entries. (taming's default,
+    `legacy`, is the reverse: codebook_weight 0.25, commitment_weight 1.)"""
     dead_code_interval: int = 20
-    """unit_norm, moving_average: steps between two looks for dead entries, which restart at vectors of the batch;
+    """cosine_vq, ema_vq: steps between dead-code replacements, which set dead entries to vectors of the batch.
     0 = never."""
     dead_code_threshold: float = 0.1
-    """unit_norm, moving_average: an entry is dead when it is used less than this share of its fair part,
-    1 / n_embed."""
+    """cosine_vq, ema_vq: an entry is dead if its usage is below this fraction of uniform usage (1 / n_embed)."""
     decay: float = 0.99
-    """moving_average: share of an entry that a step leaves."""
+    """ema_vq: decay of the moving average per step."""
     kl_weight: float = 1e-8
-    """gumbel: weight of the divergence of the logits' softmax from equal use, in nats."""
+    """gumbel_vq: weight of the KL divergence between the logits' softmax and the uniform distribution, in nats."""
     temperature_start: float = 1.0
-    """gumbel: temperature of the noisy softmax in the first step."""
+    """gumbel_vq: temperature of the Gumbel-softmax at the first step."""
     temperature_end: float = 0.0625
-    """gumbel: where its cosine ends."""
+    """gumbel_vq: final temperature of the cosine schedule."""
     temperature_steps: int = 150_000
-    """gumbel: steps to that end."""
+    """gumbel_vq: steps of the cosine schedule."""
 
     def __post_init__(self) -> None:
         if self.codebook_weight < 0 or self.commitment_weight < 0:
@@ -62,7 +61,7 @@ class QuantizerConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The VQ-GAN. The names down to `embed_dim` are those of taming's `ddconfig` and `params`."""
+    """The VQ-GAN. Names up to `embed_dim` are those of taming's `ddconfig` and `params`."""
 
     resolution: int = 256
     """Height and width of an image in pixels."""
@@ -71,72 +70,75 @@ class ModelConfig:
     out_ch: int = 1
     """Channels of a reconstruction."""
     ch: int = 128
-    """Width that `ch_mult` multiplies."""
+    """Base number of channels, multiplied by `ch_mult`."""
     ch_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
-    """Width of each level; the resolution halves between two levels."""
+    """Channel multiplier of each level; the resolution is halved between levels."""
     num_res_blocks: int = 2
-    """Residual blocks a level in the encoder; the decoder has one more."""
+    """Residual blocks per level in the encoder; the decoder has one more."""
     attn_resolutions: tuple[int, ...] = (16,)
-    """Levels of this height carry attention (counted where the level works, after the front end)."""
+    """Resolutions whose levels have attention, measured after the front end."""
     dropout: float = 0.0
-    """In the residual blocks."""
+    """Dropout in the residual blocks."""
     double_z: bool = False
-    """Taming's switch for KL models; a VQ model has it off."""
+    """Taming's switch for KL autoencoders; must be false for a VQ model."""
     z_channels: int = 256
     """Channels between encoder and `quant_conv`."""
     n_embed: int = 1024
-    """Entries of the codebook, K."""
+    """Number of codebook entries, K."""
     embed_dim: int = 256
-    """Dimensions of an entry, D."""
+    """Dimension of a codebook entry, D."""
     norm_groups: int = 32
-    """Groups of the GroupNorms; taming's checkpoints have 32."""
+    """Groups of the GroupNorms; 32 in taming's checkpoints."""
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
-    """How a vector becomes a code."""
+    """The vector quantizer."""
     front_end: Literal["none", "haar"] = "none"
-    """What stands before the encoder and, inverted, behind the decoder."""
+    """Invertible transform before the encoder, inverted after the decoder. haar: wavelet coefficients in place of
+    pixels."""
     front_end_levels: int = 0
-    """Halvings of the resolution by the Haar front end."""
+    """How often the Haar front end halves the resolution."""
 
     def __post_init__(self) -> None:
         if self.double_z:
-            raise ValueError("model.double_z must be false: it belongs to KL autoencoders, this is a VQ model")
+            raise ValueError("model.double_z must be false: it is for KL autoencoders, and this is a VQ model")
         if (self.front_end == "haar") != (self.front_end_levels > 0):
             raise ValueError(
                 f"model.front_end_levels ({self.front_end_levels}) must be 1 or more with model.front_end haar, "
                 "and 0 with none"
             )
         if not self.ch_mult or min(self.ch_mult) < 1:
-            raise ValueError(f"model.ch_mult must hold a width for each level, got {list(self.ch_mult)}")
+            raise ValueError(
+                f"model.ch_mult must have a positive multiplier for each level, got {list(self.ch_mult)}"
+            )
         if self.resolution % self.factor:
             raise ValueError(
                 f"model.resolution ({self.resolution}) must be a multiple of {self.factor}, "
-                "which model.front_end_levels and the levels of model.ch_mult make together"
+                "the downsampling factor of model.front_end_levels and the levels of model.ch_mult"
             )
         for width in (self.ch, *(self.ch * mult for mult in self.ch_mult)):
             if width % self.norm_groups:
                 raise ValueError(
                     f"model.norm_groups ({self.norm_groups}) must divide every width of model.ch and model.ch_mult, "
-                    f"but not {width}"
+                    f"but does not divide {width}"
                 )
         if self.n_embed < 2:
             raise ValueError(f"model.n_embed must be at least 2, got {self.n_embed}")
 
     @property
     def factor(self) -> int:
-        """Pixels along one side of a code."""
+        """Downsampling factor: pixels along one side of a code."""
         return int(2 ** (self.front_end_levels + len(self.ch_mult) - 1))
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Codes of an image: (h, w)."""
+        """Code grid of an image: (h, w)."""
         return self.resolution // self.factor, self.resolution // self.factor
 
 
 def model_config(values: Mapping[str, Any]) -> ModelConfig:
-    """A :class:`ModelConfig` from plain values (JSON, YAML); ``quantizer`` may be a name or a mapping.
+    """Return the :class:`ModelConfig` of plain values (JSON, YAML); ``quantizer`` may be a kind or a mapping.
 
     Raises:
-        ValueError: naming keys that do not exist, or an impossible combination.
+        ValueError: for unknown keys, which it names, or an invalid combination.
     """
     known = {f.name for f in dataclasses.fields(ModelConfig)}
     if unknown := sorted(values.keys() - known):
@@ -158,43 +160,43 @@ def model_config(values: Mapping[str, Any]) -> ModelConfig:
 
 @dataclass(frozen=True)
 class PerceptualConfig:
-    """LPIPS, the perceptual distance (Zhang et al., 2018), or a distance of radiograph features."""
+    """Perceptual loss: LPIPS (Zhang et al., 2018), or a distance of radiograph features."""
 
     net: Literal["vgg", "alex", "squeeze", "xrv", "none"] = "vgg"
-    """LPIPS' backbone; or xrv, the DenseNet-121 of torchxrayvision, trained on radiographs; `none` leaves the term
-    out."""
+    """LPIPS backbone; or xrv, torchxrayvision's DenseNet-121, trained on chest radiographs; none omits the loss."""
     weights: str = ""
-    """Path of the net's state dict; empty = torchvision's file in torch's own cache; `random` = untrained, by this
-    name alone."""
+    """Path of the net's state dict; empty = torchvision's file in torch's cache; `random` = untrained weights, never
+    used otherwise."""
     sha256: str = ""
-    """Leading hex digits of the SHA-256 that the file must have; empty = those of torchvision's published file. xrv
-    has no published file of this form, so there it must be stated."""
+    """Expected leading hex digits of the file's SHA-256; empty = those of torchvision's published file. Required for
+    xrv, which has no published file of this form."""
 
 
 @dataclass(frozen=True)
 class DiscriminatorConfig:
-    """The patch discriminator, and when it has a say."""
+    """The patch discriminator and its schedule."""
 
     width: int = 64
-    """Filters of its first layer."""
+    """Filters of the first layer."""
     layers: int = 3
-    """Layers of stride 2; 3 sees patches of 70 pixels."""
+    """Layers of stride 2; 3 have a receptive field of 70 pixels."""
     norm: Literal["batch", "group"] = "group"
-    """batch: as taming. group: nothing shared between images or processes."""
+    """batch: as taming. group: no statistics shared between images or processes."""
     train_from: int = 0
-    """Step from which it trains."""
+    """First step in which the discriminator is trained."""
     start: int = 10_000
-    """Step from which its loss reaches the generator; it must have trained before."""
+    """First step in which the adversarial loss reaches the generator; must be later than train_from."""
     ramp: int = 1_000
-    """Steps in which that loss grows to its full weight."""
+    """Steps over which the adversarial loss is ramped up to its full weight."""
     lecam_weight: float = 0.0
-    """LeCAM: holds the logits near the moving averages of the other side's; for few images. 0 = none."""
+    """Weight of LeCAM, a regularizer that limits the gap between real and generated logits; for small data sets.
+    0 = none."""
 
     def __post_init__(self) -> None:
         if self.start <= self.train_from:
             raise ValueError(
                 f"loss.discriminator.start ({self.start}) must come after loss.discriminator.train_from "
-                f"({self.train_from}): an untrained discriminator ruins the images"
+                f"({self.train_from}): an untrained discriminator degrades the images"
             )
         if self.ramp < 1:
             raise ValueError(f"loss.discriminator.ramp must be at least 1, got {self.ramp}")
@@ -204,20 +206,21 @@ class DiscriminatorConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """What the tokenizer is trained on, term by term."""
+    """Training losses of the tokenizer."""
 
     l1_weight: float = 1.0
-    """Mean absolute error of the pixels in [-1, 1]."""
+    """Weight of the mean absolute error of the pixels in [-1, 1]."""
     l2_weight: float = 0.0
-    """Mean squared error of the pixels in [-1, 1]: minds the few pixels of a nodule more than l1 does."""
+    """Weight of the mean squared error of the pixels in [-1, 1]; penalizes errors in the few pixels of a nodule more
+    than l1."""
     perceptual_weight: float = 1.0
-    """The perceptual distance."""
+    """Weight of the perceptual loss."""
     perceptual: PerceptualConfig = field(default_factory=PerceptualConfig)
-    """Which perceptual distance."""
+    """Net and weights of the perceptual loss."""
     gan_weight: float = 0.75
-    """The hinge loss, times the adaptive weight; 0 leaves the discriminator out."""
+    """Weight of the adversarial (hinge) loss, multiplied by the adaptive weight; 0 disables the discriminator."""
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
-    """The other side of the hinge loss."""
+    """The patch discriminator and its schedule."""
 
     def __post_init__(self) -> None:
         if self.l1_weight <= 0:
@@ -229,12 +232,12 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What it is trained on."""
+    """Training and validation data."""
 
     shards: str
-    """Folder or URL of image shards, made by `medunifier ingest`, whose --size is model.resolution."""
+    """Folder or URL of image shards from `medunifier ingest`; its --size must equal model.resolution."""
     pictures: int = 8
-    """Validation images whose originals and reconstructions are drawn at every validation."""
+    """Validation images that are saved with their reconstructions at every validation."""
 
     def __post_init__(self) -> None:
         if self.pictures < 1:
@@ -246,23 +249,23 @@ class Stage1Config:
     """Train a radiograph tokenizer (VQ-GAN) on image shards and export it."""
 
     data: DataConfig
-    """What it is trained on."""
+    """Training and validation data."""
     run_dir: str
-    """Run folder: made, or continued where it stopped. The tokenizer appears in it as `tokenizer/`."""
+    """Run folder; an existing run is resumed. The tokenizer is exported to `tokenizer/` in it."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The VQ-GAN."""
     loss: LossConfig = field(default_factory=LossConfig)
-    """What it is trained on, term by term."""
+    """Training losses."""
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(betas=(0.5, 0.9)))
-    """Of the generator and of the discriminator."""
+    """Optimizer of the generator and of the discriminator."""
     loop: LoopConfig = field(default_factory=LoopConfig)
-    """How long, and what is left on the way."""
+    """Length of the training, logging and checkpoints."""
     compile: bool = False
-    """torch.compile for the blocks of encoder and decoder. It needs a compiler, and minutes at the start."""
+    """Compile the blocks of encoder and decoder with torch.compile. Needs a compiler, and minutes at the start."""
     gradient_checkpointing: bool = False
-    """Gradient checkpointing: less memory a step, about a third more arithmetic, the same gradients."""
+    """Gradient checkpointing: less memory per step, about a third more FLOPs, the same gradients."""
     ema_decay: float = 0.999
-    """Decay a step of the averaged weights, which are validated and exported (shorter in the first steps)."""
+    """Decay per step of the EMA of the weights, which is validated and exported (lower in the first steps)."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.ema_decay < 1:

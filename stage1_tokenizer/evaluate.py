@@ -1,4 +1,4 @@
-"""How faithful a frozen tokenizer is, over a whole split, beside what costs nothing."""
+"""Evaluate the reconstructions of a frozen tokenizer over a data split, with trivial baselines."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,11 +22,11 @@ from medunifier.stage1_tokenizer.training.fidelity import Fidelity
 
 @dataclass(frozen=True)
 class WorstCase:
-    """An image that came back least like itself."""
+    """An image with one of the lowest reconstruction PSNRs."""
 
     study: str
     image: int
-    """Its number in the study."""
+    """Index of the image in the study."""
     psnr: float
     """In dB."""
     original: np.ndarray
@@ -45,32 +45,35 @@ def evaluate_tokenizer(
     limit: int | None = None,
     worst: int = 8,
 ) -> dict[str, Any]:
-    """Encode and decode every image of ``dataset`` and compare.
+    """Encode and decode all images of ``dataset`` and compute reconstruction metrics.
 
     Args:
-        tokenizer: the judged one, on the device where it is to work.
-        dataset: image shards; the ``train`` split of the same folder gives the baseline's mean image.
-        perceptual: which LPIPS or other perceptual distance; None leaves the figure out.
-        features: of a Fréchet distance: (N, H, W) floats in [0, 1] -> (N, D).
-        batch_size: studies at a time.
-        limit: at most so many studies.
-        worst: so many images of lowest PSNR are returned.
+        tokenizer: the evaluated tokenizer, on its device.
+        dataset: image shards; the baseline's mean image is computed from the ``train`` split of the same folder.
+        perceptual: net and weights of LPIPS or another perceptual distance; None omits it.
+        features: feature extractor of a Fréchet distance, (N, H, W) floats in [0, 1] -> (N, D); None omits it.
+        batch_size: studies per batch.
+        limit: maximum number of studies.
+        worst: number of images of lowest PSNR to return.
 
     Returns:
-        ``psnr`` (dB), ``ssim``, ``ms_ssim`` (from 176 pixels on), ``lpips`` and ``lpips_net`` (which net and
-        weights; without the name the figure means nothing): means over all images. ``features``: those of all
-        originals, of all reconstructions, and of the baseline's image as often. ``codebook_usage`` (share of
-        the entries that occur) and ``perplexity``, over the whole set. ``psnr_baseline``: the training images'
-        mean given as every reconstruction. ``codebook_usage_baseline``: 1 / K, a collapsed tokenizer that gives
-        one code everywhere. ``images``, ``studies``: how many were judged. ``worst``: :class:`WorstCase` list,
-        lowest PSNR first.
+        A dictionary with
+
+        - means over all images: ``psnr`` (dB), ``ssim``, ``ms_ssim`` (from 176 pixels on), ``lpips`` with
+          ``lpips_net`` (net and weights; values are comparable only for the same net);
+        - ``features``: features of the originals, of the reconstructions, and of the mean image repeated as often;
+        - ``codebook_usage`` (fraction of entries that occur) and ``perplexity``, over the data set;
+        - ``psnr_baseline``: the mean training image in place of every reconstruction;
+        - ``codebook_usage_baseline``: 1 / K, of a collapsed tokenizer with a single code;
+        - ``images``, ``studies``: how many were evaluated;
+        - ``worst``: list of :class:`WorstCase`, lowest PSNR first.
 
     Raises:
-        UserError: if the images are not of the tokenizer's size.
+        UserError: if the images do not have the tokenizer's size.
     """
     device, size = tokenizer.codebook.device, tokenizer.image_size
     net = None if perceptual is None else build_perceptual(perceptual)
-    pairs_of_features = _FeaturePairs(features)
+    feature_pairs = _FeaturePairs(features)
     fidelity = Fidelity(tokenizer.codebook_size, size, None if net is None else net.to(device), device)
     mean = _mean_image(dataset, size, batch_size, limit).to(device)
     baseline: list[float] = []
@@ -85,60 +88,60 @@ def evaluate_tokenizer(
         for names, count, images in batches_once(dataset, collate, batch_size=batch_size, limit=limit):
             images = images.to(device)
             codes = tokenizer.encode_indices(images)
-            reconstruction = tokenizer.decode_indices(codes).mean(dim=1, keepdim=True)  # grey of three channels
+            reconstruction = tokenizer.decode_indices(codes).mean(dim=1, keepdim=True)  # three channels to grey
             values = fidelity.add(images, reconstruction, codes)["psnr"].tolist()
             baseline += psnr(to_unit(images), to_unit(mean).expand_as(images)).tolist()
-            sides = [to_unit(side)[:, 0].cpu().numpy() for side in (images, reconstruction)]
-            pairs_of_features.add(*sides)
-            for (study, number), value, a, b in zip(names, values, *sides, strict=True):
+            pair = [to_unit(batch)[:, 0].cpu().numpy() for batch in (images, reconstruction)]  # (B, H, W) each
+            feature_pairs.add(*pair)
+            for (study, number), value, a, b in zip(names, values, *pair, strict=True):
                 cases.append(WorstCase(study, number, value, a, b))
             cases = sorted(cases, key=lambda case: (case.psnr, case.study, case.image))[:worst]
             progress.advance(count)
     result: dict[str, Any] = fidelity.figures()
     if net is not None:
-        result[f"{net.figure}_net"] = net.name
+        result[f"{net.metric}_net"] = net.name
     if features is not None:
-        original, reconstructed = pairs_of_features.all()
-        blank = np.repeat(features(to_unit(mean)[0].cpu().numpy()), len(original), axis=0)
-        result["features"] = (original, reconstructed, blank)
+        original, reconstructed = feature_pairs.all()
+        mean_features = np.repeat(features(to_unit(mean)[0].cpu().numpy()), len(original), axis=0)
+        result["features"] = (original, reconstructed, mean_features)
     result["psnr_baseline"] = float(np.mean(baseline))
     result["codebook_usage_baseline"] = 1 / tokenizer.codebook_size
     return result | {"images": len(baseline), "studies": studies, "worst": cases}
 
 
 class _FeaturePairs:
-    """Collects both sides' features, some hundred images at a time: the images of a split need not fit in memory."""
+    """Collect features of originals and reconstructions in chunks, so that the images need not fit in memory."""
 
     IMAGES = 256
 
     def __init__(self, features: Callable[[np.ndarray], np.ndarray] | None) -> None:
         self._features = features
         self._images: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-        self._found: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+        self._outputs: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
 
     def add(self, originals: np.ndarray, reconstructions: np.ndarray) -> None:
         if self._features is None:
             return
-        for kept, batch in zip(self._images, (originals, reconstructions), strict=True):
-            kept.append(batch)
+        for pending, batch in zip(self._images, (originals, reconstructions), strict=True):
+            pending.append(batch)
         if sum(map(len, self._images[0])) >= self.IMAGES:
             self._flush()
 
     def all(self) -> tuple[np.ndarray, np.ndarray]:
         if self._images[0]:
             self._flush()
-        original, reconstructed = (np.concatenate(parts) for parts in self._found)
+        original, reconstructed = (np.concatenate(chunks) for chunks in self._outputs)
         return original, reconstructed
 
     def _flush(self) -> None:
         assert self._features is not None
-        for kept, found in zip(self._images, self._found, strict=True):
-            found.append(self._features(np.concatenate(kept)))
-            kept.clear()
+        for pending, outputs in zip(self._images, self._outputs, strict=True):
+            outputs.append(self._features(np.concatenate(pending)))
+            pending.clear()
 
 
 def _mean_image(dataset: ShardDataset, size: int, batch_size: int, limit: int | None) -> Tensor:
-    """(1, 1, H, W) mean of the training images in [-1, 1]; of the judged ones where there is no training split."""
+    """Return the (1, 1, H, W) mean of the training images in [-1, 1], or of ``dataset`` without a training split."""
     try:
         source = ShardDataset(dataset.root, "train")
     except UserError:

@@ -1,9 +1,9 @@
-"""The product of stage 1: a tokenizer that does not change any more, known by its fingerprint.
+"""The frozen tokenizer that stage 1 exports, identified by its fingerprint.
 
-A folder: ``config.json``, ``model.safetensors`` (encoder, decoder and the two 1x1 convolutions, taming's key names),
-``codebook.safetensors`` (the Euclidean table K x D: all that stage 2 training needs), ``README.md``.
-Whatever quantiser it was trained with, here it is a table and the nearest entry; a Gumbel quantiser keeps its
-linear layer beside the table, since the code is its largest output.
+Its folder holds ``config.json``, ``model.safetensors`` (encoder, decoder and the two 1x1 convolutions under taming's
+key names), ``codebook.safetensors`` (the K x D codebook, all that stage 2 training needs) and ``README.md``.
+Every quantizer is reduced to a codebook and a Euclidean nearest-entry lookup, except the Gumbel quantizer: it keeps
+its linear layer, since its code is the largest logit.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,17 +29,20 @@ from medunifier.stage1_tokenizer.preprocessing import to_model
 CONFIG, WEIGHTS, CODEBOOK, CARD = "config.json", "model.safetensors", "codebook.safetensors", "README.md"
 
 LATER_SETTINGS = ("decay", "kl_weight", "temperature_start", "temperature_end", "temperature_steps")
-"""Settings of a quantiser that came after the first tokenizers were written; at their defaults they are left out of
-the identity, so that those keep their fingerprints."""
+"""Quantizer settings added after the first tokenizers were exported. At their defaults they are omitted from
+``config.json``, so that the fingerprints of those tokenizers stay valid."""
+
+_OLD_KINDS = ("classic", "unit_norm", "moving_average", "gumbel")
+"""Quantizer kinds of older versions, whose tokenizers cannot be read any more."""
 
 
 class FrozenTokenizer(nn.Module, PushFolder):
-    """Radiographs to codes and back. Evaluation mode, no gradients.
+    """Encode radiographs to codes and decode codes to radiographs. Always in evaluation mode, without gradients.
 
     Args:
-        model: the trained VQ-GAN; its weights are copied, its quantiser is folded to a table.
-        remap: for a taming model that is remapped to some of its entries: all entries among which the nearest is
-            looked for, (E, D) float32, and the code that stands for each, (E,) int64.
+        model: the trained VQ-GAN; its weights are copied, and its quantizer is reduced to a codebook.
+        remap: for a taming model whose codes are remapped to a subset of its entries: all entries of the
+            nearest-entry lookup, (E, D) float32, and the code of each, (E,) int64.
     """
 
     codebook: Tensor
@@ -52,17 +55,17 @@ class FrozenTokenizer(nn.Module, PushFolder):
         self.config: ModelConfig = model.config
         self._model = VQGAN(model.config)
         self._model.load_state_dict(model.state_dict())
-        self.register_buffer("codebook", model.quantize.table().detach().float().clone(), persistent=False)
+        self.register_buffer("codebook", model.quantize.codebook().detach().float().clone(), persistent=False)
         entries, code = (None, None) if remap is None else (remap[0].float().clone(), remap[1].clone())
         self.register_buffer("_entries", entries, persistent=False)
         self.register_buffer("_code_of_entry", code, persistent=False)
-        # The table has taken the quantiser's place.
+        # The codebook replaces the quantizer.
         if self.config.quantizer.kind == "gumbel_vq":
             proj = self._model.quantize.get_submodule("proj")
             self._model.quantize = nn.ModuleDict({"proj": proj})  # type: ignore[assignment]
         else:
             del self._model.quantize
-        # Convolutions on a CPU are up to half as fast again with the channels last in memory.
+        # On a CPU, convolutions are up to 1.5 times as fast in channels-last memory format.
         self._model.float().to(memory_format=torch.channels_last)
         self.requires_grad_(False)
         self.train(False)
@@ -70,31 +73,30 @@ class FrozenTokenizer(nn.Module, PushFolder):
 
     def _take_fingerprint(self) -> None:
         self.fingerprint: str = fingerprint(self._identity(), self._weights() | {"codebook": self.codebook})
-        """SHA-256 over configuration and weights: token shards carry it, stage 2 compares it."""
+        """SHA-256 of configuration and weights. Token shards record it, and stage 2 compares it."""
 
     def train(self, mode: bool = True) -> "FrozenTokenizer":
-        """Stays in evaluation mode."""
+        """Ignore ``mode`` and stay in evaluation mode."""
         return super().train(False)
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> "FrozenTokenizer":
-        """Load a folder that :meth:`save` wrote.
+        """Load a tokenizer that was written by :meth:`save`.
 
         Raises:
-            UserError: if it is no tokenizer's folder, or was changed since it was written.
+            UserError: if the folder is not a tokenizer, was written by an older version, or was modified.
         """
         path = Path(path)
-        saved = read_json(
-            path / CONFIG, "a tokenizer's folder (config.json, model.safetensors, codebook.safetensors)"
-        )
+        saved = read_json(path / CONFIG, "a tokenizer folder (config.json, model.safetensors, codebook.safetensors)")
         for name in (WEIGHTS, CODEBOOK):
             if not (path / name).is_file():
-                raise UserError(f"{path / name} not found: {path} is not a whole tokenizer's folder")
+                raise UserError(f"{path / name} not found: {path} is not a complete tokenizer folder")
         try:
             if saved["format_version"] != FORMAT_VERSION:
                 raise UserError(
                     f"{path} has format version {saved['format_version']}, this medunifier reads {FORMAT_VERSION}"
                 )
+            _refuse_older_version(path, saved)
             model = VQGAN(model_config(saved["model"]))
             codebook = load_file(path / CODEBOOK)["codebook"]
             weights = load_file(path / WEIGHTS)
@@ -102,7 +104,10 @@ class FrozenTokenizer(nn.Module, PushFolder):
             remap = (weights.pop("remap.entries"), weights.pop("remap.code")) if "remapped_entries" in saved else None
             tokenizer = cls(model, remap)
             if codebook.shape != tokenizer.codebook.shape:
-                raise UserError(f"{path / CODEBOOK} holds {tuple(codebook.shape)}, config.json says otherwise")
+                raise UserError(
+                    f"{path / CODEBOOK} has shape {tuple(codebook.shape)}, "
+                    f"but config.json specifies {tuple(tokenizer.codebook.shape)}"
+                )
             tokenizer._model.load_state_dict(weights, strict=True)
         except UserError:
             raise
@@ -113,28 +118,28 @@ class FrozenTokenizer(nn.Module, PushFolder):
         if tokenizer.fingerprint != expected:
             raise UserError(
                 f"{path} was changed after it was written: its fingerprint is {tokenizer.fingerprint[:12]}…, "
-                f"config.json says {str(expected)[:12]}…; copy or export it again"
+                f"but config.json specifies {str(expected)[:12]}…; copy or export it again"
             )
         return tokenizer
 
-    def save(self, path: str | Path, card: str = "", also: Callable[[Path], None] | None = None) -> None:
-        """Write the folder, complete or not at all.
+    def save(self, path: str | Path, card: str = "", write_extra: Callable[[Path], None] | None = None) -> None:
+        """Write the folder atomically.
 
         Args:
-            path: the folder; an older tokenizer of that name is replaced.
-            card: Markdown that is added to the card, such as the figures of its training.
-            also: writes further files into the folder, which are no part of the tokenizer.
+            path: the folder; an existing tokenizer is replaced.
+            card: Markdown appended to the model card, such as validation metrics.
+            write_extra: writes additional files, which are not part of the tokenizer, into the folder it is passed.
         """
         with atomic_folder(path) as partial:
             write_json(partial / CONFIG, self._identity() | {"fingerprint": self.fingerprint})
             save_file({name: tensor.contiguous() for name, tensor in self._weights().items()}, partial / WEIGHTS)
             save_file({"codebook": self.codebook.cpu().contiguous()}, partial / CODEBOOK)
             (partial / CARD).write_text(self._card() + card, encoding="utf-8")
-            if also is not None:
-                also(partial)
+            if write_extra is not None:
+                write_extra(partial)
 
     def save_pretrained(self, folder: str | Path, **_: Any) -> None:
-        """:meth:`save`, by the name that `push_to_hub` knows."""
+        """Call :meth:`save`; the name that `push_to_hub` expects."""
         self.save(folder)
 
     @property
@@ -144,12 +149,12 @@ class FrozenTokenizer(nn.Module, PushFolder):
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Codes of an image: (h, w)."""
+        """Code grid of an image: (h, w)."""
         return self.config.grid
 
     @property
     def codebook_size(self) -> int:
-        """Entries of the codebook, K."""
+        """Number of codebook entries, K."""
         return len(self.codebook)
 
     @torch.no_grad()
@@ -157,35 +162,39 @@ class FrozenTokenizer(nn.Module, PushFolder):
         """Encode images to codes.
 
         Args:
-            images: (B, 1, H, W) in [-1, 1]; a model of three channels takes (B, 3, H, W) as it is, and repeats grey.
-            precision: of the encoder; ``auto`` is bf16 where the device has units for it. The lookup is float32.
+            images: (B, 1, H, W) in [-1, 1]; a three-channel model accepts (B, 3, H, W), and repeats a grey image.
+            precision: of the encoder; ``auto`` is bf16 if the device supports it in hardware. The lookup is float32.
 
         Returns:
             (B, h, w) int64.
         """
         with autocast(images.device, precision):
             z = self.encode_vectors(images)
-        rows = z.permute(0, 2, 3, 1).reshape(-1, z.shape[1])
+        vectors = z.permute(0, 2, 3, 1).reshape(-1, z.shape[1])  # (B * h * w, D)
         table, bias, code = self.lookup_tables()
-        codes = nearest_entry(rows, table) if bias is None else largest_logit(rows, table, bias)
+        codes = nearest_entry(vectors, table) if bias is None else largest_logit(vectors, table, bias)
         return (codes if code is None else code[codes]).reshape(len(z), *z.shape[2:])
 
     @torch.no_grad()
     def decode_indices(self, codes: Tensor) -> Tensor:
-        """(B, h, w) codes -> images (B, 1, H, W), about [-1, 1], not clamped; three channels if the model has."""
+        """(B, h, w) codes -> images (B, out_ch, H, W), about [-1, 1], not clamped."""
         return self.decode_vectors(self.codebook[codes.long()].permute(0, 3, 1, 2).contiguous())
 
     def encode_vectors(self, images: Tensor) -> Tensor:
-        """(B, 1, H, W) in [-1, 1] -> the encoder's vectors (B, D, h, w), before the lookup."""
+        """(B, 1, H, W) in [-1, 1] -> encoder outputs (B, D, h, w), before the lookup."""
         return self._model.encode(images)
 
     def decode_vectors(self, z_q: Tensor) -> Tensor:
-        """(B, D, h, w) entries -> images (B, 1, H, W), about [-1, 1]."""
+        """(B, D, h, w) codebook entries -> images (B, 1, H, W), about [-1, 1]."""
         return self._model.decode(z_q)
 
     def lookup_tables(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """What a vector is compared with: a table (E, D); a bias (E,) if the code is the row of the largest linear
-        output and not the nearest row; and (E,) the code of each row, where it is not the row's number."""
+        """Return the tensors of the lookup.
+
+        Returns:
+            The table (E, D); a bias (E,) if the code is the largest of the logits ``table @ vector + bias`` (Gumbel),
+            None if it is the nearest entry; and the code (E,) of each table row, None if it is the row index.
+        """
         if self.config.quantizer.kind == "gumbel_vq":
             proj: Any = self._model.quantize.get_submodule("proj")
             return proj.weight.flatten(1), proj.bias, None
@@ -194,25 +203,25 @@ class FrozenTokenizer(nn.Module, PushFolder):
     def encode_images(
         self, images: Sequence[np.ndarray], batch_size: int = 32, precision: Precision = "auto"
     ) -> np.ndarray:
-        """Encode arrays (H, W), uint8 or uint16, of the tokenizer's size to codes (N, h, w), int64.
+        """Encode N arrays (H, W), uint8 or uint16, of the tokenizer's image size to codes (N, h, w), int64.
 
-        ``precision`` is that of :meth:`encode_indices`.
+        ``precision`` as in :meth:`encode_indices`.
 
         Raises:
-            ValueError: for another size or dtype.
+            ValueError: if an array has another size or dtype.
         """
         size = (self.image_size, self.image_size)
         if wrong := [image.shape for image in images if image.shape != size]:
             raise ValueError(f"images must have {size} pixels, got {wrong[0]}")
-        parts = []
+        batches = []
         for begin in range(0, len(images), batch_size):
             batch = np.stack([to_model(image) for image in images[begin : begin + batch_size]])
             codes = self.encode_indices(torch.from_numpy(batch)[:, None].to(self.codebook.device), precision)
-            parts.append(codes.cpu().numpy())
-        return np.concatenate(parts) if parts else np.zeros((0, *self.grid), dtype=np.int64)
+            batches.append(codes.cpu().numpy())
+        return np.concatenate(batches) if batches else np.zeros((0, *self.grid), dtype=np.int64)
 
     def state_dict_of_model(self) -> dict[str, Tensor]:
-        """Encoder, decoder and the convolutions between them and the codebook, under taming's names."""
+        """Return the state dict of encoder, decoder and the 1x1 convolutions, under taming's key names."""
         return dict(self._model.state_dict())
 
     def _weights(self) -> dict[str, Tensor]:
@@ -222,7 +231,7 @@ class FrozenTokenizer(nn.Module, PushFolder):
         return weights
 
     def _identity(self) -> dict[str, Any]:
-        codes, dimensions = self.codebook.shape
+        codebook_size, dim = self.codebook.shape
         model, default = config_to_dict(self.config), QuantizerConfig()
         for name in LATER_SETTINGS:
             if model["quantizer"][name] == getattr(default, name):
@@ -232,31 +241,42 @@ class FrozenTokenizer(nn.Module, PushFolder):
             "model": model,
             "image_size": self.image_size,
             "grid": list(self.grid),
-            "codebook_size": codes,
-            "code_dim": dimensions,
+            "codebook_size": codebook_size,
+            "code_dim": dim,
         }
         return identity if self._entries is None else identity | {"remapped_entries": len(self._entries)}
 
     def _card(self) -> str:
         height, width = self.grid
-        rule = "the nearest by Euclidean distance is the code"
+        rule = "the code is the nearest entry by Euclidean distance"
         if self.config.quantizer.kind == "gumbel_vq":
-            rule = "the largest output of the linear layer `quantize.proj` is the code"
+            rule = "the code is the largest output of the linear layer `quantize.proj`"
         return f"""# A radiograph tokenizer
 
-Turns a radiograph of {self.image_size} x {self.image_size} pixels into {height} x {width} codes out of {self.codebook_size},
-and back. Made by medunifier, stage 1; loaded by `FrozenTokenizer.from_pretrained(folder)`.
+Encodes a radiograph of {self.image_size} x {self.image_size} pixels as {height} x {width} codes out of
+{self.codebook_size}, and decodes codes to a radiograph. Trained by medunifier, stage 1; load it with
+`FrozenTokenizer.from_pretrained(folder)`.
 
 - fingerprint: `{self.fingerprint}`
-- codebook: {self.codebook_size} entries of {self.codebook.shape[1]} dimensions; {rule}
-- images: {self.config.in_channels} channel(s), [-1, 1], black is -1
+- codebook: {self.codebook_size} entries of dimension {self.codebook.shape[1]}; {rule}
+- images: {self.config.in_channels} channel(s), pixel values in [-1, 1], black is -1
 
 {research_notice(TOKENIZER_LIMITS)}
 """
 
 
+def _refuse_older_version(path: Path, saved: dict[str, Any]) -> None:
+    kind = saved["model"]["quantizer"]["kind"]
+    if kind in _OLD_KINDS or "codes" in saved:
+        found = f"quantizer kind {kind}" if kind in _OLD_KINDS else "key `codes`"
+        raise UserError(
+            f"{path} was written by an older version of medunifier ({found} in {CONFIG}) and cannot be read: "
+            "export the tokenizer again, or train it again"
+        )
+
+
 def export(model: VQGAN, path: str | Path, card: str = "") -> FrozenTokenizer:
-    """Freeze ``model`` and write it to ``path``; returns what was written."""
+    """Freeze ``model``, write it to ``path`` and return it."""
     tokenizer = FrozenTokenizer(model)
     tokenizer.save(path, card)
     return tokenizer

@@ -1,4 +1,4 @@
-"""From the pixels of a shard to the numbers that the model reads, and from those to the numbers that metrics read."""
+"""Convert shard pixels to model inputs in [-1, 1], and model outputs to [0, 1] for metrics."""
 
 from collections.abc import Sequence
 
@@ -18,20 +18,20 @@ def to_model(pixels: np.ndarray) -> np.ndarray:
     """
     if pixels.dtype not in (np.uint8, np.uint16):
         raise ValueError(f"pixels must be uint8 or uint16, got {pixels.dtype}")
-    # In float64 first, so that the value does not depend on how the division is carried out.
+    # In float64 first, so that the value does not depend on the implementation of the division.
     return (pixels / (np.iinfo(pixels.dtype).max / 2) - 1).astype(np.float32)
 
 
 def to_unit(images: Tensor) -> Tensor:
-    """[-1, 1] -> [0, 1], clipped."""
+    """[-1, 1] -> [0, 1], clamped."""
     return (images.float() * 0.5 + 0.5).clamp(0, 1)
 
 
 def stack_images(samples: Sequence[tuple[int, Sample]], size: int) -> Tensor:
-    """Every image of every study, in order -> (N, 1, size, size) in [-1, 1].
+    """Stack all images of all studies, in order -> (N, 1, size, size) in [-1, 1].
 
     Raises:
-        UserError: naming the first study whose image has another size, or that has none.
+        UserError: if an image has another size, or a study has no image; names the first such study.
     """
     return torch.from_numpy(
         np.stack([_model_image(s, number, size) for _, s in samples for number in range(_count(s))])[:, None]
@@ -39,17 +39,17 @@ def stack_images(samples: Sequence[tuple[int, Sample]], size: int) -> Tensor:
 
 
 def collate_images(samples: Sequence[tuple[int, Sample]], size: int, seed: int) -> Tensor:
-    """One image a study, drawn by the sample's position in the stream -> (B, 1, size, size) in [-1, 1]."""
-    drawn = [
+    """Sample one image per study, seeded by its position in the stream -> (B, 1, size, size) in [-1, 1]."""
+    images = [
         _model_image(sample, int(np.random.default_rng((seed, position)).integers(_count(sample))), size)
         for position, sample in samples
     ]
-    return torch.from_numpy(np.stack(drawn)[:, None])
+    return torch.from_numpy(np.stack(images)[:, None])
 
 
 def _count(sample: Sample) -> int:
     if not sample.images:
-        raise UserError(f"study {sample.key} has no image: stage 1 and tokenize read image shards, not token shards")
+        raise UserError(f"study {sample.key} has no image: stage 1 and tokenize need image shards, not token shards")
     return len(sample.images)
 
 
@@ -58,6 +58,6 @@ def _model_image(sample: Sample, number: int, size: int) -> np.ndarray:
     if image.shape != (size, size):
         raise UserError(
             f"image {number} of study {sample.key} has {image.shape[0]} x {image.shape[1]} pixels, the model reads "
-            f"{size} x {size}: ingest again with --size {size}, or choose a model of that resolution"
+            f"{size} x {size}: ingest again with --size {size}, or use a model of that resolution"
         )
     return to_model(image)

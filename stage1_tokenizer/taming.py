@@ -1,8 +1,8 @@
-"""Checkpoints of CompVis/taming-transformers: their configuration and keys. The one place that knows them.
+"""Configuration and checkpoint keys of CompVis/taming-transformers, all in this file.
 
-A checkpoint is ``{"state_dict": {key: tensor}}`` (what Lightning adds is passed over), its configuration a YAML with
-``model.params``. Reading is strict: every key is known, has its shape and is there, and every setting is one that
-taming's classes have. Only tensors are taken from the file; no code of it runs.
+A checkpoint is ``{"state_dict": {key: tensor}}`` (Lightning's additions are ignored), its configuration a YAML with
+``model.params``. Reading is strict: every expected key must be present with its shape, and no other key or setting is
+accepted. Only tensors are read from the file; no code in it is executed.
 
 Source followed: ``taming/models/vqgan.py`` (VQModel, GumbelVQ), ``taming/modules/losses/vqperceptual.py``.
 """
@@ -27,7 +27,7 @@ from medunifier.stage1_tokenizer.model.vqgan import VQGAN
 Shapes = dict[str, tuple[int, ...]]
 
 MODELS = {"VQModel": "vq", "VQNoDiscModel": "vq", "GumbelVQ": "gumbel_vq"}
-"""Last part of ``model.target`` -> our quantiser."""
+"""Last part of ``model.target`` -> quantizer kind."""
 
 _TOP = {"model", "data", "lightning"}
 _MODEL = {"base_learning_rate", "target", "params"}
@@ -37,45 +37,46 @@ _PARAMS = {
 }  # fmt: skip
 _SIZES = ("resolution", "in_channels", "out_ch", "ch", "ch_mult", "num_res_blocks", "attn_resolutions", "z_channels")
 _FRONT_END = ("front_end", "front_end_levels")
-"""Ours, in a place where taming takes no notice of them: the encoder then reads coefficients, not pixels."""
+"""Keys of this project in ``ddconfig``, which taming ignores: encoder and decoder then work on Haar
+coefficients, not pixels."""
 _DDCONFIG = {*_SIZES, *_FRONT_END, "double_z", "dropout", "resamp_with_conv"}
 _LOSS = {
     "disc_start", "codebook_weight", "pixelloss_weight", "disc_num_layers", "disc_in_channels", "disc_factor",
     "disc_weight", "perceptual_weight", "use_actnorm", "disc_conditional", "disc_ndf", "disc_loss",
 }  # fmt: skip
-_UPKEEP = ("quantize.steps", "quantize.use", "quantize.count", "quantize.total")
-"""Buffers of our quantisers that taming has not."""
+_TRAINING_BUFFERS = ("quantize.steps", "quantize.use", "quantize.count", "quantize.total")
+"""Buffers of this project's quantizers that taming's do not have."""
 _VGG = {1: (0, 2), 2: (5, 7), 3: (10, 12, 14), 4: (17, 19, 21), 5: (24, 26, 28)}
 _VGG_WIDTHS = {1: 64, 2: 128, 3: 256, 4: 512, 5: 512}
 
 
 @dataclass(frozen=True)
 class TamingConfig:
-    """What a taming YAML says, checked."""
+    """A validated taming configuration."""
 
     model: ModelConfig
-    """As our model; ``n_embed`` counts all entries, remapped or not."""
+    """The model; ``n_embed`` counts all entries, remapped or not."""
     remapped: bool = False
-    """Codes are numbers among the ``used`` entries."""
+    """Whether codes are indices into the ``used`` entries."""
     unknown_index: int | str = "random"
-    """What a code outside of ``used`` becomes: ``random``, ``extra`` or a number."""
+    """Replacement of a code outside of ``used``: ``random``, ``extra`` or an integer."""
     loss: dict[str, Any] | None = None
-    """Parameters of the loss; None where it has no tensors (``DummyLoss``)."""
+    """Parameters of the loss; None if it has no tensors (``DummyLoss``)."""
     document: dict[str, Any] = field(default_factory=dict)
-    """The YAML as it was read."""
+    """The unmodified YAML."""
 
 
-def _refuse_unknown(found: Mapping[str, Any], known: set[str], place: str, path: Path) -> None:
+def _refuse_unknown(found: Mapping[str, Any], known: set[str], section: str, path: Path) -> None:
     if unknown := sorted(map(str, found.keys() - known)):
-        raise UserError(f"{path}: unknown key in {place}: {', '.join(unknown)} (known: {', '.join(sorted(known))})")
+        raise UserError(f"{path}: unknown key in {section}: {', '.join(unknown)} (known: {', '.join(sorted(known))})")
 
 
 def read_config(path: str | Path) -> TamingConfig:
     """Read a taming YAML.
 
     Raises:
-        UserError: if it cannot be read, names a key that taming's classes do not have, or describes what is not a VQ
-            or Gumbel model.
+        UserError: if it cannot be read, has a key that taming's classes do not have, or does not describe a VQ or
+            Gumbel model.
     """
     path = Path(path)
     try:
@@ -86,7 +87,7 @@ def read_config(path: str | Path) -> TamingConfig:
 
 
 def parse_document(document: Any, path: Path) -> TamingConfig:
-    """As :func:`read_config`, for a YAML that is already read; ``path`` is named in errors."""
+    """Validate a parsed YAML as :func:`read_config` does; ``path`` is used in errors."""
     if not isinstance(document, Mapping) or not isinstance(document.get("model"), Mapping):
         raise UserError(f"{path} is not a taming configuration: it has no `model:` with `params:`")
     _refuse_unknown(document, _TOP, "the file", path)
@@ -100,9 +101,11 @@ def parse_document(document: Any, path: Path) -> TamingConfig:
     if target not in MODELS:
         raise UserError(f"{path}: model.target {target} is not one of {', '.join(MODELS)}")
     if gumbel and MODELS[target] != "gumbel_vq":
-        raise UserError(f"{path}: kl_weight and temperature_scheduler_config belong to GumbelVQ, not to {target}")
+        raise UserError(
+            f"{path}: kl_weight and temperature_scheduler_config are settings of GumbelVQ, not of {target}"
+        )
     if params.get("colorize_nlabels") is not None:
-        raise UserError(f"{path}: colorize_nlabels belongs to models of label maps, not of images")
+        raise UserError(f"{path}: colorize_nlabels is for models of label maps, not of images")
     model = _model(params, MODELS[target], path)
     return TamingConfig(
         model,
@@ -121,16 +124,20 @@ def _model(params: Mapping[str, Any], kind: str, path: Path) -> ModelConfig:
     if missing:
         raise UserError(f"{path}: {', '.join(missing)} missing under model.params")
     if sizes.get("double_z", True):
-        raise UserError(f"{path}: ddconfig.double_z must be false (taming's default is true): this is no KL model")
+        raise UserError(
+            f"{path}: ddconfig.double_z must be false (taming's default is true): KL models are not supported"
+        )
     if not sizes.get("resamp_with_conv", True):
-        raise UserError(f"{path}: ddconfig.resamp_with_conv must be true: resampling without convolution is not read")
+        raise UserError(
+            f"{path}: ddconfig.resamp_with_conv must be true: resampling without convolution is not supported"
+        )
     if kind == "gumbel_vq" and params["embed_dim"] != sizes["z_channels"]:
         raise UserError(f"{path}: GumbelVQ needs embed_dim equal to ddconfig.z_channels")
     levels = int(sizes.get("front_end_levels", 0))
     values = {name: sizes[name] for name in (*_SIZES, *_FRONT_END, "dropout") if name in sizes}
     values |= {"resolution": sizes["resolution"] << levels, "in_channels": sizes["in_channels"] >> 2 * levels}
     values["out_ch"] = sizes["out_ch"] >> 2 * levels
-    # Both of taming's quantisers are built with beta on the codebook term (`legacy`).
+    # taming builds both of its quantizers with beta on the codebook loss (`legacy`).
     quantizer: dict[str, Any] = {"kind": kind, "codebook_weight": 0.25, "commitment_weight": 1.0}
     if kind == "gumbel_vq":
         quantizer["kl_weight"] = float(params.get("kl_weight", 1e-8))
@@ -138,7 +145,7 @@ def _model(params: Mapping[str, Any], kind: str, path: Path) -> ModelConfig:
     try:
         return model_config(values)
     except (ValueError, TypeError) as error:
-        raise UserError(f"{path} describes no model that can be built: {error}") from None
+        raise UserError(f"{path} describes a model that cannot be built: {error}") from None
 
 
 def _loss(config: Any, path: Path) -> dict[str, Any] | None:
@@ -155,44 +162,46 @@ def _loss(config: Any, path: Path) -> dict[str, Any] | None:
 
 
 def loss_shapes(params: Mapping[str, Any]) -> Shapes:
-    """Keys and shapes of ``VQLPIPSWithDiscriminator``: LPIPS on VGG-16 and the patch discriminator."""
+    """Return keys and shapes of ``VQLPIPSWithDiscriminator``: LPIPS on VGG-16 and the patch discriminator."""
     shapes: Shapes = {f"scaling_layer.{name}": (1, 3, 1, 1) for name in ("shift", "scale")}
-    before = 3
-    for part, layers in _VGG.items():
-        width = _VGG_WIDTHS[part]
+    in_width = 3
+    for number, layers in _VGG.items():
+        width = _VGG_WIDTHS[number]
         for layer in layers:
-            shapes[f"net.slice{part}.{layer}.weight"] = (width, before, 3, 3)
-            shapes[f"net.slice{part}.{layer}.bias"] = (width,)
-            before = width
-        shapes[f"lin{part - 1}.model.1.weight"] = (1, width, 1, 1)
+            shapes[f"net.slice{number}.{layer}.weight"] = (width, in_width, 3, 3)
+            shapes[f"net.slice{number}.{layer}.bias"] = (width,)
+            in_width = width
+        shapes[f"lin{number - 1}.model.1.weight"] = (1, width, 1, 1)
     shapes = {f"loss.perceptual_loss.{name}": shape for name, shape in shapes.items()}
     actnorm = bool(params.get("use_actnorm", False))
     channels, width = params.get("disc_in_channels", 3), params.get("disc_ndf", 64)
     with torch.device("meta"):
-        # A convolution before actnorm has a bias, as one before our group norm.
-        norm = PatchDiscriminator(channels, width, params.get("disc_num_layers", 3), "group" if actnorm else "batch")
-    for name, module in norm.main.named_children():
+        # A convolution before actnorm has a bias, as one before GroupNorm has here.
+        discriminator = PatchDiscriminator(
+            channels, width, params.get("disc_num_layers", 3), "group" if actnorm else "batch"
+        )
+    for name, module in discriminator.main.named_children():
         prefix = f"loss.discriminator.main.{name}"
         if actnorm and isinstance(module, torch.nn.GroupNorm):
-            one = (1, module.num_channels, 1, 1)
-            shapes |= {f"{prefix}.loc": one, f"{prefix}.scale": one, f"{prefix}.initialized": ()}
+            per_channel = (1, module.num_channels, 1, 1)
+            shapes |= {f"{prefix}.loc": per_channel, f"{prefix}.scale": per_channel, f"{prefix}.initialized": ()}
         else:
             shapes |= {f"{prefix}.{key}": tuple(value.shape) for key, value in module.state_dict().items()}
     return shapes
 
 
 def model_shapes(config: ModelConfig) -> Shapes:
-    """Keys and shapes of encoder, decoder, quantiser and the two 1x1 convolutions."""
+    """Return keys and shapes of encoder, decoder, quantizer and the two 1x1 convolutions."""
     with torch.device("meta"):
         state = VQGAN(config).state_dict()
-    return {name: tuple(tensor.shape) for name, tensor in state.items() if name not in _UPKEEP}
+    return {name: tuple(tensor.shape) for name, tensor in state.items() if name not in _TRAINING_BUFFERS}
 
 
 def load_state(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint's ``state_dict``.
+    """Load the ``state_dict`` of a checkpoint.
 
-    Lightning stores objects of its callbacks beside them; such classes are replaced by empty ones, so the file loads
-    without Lightning and without running anything that it names.
+    Lightning stores callback objects in the same file. Their classes are replaced by empty ones, so the file loads
+    without Lightning and without executing code that it references.
 
     Raises:
         UserError: if the file cannot be read, or has no ``state_dict`` of tensors.
@@ -209,24 +218,24 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
     if not isinstance(state, Mapping):
         raise UserError(f"{path} has no `state_dict`: a taming checkpoint is {{'state_dict': {{name: tensor}}}}")
     if wrong := [str(name) for name, value in state.items() if not isinstance(value, Tensor)]:
-        raise UserError(f"{path}: state_dict holds what is no tensor: {', '.join(wrong)}")
+        raise UserError(f"{path}: these values of state_dict are not tensors: {', '.join(wrong)}")
     return dict(state)
 
 
 def _load_tensors(path: Path) -> Any:
     try:
-        named = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except (RuntimeError, ValueError):  # a file of torch before 1.6
-        named = []
-    empty: list[Any] = [(type(name.rsplit(".", 1)[-1], (), {}), name) for name in named]
+        class_names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except (RuntimeError, ValueError):  # written by torch before 1.6
+        class_names = []
+    empty: list[Any] = [(type(name.rsplit(".", 1)[-1], (), {}), name) for name in class_names]
     with torch.serialization.safe_globals(empty) if empty else nullcontext():
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def differences(state: Mapping[str, Tensor], config: TamingConfig) -> list[str]:
-    """Every way in which ``state`` is not what ``config`` describes, a phrase each; empty if it fits.
+    """Return every difference between ``state`` and the model of ``config``, as phrases; empty if they match.
 
-    The loss' tensors may be absent altogether (they serve training alone), not in part.
+    The tensors of the loss may be missing altogether (they are only needed for training), but not in part.
     """
     expected = model_shapes(config.model)
     if config.loss is not None and any(name.startswith("loss.") for name in state):
@@ -235,7 +244,7 @@ def differences(state: Mapping[str, Tensor], config: TamingConfig) -> list[str]:
     lines = []
     used = found.pop("quantize.used", None)
     if config.remapped and (used is None or used.ndim != 1 or used.is_floating_point()):
-        lines.append("missing quantize.used (a list of numbers), since model.params.remap is set")
+        lines.append("missing quantize.used (1-D integers), since model.params.remap is set")
     if not config.remapped and used is not None:
         lines.append("unexpected quantize.used: model.params.remap is not set")
     lines += [f"missing {name} {shape}" for name, shape in expected.items() if name not in found]
@@ -249,27 +258,28 @@ def differences(state: Mapping[str, Tensor], config: TamingConfig) -> list[str]:
 
 
 def check(state: Mapping[str, Tensor], config: TamingConfig, checkpoint: Path, path: Path) -> None:
-    """Refuse a checkpoint that is not what its configuration describes.
+    """Refuse a checkpoint that does not match its configuration.
 
     Raises:
         UserError: with every difference.
     """
     if lines := differences(state, config):
         raise UserError(
-            f"{checkpoint} is not the model of {path}: {len(lines)} difference(s): {'; '.join(lines)}. "
-            "Give the configuration that the checkpoint was trained with"
+            f"{checkpoint} does not match {path}: {len(lines)} difference(s): {'; '.join(lines)}. "
+            "Pass the configuration that the checkpoint was trained with"
         )
 
 
 def write_document(config: ModelConfig) -> dict[str, Any]:
-    """The YAML of a model of ours, without loss.
+    """Return taming's YAML for a model of this project, without loss.
 
     Raises:
-        UserError: if taming's layers cannot be such a model.
+        UserError: if taming's layers cannot represent the model.
     """
     if config.norm_groups != 32:
         raise UserError(
-            f"taming's GroupNorms have 32 groups, this tokenizer has {config.norm_groups}: no taming checkpoint is it"
+            f"taming's GroupNorms have 32 groups, but this tokenizer has {config.norm_groups}: "
+            "it cannot be written as a taming checkpoint"
         )
     levels = config.front_end_levels
     sizes: dict[str, Any] = {"double_z": False, "dropout": config.dropout}

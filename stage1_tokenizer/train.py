@@ -25,11 +25,11 @@ TOKENIZER = "tokenizer"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train (or continue) the run that the arguments describe and export its tokenizer.
+    """Train or resume the configured run, then export its tokenizer.
 
     Raises:
-        UserError: for what the user can mend: absent shards, another run's folder, a full disk, a loss that is
-            not finite.
+        UserError: for errors that the user can fix: missing shards, a run folder of another configuration, a full
+            disk, a non-finite loss.
     """
     config = parse_config(Stage1Config, argv, prog="stage1_tokenizer/train.py", presets="stage1")
     loop = config.loop
@@ -53,17 +53,17 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _validation(shards: str, training: ShardDataset) -> ShardDataset:
-    """The validation split; of an archive too small to have one, the training images, and a word about it."""
+    """Return the validation split, or the training split with a warning if there is none."""
     try:
         return ShardDataset(shards, "validate")
     except UserError as error:
         if is_main():
-            print(f"warning: {error}; validation figures of this run are of its training images", flush=True)
+            print(f"warning: {error}; validation metrics of this run are computed on its training images", flush=True)
         return training
 
 
 def _export(task: TokenizerTask, run: RunFolder) -> None:
-    """Write ``tokenizer/``, with the figures of the last validation on its card."""
+    """Export to ``tokenizer/``, with the metrics of the last validation in its model card."""
     path = run.path / TOKENIZER
     last = [line for line in read_metrics(run.path) if "validation/psnr" in line][-1]
     figures = [f"- {name.removeprefix('validation/')}: {value:.4g}" for name, value in last.items() if name != "step"]

@@ -1,4 +1,4 @@
-"""Radiographs without patients: procedural chest films whose findings are known, with their reports."""
+"""Synthetic chest radiographs: procedurally rendered images with known findings, and their reports."""
 
 from medunifier.data.phantom.study import Phantom, PhantomStudy
 

@@ -1,4 +1,4 @@
-"""What became of each finding between two visits of a patient, from their two states."""
+"""Change of each finding between a prior study and the current one, computed from their two states."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,24 +10,24 @@ Course = Literal["new", "partly new", "unchanged", "increased", "decreased"]
 
 @dataclass(frozen=True)
 class Change:
-    """The course of one kind of finding."""
+    """Interval change of one kind of finding."""
 
     course: Course | None
-    """Of what is there now; None if nothing is."""
+    """Course of the finding in the current study; None if it is absent."""
     new_at: tuple[Any, ...] = ()
-    """Places that had none before."""
+    """Locations affected in the current study only."""
     resolved_at: tuple[Any, ...] = ()
-    """Places that had it before and have none now."""
+    """Locations affected in the prior study only."""
 
 
 def changes(prior: State, state: State) -> dict[str, Change]:
-    """{kind: its change}, the kinds by their names in `State`, those without a place under an empty one."""
-    before, now = _places(prior), _places(state)
+    """Return {kind: its change}. Kinds are named as in `State`; a finding without a location uses ""."""
+    before, now = _locations(prior), _locations(state)
     return {kind: _change(before[kind], now[kind]) for kind in now}
 
 
-def _places(state: State) -> dict[str, dict[Any, int]]:
-    """{kind: {place: size}}: place is a side, a side with a zone, or "" where there is but one."""
+def _locations(state: State) -> dict[str, dict[Any, int]]:
+    """Return {kind: {location: size}}. A location is a side, a (side, zone) pair, or "" if there is only one."""
 
     def focal(lesion: Lesion | None) -> dict[Any, int]:
         return {(lesion.side, lesion.zone): lesion.size} if lesion else {}
@@ -46,9 +46,9 @@ def _places(state: State) -> dict[str, dict[Any, int]]:
 
 
 def _change(before: dict[Any, int], now: dict[Any, int]) -> Change:
-    shared = [place for place in now if place in before]
-    new_at = tuple(place for place in now if place not in before)
-    resolved_at = tuple(place for place in before if place not in now)
+    shared = [location for location in now if location in before]
+    new_at = tuple(location for location in now if location not in before)
+    resolved_at = tuple(location for location in before if location not in now)
     course: Course | None
     if not now:
         course = None
@@ -57,6 +57,6 @@ def _change(before: dict[Any, int], now: dict[Any, int]) -> Change:
     elif new_at:
         course = "partly new"
     else:
-        grown = sum(now[place] - before[place] for place in shared)
-        course = "increased" if grown > 0 else "decreased" if grown < 0 else "unchanged"
+        growth = sum(now[location] - before[location] for location in shared)
+        course = "increased" if growth > 0 else "decreased" if growth < 0 else "unchanged"
     return Change(course, new_at, resolved_at)

@@ -1,4 +1,4 @@
-"""`medunifier phantom`: writes an archive of synthetic chest radiographs with reports."""
+"""`medunifier phantom`: write an archive of synthetic chest radiographs with reports."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -19,10 +19,10 @@ from medunifier.shared.progress import Progress
 
 MANIFEST = "phantom.json"
 _VERSION = 1
-_LATER_OPTIONS = ("lateral_fraction", "history", "headers", "masks")
-_STUDIES_A_JOB = 25
+_OMITTED_AT_DEFAULT = ("lateral_fraction", "history", "headers", "masks")
+_STUDIES_PER_JOB = 25
 _WRITERS = 4
-_MOST_PENDING = 8  # studies in memory, which are large at full size
+_MAX_PENDING = 8  # bounds the studies held in memory, which are large at full size
 
 
 @dataclass(frozen=True)
@@ -30,26 +30,26 @@ class PhantomConfig:
     """Write synthetic chest radiographs and reports in MIMIC-CXR's layout."""
 
     out: Path
-    """Folder of the archive; made if absent."""
+    """Output folder of the archive; created if absent."""
     studies: int
-    """How many studies. Of every twenty 16 are for training, 2 for validation, 2 for test."""
+    """Number of studies. Of every 20 studies, 16 are for training, 2 for validation, 2 for test."""
     seed: int = 0
-    """Another seed is another archive."""
+    """Random seed; each seed generates a different archive."""
     size: int = 256
     """Height and width of the radiographs in pixels."""
     workers: int = 1
-    """Processes."""
+    """Number of worker processes."""
     findings: tuple[str, ...] = FINDINGS
-    """Findings that may occur: fewer make an archive that a small model learns sooner."""
+    """Findings that may occur. A small model learns an archive with fewer findings sooner."""
     lateral_fraction: float = 0.0
-    """Share of the studies with a PA film that have a lateral view too."""
+    """Fraction of the studies with a PA view that also have a lateral view."""
     history: bool = False
-    """Reports of a patient's later visits compare with the visit before: new, unchanged, increased, resolved."""
+    """Reports of a patient's follow-up studies compare with the prior study: new, unchanged, increased, resolved."""
     headers: Headers = "basic"
-    """Spread of the DICOM headers: basic (what changes the reading of pixels) or openi (film formats, machines,
-    windows and codings in the shares of Open-I's films)."""
+    """Variety of the DICOM headers: basic (the attributes that affect pixel decoding) or openi (image formats,
+    machines, windows and encodings as frequent as in Open-I)."""
     masks: bool = False
-    """Also write where the findings of a frontal film lie, into masks/, which `medunifier ingest --masks` reads."""
+    """Also write finding masks of the frontal views to masks/, which `medunifier ingest --masks` reads."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.studies <= MOST_STUDIES:
@@ -60,14 +60,14 @@ class PhantomConfig:
             raise ValueError(f"seed must not be negative, got {self.seed}")
         if self.masks and self.headers != "basic":
             raise ValueError(
-                "masks are of the whole picture, and headers openi cut it to a film's format: choose one"
+                "masks cover the whole image, but headers openi crop it to the format of a radiograph: choose one"
             )
         if self.workers < 1:
             raise ValueError(f"workers must be at least 1, got {self.workers}")
         self.phantom()
 
     def phantom(self) -> Phantom:
-        """The phantom that is written."""
+        """Return the phantom with these settings."""
         return Phantom(
             self.size, self.seed, self.findings, lateral_fraction=self.lateral_fraction, history=self.history
         )
@@ -84,23 +84,23 @@ class _Job:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Reads the command line and writes the archive."""
+    """Parse the command line and write the archive."""
     write_archive(parse_config(PhantomConfig, argv, prog="medunifier phantom"))
 
 
 def write_archive(config: PhantomConfig) -> None:
-    """Writes the archive, or continues one that was interrupted, or says that it is done.
+    """Write the archive, or complete an interrupted one. A complete archive is left as it is.
 
     Raises:
-        UserError: if the folder holds other phantoms, or other files.
+        UserError: if the folder holds an archive with other settings, or other files.
     """
     if _is_done(config):
         print(f"{config.out} already holds these {config.studies} studies")
         return
-    starts = range(0, config.studies, _STUDIES_A_JOB)
+    starts = range(0, config.studies, _STUDIES_PER_JOB)
     phantom = config.phantom()
     jobs = [
-        _Job(phantom, config.headers, config.masks, start, min(start + _STUDIES_A_JOB, config.studies), config.out)
+        _Job(phantom, config.headers, config.masks, start, min(start + _STUDIES_PER_JOB, config.studies), config.out)
         for start in starts
     ]
     rows: list[StudyRow] = []
@@ -121,14 +121,14 @@ def write_archive(config: PhantomConfig) -> None:
 
 def _write_studies(job: _Job) -> list[StudyRow]:
     rows = []
-    # Half the time would go in waiting for the disk: the next studies are drawn meanwhile.
+    # Half the time would go into waiting for the disk, so the next studies are rendered meanwhile.
     with ThreadPoolExecutor(_WRITERS) as writers:
         pending: deque[Future[None]] = deque()
         for index in range(job.start, job.stop):
             row, files = study_files(job.phantom, index, job.headers, job.masks)
             rows.append(row)
             pending.append(writers.submit(write_missing, files, job.root))
-            if len(pending) > _MOST_PENDING:
+            if len(pending) > _MAX_PENDING:
                 pending.popleft().result()
         for writing in pending:
             writing.result()
@@ -136,7 +136,7 @@ def _write_studies(job: _Job) -> list[StudyRow]:
 
 
 def _identity(config: PhantomConfig) -> dict[str, Any]:
-    """What two runs must share to be about the same files."""
+    """Return the settings that determine the files of an archive."""
     identity = {
         "version": _VERSION,
         "studies": config.studies,
@@ -144,15 +144,15 @@ def _identity(config: PhantomConfig) -> dict[str, Any]:
         "size": config.size,
         "findings": list(config.findings),
     }
-    # An option at its default is not told: archives from before there was that option are known again.
+    # An option at its default is omitted, so that archives written before it existed still match.
     for option in fields(config):
-        if option.name in _LATER_OPTIONS and getattr(config, option.name) != option.default:
+        if option.name in _OMITTED_AT_DEFAULT and getattr(config, option.name) != option.default:
             identity[option.name] = getattr(config, option.name)
     return identity
 
 
 def _is_done(config: PhantomConfig) -> bool:
-    """True if a former run has finished; makes the folder and marks it as ours if there was none."""
+    """Return whether a former run has completed the archive; create the folder and its manifest if absent."""
     manifest = config.out / MANIFEST
     if manifest.exists():
         former = read_json(manifest, "a phantom archive")

@@ -1,4 +1,4 @@
-"""How a report tells what became of a finding since the prior film: new, unchanged, increased, resolved, in doubt."""
+"""Report phrases for changes since the prior study: new, unchanged, increased, resolved, uncertain."""
 
 from typing import Any
 
@@ -14,10 +14,10 @@ _COURSES = {
     "decreased": ("decreased since the prior study", "decreased from prior"),
 }
 
-# How often a small finding that has just appeared, or has nearly gone, is told with doubt.
-_DOUBT = 0.4
+# Probability that a small finding which is new or has decreased is reported as uncertain.
+_UNCERTAIN_PROBABILITY = 0.4
 
-_GONE = {
+_RESOLVED_NOUNS = {
     "edema": ("Edema", "pulmonary edema"),
     "effusions": ("Pleural Effusion", "{} pleural effusion"),
     "pneumothorax": ("Pneumothorax", "{} pneumothorax"),
@@ -26,24 +26,28 @@ _GONE = {
     "nodule": ("Lung Lesion", "{} nodule"),
     "atelectasis": ("Atelectasis", "{} basilar atelectasis"),
 }
-"""{kind: (observation, its noun)}. A heart stays large and a fracture stays seen."""
+"""{kind: (observation, its noun)}. Cardiomegaly and fractures never resolve."""
 
 
-def compared(finding: str, impression: str, change: Change, small: bool, rng: Generator) -> tuple[str, str, bool]:
-    """A finding's sentence and its words in the impression, with its course.
+def add_comparison(
+    finding: str, impression: str, change: Change, small: bool, rng: Generator
+) -> tuple[str, str, bool]:
+    """Return the sentence and the impression phrase of a finding with its change since the prior study.
 
     Args:
-        finding: a whole sentence.
-        impression: the same in brief, without a full stop.
-        change: the finding's.
-        small: it is of the least size, so that it may be doubted when it comes or goes.
+        finding: a complete sentence.
+        impression: the phrase for the impression, without a full stop.
+        change: the change of this finding.
+        small: whether the finding has the smallest size. A small finding that is new or has decreased may be
+            reported as uncertain.
+        rng: selects the wording.
 
     Returns:
-        Both texts, and whether they now doubt that the finding is there.
+        Both texts, and whether they state the finding as uncertain.
     """
-    if small and change.course in ("new", "decreased") and rng.random() < _DOUBT:
-        doubted = f"possible {'new' if change.course == 'new' else 'residual'} {impression}"
-        return f"{doubted}.", doubted, True
+    if small and change.course in ("new", "decreased") and rng.random() < _UNCERTAIN_PROBABILITY:
+        uncertain = f"possible {'new' if change.course == 'new' else 'residual'} {impression}"
+        return f"{uncertain}.", uncertain, True
     if change.course == "partly new":
         course = brief = f"new on the {change.new_at[0]}"
     else:
@@ -53,27 +57,27 @@ def compared(finding: str, impression: str, change: Change, small: bool, rng: Ge
     return f"{finding.removesuffix('.')}, {course}.", f"{impression}, {brief}", False
 
 
-def resolved(kind: str, change: Change, rng: Generator) -> list[tuple[str, str, str]]:
-    """(observation, sentence, words of the impression) of what the prior film showed and this one does not."""
-    told = []
-    for where in _grouped(change.resolved_at):
-        name, noun = _GONE[kind]
-        noun = noun.format(where)
-        if where == "bilateral" and kind == "effusions":
+def describe_resolved(kind: str, change: Change, rng: Generator) -> list[tuple[str, str, str]]:
+    """Return (observation, sentence, impression phrase) for each resolved finding of a kind."""
+    phrases = []
+    for location in _location_words(change.resolved_at):
+        name, noun = _RESOLVED_NOUNS[kind]
+        noun = noun.format(location)
+        if location == "bilateral" and kind == "effusions":
             noun += "s"
-        one = not noun.endswith("s") or noun.endswith("sis")
+        singular = not noun.endswith("s") or noun.endswith("sis")
         wordings = (
-            f"The {noun} {'has' if one else 'have'} resolved.",
-            f"Previously seen {noun} {'is' if one else 'are'} no longer seen.",
+            f"The {noun} {'has' if singular else 'have'} resolved.",
+            f"Previously seen {noun} {'is' if singular else 'are'} no longer seen.",
             f"Resolution of the {noun}.",
         )
         sentence = wordings[int(rng.integers(len(wordings)))]
-        told.append((name, sentence, f"{noun} {'has' if one else 'have'} resolved"))
-    return told
+        phrases.append((name, sentence, f"{noun} {'has' if singular else 'have'} resolved"))
+    return phrases
 
 
-def _grouped(places: tuple[Any, ...]) -> list[str]:
-    """Places in words; both sides are told at once."""
-    if len(places) == len(SIDES) and set(places) == set(SIDES):
+def _location_words(locations: tuple[Any, ...]) -> list[str]:
+    """Return each location in words; both sides together are "bilateral"."""
+    if len(locations) == len(SIDES) and set(locations) == set(SIDES):
         return ["bilateral"]
-    return [place if isinstance(place, str) else " ".join(place) for place in places]
+    return [location if isinstance(location, str) else " ".join(location) for location in locations]

@@ -1,4 +1,4 @@
-"""A phantom's DICOM file as bytes, by pydicom."""
+"""Encode a phantom image as a DICOM file, using pydicom."""
 
 import io
 from collections.abc import Mapping
@@ -10,24 +10,24 @@ from pydicom.uid import RLELossless
 
 Value = str | int | tuple[str, ...]
 
-# Made once from a random UUID, as PS3.5 B.2 allows.
+# Derived once from a random UUID, as PS3.5 B.2 allows.
 IMPLEMENTATION_UID = "2.25.49641623370334894472737833935898052062"
 
 
-def dicom_file(elements: Mapping[str, Value], pixels: ndarray, syntax: str) -> bytes:
-    """Write a complete file: preamble, file meta information, data set. Equal arguments give equal bytes.
+def encode_dicom(elements: Mapping[str, Value], pixels: ndarray, syntax: str) -> bytes:
+    """Return a complete DICOM file: preamble, file meta information, data set. Equal arguments give equal bytes.
 
     Args:
-        elements: {keyword: value} without the pixels; several values are a tuple. SOPClassUID and SOPInstanceUID are
-            needed, since the file meta information repeats them.
-        pixels: (H, W) unsigned 16-bit values as stored.
+        elements: {keyword: value} without the pixel data; a multi-valued element is a tuple. SOPClassUID and
+            SOPInstanceUID are required, since the file meta information repeats them.
+        pixels: (H, W) unsigned 16-bit stored values.
         syntax: UID of the transfer syntax: implicit, explicit or deflated explicit VR little endian, or RLE lossless.
     """
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = syntax
     dataset.file_meta.ImplementationClassUID = IMPLEMENTATION_UID
-    dataset.file_meta.ImplementationVersionName = "MEDUNIFIER"  # not pydicom's, which changes with its version
+    dataset.file_meta.ImplementationVersionName = "MEDUNIFIER"  # pydicom's default changes with its version
     for name, value in elements.items():
         setattr(dataset, name, list(value) if isinstance(value, tuple) else value)
     stored = np.ascontiguousarray(pixels, dtype="<u2")

@@ -1,8 +1,8 @@
-"""The header of a phantom's DICOM file, and how its pixels are stored: the spread that archives show.
+"""DICOM headers and stored pixels of phantom images, with the variety found in real archives.
 
-`basic` varies what changes the reading of pixels. `openi` follows the headers of Open-I's 7,469 chest
-films: kinds of machines with the attributes that occur together, in their shares. Whatever the spelling,
-reading the file gives the picture back to within its quantisation.
+`basic` varies the attributes that affect pixel decoding. `openi` follows the headers of Open-I's 7,469 chest
+radiographs: machine types with the attributes that occur together, at their frequencies. With any header, decoding
+the file returns the image to within its quantization.
 """
 
 import math
@@ -22,7 +22,7 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from medunifier.data.phantom.dicom_file import Value, dicom_file
+from medunifier.data.phantom.dicom_file import Value, encode_dicom
 
 Headers = Literal["basic", "openi"]
 
@@ -31,8 +31,8 @@ _SYNTHETIC = "Synthetic: drawn by a procedural phantom, not a patient"
 
 
 @dataclass(frozen=True)
-class Film:
-    """What a header tells of one view."""
+class ImageHeader:
+    """Identifiers, view and acquisition time of one image."""
 
     view: str
     """PA, AP or LATERAL."""
@@ -40,39 +40,41 @@ class Film:
     study_id: str
     dicom_id: str
     number: int
-    """Of the view within its study, from 0."""
+    """Index of the view within its study, from 0."""
     date: str
     time: str
 
 
-def film_file(film: Film, image: ndarray, headers: Headers, rng: Generator) -> tuple[bytes, tuple[int, int]]:
-    """One view as the bytes of a DICOM file, and its rows and columns.
+def dicom_file_bytes(
+    header: ImageHeader, image: ndarray, headers: Headers, rng: Generator
+) -> tuple[bytes, tuple[int, int]]:
+    """Return one view as the bytes of a DICOM file, and its rows and columns.
 
     Args:
-        film: ids, view and time.
-        image: (H, W) in [0, 1], bones light.
-        headers: which spread. With `openi` the edges are cut to the format of a film, so that the file
-            holds the middle of the image.
-        rng: draws from the spread.
+        header: identifiers, view and time.
+        image: (H, W) in [0, 1], bones bright.
+        headers: variety of the headers. With `openi` the image is center-cropped to the aspect ratio of a
+            radiograph.
+        rng: samples the attributes.
     """
-    return (_basic if headers == "basic" else _openi)(film, image, rng)
+    return (_basic if headers == "basic" else _openi)(header, image, rng)
 
 
-def _common(film: Film, sop_class: str, image_type: tuple[str, ...]) -> dict[str, Value]:
+def _common(header: ImageHeader, sop_class: str, image_type: tuple[str, ...]) -> dict[str, Value]:
     return {
         "SOPClassUID": sop_class,
-        "SOPInstanceUID": str(generate_uid(entropy_srcs=[film.dicom_id])),
-        "StudyInstanceUID": str(generate_uid(entropy_srcs=["study", film.study_id])),
-        "SeriesInstanceUID": str(generate_uid(entropy_srcs=["series", film.dicom_id])),
+        "SOPInstanceUID": str(generate_uid(entropy_srcs=[header.dicom_id])),
+        "StudyInstanceUID": str(generate_uid(entropy_srcs=["study", header.study_id])),
+        "SeriesInstanceUID": str(generate_uid(entropy_srcs=["series", header.dicom_id])),
         "ImageType": image_type,
         "DerivationDescription": _SYNTHETIC,
-        "StudyDate": film.date,
-        "StudyTime": film.time,
-        "PatientID": film.patient_id,
+        "StudyDate": header.date,
+        "StudyTime": header.time,
+        "PatientID": header.patient_id,
         "PatientName": "",
-        "StudyID": film.study_id,
+        "StudyID": header.study_id,
         "SeriesNumber": "1",
-        "InstanceNumber": str(film.number + 1),
+        "InstanceNumber": str(header.number + 1),
     }
 
 
@@ -89,16 +91,16 @@ def _pixel_module(stored: ndarray, bits: int, inverse: bool) -> dict[str, Value]
     }
 
 
-def _basic(film: Film, image: ndarray, rng: Generator) -> tuple[bytes, tuple[int, int]]:
-    """Nearly half MONOCHROME1, 12, 15, 10 or 14 bits, and often no rescale, window or PresentationLUTShape."""
+def _basic(header: ImageHeader, image: ndarray, rng: Generator) -> tuple[bytes, tuple[int, int]]:
+    """Nearly half MONOCHROME1; 12, 15, 10 or 14 bits; often without rescale, window or PresentationLUTShape."""
     bits = int(rng.choice((12, 15, 10, 14), p=(0.76, 0.20, 0.02, 0.02)))
     inverse = rng.random() < 0.48
     syntax = ExplicitVRLittleEndian if rng.random() < 0.7 else ImplicitVRLittleEndian
-    digital = film.view == "PA" and rng.random() < 0.3
-    elements = _common(film, _DX if digital else _CR, ("DERIVED", "SECONDARY"))
+    digital = header.view == "PA" and rng.random() < 0.3
+    elements = _common(header, _DX if digital else _CR, ("DERIVED", "SECONDARY"))
     elements["Modality"] = "DX" if digital else "CR"
     elements["BodyPartExamined"] = "CHEST" if rng.random() < 0.7 else ""
-    elements["ViewPosition"] = film.view if rng.random() < 0.8 else ""
+    elements["ViewPosition"] = header.view if rng.random() < 0.8 else ""
     top = 2**bits - 1
     stored = np.rint(image * top).astype("<u2")
     if inverse:
@@ -110,26 +112,26 @@ def _basic(film: Film, image: ndarray, rng: Generator) -> tuple[bytes, tuple[int
         elements |= {"RescaleIntercept": "0", "RescaleSlope": "1", "RescaleType": "US"}
     if rng.random() < 0.55:
         elements |= {"WindowCenter": f"{2 ** (bits - 1)}.0", "WindowWidth": f"{2**bits}.0"}
-    return dicom_file(elements, stored, syntax), stored.shape
+    return encode_dicom(elements, stored, syntax), stored.shape
 
 
 @dataclass(frozen=True)
 class _Machine:
-    """Films that share their attributes in Open-I's headers."""
+    """A group of Open-I images with common header attributes."""
 
-    films: int
-    """Of 7,469."""
+    count: int
+    """Number of images, of 7,469."""
     bits: int
     inverse: bool
     image_type: tuple[str, ...]
     spacing: str
-    """Millimetres, as spelled."""
+    """Pixel spacing in millimetres, as written in the header."""
     rows: int
-    """Of a square or portrait film, to scale the spacing with."""
-    sides: tuple[float, ...]
-    """Columns over rows of its formats."""
+    """Rows of a square or portrait image, for scaling the spacing."""
+    aspects: tuple[float, ...]
+    """Columns divided by rows, for each image format."""
     window: tuple[str, str] | Literal["free"] | None = None
-    """Centre and width as spelled; "free": one of its own for each film."""
+    """Center and width as written in the header; "free": sampled for each image."""
     rescale: tuple[str, str, str] | None = None
     """Intercept, slope, type."""
     lut_shape: str = ""
@@ -141,9 +143,9 @@ class _Machine:
     """PixelSpacing beside ImagerPixelSpacing."""
     charset: str = "ISO_IR 100"
     sign: int = 0
-    """PixelIntensityRelationshipSign, 0 if not told."""
+    """PixelIntensityRelationshipSign, 0 if absent."""
     clean: bool = False
-    """Says that no annotation is burned in."""
+    """Whether the header states that no annotation is burned in."""
 
 
 _PORTRAIT, _LANDSCAPE = 0.82, 1.22
@@ -186,97 +188,97 @@ _MACHINES = (
         clean=True,
     ),
 )  # fmt: skip
-_SHARES = np.array([machine.films for machine in _MACHINES]) / sum(machine.films for machine in _MACHINES)
+_PROBABILITIES = np.array([machine.count for machine in _MACHINES]) / sum(machine.count for machine in _MACHINES)
 
-# The table does not tell how the films were coded; these are the syntaxes that we write.
+# Open-I's table does not list the transfer syntaxes; these are the ones supported here.
 _SYNTAXES = (ExplicitVRLittleEndian, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, RLELossless)
-_SYNTAX_SHARES = (0.60, 0.30, 0.05, 0.05)
+_SYNTAX_PROBABILITIES = (0.60, 0.30, 0.05, 0.05)
 _LATERAL_NAMES = ("LL", "LATERAL", "RL")
-_LATERAL_SHARES = (0.83, 0.14, 0.03)
+_LATERAL_PROBABILITIES = (0.83, 0.14, 0.03)
 
 
-def _openi(film: Film, image: ndarray, rng: Generator) -> tuple[bytes, tuple[int, int]]:
-    machine = _MACHINES[int(rng.choice(len(_MACHINES), p=_SHARES))]
-    syntax = _SYNTAXES[int(rng.choice(len(_SYNTAXES), p=_SYNTAX_SHARES))]
-    image = _cut(image, machine.sides[int(rng.integers(len(machine.sides)))])
-    elements = _common(film, machine.sop_class, machine.image_type)
+def _openi(header: ImageHeader, image: ndarray, rng: Generator) -> tuple[bytes, tuple[int, int]]:
+    machine = _MACHINES[int(rng.choice(len(_MACHINES), p=_PROBABILITIES))]
+    syntax = _SYNTAXES[int(rng.choice(len(_SYNTAXES), p=_SYNTAX_PROBABILITIES))]
+    image = _crop(image, machine.aspects[int(rng.integers(len(machine.aspects)))])
+    elements = _common(header, machine.sop_class, machine.image_type)
     elements["Modality"] = machine.modality
     if machine.charset:
         elements["SpecificCharacterSet"] = machine.charset
     elements["BodyPartExamined"] = "CHEST" if machine.names_body_part else ""
-    view = str(rng.choice(_LATERAL_NAMES, p=_LATERAL_SHARES)) if film.view == "LATERAL" else film.view
+    view = str(rng.choice(_LATERAL_NAMES, p=_LATERAL_PROBABILITIES)) if header.view == "LATERAL" else header.view
     elements["ViewPosition"] = view if machine.names_view else ""
-    elements["PatientOrientation"] = ("A", "F") if film.view == "LATERAL" else ("L", "F")
+    elements["PatientOrientation"] = ("A", "F") if header.view == "LATERAL" else ("L", "F")
     elements |= _geometry(machine, image)
     elements |= _signal(machine)
     window = _window(machine, rng)
     if window is not None:
         elements["WindowCenter"], elements["WindowWidth"] = window
-    if window is not None and machine.modality == "DX":  # those offer a harder and a softer window beside it
-        centre, width = window
-        elements["WindowCenter"] = (centre,) * 3
+    if window is not None and machine.modality == "DX":  # these also list a harder and a softer window
+        center, width = window
+        elements["WindowCenter"] = (center,) * 3
         elements["WindowWidth"] = (width, f"{0.75 * float(width):.0f}", f"{1.5 * float(width):.0f}")
         elements["WindowCenterWidthExplanation"] = ("NORMAL", "HARDER", "SOFTER")
     stored = _stored(image, machine, window)
     elements |= _pixel_module(stored, machine.bits, machine.inverse)
-    return dicom_file(elements, stored, syntax), stored.shape
+    return encode_dicom(elements, stored, syntax), stored.shape
 
 
-def _cut(image: ndarray, side: float) -> ndarray:
-    """(H, W) of a film format: what lies beyond its edges is cut off, equally on both sides."""
+def _crop(image: ndarray, aspect: float) -> ndarray:
+    """Center-crop a square image to columns / rows = `aspect`."""
     size = len(image)
-    rows, columns = (size, round(size * side)) if side <= 1 else (round(size / side), size)
+    rows, columns = (size, round(size * aspect)) if aspect <= 1 else (round(size / aspect), size)
     top, left = (size - rows) // 2, (size - columns) // 2
     return image[top : top + rows, left : left + columns]
 
 
 def _geometry(machine: _Machine, image: ndarray) -> dict[str, Value]:
-    """Spacing in millimetres: that of the machine at its own resolution, coarser for as much as ours is."""
+    """Return the pixel spacing in millimetres: the machine's, scaled from its resolution to that of the image."""
     scale = machine.rows / max(image.shape)
     spacing = machine.spacing if math.isclose(scale, 1.0) else f"{float(machine.spacing) * scale:.6f}"
-    told: dict[str, Value] = {"ImagerPixelSpacing": (spacing, spacing)}
+    elements: dict[str, Value] = {"ImagerPixelSpacing": (spacing, spacing)}
     if machine.plane_spacing:
-        told["PixelSpacing"] = (spacing, spacing)
-    return told
+        elements["PixelSpacing"] = (spacing, spacing)
+    return elements
 
 
 def _signal(machine: _Machine) -> dict[str, Value]:
-    told: dict[str, Value] = {}
+    elements: dict[str, Value] = {}
     if machine.lut_shape:
-        told["PresentationLUTShape"] = machine.lut_shape
+        elements["PresentationLUTShape"] = machine.lut_shape
     if machine.rescale:
-        told["RescaleIntercept"], told["RescaleSlope"], told["RescaleType"] = machine.rescale
+        elements["RescaleIntercept"], elements["RescaleSlope"], elements["RescaleType"] = machine.rescale
     if machine.sign:
-        told["PixelIntensityRelationship"], told["PixelIntensityRelationshipSign"] = "LOG", machine.sign
-        told["PresentationIntentType"] = "FOR PRESENTATION"
+        elements["PixelIntensityRelationship"], elements["PixelIntensityRelationshipSign"] = "LOG", machine.sign
+        elements["PresentationIntentType"] = "FOR PRESENTATION"
     if machine.clean:
-        told["BurnedInAnnotation"], told["LossyImageCompression"] = "NO", "00"
-    return told
+        elements["BurnedInAnnotation"], elements["LossyImageCompression"] = "NO", "00"
+    return elements
 
 
 def _window(machine: _Machine, rng: Generator) -> tuple[str, str] | None:
-    """Centre and width as the header spells them.
+    """Return the window center and width as written in the header.
 
-    Of 2,674 films with 12 bits and a window of their own, the centre has its quartiles at 1498, 1683 and
-    1867 and the width at 2419, 2850 and 3254.
+    In 2,674 Open-I images with 12 bits and an individual window, the quartiles of the center are 1498, 1683 and
+    1867, those of the width 2419, 2850 and 3254.
     """
     if machine.window != "free":
         return machine.window
     scale = 2 ** (machine.bits - 12)
-    centre = int(np.clip(rng.normal(1683, 270), 1000, 2300)) * scale
+    center = int(np.clip(rng.normal(1683, 270), 1000, 2300)) * scale
     width = int(np.clip(rng.normal(2850, 600), 1400, 4000)) * scale
-    return str(centre), str(min(width, 2 * centre))  # the window begins at 0 or above
+    return str(center), str(min(width, 2 * center))  # the window begins at 0 or above
 
 
 def _stored(image: ndarray, machine: _Machine, window: tuple[str, str] | None) -> ndarray:
-    """(H, W) "<u2": the values that the window (or all that the bits allow) shows as this image."""
+    """Return the stored values, (H, W) "<u2", that the window (or the full bit range) maps to this image."""
     top = 2**machine.bits - 1
     if window is None:
-        shown = image * top
+        windowed = image * top
     else:  # PS3.3 C.11.2.1.2, solved for the value
-        centre, width = (float(number) for number in window)
+        center, width = (float(number) for number in window)
         if machine.inverse:
-            centre = top - centre
-        shown = (image - 0.5) * (width - 1) + centre - 0.5
-    values = np.clip(np.rint(shown), 0, top)
+            center = top - center
+        windowed = (image - 0.5) * (width - 1) + center - 0.5
+    values = np.clip(np.rint(windowed), 0, top)
     return (top - values if machine.inverse else values).astype("<u2")

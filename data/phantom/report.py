@@ -1,7 +1,7 @@
-"""The report of a phantom study: MIMIC-CXR's form, a radiologist's phrases, and the labels they state.
+"""Generate the report of a phantom study in MIMIC-CXR's format, with the labels that it states.
 
-A sentence and its labels are written side by side, so the labels are what the report says and not what
-the picture holds: a finding that a report leaves out has no label.
+Each sentence is defined together with its labels, so the labels describe the report and not the image: a finding
+that the report omits has no label.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from textwrap import wrap
 from numpy.random import Generator
 
 from medunifier.data.phantom.change import Change, changes
-from medunifier.data.phantom.comparison import compared, resolved
+from medunifier.data.phantom.comparison import add_comparison, describe_resolved
 from medunifier.data.phantom.state import Lesion, State, has_tortuous_aorta
 from medunifier.data.reports.observations import (
     NEGATIVE,
@@ -26,7 +26,7 @@ _WIDTH = 79
 
 @dataclass(frozen=True)
 class Report:
-    """The text as it would lie in MIMIC-CXR, and {finding: 1 | 0 | -1} of what it states."""
+    """Report text in MIMIC-CXR's format, and the labels {finding: 1 | 0 | -1} that it states."""
 
     text: str
     labels: dict[str, int]
@@ -34,7 +34,7 @@ class Report:
 
 @dataclass(frozen=True)
 class _Statement:
-    """One observation (or several that are denied in one breath) as FINDINGS and IMPRESSION word it."""
+    """Wording of an observation (or of several negated together) in FINDINGS and IMPRESSION, with its labels."""
 
     finding: str
     impression: str
@@ -44,20 +44,20 @@ class _Statement:
 def write_report(
     state: State, rng: Generator, *, prior: State | None = None, history: bool = False, lateral: bool = False
 ) -> Report:
-    """Puts a state into words.
+    """Write the report of a state.
 
     Args:
-        state: the truth of the study.
-        rng: chooses among wordings and among the denials that a radiologist may or may not write.
-        prior: the patient's state at the visit before; the report then tells what has changed.
-        history: COMPARISON names a prior film if and only if there is one; else it is drawn.
-        lateral: the study has a lateral view beside a PA.
+        state: ground truth of the study.
+        rng: samples wordings and optional negative statements.
+        prior: the patient's state in the prior study; the report then describes the changes.
+        history: COMPARISON mentions a prior study if and only if there is one; otherwise it is sampled.
+        lateral: whether the study has a lateral view besides the PA view.
     """
     courses = changes(prior, state) if prior else None
     positive = _positive(state, courses, rng)
-    gone = _gone(courses, rng) if courses else []
-    findings = _findings(state, positive, gone, rng)
-    impression = _impression(positive, gone, rng, compares=courses is not None)
+    resolved = _resolved(courses, rng) if courses else []
+    findings = _findings(state, positive, resolved, rng)
+    impression = _impression(positive, resolved, rng, compares=courses is not None)
     mentions: dict[str, set[int]] = {}
     for statement in (*findings, impression):
         for name, value in statement.labels:
@@ -79,31 +79,30 @@ def _pick(rng: Generator, *choices: str) -> str:
     return choices[int(rng.integers(len(choices)))]
 
 
-def _place(lesion: Lesion, rng: Generator) -> str:
+def _location(lesion: Lesion, rng: Generator) -> str:
     zone = {"upper": "upper", "mid": "mid", "lower": "lower"}[lesion.zone or "mid"]
     return _pick(rng, f"{lesion.side} {zone} lung", f"{lesion.side} {zone} zone")
 
 
 def _positive(state: State, courses: dict[str, Change] | None, rng: Generator) -> list[_Statement]:
-    """What is there, in the order in which it is told: heart, fluid, air, lungs, bones."""
-    # By the name of the state's field.
-    tellers = {
+    """Return the positive statements in reporting order: heart, fluid, air, lungs, bones."""
+    writers = {  # by field of `State`
         "heart": _heart, "edema": _edema, "effusions": _effusion, "pneumothorax": _pneumothorax,
         "consolidation": _consolidation, "opacity": _opacity, "nodule": _nodule, "atelectasis": _atelectasis,
         "fracture": _fracture,
     }  # fmt: skip
-    told = []
-    for kind, tell in tellers.items():
-        for statement in tell(state, rng):
+    statements = []
+    for kind, write in writers.items():
+        for statement in write(state, rng):
             if courses is not None:
                 statement = _with_course(statement, courses[kind], _is_small(state, kind), rng)
-            told.append(statement)
-    return told
+            statements.append(statement)
+    return statements
 
 
 def _with_course(statement: _Statement, change: Change, small: bool, rng: Generator) -> _Statement:
-    finding, impression, doubted = compared(statement.finding, statement.impression, change, small, rng)
-    labels = tuple((name, UNCERTAIN) for name, _ in statement.labels) if doubted else statement.labels
+    finding, impression, uncertain = add_comparison(statement.finding, statement.impression, change, small, rng)
+    labels = tuple((name, UNCERTAIN) for name, _ in statement.labels) if uncertain else statement.labels
     return _Statement(finding, impression, labels)
 
 
@@ -112,13 +111,13 @@ def _is_small(state: State, kind: str) -> bool:
     return isinstance(lesion, Lesion) and lesion.size == 0
 
 
-def _gone(courses: dict[str, Change], rng: Generator) -> list[_Statement]:
-    """What the prior film showed and this one does not."""
+def _resolved(courses: dict[str, Change], rng: Generator) -> list[_Statement]:
+    """Return the statements on findings that have resolved since the prior study."""
     return [
         _Statement(finding, impression, ((name, NEGATIVE),))
         for kind, change in courses.items()
         if change.resolved_at
-        for name, finding, impression in resolved(kind, change, rng)
+        for name, finding, impression in describe_resolved(kind, change, rng)
     ]
 
 
@@ -136,7 +135,7 @@ def _heart(state: State, rng: Generator) -> list[_Statement]:
 
 
 def _edema(state: State, rng: Generator) -> list[_Statement]:
-    if state.edema == 1:  # early: the words of doubt belong to the faint picture
+    if state.edema == 1:  # early edema is faint in the image, so it is reported as uncertain
         finding = _pick(
             rng,
             "Mild perihilar haze may represent early edema.",
@@ -180,7 +179,7 @@ def _consolidation(state: State, rng: Generator) -> list[_Statement]:
     lesion = state.consolidation
     if lesion is None:
         return []
-    size, where = _SIZES[lesion.size], _place(lesion, rng)
+    size, where = _SIZES[lesion.size], _location(lesion, rng)
     finding = _pick(
         rng, f"There is a {size} consolidation in the {where}.", f"{size} {where} consolidation is present."
     )
@@ -195,7 +194,7 @@ def _opacity(state: State, rng: Generator) -> list[_Statement]:
     lesion = state.opacity
     if lesion is None:
         return []
-    extent, where = ("small", "moderate", "extensive")[lesion.size], _place(lesion, rng)
+    extent, where = ("small", "moderate", "extensive")[lesion.size], _location(lesion, rng)
     finding = _pick(
         rng,
         f"There are {extent} patchy opacities in the {where}.",
@@ -208,7 +207,7 @@ def _nodule(state: State, rng: Generator) -> list[_Statement]:
     lesion = state.nodule
     if lesion is None:
         return []
-    noun, where = ("small nodule", "nodule", "large mass")[lesion.size], _place(lesion, rng)
+    noun, where = ("small nodule", "nodule", "large mass")[lesion.size], _location(lesion, rng)
     finding = _pick(rng, f"There is a {noun} in the {where}.", f"A {noun} projects over the {where}.")
     return [_Statement(finding, f"{lesion.side} {lesion.zone} {noun}", (("Lung Lesion", 1),))]
 
@@ -238,35 +237,37 @@ _DEVICE_SENTENCES = {
 }
 
 
-def _findings(state: State, positive: list[_Statement], gone: list[_Statement], rng: Generator) -> list[_Statement]:
-    """The sentences of FINDINGS: devices, the film, what is there, what has gone, and what is said not to be."""
-    stated = {name for statement in (*positive, *gone) for name, value in statement.labels}
-    told = [
+def _findings(
+    state: State, positive: list[_Statement], resolved: list[_Statement], rng: Generator
+) -> list[_Statement]:
+    """Return the statements of FINDINGS: devices, normal variants, positive, resolved and negated findings."""
+    stated = {name for statement in (*positive, *resolved) for name, value in statement.labels}
+    statements = [
         _Statement(_pick(rng, *_DEVICE_SENTENCES[device]), "", (("Support Devices", 1),)) for device in state.devices
     ]
-    told += [_Statement(sentence, "", ()) for sentence in _variants(state, rng)]
+    statements += [_Statement(sentence, "", ()) for sentence in _variants(state, rng)]
     if "Cardiomegaly" not in stated:
         words = ("Heart size is normal.", "The heart is normal in size.", "The heart is not enlarged.")
-        told.append(_Statement(_pick(rng, *words), "", (("Cardiomegaly", 0),)))
-    told += positive + gone
+        statements.append(_Statement(_pick(rng, *words), "", (("Cardiomegaly", 0),)))
+    statements += positive + resolved
     if not stated & _LUNG_LABELS:
-        told.append(_lungs_clear(rng))
+        statements.append(_lungs_clear(rng))
     absent = [name for name in ("Pleural Effusion", "Pneumothorax") if name not in stated]
     if absent:
-        told.append(_denial(absent, rng))
-    return told
+        statements.append(_negation(absent, rng))
+    return statements
 
 
 def _variants(state: State, rng: Generator) -> list[str]:
-    """What is seen and is no finding: a shallow breath, a tortuous aorta, a high diaphragm."""
-    told = []
+    """Return sentences on features without a label: low volumes, an elevated hemidiaphragm, a tortuous aorta."""
+    sentences = []
     if state.low_volume:
-        told.append(_pick(rng, "Lung volumes are low.", "Low lung volumes."))
+        sentences.append(_pick(rng, "Lung volumes are low.", "Low lung volumes."))
     if state.anatomy.raised:
-        told.append(f"The {state.anatomy.raised} hemidiaphragm is elevated.")
+        sentences.append(f"The {state.anatomy.raised} hemidiaphragm is elevated.")
     if has_tortuous_aorta(state.anatomy):
-        told.append(_pick(rng, "The aorta is tortuous.", "Tortuous aorta."))
-    return told
+        sentences.append(_pick(rng, "The aorta is tortuous.", "Tortuous aorta."))
+    return sentences
 
 
 _LUNG_LABELS = {"Edema", "Consolidation", "Lung Opacity", "Lung Lesion", "Atelectasis"}
@@ -280,7 +281,7 @@ def _lungs_clear(rng: Generator) -> _Statement:
     )
 
 
-def _denial(absent: list[str], rng: Generator) -> _Statement:
+def _negation(absent: list[str], rng: Generator) -> _Statement:
     names = [name.lower() for name in absent]
     if len(names) == 2 and rng.random() < 0.5:
         names.reverse()
@@ -288,21 +289,23 @@ def _denial(absent: list[str], rng: Generator) -> _Statement:
     return _Statement(words.format(" or ".join(names)), "", tuple((name, 0) for name in absent))
 
 
-def _impression(positive: list[_Statement], gone: list[_Statement], rng: Generator, *, compares: bool) -> _Statement:
-    """The findings that matter once more, in brief; or that there are none."""
+def _impression(
+    positive: list[_Statement], resolved: list[_Statement], rng: Generator, *, compares: bool
+) -> _Statement:
+    """Return the impression: a summary of the findings, or that there are none."""
     if not positive:
         words = (
             "No acute cardiopulmonary process.",
             "No acute cardiopulmonary abnormality.",
             "No acute intrathoracic process.",
         )
-        brief = [_pick(rng, *words)] + [_capital(statement.impression) + "." for statement in gone]
-        if compares and not gone and rng.random() < 0.5:
+        brief = [_pick(rng, *words)] + [_capital(statement.impression) + "." for statement in resolved]
+        if compares and not resolved and rng.random() < 0.5:
             brief.append("No significant interval change.")
-        return _Statement("", " ".join(brief), tuple(label for statement in gone for label in statement.labels))
-    told = positive + gone
-    labels = tuple(label for statement in told for label in statement.labels)
-    brief = [_capital(statement.impression) + "." for statement in told]
+        return _Statement("", " ".join(brief), tuple(label for statement in resolved for label in statement.labels))
+    statements = positive + resolved
+    labels = tuple(label for statement in statements for label in statement.labels)
+    brief = [_capital(statement.impression) + "." for statement in statements]
     if len(brief) > 1 and rng.random() < 0.5:
         brief = [f"{number}. {sentence}" for number, sentence in enumerate(brief, start=1)]
     return _Statement("", " ".join(brief), labels)
@@ -320,7 +323,7 @@ _COMPARISONS = ("None.", "Chest radiograph ___.")
 
 
 def _layout(exam: str, comparison: str | None, findings: list[str], impression: str, rng: Generator) -> str:
-    """MIMIC-CXR's page: a centred title, one leading space, a space on blank lines, at most 79 columns."""
+    """Format as in MIMIC-CXR: a centered title, one leading space, a space on blank lines, at most 79 columns."""
     indication = f"___ year old {_pick(rng, 'man', 'woman')} with {_pick(rng, *_INDICATIONS)}."
     if comparison is None:
         comparison = _pick(rng, *_COMPARISONS)

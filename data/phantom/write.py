@@ -1,8 +1,8 @@
-"""Phantom studies as files: real DICOM and reports in the layout of MIMIC-CXR 2.0.0, with its tables.
+"""Write phantom studies as DICOM files and reports in the layout of MIMIC-CXR 2.0.0, with its tables.
 
-files/p10/p10000032/s50414267/<dicom_id>.dcm, files/p10/p10000032/s50414267.txt, and beside them
+files/p10/p10000032/s50414267/<dicom_id>.dcm, files/p10/p10000032/s50414267.txt, and at the top level
 mimic-cxr-2.0.0-{metadata,split,chexpert}.csv.gz, cxr-record-list.csv.gz, cxr-study-list.csv.gz. The
-chexpert table carries the true labels of the reports: 1, 0, -1 or blank.
+chexpert table holds the true labels of the reports: 1, 0, -1 or blank.
 """
 
 import csv
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from medunifier.data.images.masks import mask_name
-from medunifier.data.phantom.header import Film, Headers, film_file
+from medunifier.data.phantom.header import Headers, ImageHeader, dicom_file_bytes
 from medunifier.data.phantom.state import ROUND
 from medunifier.data.phantom.study import Phantom, PhantomStudy
 from medunifier.data.reports.observations import OBSERVATIONS
@@ -40,7 +40,7 @@ _PROCEDURE = {("PA",): "CHEST (PA)", ("AP",): "CHEST (PORTABLE AP)", ("PA", "LAT
 
 @dataclass(frozen=True)
 class StudyRow:
-    """What the tables say of a study; all that is kept of it once its files are written."""
+    """Table entries of a study, kept after its files are written."""
 
     patient_id: str
     study_id: str
@@ -55,25 +55,25 @@ class StudyRow:
 
     @property
     def folder(self) -> str:
-        """The study's folder, relative to the archive's root, in the spelling of MIMIC's tables."""
+        """Folder of the study relative to the archive's root, as written in MIMIC's tables."""
         return f"files/p{self.patient_id[:2]}/p{self.patient_id}/s{self.study_id}"
 
 
 def study_files(
     phantom: Phantom, index: int, headers: Headers = "basic", masks: bool = False
 ) -> tuple[StudyRow, dict[str, bytes]]:
-    """A study's row of the tables, and {path below the archive's root: content} of its films, report and masks.
+    """Return a study's table row, and {path below the archive's root: content} for its images, report and masks.
 
-    A pure function: a file that lies there already is the one that would be written.
+    A pure function: a file that exists already equals the one that would be written.
     """
     study = phantom.study(index)
     row = _row(phantom, index, study)
     files: dict[str, bytes] = {}
     shapes = []
     for number, (view, dicom_id, image) in enumerate(zip(row.views, row.dicom_ids, study.images, strict=True)):
-        film = Film(view, row.patient_id, row.study_id, dicom_id, number, row.date, row.time)
+        header = ImageHeader(view, row.patient_id, row.study_id, dicom_id, number, row.date, row.time)
         rng = np.random.default_rng((phantom.seed, _KEY_HEADER, index, number))
-        files[f"{row.folder}/{dicom_id}.dcm"], shape = film_file(film, image, headers, rng)
+        files[f"{row.folder}/{dicom_id}.dcm"], shape = dicom_file_bytes(header, image, headers, rng)
         shapes.append(shape)
     files[f"{row.folder}.txt"] = study.report.encode()
     if masks:
@@ -84,7 +84,7 @@ def study_files(
 
 
 def write_missing(files: Mapping[str, bytes], root: Path) -> None:
-    """Writes those files that do not exist yet, each by rename."""
+    """Write the files that do not exist yet, each atomically by rename."""
     for name, content in files.items():
         path = root / name
         if not path.exists():
@@ -94,7 +94,7 @@ def write_missing(files: Mapping[str, bytes], root: Path) -> None:
 
 def _row(phantom: Phantom, index: int, study: PhantomStudy) -> StudyRow:
     rng = np.random.default_rng((phantom.seed, _KEY_HEADER, index))
-    # Dates lie in the far future, as MIMIC's shifted ones do; a patient's visits are some weeks apart.
+    # Dates are in the far future, like MIMIC's shifted dates; a patient's studies are some weeks apart.
     day = _FIRST_DAY + timedelta(days=17 * (index % ROUND) + int(rng.integers(11)))
     return StudyRow(
         patient_id=study.patient_id,
@@ -110,13 +110,13 @@ def _row(phantom: Phantom, index: int, study: PhantomStudy) -> StudyRow:
 
 
 def write_tables(rows: list[StudyRow], root: Path) -> None:
-    """Writes the five tables of MIMIC-CXR over the studies given, in the order of their ids."""
+    """Write the five tables of MIMIC-CXR for the studies, ordered by patient and study id."""
     rows = sorted(rows, key=lambda row: (row.patient_id, row.study_id))
-    labelled = sorted(OBSERVATIONS)  # MIMIC's order of columns
+    observations = sorted(OBSERVATIONS)  # MIMIC's column order
     _write_table(
         root / "mimic-cxr-2.0.0-chexpert.csv.gz",
-        ("subject_id", "study_id", *labelled),
-        ((r.patient_id, r.study_id, *(_mark(r.labels.get(name)) for name in labelled)) for r in rows),
+        ("subject_id", "study_id", *observations),
+        ((r.patient_id, r.study_id, *(_mark(r.labels.get(name)) for name in observations)) for r in rows),
     )
     _write_table(
         root / "mimic-cxr-2.0.0-split.csv.gz",
@@ -153,7 +153,7 @@ def _views(rows: list[StudyRow]) -> Iterator[tuple[StudyRow, str, str, tuple[int
 
 
 def _mark(label: int | None) -> str:
-    return "" if label is None else f"{label:.1f}"  # as MIMIC's file has it: "1.0"
+    return "" if label is None else f"{label:.1f}"  # as in MIMIC's file: "1.0"
 
 
 def _write_table(path: Path, columns: tuple[str, ...], rows: Iterable[tuple]) -> None:
@@ -162,5 +162,5 @@ def _write_table(path: Path, columns: tuple[str, ...], rows: Iterable[tuple]) ->
     table.writerow(columns)
     table.writerows(rows)
     with atomic_file(path) as partial:
-        # No time stamp inside: the same studies give the same bytes.
+        # Without a time stamp the same studies give the same bytes.
         partial.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))

@@ -1,1 +1,1 @@
-"""Report text: sections, the rule labeler, label names, redaction."""
+"""Report text: sections, the rule-based labeler, label names, redaction."""

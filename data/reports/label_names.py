@@ -1,4 +1,4 @@
-"""What other data sets call the fourteen observations."""
+"""Map the label names of other data sets to the 14 observations."""
 
 from collections.abc import Iterable
 
@@ -11,8 +11,8 @@ from medunifier.data.reports.observations import (
     in_order,
 )
 
-# Names of NIH ChestX-ray14, VinDr-CXR, PadChest, COVIDx, and Open-I's MeSH headings. A name that is none of
-# the fourteen (hernia, fibrosis, emphysema, tuberculosis) is left out, not forced into a neighbour.
+# Names in NIH ChestX-ray14, VinDr-CXR, PadChest, COVIDx, and Open-I's MeSH headings. Names outside the 14
+# observations (hernia, fibrosis, emphysema, tuberculosis) are omitted instead of mapped to a similar one.
 _SPELLINGS: dict[str, tuple[str, ...]] = {
     "Enlarged Cardiomediastinum": (
         "mediastinal enlargement", "superior mediastinal enlargement", "mediastinum/enlarged",
@@ -61,25 +61,25 @@ _OPACITIES = {"Lung Lesion", "Edema", "Consolidation", "Pneumonia", "Atelectasis
 
 
 def observation(name: str) -> str | None:
-    """The observation that ``name`` stands for, or None."""
+    """Return the observation that ``name`` denotes, or None."""
     return _NAMES.get(name.strip().lower().replace("_", " "))
 
 
 def positive_labels(names: Iterable[str]) -> dict[str, int]:
-    """1 for every observation among ``names``; the rest are not mentioned. For lists that are open."""
+    """Return label 1 for every observation among ``names``; others are not mentioned. For open label lists."""
     return in_order({found: POSITIVE for name in names if (found := observation(name)) is not None})
 
 
 def closed_labels(positive: Iterable[str], listed: Iterable[str]) -> dict[str, int]:
-    """Labels of a data set whose readers went through the whole list for every image.
+    """Return labels for a data set whose readers checked every name of a closed list for each image.
 
     Args:
-        positive: names that were ticked.
-        listed: all names of the list.
+        positive: names marked positive.
+        listed: all names in the list.
 
     Returns:
-        1 for what was ticked and 0 for the rest of the list. Lung Opacity alone is left open where one of its
-        kinds is present: a list that has both asks of it for "other opacity", and 0 would contradict.
+        1 for positive names, 0 for the others in the list. Lung Opacity alone has no label instead of 0 if one of
+        its subtypes is positive: in such a list it means "other opacity", and 0 would be a contradiction.
     """
     present = positive_labels(positive)
     labels = {name: NEGATIVE for name in positive_labels(listed)} | present

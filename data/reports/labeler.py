@@ -1,8 +1,8 @@
-"""`label_report`: the 14 observations of a report by rules: mentions, denials, doubts and how far they reach.
+"""`label_report`: rule-based extraction of the 14 observations: mentions, negation, uncertainty and their scope.
 
 After CheXpert's labeler (Irvin et al. 2019) and NegEx (Chapman et al. 2001), without a parser: one
-regular expression finds all known phrases of a sentence in order, and one walk over them decides. The
-phrases are in `data.phrases`. Runs offline; thousands of reports a second on one core.
+regular expression finds all known phrases of a sentence, and a single left-to-right pass assigns the labels. The
+phrases are in `data.reports.phrases`. Runs offline; labels thousands of reports per second on one core.
 """
 
 import re
@@ -20,15 +20,15 @@ from medunifier.data.reports.observations import (
 )
 from medunifier.data.reports.sections import split_sections
 
-# Not an observation: disease outside the 14 classes.
+# Disease outside the 14 observations.
 _OTHER = "other disease"
 
-# An adjective belongs to the organ that follows it only if they stand close: "enlarged cardiac silhouette".
-_ADJECTIVE_REACH = 24
+# Maximum distance in characters between an adjective and the organ that it describes: "enlarged cardiac silhouette".
+_MAX_ADJECTIVE_DISTANCE = 24
 
 
 def _actions() -> dict[str, tuple[tuple[str, str], ...]]:
-    """Phrase -> what it does: (role, detail) pairs. A phrase may name two findings ("hydropneumothorax")."""
+    """Return {phrase: (role, detail) pairs}. A phrase may name two findings ("hydropneumothorax")."""
     table: dict[str, list[tuple[str, str]]] = {}
 
     def add(role: str, names: tuple[str, ...], detail: str = "") -> None:
@@ -40,15 +40,15 @@ def _actions() -> dict[str, tuple[tuple[str, str], ...]]:
     add("mention", phrases.OTHER_DISEASE, _OTHER)
     for organ, finding in phrases.ORGANS.items():
         add("organ", (organ,), finding)
-    add("harmless", phrases.HARMLESS + phrases.NO_DENIAL)
+    add("harmless", phrases.HARMLESS + phrases.PSEUDO_NEGATION)
     add("large", phrases.LARGE)
     add("normal", phrases.NORMAL)
-    add("denies", phrases.DENIES)
-    add("denied", phrases.DENIED)
-    add("doubts", phrases.DOUBTS)
-    add("doubted", phrases.DOUBTED)
-    add("either", phrases.EITHER)
-    add("ends", phrases.ENDS + tuple(f", {word}" for word in phrases.STATEMENT_OPENERS) + (";", ":"))
+    add("negation_before", phrases.NEGATION_BEFORE)
+    add("negation_after", phrases.NEGATION_AFTER)
+    add("uncertainty_before", phrases.UNCERTAINTY_BEFORE)
+    add("uncertainty_after", phrases.UNCERTAINTY_AFTER)
+    add("uncertainty_both", phrases.UNCERTAINTY_BOTH)
+    add("scope_end", phrases.SCOPE_ENDS + tuple(f", {word}" for word in phrases.STATEMENT_OPENERS) + (";", ":"))
     return {name: tuple(actions) for name, actions in table.items()}
 
 
@@ -56,19 +56,19 @@ _STEM = "*"
 
 
 def _pattern() -> re.Pattern[str]:
-    def spelled(name: str) -> str:
-        # A star or a mark at the end leaves the end open.
+    def escaped(name: str) -> str:
+        # After a star or punctuation no word boundary is required.
         return re.escape(name.removesuffix(_STEM)) + (r"\b" if name[-1].isalpha() else "")
 
-    # Python's alternation takes the first that fits: long before short.
+    # Python's alternation takes the first alternative that matches, so longer phrases come first.
     names = sorted(_TABLE, key=len, reverse=True)
-    marks = "|".join(spelled(name) for name in names if not name[0].isalpha())
-    # Grouped by first letter, a word is compared with a dozen phrases and not with three hundred.
+    punctuation = "|".join(escaped(name) for name in names if not name[0].isalpha())
+    # Grouped by first letter, a word is compared with a dozen phrases instead of three hundred.
     letters = sorted({name[0] for name in names if name[0].isalpha()})
     words = "|".join(
-        f"{letter}(?:{'|'.join(spelled(name)[1:] for name in names if name[0] == letter)})" for letter in letters
+        f"{letter}(?:{'|'.join(escaped(name)[1:] for name in names if name[0] == letter)})" for letter in letters
     )
-    return re.compile(rf"\b(?:{words})|{marks}")
+    return re.compile(rf"\b(?:{words})|{punctuation}")
 
 
 _TABLE = _actions()
@@ -80,15 +80,15 @@ _SPACES = re.compile(r"\s+")
 
 
 def label_report(text: str) -> dict[str, int]:
-    """The observations that a report states (1), denies (0) or doubts (-1), in the order of the table.
+    """Return the observations that a report mentions: positive (1), negative (0) or uncertain (-1), in table order.
 
     Args:
-        text: a report's findings and impression, or a whole report in MIMIC-CXR's form, of which only
-            findings and impression are then read (an indication "rule out pneumonia" states nothing).
+        text: a report's findings and impression, or a whole report in MIMIC-CXR's format, of which only
+            findings and impression are used (an indication "rule out pneumonia" is not a finding).
 
     Returns:
-        {observation: 1 | 0 | -1}; what is not mentioned is absent. `No Finding` is 1 when nothing but
-        support devices is stated or doubted, and else absent. Empty for an empty text, which says nothing.
+        {observation: 1 | 0 | -1}; observations that are not mentioned are absent. `No Finding` is 1 if nothing but
+        support devices is positive or uncertain, otherwise absent. Empty for an empty text.
     """
     sections = split_sections(text)
     chosen = [sections[name] for name in ("findings", "impression") if name in sections]
@@ -107,79 +107,79 @@ def label_report(text: str) -> dict[str, int]:
 
 
 def split_sentences(text: str) -> list[str]:
-    """Sentences in lower case on single spaces, slashes between words read as "or"; empty ones dropped."""
+    """Split a text into lower-case sentences; slashes between words become "or", white space a single space."""
     text = _OR.sub(" or ", text.lower().replace("and/or", "or"))
     sentences = (_SPACES.sub(" ", sentence).strip() for sentence in _SENTENCE_END.split(text))
     return [sentence for sentence in sentences if any(letter.isalpha() for letter in sentence)]
 
 
-@lru_cache(maxsize=50_000)  # sentences of reports repeat: "no pneumothorax", "the lungs are clear"
+@lru_cache(maxsize=50_000)  # sentences recur across reports: "no pneumothorax", "the lungs are clear"
 def _sentence_mentions(sentence: str) -> tuple[tuple[str, int], ...]:
-    walk = _Walk()
+    scanner = _SentenceScanner()
     for match in _PHRASE.finditer(sentence):
         for role, detail in _ACTIONS[match[0]]:
-            walk.meet(role, detail, match)
-    return tuple((finding, value) for finding, value in walk.found)
+            scanner.process(role, detail, match)
+    return tuple((finding, value) for finding, value in scanner.found)
 
 
-class _Walk:
-    """The state of a reading from left to right: what is denied or doubted here, which organ is spoken of."""
+class _SentenceScanner:
+    """State of the left-to-right pass over a sentence: active negation or uncertainty, and organs mentioned."""
 
     def __init__(self) -> None:
         self.found: list[list] = []  # [finding, value]
-        self.sense = POSITIVE
-        self.clause_start = 0  # index into `found`: what a later "is not seen" looks back to
+        self.assertion = POSITIVE
+        self.clause_start = 0  # index into `found` from which a later "is not seen" applies
         self.organs: list[str] = []
-        self.adjective: tuple[int, int] | None = None  # (value, where it ended)
+        self.adjective: tuple[int, int] | None = None  # (value, end offset)
 
-    def meet(self, role: str, detail: str, match: re.Match[str]) -> None:
+    def process(self, role: str, detail: str, match: re.Match[str]) -> None:
         if role == "mention":
             self._mention(detail, match[0])
         elif role == "organ":
             self._organ(detail, match.start())
         elif role in ("large", "normal"):
             self._size(role, match.end())
-        elif role == "denies":
-            self.sense = NEGATIVE
-        elif role == "doubts":
-            # "No opacity to suggest pneumonia" and "no suspicious opacity" deny; they do not doubt.
-            if self.sense != NEGATIVE or "exclude" in match[0]:
-                self.sense = UNCERTAIN
-        elif role == "denied":
+        elif role == "negation_before":
+            self.assertion = NEGATIVE
+        elif role == "uncertainty_before":
+            # "No opacity to suggest pneumonia" and "no suspicious opacity" are negative, not uncertain.
+            if self.assertion != NEGATIVE or "exclude" in match[0]:
+                self.assertion = UNCERTAIN
+        elif role == "negation_after":
             if match[0] == "resolved" and len(self.found) == self.clause_start:
-                self.sense = NEGATIVE  # "resolved effusion"
-            self._look_back(NEGATIVE)
-        elif role == "doubted":
-            self._look_back(UNCERTAIN)
-        elif role == "either":
-            self._look_back(UNCERTAIN)
-            self.sense = UNCERTAIN
-        elif role == "ends":
-            self.sense = POSITIVE
+                self.assertion = NEGATIVE  # "resolved effusion"
+            self._apply_to_clause(NEGATIVE)
+        elif role == "uncertainty_after":
+            self._apply_to_clause(UNCERTAIN)
+        elif role == "uncertainty_both":
+            self._apply_to_clause(UNCERTAIN)
+            self.assertion = UNCERTAIN
+        elif role == "scope_end":
+            self.assertion = POSITIVE
             if match[0] not in ("seen", "noted", "is noted", "are noted", "again", "also"):
                 self.clause_start = len(self.found)
 
     def _mention(self, finding: str, phrase: str) -> None:
-        self.found.append([finding, self.sense])
-        if phrase in phrases.HINTS and self.sense != NEGATIVE:
+        self.found.append([finding, self.assertion])
+        if phrase in phrases.HINTS and self.assertion != NEGATIVE:
             self.found.append([phrases.HINTS[phrase], UNCERTAIN])
 
     def _organ(self, finding: str, start: int) -> None:
-        if self.adjective and start - self.adjective[1] <= _ADJECTIVE_REACH and not self.organs:
+        if self.adjective and start - self.adjective[1] <= _MAX_ADJECTIVE_DISTANCE and not self.organs:
             self.found.append([finding, self.adjective[0]])
         else:
             self.organs.append(finding)
 
     def _size(self, role: str, end: int) -> None:
         if role == "normal":
-            value = NEGATIVE if self.sense == POSITIVE else POSITIVE if self.sense == NEGATIVE else UNCERTAIN
+            value = NEGATIVE if self.assertion == POSITIVE else POSITIVE if self.assertion == NEGATIVE else UNCERTAIN
         else:
-            value = self.sense
+            value = self.assertion
         for finding in self.organs:
             self.found.append([finding, value])
         self.adjective = None if self.organs else (value, end)
         self.organs = []
 
-    def _look_back(self, value: int) -> None:
+    def _apply_to_clause(self, value: int) -> None:
         for mention in self.found[self.clause_start :]:
             mention[1] = value

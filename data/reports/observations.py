@@ -1,8 +1,8 @@
-"""The 14 observations of CheXpert, in CheXbert's order: the one table of labels of this project.
+"""The 14 CheXpert observations in CheXbert's order: the label table of this project.
 
-A label is 1 (stated), 0 (denied) or -1 (uncertain); an observation that a report does not mention has
-no entry at all. Order: stanfordmlgroup/CheXbert. MIMIC-CXR's and CheXpert's files use the same names in
-other orders, so columns are always found by name.
+A label is 1 (positive), 0 (negative) or -1 (uncertain); an observation that a report does not mention has
+no entry. Order: stanfordmlgroup/CheXbert. MIMIC-CXR's and CheXpert's files use the same names in
+other orders, so columns are always looked up by name.
 """
 
 NO_FINDING = "No Finding"
@@ -26,15 +26,15 @@ OBSERVATIONS: tuple[str, ...] = (
 )
 
 LEADERBOARD: tuple[str, ...] = ("Cardiomegaly", "Edema", "Consolidation", "Atelectasis", "Pleural Effusion")
-"""The five of CheXpert's leaderboard, over which papers report their second macro and micro mean."""
+"""The five observations of CheXpert's leaderboard, over which papers report a second macro and micro average."""
 
 POSITIVE, NEGATIVE, UNCERTAIN = 1, 0, -1
 
 
 def merge_mentions(values: set[int]) -> int:
-    """One label for several mentions of an observation in one report, by the rules of chexpert-labeler.
+    """Merge several mentions of an observation in one report into one label, by the rules of chexpert-labeler.
 
-    A statement outweighs everything; doubt outweighs denial.
+    Positive takes precedence over uncertain, uncertain over negative.
 
     Args:
         values: a non-empty set of 1, 0 and -1.
@@ -45,11 +45,11 @@ def merge_mentions(values: set[int]) -> int:
 
 
 def is_no_finding(labels: dict[str, int]) -> bool:
-    """Whether nothing but support devices is stated or suspected (chexpert-labeler's No Finding)."""
+    """Return whether nothing but support devices is positive or uncertain (chexpert-labeler's No Finding)."""
     exempt = (SUPPORT_DEVICES, NO_FINDING)
     return all(value == NEGATIVE for name, value in labels.items() if name not in exempt)
 
 
 def in_order(labels: dict[str, int]) -> dict[str, int]:
-    """The same labels with keys in the table's order, so that files written from them are stable."""
+    """Return the labels with keys in the table's order, so that files written from them are stable."""
     return {name: labels[name] for name in OBSERVATIONS if name in labels}

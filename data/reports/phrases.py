@@ -1,11 +1,10 @@
-"""The phrases of radiology reports that the labeler knows: one table a role.
+"""Phrase tables of the labeler, one per role.
 
-A phrase is one or more whole words; with a star at its end it is a stem ("opaci" is opacity, opacities,
-opacification). Where several match, the longest wins, so that a longer harmless phrase cancels a shorter
-one (*"pericardial effusion" is no pleural effusion). The classes and the spirit of the lists are those of
-CheXpert (Irvin et al. 2019); the lists are our own. They part from CheXpert's where the headings that
-librarians gave to Open-I's reports do: vascular congestion is not yet oedema, and a nodular opacity is an
-opacity and no lesion.
+A phrase is one or more whole words; a trailing star marks a stem ("opaci*" matches opacity, opacities,
+opacification). The longest match wins, so a longer harmless phrase overrides a shorter one ("pericardial effusion"
+is not a pleural effusion). Classes and design follow CheXpert (Irvin et al. 2019); the lists were written for this
+project. They differ from CheXpert's where Open-I's MeSH headings do: vascular congestion is not edema, and a nodular
+opacity is an opacity, not a lesion.
 """
 
 MENTIONS: dict[str, tuple[str, ...]] = {
@@ -59,10 +58,10 @@ MENTIONS: dict[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 
-# chexpert-labeler takes heart failure for a hint of a large heart.
+# chexpert-labeler treats heart failure as uncertain cardiomegaly.
 HINTS: dict[str, str] = {"heart failure": "Cardiomegaly", "chf": "Cardiomegaly"}
 
-# Longer phrases that hold one of the above and do not mean it.
+# Longer phrases that contain one of the above but do not mention the finding.
 HARMLESS: tuple[str, ...] = (
     "pericardial effusion*", "joint effusion*", "massive*", "mass effect*", "cardiac mass*",
     "calcified nodule*", "calcified pulmonary nodule*", "calcified lung nodule*", "calcified mass*",
@@ -77,14 +76,14 @@ HARMLESS: tuple[str, ...] = (
     "pneumonectomy*", "reticulonodular*", "pleural tube*", "contrast density*", "wire fracture*",
 )  # fmt: skip
 
-# Disease outside the 14 classes that makes a report not "No Finding".
+# Disease outside the 14 observations that excludes "No Finding".
 OTHER_DISEASE: tuple[str, ...] = (
     "emphysem*", "scoliosis*", "kyphosis*", "hernia*", "bronchiecta*", "pulmonary fibrosis*", "sarcoid*",
     "tuberculosis*", "pneumomediastin*", "pneumoperiton*", "lymphadenopathy*", "adenopathy*", "dissection*",
     "aneurysm*",
 )  # fmt: skip
 
-# An organ whose size is judged by what is said of it.
+# Organs whose size is described by an adjective from the next two tables.
 ORGANS: dict[str, str] = {
     **dict.fromkeys(
         (
@@ -103,7 +102,7 @@ ORGANS: dict[str, str] = {
     ),
 }  # fmt: skip
 
-# What is said of it.
+# Descriptions of organ size.
 LARGE: tuple[str, ...] = (
     "enlarge*", "enlarging*", "increased in size", "widened*", "widening*", "prominen*", "large", "big",
     "borderline",
@@ -114,16 +113,16 @@ NORMAL: tuple[str, ...] = (
     "non-enlarged",
 )  # fmt: skip
 
-# What comes before the finding that it denies.
-DENIES: tuple[str, ...] = (
+# Negation before the finding.
+NEGATION_BEFORE: tuple[str, ...] = (
     "no", "not", "without", "negative for", "free of", "clear of", "is clear of", "are clear of",
     "absence of", "absent", "resolution of", "nor", "neither", "none", "rather than", "lack of", "lacks",
     "exclude*", "rules out", "removal of", "devoid of", "denies", "cleared of", "non", "interval removal",
     "resolution", "more sensitive",
 )  # fmt: skip
 
-# What comes after it.
-DENIED: tuple[str, ...] = (
+# Negation after the finding.
+NEGATION_AFTER: tuple[str, ...] = (
     "not seen", "not identified", "not visualized", "not appreciated", "not evident", "not present",
     "not demonstrated", "not apparent", "not visible", "not detected", "not noted", "not definitely seen",
     "no longer", "has resolved", "have resolved", "resolved", "has cleared", "have cleared", "is absent",
@@ -132,8 +131,8 @@ DENIED: tuple[str, ...] = (
     "not well-seen", "not well visualized", "not well-visualized",
 )  # fmt: skip
 
-# Doubt about what follows.
-DOUBTS: tuple[str, ...] = (
+# Uncertainty before the finding.
+UNCERTAINTY_BEFORE: tuple[str, ...] = (
     "may", "might", "could", "can be seen", "possible", "possibly", "possibility", "probable", "probably",
     "likely", "most likely", "suggest*", "suspicio*", "suspect*", "suspected", "concerning", "concern for",
     "questionable", "question of", "question*", "worrisome", "potential", "presumed", "presumably",
@@ -143,8 +142,8 @@ DOUBTS: tuple[str, ...] = (
     "maybe", "evaluation for", "evaluation of", "assessment for", "risk of", "factors for",
 )  # fmt: skip
 
-# Doubt about what went before; of these "versus" looks both ways.
-DOUBTED: tuple[str, ...] = (
+# Uncertainty after the finding; "versus" (UNCERTAINTY_BOTH) applies in both directions.
+UNCERTAINTY_AFTER: tuple[str, ...] = (
     "cannot be excluded", "can not be excluded", "not excluded", "cannot be ruled out", "not be excluded",
     "not ruled out", "not entirely excluded", "not completely excluded", "is possible", "are possible",
     "is suspected", "is questioned", "be considered", "in the differential", "difficult to exclude",
@@ -157,16 +156,16 @@ DOUBTED: tuple[str, ...] = (
         for done in ("excluded", "ruled out")
     ),
 )  # fmt: skip
-EITHER: tuple[str, ...] = ("versus", "vs")
+UNCERTAINTY_BOTH: tuple[str, ...] = ("versus", "vs")
 
-# Phrases with a "no" that denies no finding.
-NO_DENIAL: tuple[str, ...] = (
+# Phrases with a negation that does not negate a finding.
+PSEUDO_NEGATION: tuple[str, ...] = (
     "no change*", "no significant change*", "no interval change*", "no significant interval change*",
     "not changed*", "not significantly changed*", "without change*", "without significant change*",
     "no definite change*", "no increase*", "no appreciable change*", "no substantial change*",
     "no relevant change*", "no other*", "not only*", "without interval change*",
     "without significant interval change*", "no longer seen as*", "no comparison*", "no prior*",
-    # New is what was not there before.
+    # A finding "not seen on the prior" is new.
     *(
         f"not {found} on {the}{before}*"
         for found in ("seen", "present", "identified", "visualized", "noted")
@@ -175,8 +174,8 @@ NO_DENIAL: tuple[str, ...] = (
     ),
 )  # fmt: skip
 
-# Where the reach of a denial or a doubt ends.
-ENDS: tuple[str, ...] = (
+# Ends of the scope of a negation or uncertainty.
+SCOPE_ENDS: tuple[str, ...] = (
     "but", "however", "although", "though", "except", "aside from", "apart from", "other than", "which",
     "whereas", "there is", "there are", "there has", "there have", "and there", "and the", "otherwise",
     "in addition", "additionally", "also", "while", "with the exception", "seen", "is noted", "are noted",
@@ -184,7 +183,7 @@ ENDS: tuple[str, ...] = (
     "and right", "with associated",
 )  # fmt: skip
 
-# A comma ends it only before words that begin a statement.
+# A comma ends the scope only before a word that begins a statement.
 STATEMENT_OPENERS: tuple[str, ...] = (
     "stable", "unchanged", "mild", "small", "moderate", "the", "there", "with", "persistent", "status",
     "heart", "lungs", "left", "right", "bilateral", "minimal", "increased", "new", "old",

@@ -1,8 +1,8 @@
-"""Sections of a radiology report that is not in MIMIC-CXR's form: any case, known names, no leading space needed.
+"""Split radiology reports that are not in MIMIC-CXR's format: headers in any case, without a leading space.
 
-Made so that the clinical history cannot pass as findings. What looks like a header ends the section before it, also
-in the middle of a line and also if its name is unknown; only names of organs, devices and observations ("LUNGS:",
-"Heart size:") continue the section in which they stand. So an unknown section is lost rather than written.
+Designed to keep the clinical history out of the findings. Anything that looks like a header ends the previous
+section, even in the middle of a line and with an unknown name; only names of organs, devices and observations
+("LUNGS:", "Heart size:") continue the current section. An unknown section is therefore dropped rather than written.
 """
 
 import re
@@ -36,10 +36,10 @@ _SECTION_OF = {spelling: name for name, spellings in _NAMES.items() for spelling
     spelling: name
     for name in ("findings", "impression", "comparison")
     for spelling in SPELLINGS[name]
-    if spelling != "ndication"  # an impression in MIMIC-CXR's rules, but it stands for "indication"
+    if spelling != "ndication"  # an impression by MIMIC-CXR's rules, but a misspelling of "indication"
 }
 
-# Parts of longer names ("HISTORY OF PRESENT ILLNESS", "Clinical history and findings"); what must not pass is first.
+# Substrings of longer names ("HISTORY OF PRESENT ILLNESS", "Clinical history and findings"); private sections first.
 _CONTAINED = (
     ("histor", "history"), ("clinical", "history"), ("diagnos", "history"), ("patient", "history"),
     ("indication", "indication"), ("reason", "indication"), ("request", "indication"),
@@ -48,7 +48,7 @@ _CONTAINED = (
     ("impression", "impression"), ("conclusion", "impression"), ("finding", "findings"),
 )  # fmt: skip
 
-# A header of these words alone is a heading inside a section.
+# A header that consists of these words only is a heading within a section.
 _INSIDE = frozenset([
     "a", "and", "of", "the", "or", "in", "for", "with", "both", "bilateral", "left", "right", "upper", "lower",
     "middle", "lobe", "lobes", "zone", "zones", "base", "bases", "apex", "apices", "side", "size", "sided", "tip",
@@ -67,7 +67,7 @@ _INSIDE = frozenset([
     "inflation", "cavity", "differential", "includes", "include",
 ])  # fmt: skip
 
-_MOST_WORDS, _MOST_LETTERS = 6, 60
+_MAX_WORDS, _MAX_LETTERS = 6, 60
 _SENTENCE_END = re.compile(r"[.;!?>|]\s*|\\[nrt]|\t|\s{2,}")
 _COLON = re.compile(r"(?:(?<!\d)[:：]|[:：](?!\d))(?!//)[*_]*")  # not that of 10:30 or of a URL
 _DASH = re.compile(r"\s[-–—]+\s")
@@ -80,12 +80,12 @@ def split_plain_sections(text: str, strict: bool = True) -> dict[str, str]:
 
     Args:
         text: the report.
-        strict: also end a section at a header with an unknown name. False for a text that is one section already.
+        strict: also end a section at a header with an unknown name. False for a text that is already one section.
 
     Returns:
-        Section name -> text, outer white space removed; the names are those of :func:`data.sections.split_sections`,
-        unknown ones in lower case. Sections of one name are joined. Empty sections are absent. `full report` alone
-        where there is no header; `last_paragraph` where neither findings nor impression is left.
+        {section name: text}, stripped. Names are those of :func:`data.reports.sections.split_sections`, unknown ones
+        in lower case. Sections with the same name are joined, empty sections omitted. Only `full report` if there is
+        no header; `last_paragraph` if there is neither findings nor impression.
     """
     cuts = list(_headers(text, strict))
     if not cuts:
@@ -106,14 +106,14 @@ def split_plain_sections(text: str, strict: bool = True) -> dict[str, str]:
 
 
 def section_text(text: str, name: str) -> str:
-    """Return what a text that is said to be one section holds of it: without the other sections that stand in it."""
+    """Return the text of a section column, without other sections that it may contain."""
     sections = split_plain_sections(text, strict=False)
     kept = [sections[part] for part in (FULL_REPORT, PREAMBLE, name) if part in sections]
     return "\n".join(kept)
 
 
 def _headers(text: str, strict: bool) -> Iterator[tuple[int, int, str]]:
-    """Yield (begin of the header, begin of its body, section) in the order of the text."""
+    """Yield (start of the header, start of its body, section) in text order."""
     start, sentence_begins = 0, True
     for line in text.splitlines(keepends=True):
         for begin, end, name in _line_headers(line, sentence_begins, strict):
@@ -131,7 +131,7 @@ def _line_headers(line: str, sentence_begins: bool, strict: bool) -> Iterator[tu
         ends = [match.end() for match in _SENTENCE_END.finditer(line, before, colon.start())]
         begin = ends[-1] if ends else before
         segment = line[begin : colon.start()]
-        # Behind another header a sentence may end without a full stop: "HISTORY: cough FINDINGS: clear".
+        # After another header a sentence may end without a full stop: "HISTORY: cough FINDINGS: clear".
         cut = None if after_colon and not ends else _name_at_start(segment, strict)
         cut = cut or _name_at_end(segment, strict)
         if cut is not None:
@@ -140,7 +140,7 @@ def _line_headers(line: str, sentence_begins: bool, strict: bool) -> Iterator[tu
 
 
 def _header_without_colon(line: str, sentence_begins: bool) -> tuple[int, int, str] | None:
-    """A known name on a line of its own, or before a dash; but not the last word of a sentence that was wrapped."""
+    """Match a known name alone on a line or before a dash, but not the last word of a wrapped sentence."""
     dash = _DASH.search(line)
     head = line[: dash.start()] if dash else line
     letter = _LETTER.search(head)
@@ -151,7 +151,7 @@ def _header_without_colon(line: str, sentence_begins: bool) -> tuple[int, int, s
 
 
 def _plain(name: str) -> str:
-    """The name in lower case on single spaces, without numbers and signs before it and signs behind it."""
+    """Normalize a name: lower case, single spaces, no leading digits or punctuation, no trailing punctuation."""
     first, last = _LETTER.search(name), _NOT_EDGE.search(name[::-1])
     if first is None or last is None:
         return ""
@@ -159,10 +159,10 @@ def _plain(name: str) -> str:
 
 
 def _name_at_start(segment: str, strict: bool) -> tuple[int, str] | None:
-    """(0, section) if the whole segment is a header that begins a section."""
+    """Return (0, section) if the whole segment is a header that begins a section."""
     name = _plain(segment)
     words = name.split()
-    if not words or len(words) > _MOST_WORDS or len(name) > _MOST_LETTERS:
+    if not words or len(words) > _MAX_WORDS or len(name) > _MAX_LETTERS:
         return None
     section = _SECTION_OF.get(name) or next((means for part, means in _CONTAINED if part in name), None)
     if section is None and strict and not all(word in _INSIDE for word in re.findall(r"[^\W\d_]+", name)):
@@ -171,8 +171,8 @@ def _name_at_start(segment: str, strict: bool) -> tuple[int, str] | None:
 
 
 def _name_at_end(segment: str, strict: bool) -> tuple[int, str] | None:
-    """(offset, section) if the segment ends in a known name, or in capitals."""
-    rests = [(word.start(), segment[word.start() :]) for word in list(re.finditer(r"\S+", segment))[-_MOST_WORDS:]]
+    """Return (offset, section) if the segment ends with a known name, or with capitals."""
+    rests = [(word.start(), segment[word.start() :]) for word in list(re.finditer(r"\S+", segment))[-_MAX_WORDS:]]
     for start, rest in rests:
         if name := _SECTION_OF.get(_plain(rest)):
             return start, name

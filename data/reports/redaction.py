@@ -1,7 +1,7 @@
-"""Redaction of free text by patterns: what matches becomes ``___``, the mark that MIMIC-CXR's makers left.
+"""Pattern-based redaction of free text: matches are replaced by ``___``, as in MIMIC-CXR.
 
-Patterns find what has a form: dates, telephone numbers, a name after a title. A name without a title has none.
-So this lowers a risk and does not remove it; it is no de-identification in any law's sense.
+Patterns find identifiers with a recognizable format: dates, telephone numbers, a name after a title, but not a name
+without a title. This reduces the risk of disclosure but is not de-identification in the legal sense.
 """
 
 import re
@@ -18,7 +18,7 @@ _MONTH = r"(?i:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|
 _DAY = r"(?:[12]\d|3[01]|0?[1-9])(?:st|nd|rd|th)?"
 _NAME = r"[A-Z][\w'’-]*(?:,?\s+(?:[A-Z]\.|[A-Z][\w'’-]+)){0,3}"
 
-# By name, in the order in which they are applied: a date is not to be taken for a telephone number.
+# {name: patterns} in order of application, so that a date is not mistaken for a telephone number.
 BUILT_IN: dict[str, tuple[str, ...]] = {
     "dates": (
         r"\b\d{4}[/.-]\d{1,2}[/.-]\d{1,2}\b",
@@ -26,7 +26,7 @@ BUILT_IN: dict[str, tuple[str, ...]] = {
         rf"\b{_DAY}(?:\s+of)?[\s-]+{_MONTH}(?:,?[\s-]+(?:\d{{4}}|\d{{2}})\b)?(?!\w)",
         rf"\b{_MONTH}\s+{_DAY}\b(?:,?\s+\d{{4}}\b)?",
         rf"\b{_MONTH},?\s+(?:of\s+)?(?:19|20)\d\d\b",
-        # Day and month alone look like a fraction or a level of the spine; the word before tells.
+        # Day and month alone look like a fraction or a spinal level; a preposition identifies a date.
         r"\b(?i:on|from|of|dated|since|date:)\s+(\d{1,2}/\d{1,2})\b(?!/)",
     ),
     "times": (
@@ -52,24 +52,24 @@ BUILT_IN: dict[str, tuple[str, ...]] = {
 
 
 def patterns(names: str, file: str) -> tuple[str, ...]:
-    """Regular expressions of the built-in ``names`` ("dates,names", "all", or ""), then those of ``file``.
+    """Return the regular expressions of the built-in ``names`` ("dates,names", "all", or ""), then of ``file``.
 
-    The file holds one regular expression a line (Python's); blank lines and those that begin with ``#`` are
-    passed over.
+    The file has one Python regular expression per line; blank lines and lines that begin with ``#`` are
+    skipped.
 
     Raises:
-        UserError: for an unknown name, a file that cannot be read, a line that is no regular expression or
-            one that matches nothing at all, everywhere.
+        UserError: for an unknown name, an unreadable file, a line that is not a regular expression, or one that
+            matches the empty string.
     """
-    chosen = [name for raw in names.split(",") if (name := raw.strip())]
-    unknown = [name for name in chosen if name not in (*BUILT_IN, "all")]
+    selected = [name for raw in names.split(",") if (name := raw.strip())]
+    unknown = [name for name in selected if name not in (*BUILT_IN, "all")]
     if unknown:
-        raise UserError(f"no patterns named {', '.join(unknown)}; there are: {', '.join(BUILT_IN)}, all")
-    found = [line for name, lines in BUILT_IN.items() if name in chosen or "all" in chosen for line in lines]
-    return tuple(found + (_of_file(Path(file)) if file else []))
+        raise UserError(f"unknown patterns {', '.join(unknown)}; choose from {', '.join(BUILT_IN)}, all")
+    found = [line for name, lines in BUILT_IN.items() if name in selected or "all" in selected for line in lines]
+    return tuple(found + (_read_patterns(Path(file)) if file else []))
 
 
-def _of_file(path: Path) -> list[str]:
+def _read_patterns(path: Path) -> list[str]:
     try:
         lines = read_bounded(path, MAX_CONFIG_BYTES).decode("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -79,23 +79,23 @@ def _of_file(path: Path) -> list[str]:
         if not line.strip() or line.startswith("#"):
             continue
         try:
-            matches_nothing = re.compile(line).search("") is not None
+            matches_empty = re.compile(line).search("") is not None
         except re.error as error:
-            raise UserError(f"{path}, line {number} is no regular expression: {error}") from None
-        if matches_nothing:
-            raise UserError(f"{path}, line {number} matches the empty text, so it would mark every place")
+            raise UserError(f"{path}, line {number} is not a regular expression: {error}") from None
+        if matches_empty:
+            raise UserError(f"{path}, line {number} matches the empty string, so it would redact every position")
         found.append(line)
     return found
 
 
 def redact(text: str, expressions: Sequence[str]) -> tuple[str, int]:
-    """The text with every match as ``___``, and how many there were.
+    """Replace every match by ``___``; return the text and the number of matches.
 
-    Where an expression has a group, the group alone is replaced: "Dr. Smith" becomes "Dr. ___".
+    If an expression has a group, only the group is replaced: "Dr. Smith" becomes "Dr. ___".
     """
     total = 0
     for expression in expressions:
-        text, count = _compiled(expression).subn(_marked, text)
+        text, count = _compiled(expression).subn(_replacement, text)
         total += count
     return text, total
 
@@ -105,7 +105,7 @@ def _compiled(expression: str) -> re.Pattern[str]:
     return re.compile(expression)
 
 
-def _marked(match: re.Match[str]) -> str:
+def _replacement(match: re.Match[str]) -> str:
     if not match.lastindex or match[1] is None:
         return MARK
     whole, (begin, end) = match[0], match.span(1)

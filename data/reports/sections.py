@@ -1,10 +1,10 @@
-"""Sections of a radiology report by the rules of MIMIC-CXR, and the choice of the text to train on.
+"""Split radiology reports into sections by MIMIC-CXR's rules, and select the training text.
 
-The rules are those of MIT-LCP/mimic-cxr (txt/section_parser.py and txt/create_section_files.py), so that
-what is cut here equals `mimic_cxr_sectioned.csv` for all but the few dozen studies which that code treats
-by hand. A header is a newline, exactly one space, capitals (with space, comma, hyphen, slash and
-parentheses), a colon and a white space character. So in text without the leading space
-("FINDINGS: ... IMPRESSION: ...") nothing is a header: the whole text is one section, `full report`.
+The rules are those of MIT-LCP/mimic-cxr (txt/section_parser.py and txt/create_section_files.py), so the
+sections equal `mimic_cxr_sectioned.csv` for all but the few dozen studies with manual corrections in that code.
+A header is a newline, exactly one space, capitals (with space, comma, hyphen, slash and
+parentheses), a colon and a white space character. Text without the leading space
+("FINDINGS: ... IMPRESSION: ...") therefore has no headers: it is one section, `full report`.
 """
 
 import re
@@ -17,8 +17,8 @@ FULL_REPORT, PREAMBLE, LAST_PARAGRAPH = "full report", "preamble", "last_paragra
 
 TEXT_CHOICES: tuple[str, ...] = ("findings", "impression", "findings+impression")
 
-# What radiologists type, by what is meant. Spelling mistakes are those met in MIMIC-CXR; that the
-# clipped "ndication" counts as an impression is upstream's doing, kept for parity.
+# {section: spellings in reports}. The misspellings occur in MIMIC-CXR. Upstream counts the truncated
+# "ndication" as an impression; this is kept for parity.
 SPELLINGS: dict[str, tuple[str, ...]] = {
     "comparison": (
         "comparisons", "comparison exam", "comparison film", "reference exam",
@@ -39,11 +39,11 @@ SPELLINGS: dict[str, tuple[str, ...]] = {
     "wet read": ("wetread",),
     "recommendations": ("recommendation",),
 }  # fmt: skip
-_MEANT = {spelling: name for name, spellings in SPELLINGS.items() for spelling in spellings}
+_SECTION_OF = {spelling: name for name, spellings in SPELLINGS.items() for spelling in spellings}
 
 _CONTAINED = ("impression", "findings", "history", "comparison", "addendum")
 
-# Titles such as "CHEST, PA AND LATERAL:" often stand where "FINDINGS:" should.
+# Titles such as "CHEST, PA AND LATERAL:" are often used in place of "FINDINGS:".
 _VIEW_PHRASES = (
     "chest", "portable", "pa and lateral", "lateral and pa", "ap and lateral", "lateral and ap",
     "frontal and",
@@ -53,10 +53,10 @@ _VIEW_PHRASES = (
 
 
 def section_name(header: str) -> str:
-    """The section that a header means: " CONCLUSION" -> "impression". Unknown names stay, in lower case."""
+    """Return the section name of a header: " CONCLUSION" -> "impression". Unknown names are lower-cased."""
     name = header.strip().lower()
-    if name in _MEANT:
-        return _MEANT[name]
+    if name in _SECTION_OF:
+        return _SECTION_OF[name]
     for known in _CONTAINED:
         if known in name:
             return known
@@ -64,14 +64,14 @@ def section_name(header: str) -> str:
 
 
 def _cut(text: str) -> list[tuple[str, str]]:
-    """(name, body) in the order of the text; bodies keep their line breaks."""
+    """Return (name, body) pairs in text order; bodies keep their line breaks."""
     header = _HEADER.search(text)
     if header is None:
         return [(FULL_REPORT, text)]
     found = [(PREAMBLE, text[: header.start(1)])]
     while header is not None:
         start = header.end()
-        # Not before the next line: "IMPRESSION: ... NOTE: ..." on one line is one section.
+        # The next header must be on a later line: "IMPRESSION: ... NOTE: ..." on one line is one section.
         following = _HEADER.search(text, max(text.find("\n", start), start))
         found.append((section_name(header[1]), text[start : following.start() if following else len(text)]))
         header = following
@@ -79,15 +79,14 @@ def _cut(text: str) -> list[tuple[str, str]]:
 
 
 def split_sections(text: str) -> dict[str, str]:
-    """Cuts a report into sections.
+    """Split a report into sections.
 
     Returns:
-        Section name -> text, outer white space removed, line breaks kept. Among the names are `preamble`
-        (what precedes the first header), `findings`, `impression`, `indication`, `comparison`, ...;
-        `full report` alone where there is no header; `last_paragraph` where neither findings nor
-        impression is left: the last section after its first blank line. Of sections with one name the last
-        counts. Empty findings and impressions are absent, since a bare title "CHEST, PA AND LATERAL:"
-        would otherwise stand before the real findings.
+        {section name: text}, stripped, line breaks kept. Names include `preamble` (text before the first
+        header), `findings`, `impression`, `indication`, `comparison`, ...; only `full report` if there is no
+        header; `last_paragraph` if there is neither findings nor impression: the last section after its first
+        blank line. Of sections with the same name the last is returned. Empty findings and impressions are
+        omitted, since an empty title "CHEST, PA AND LATERAL:" would otherwise replace the actual findings.
     """
     parts = [(name, body) for name, body in _cut(text) if name not in ("findings", "impression") or body.strip()]
     names = {name for name, _ in parts}
@@ -100,12 +99,15 @@ def split_sections(text: str) -> dict[str, str]:
 
 
 def one_line(text: str) -> str:
-    """The text with every run of white space, line breaks included, as one space."""
+    """Replace every run of white space, including line breaks, by one space."""
     return _SPACES.sub(" ", text).strip()
 
 
 def labelling_text(sections: dict[str, str]) -> str:
-    """MIMIC-CXR's text for labelling: impression, else findings, else last paragraph, else comparison, else ""."""
+    """Return the text that MIMIC-CXR labels: impression, findings, last paragraph or comparison, whichever is first.
+
+    "" if there is none of them.
+    """
     for name in ("impression", "findings", LAST_PARAGRAPH, "comparison"):
         if name in sections:
             return sections[name]
@@ -113,18 +115,18 @@ def labelling_text(sections: dict[str, str]) -> str:
 
 
 def training_text(sections: dict[str, str], choice: str = "findings+impression") -> str:
-    """The text that a model learns, on one line.
+    """Return the training text of a report, on one line.
 
     Args:
-        sections: of `split_sections`.
-        choice: `findings`, `impression`, or `findings+impression` (both, or the one that there is).
+        sections: the result of `split_sections`.
+        choice: `findings`, `impression`, or `findings+impression` (both, or whichever exists).
 
     Returns:
-        The text without headers; "" where the report lacks what was chosen, so that the caller can count
-        and leave out such studies.
+        The text without headers; "" if the report lacks the chosen sections, so that the caller can count
+        and skip such studies.
 
     Raises:
-        ValueError: if the choice is none of the three.
+        ValueError: if the choice is not one of the three.
     """
     if choice not in TEXT_CHOICES:
         raise ValueError(f"text must be one of {', '.join(TEXT_CHOICES)}, got {choice!r}")

@@ -8,7 +8,7 @@ import fcntl
 import os
 from pathlib import Path
 
-from medunifier.data.remote_paths import filesystem, is_url, network_trouble_named
+from medunifier.data.remote_paths import filesystem, is_url, remote_errors_as_user_errors
 from medunifier.shared.artifacts import atomic_file, remove_partial, sha256_file
 from medunifier.shared.errors import UserError
 
@@ -61,7 +61,7 @@ def _fetch(url: str, sha256: str, copy: Path) -> None:
     remove_partial(copy.parent)
     with atomic_file(copy) as partial:
         try:
-            with network_trouble_named(url):
+            with remote_errors_as_user_errors(url):
                 system.get_file(path, str(partial))
         except FileNotFoundError:
             raise UserError(f"shard {url} is in the manifest but not there; copy it there again") from None

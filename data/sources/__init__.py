@@ -1,10 +1,10 @@
-"""Sources: one small adapter a data set, each yielding the same study records.
+"""Sources: one small adapter per data set, each yielding the same study records.
 
 To add one: write ``data/sources/NAME.py`` with a function ``records(root, options, problems)`` that yields
-:class:`StudyRecord` and reads tables and names alone (no pixels), and give it a line in :data:`SOURCES`.
-The root may be remote (:mod:`data.places`). Files are read by the functions of :mod:`data.sources.tables` and
-:mod:`data.places` alone, which bound what they read; paths of images are checked here, after the adapter.
-A row that cannot be used goes into ``problems``; what makes the whole tree unusable is a ``UserError``.
+:class:`StudyRecord` from tables and file names only (no pixels), and register it in :data:`SOURCES`.
+The root may be remote (:mod:`data.remote_paths`): read files only with :mod:`data.sources.tables`
+and :mod:`data.remote_paths`, which bound what they read. Image paths are checked here, after the adapter.
+An unusable row is appended to ``problems``; if the whole tree is unusable, raise a ``UserError``.
 """
 
 from collections.abc import Iterable
@@ -20,16 +20,16 @@ from medunifier.shared.errors import UsageError, UserError
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """What some sources need to know beside the folder."""
+    """Options of individual sources."""
 
     table: str = ""
-    """csv: the table's name under the root; by default manifest.csv, or the only .csv there."""
+    """csv: file name of the table under the root; by default manifest.csv, or the only .csv file."""
     image: str = "image"
-    """csv: column with the image's path, relative to the table."""
+    """csv: column with the image path, relative to the table."""
     patient: str = "patient_id"
-    """csv: column with the patient."""
+    """csv: column with the patient id."""
     study: str = "study_id"
-    """csv: column with the study."""
+    """csv: column with the study id."""
     view: str = "view"
     """csv: column with the view position."""
     findings: str = "findings"
@@ -37,35 +37,35 @@ class SourceOptions:
     impression: str = "impression"
     """csv: column with the impression section."""
     report: str = "text"
-    """csv: column with the whole report, read where the two sections are empty."""
+    """csv: column with the whole report, used if both sections are empty."""
     labels: str = "labels"
     """csv: column with the positive findings, separated by a vertical bar."""
     split: str = "split"
     """csv: column with the official split, if there is one."""
     date: str = "date"
-    """csv: column that orders a patient's studies in time, as text that sorts: 2031-04-05, 2031-04-05 08:15."""
+    """csv: column with the study date, as text that sorts chronologically: 2031-04-05, 2031-04-05 08:15."""
     reports_root: str = ""
-    """mimic-cxr-jpg: top folder of a MIMIC-CXR tree with the reports, which the JPG set does not have."""
+    """mimic-cxr-jpg: top folder of a MIMIC-CXR tree with the reports, which MIMIC-CXR-JPG does not include."""
     outside_root: bool = False
-    """Any source: also read images and reports that tables or links place outside the archive's top folder."""
+    """Any source: also read images and reports that tables or links place outside the root of the archive."""
     official_splits: bool = True
-    """Any source: keep the data set's own splits; false = split all its patients anew."""
+    """Any source: keep the data set's official splits; false = ignore them and split all patients at random."""
 
 
 class Source(Protocol):
-    """An adapter."""
+    """The signature of a source adapter."""
 
     def __call__(self, root: Path, options: SourceOptions, problems: list[Problem]) -> Iterable[StudyRecord]: ...
 
 
 @dataclass(frozen=True)
 class Archive:
-    """What a source found."""
+    """The studies and problems of a source."""
 
     records: list[StudyRecord]
-    """Every study, in the source's order."""
+    """All studies, in the order of the source."""
     problems: list[Problem]
-    """Rows that were left out, tables that are absent."""
+    """Skipped rows and missing tables."""
 
 
 OUTSIDE_ROOT = "outside the archive's top folder; --options.outside_root true reads it"
@@ -91,21 +91,21 @@ SOURCES: dict[str, str] = {
 
 
 def read_source(name: str, root: str | Path, options: SourceOptions) -> Archive:
-    """Every study of an archive, and what had to be left out.
+    """Return all studies of an archive, and the problems of its tables.
 
     Raises:
-        UsageError: for a name that is not in :data:`SOURCES`.
-        UserError: if the folder is absent, is not of this layout, or holds no study.
+        UsageError: if the name is not in :data:`SOURCES`.
+        UserError: if the folder is missing, has another layout, or contains no study.
     """
     if name not in SOURCES:
-        raise UsageError(f"unknown source {name!r}; there are: {', '.join(sorted(SOURCES))}")
+        raise UsageError(f"unknown source {name!r}; choose from {', '.join(sorted(SOURCES))}")
     root = open_root(root)
     adapter = cast(Source, import_module(SOURCES[name]).records)
     problems: list[Problem] = []
     checked = (_checked(record, root, options, problems) for record in adapter(root, options, problems))
     found = [record for record in checked if record is not None]
     if not found:
-        left_out = f"; {len(problems)} rows were left out, the first: {problems[0].reason}" if problems else ""
+        left_out = f"; {len(problems)} rows were skipped, the first: {problems[0].reason}" if problems else ""
         raise UserError(f"no radiograph found under {root} in the layout of source {name!r}{left_out}")
     if not options.official_splits:
         found = [replace(record, split=None) for record in found]

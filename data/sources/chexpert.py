@@ -1,8 +1,8 @@
-"""CheXpert 1.0 (also the small version): three tables with a row an image, labels of the study, no reports.
+"""CheXpert 1.0 (also the small version): tables with one row per image and study-level labels; no reports.
 
 Layout (Stanford): ``train.csv``, ``valid.csv`` with Path (``CheXpert-v1.0-small/train/patient00001/study1/
 view1_frontal.jpg``), Frontal/Lateral, AP/PA and the fourteen observations: 1, 0, -1 (uncertain), blank (not
-mentioned). Test: ``groundtruth.csv`` (rajpurkarlab/cheXpert-test-set-labels) with a row a study, in Study.
+mentioned). Test: ``groundtruth.csv`` (rajpurkarlab/cheXpert-test-set-labels) with one row per study, column Study.
 """
 
 from collections.abc import Iterator
@@ -15,10 +15,10 @@ from medunifier.data.sources.tables import find_table, grouped, label_cells, rea
 
 
 def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iterator[StudyRecord]:
-    """Studies of train and validate, and of test where its table and images are there.
+    """Yield the studies of train and validate, and of test if its table and images exist.
 
     Raises:
-        UserError: if ``train.csv`` is absent or a table lacks a column.
+        UserError: if ``train.csv`` is missing or a table lacks a column.
     """
     tables = {"train": required_table(root, "train", "CheXpert"), "validate": find_table(root, "valid")}
     for split, table in tables.items():
@@ -37,13 +37,15 @@ def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iter
 
 
 def study_folder(path: str) -> Path:
-    """``…/train/patient00001/study1/view1_frontal.jpg`` -> ``train/patient00001/study1``: tables differ in
-    what stands before, and it seldom is the name of the folder on this disk."""
+    """Return the study folder: ``…/train/patient00001/study1/view1_frontal.jpg`` -> ``train/patient00001/study1``.
+
+    The prefix differs between tables, and seldom is the name of the local folder.
+    """
     return Path(*Path(path).parts[-4:-1])
 
 
 def view_position(side: str, direction: str) -> str:
-    """CheXpert's two columns as one position: AP or PA of a frontal film, else LATERAL."""
+    """Convert CheXpert's two view columns to a view position: AP or PA for frontal images, else LATERAL."""
     return "LATERAL" if side.lower() == "lateral" else direction
 
 

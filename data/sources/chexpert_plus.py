@@ -1,10 +1,10 @@
-"""CheXpert Plus: the reports of CheXpert, in sections, with PNG files.
+"""CheXpert Plus: PNG files and the reports of CheXpert, split into sections.
 
 Layout (Stanford AIMI): ``df_chexpert_plus_240401.csv`` with path_to_image (``train/patient42142/study5/
 view1_frontal.jpg``), frontal_lateral, ap_pa, deid_patient_id, section_findings, section_impression, split, and
-perhaps patient_report_date_order, the place of the study among its patient's; images under the root, ``PNG/`` or
-``PNG/PNG/``, as .png or .jpg. Labels, where they were fetched too, of ``chexbert_labels/report_fixed.json``: a JSON
-object a line, null = not mentioned.
+optionally patient_report_date_order, the chronological index of the study; images under the root, ``PNG/`` or
+``PNG/PNG/``, as .png or .jpg. Labels, if downloaded, in ``chexbert_labels/report_fixed.json``: one JSON
+object per line, null = not mentioned.
 """
 
 from collections.abc import Iterator
@@ -32,10 +32,10 @@ _COLUMNS = (
 
 
 def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iterator[StudyRecord]:
-    """Studies in the order of the table.
+    """Yield the studies in table order.
 
     Raises:
-        UserError: if the table is absent or lacks a column, or the labels cannot be read.
+        UserError: if the table is missing or lacks a column, or the labels cannot be read.
     """
     table = required_table(root, "df_chexpert_plus_*", "CheXpert Plus")
     rows = read_table(
@@ -64,13 +64,13 @@ def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iter
 
 
 def _place(order: str) -> str:
-    """The place among a patient's reports, "3" or "3.0", as text that sorts."""
+    """Zero-pad the index among a patient's reports, "3" or "3.0", so that it sorts as text."""
     number = order.removesuffix(".0")
     return number.zfill(6) if number.isdigit() else ""
 
 
 def _existing(path: Path) -> Path:
-    """The table says .jpg where the files are .png."""
+    """Return the existing file: the table lists .jpg where the files may be .png."""
     converted = path.with_suffix(".png")
     return converted if converted.exists() else path
 
@@ -91,5 +91,5 @@ def _labels(path: Path, problems: list[Problem]) -> dict[str, dict[str, int]]:
             row.where = where
             labels[entry["path_to_image"]] = label_cells(row, problems)
         except (KeyError, TypeError):  # TypeError: a path that is a list
-            raise UserError(f"{where}, is not a JSON object with path_to_image: fetch it again") from None
+            raise UserError(f"{where}, is not a JSON object with path_to_image: download the file again") from None
     return labels

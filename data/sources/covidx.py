@@ -1,4 +1,4 @@
-"""COVIDx CXR: PNG and JPEG files gathered from several collections, one of three classes an image; no reports.
+"""COVIDx CXR: PNG and JPEG files from several collections, one of three classes per image; no reports.
 
 Layout (COVID-Net): ``train*.txt``, ``test*.txt``, in later versions ``val*.txt``, each line "patient-id filename
 class source"; images in the folder of the split, ``train/``, ``test/``, ``val/``.
@@ -15,15 +15,17 @@ from medunifier.shared.errors import UserError
 
 
 def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iterator[StudyRecord]:
-    """One study an image. normal is No Finding, pneumonia is Pneumonia; COVID-19 is none of the fourteen.
+    """Yield one study per image.
+
+    Class "normal" is No Finding and "pneumonia" is Pneumonia; COVID-19 is not one of the 14 observations.
 
     Raises:
-        UserError: if ``train*.txt`` or ``test*.txt`` is absent, or there are several.
+        UserError: if ``train*.txt`` or ``test*.txt`` is missing, or there are several.
     """
     lists = {folder: _list(root, folder) for folder in ("train", "val", "test")}
     for folder in ("train", "test"):
         if lists[folder] is None:
-            raise UserError(f"{root} has no {folder}*.txt: give the top folder of COVIDx as --root")
+            raise UserError(f"{root} has no {folder}*.txt: pass the top folder of COVIDx as --root")
     splits = {"train": "train" if lists["val"] else TRAIN_AND_VALIDATE, "val": "validate", "test": "test"}
     for folder, path in lists.items():
         if path is None:
@@ -39,7 +41,7 @@ def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iter
             patient, name, found, source = words[0], " ".join(words[1:-2]), words[-2], words[-1]
             yield StudyRecord(
                 study_id=f"{folder}/{name}",
-                # The collections number their patients on their own.
+                # Patient ids are unique only within a collection.
                 patient_id=f"{source}/{patient}",
                 views=(View(root / folder / name),),
                 labels=positive_labels([found]),
@@ -50,5 +52,5 @@ def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iter
 def _list(root: Path, folder: str) -> Path | None:
     found = sorted(root.glob(f"{folder}*.txt"))
     if len(found) > 1:
-        raise UserError(f"{root} has {', '.join(path.name for path in found)}: leave the one to be used there")
+        raise UserError(f"{root} has {', '.join(path.name for path in found)}: keep only the one to use")
     return found[0] if found else None

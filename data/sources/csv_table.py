@@ -1,4 +1,4 @@
-"""A table with a row an image: paths, patients, and whatever of sections, labels and splits there is."""
+"""A table with one row per image: path, patient, and optionally sections, labels and splits."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,12 +11,12 @@ from medunifier.shared.errors import UserError
 
 
 def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iterator[StudyRecord]:
-    """Rows of one study gathered, in the order of their first row.
+    """Yield the studies in the order of their first row.
 
-    A row without a study is a study of its own; one without a patient belongs to a patient of its own study.
+    A row without a study id is a separate study; a study without a patient id is a separate patient.
 
     Raises:
-        UserError: if the table is absent or ambiguous, lacks the image column, or has an unknown split.
+        UserError: if the table is missing or ambiguous, lacks the image column, or has an unknown split.
     """
     table = _find_table(root, options.table)
     rows = read_table(
@@ -28,7 +28,7 @@ def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iter
             options.patient, options.study, options.view, options.findings, options.impression, options.report,
             options.labels, options.split, options.date,
         ],
-        hint="name the one with the images: --options.image COLUMN",
+        hint="specify the column with the image paths: --options.image COLUMN",
     )  # fmt: skip
 
     def patient_and_study(row: Row) -> tuple[str, str]:
@@ -39,14 +39,14 @@ def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iter
         first = group[0]
         sectioned = bool(first[options.findings] or first[options.impression])
         yield StudyRecord(
-            # Study names may repeat from patient to patient ("scan 1").
+            # Study ids may repeat between patients ("scan 1").
             study_id=f"{patient}/{study}",
             patient_id=patient,
             views=tuple(View(table.parent / row[options.image], row[options.view]) for row in group),
             report=first[options.report],
             findings=first[options.findings] if sectioned else None,
             impression=first[options.impression] if sectioned else None,
-            # None where no name is one of the fourteen: the labels are then read from the report.
+            # None if no name is one of the 14 observations: the labels are then extracted from the report.
             labels=positive_labels(name for row in group for name in row[options.labels].split("|")) or None,
             split=split_name(first[options.split], first.where),
             taken=first[options.date],
@@ -64,6 +64,6 @@ def _find_table(root: Path, name: str) -> Path:
     if len(tables) != 1:
         found = ", ".join(table.name for table in tables) or "none"
         raise UserError(
-            f"expected manifest.csv or one .csv under {root}, found {found}: name it with --options.table"
+            f"expected manifest.csv or one .csv under {root}, found {found}: specify it with --options.table"
         )
     return tables[0]

@@ -1,6 +1,6 @@
-"""A folder of DICOM files, as a hospital's archive exports it: grouped by patient and study by the headers.
+"""A folder of DICOM files, as exported from a hospital's archive: grouped by patient and study of the headers.
 
-A report may lie beside a file under its name (``film.dcm``, ``film.txt``), or beside a study's folder
+A report may be next to a file, with the same name (``image.dcm``, ``image.txt``), or next to the study's folder
 (``study/…dcm``, ``study.txt``).
 """
 
@@ -21,7 +21,7 @@ _TAGS = ["PatientID", "StudyInstanceUID", "SOPInstanceUID", "StudyDate", "StudyT
 
 
 def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iterator[StudyRecord]:
-    """Studies in the order of their first file's path; a file without a readable header is one of its own."""
+    """Yield the studies in the order of their first file; a file without a readable header is a separate study."""
     studies: dict[tuple[str, str], list[Path]] = defaultdict(list)
     moments: dict[tuple[str, str], str] = {}
     for path in sorted(root.rglob("*")):
@@ -42,21 +42,21 @@ def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iter
 def _looks_like_dicom(path: Path) -> bool:
     name = path.name.lower().removesuffix(".gz")
     suffix = Path(name).suffix
-    # Exports name files after UIDs ("1.2.840.10008"), whose last number is no suffix.
+    # Exported files may be named after UIDs ("1.2.840.10008"), whose last number is not a suffix.
     return suffix in _SUFFIXES or suffix[1:].isdigit()
 
 
 def _patient_study_and_moment(path: Path, root: Path) -> tuple[str, str, str]:
     own = str(path.relative_to(root))
     if path.name.lower().endswith(".gz"):
-        return own, own, ""  # packed: not opened twice for its header
+        return own, own, ""  # compressed: not decompressed twice for the header
     try:
         with open_file(path) as file:
             header = pydicom.dcmread(file, force=True, stop_before_pixels=True, specific_tags=_TAGS)
         patient, study = str(header.get("PatientID") or ""), str(header.get("StudyInstanceUID") or "")
         day, time = str(header.get("StudyDate") or ""), str(header.get("StudyTime") or "").partition(".")[0]
     except (InvalidDicomError, OSError, ValueError, KeyError, AttributeError, TypeError, EOFError):
-        patient = study = day = time = ""  # its pixels will be refused with the reason
+        patient = study = day = time = ""  # the reason is reported when its pixels are decoded
     taken = f"{day}T{time}" if len(day) == 8 and day.isdigit() else ""
     return patient or study or own, study or own, taken
 

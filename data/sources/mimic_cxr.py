@@ -1,8 +1,8 @@
-"""MIMIC-CXR 2.x: DICOM files, free-text reports and the tables beside them; also what the phantom writes.
+"""MIMIC-CXR 2.x: DICOM files, free-text reports and tables; also the layout of phantom archives.
 
 Layout (PhysioNet, MIMIC-CXR 2.0.0; MIT-LCP/mimic-cxr): ``files/p10/p10000032/s50414267/<dicom_id>.dcm``
 (or ``.dcm.gz``), report ``files/p10/p10000032/s50414267.txt``; tables ``cxr-record-list.csv.gz``,
-``mimic-cxr-2.*-{metadata,split,chexpert}.csv.gz``. Only the record list is indispensable.
+``mimic-cxr-2.*-{metadata,split,chexpert}.csv.gz``. Only the record list is required.
 """
 
 from collections.abc import Iterable, Iterator
@@ -23,14 +23,14 @@ from medunifier.data.sources.tables import (
 )
 
 MOMENT = ("StudyDate", "StudyTime")
-"""Columns of the metadata that say when; the dates are shifted, by the same span for all studies of a patient."""
+"""Metadata columns with date and time; dates are shifted by the same interval for all studies of a patient."""
 
 
 def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iterator[StudyRecord]:
-    """Studies in the order of the record list.
+    """Yield the studies in the order of the record list.
 
     Raises:
-        UserError: if the record list is absent or a table lacks a column.
+        UserError: if the record list is missing or a table lacks a column.
     """
     record_list = required_table(root, "cxr-record-list", "a MIMIC-CXR tree")
     columns = ("dicom_id", "study_id", "subject_id", "path")
@@ -55,9 +55,9 @@ def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iter
 
 
 def moment(films: Iterable[Row]) -> str:
-    """When the first of a study's films was taken, as text that sorts by time; "" where one has no date."""
+    """Return the time of a study's first image as text that sorts chronologically; "" if an image has no date."""
     moments = [
-        # 08:30:45 stands as "83045.5"; the seconds' fraction is left out.
+        # 08:30:45.5 is written "83045.5"; fractions of a second are dropped.
         f"{film['StudyDate']}T{film['StudyTime'].partition('.')[0].zfill(6)}" if film["StudyDate"] else ""
         for film in films
     ]
@@ -67,7 +67,7 @@ def moment(films: Iterable[Row]) -> str:
 def optional_rows(
     root: Path, kind: str, columns: tuple[str, ...], problems: list[Problem], optional: tuple[str, ...] = ()
 ) -> list[Row]:
-    """Rows of ``mimic-cxr-2.*-{kind}.csv.gz``; none where the table is absent, which is told."""
+    """Return the rows of ``mimic-cxr-2.*-{kind}.csv.gz``; a missing table is recorded as a problem."""
     table = find_table(root, f"mimic-cxr-2*-{kind}")
     if table is None:
         problems.append(Problem(f"no table mimic-cxr-2.*-{kind}.csv.gz", str(root)))
@@ -76,18 +76,18 @@ def optional_rows(
 
 
 def study_labels(root: Path, problems: list[Problem]) -> dict[str, dict[str, int]]:
-    """Labels by study, of the table that CheXpert's labeler gave; others are read from the report."""
+    """Return {study id: labels} from CheXpert's labeler; ingest labels other studies from their reports."""
     rows = optional_rows(root, "chexpert", ("study_id", *OBSERVATIONS), problems)
     return {row["study_id"]: label_cells(row, problems) for row in rows}
 
 
 def study_splits(root: Path, problems: list[Problem]) -> dict[str, str | None]:
-    """Official split by study."""
+    """Return {study id: official split}."""
     rows = optional_rows(root, "split", ("study_id", "split"), problems)
     return {row["study_id"]: split_name(row["split"], row.where) for row in rows}
 
 
 def _existing(path: Path) -> Path:
-    """The 2.0.0 files were shipped gzipped, under names that the record list does not have."""
+    """Return the existing file: version 2.0.0 has gzipped files, whose names differ from the record list."""
     packed = path.with_name(path.name + ".gz")
     return packed if not path.exists() and packed.exists() else path

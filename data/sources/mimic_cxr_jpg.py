@@ -1,7 +1,7 @@
-"""MIMIC-CXR-JPG 2.x: the JPEG files and tables; reports, which it lacks, from a MIMIC-CXR tree beside it.
+"""MIMIC-CXR-JPG 2.x: JPEG files and tables; the reports, which it does not include, from a MIMIC-CXR tree.
 
 Layout (PhysioNet): ``files/p10/p10000032/s50414267/<dicom_id>.jpg``, ``mimic-cxr-2.*-metadata.csv.gz``
-(indispensable), ``-split`` and ``-chexpert``. Reports: ``mimic-cxr-reports.zip`` of MIMIC-CXR, unpacked:
+(required), ``-split`` and ``-chexpert``. Reports: ``mimic-cxr-reports.zip`` of MIMIC-CXR, unpacked:
 ``files/p10/p10000032/s50414267.txt`` under ``--options.reports_root`` (by default the same root).
 """
 
@@ -17,10 +17,10 @@ from medunifier.shared.errors import UserError
 
 
 def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iterator[StudyRecord]:
-    """Studies in the order of the metadata.
+    """Yield the studies in the order of the metadata.
 
     Raises:
-        UserError: if the metadata or the folder of reports is absent, or a table lacks a column.
+        UserError: if the metadata or the report folder is missing, or a table lacks a column.
     """
     reports = as_path(options.reports_root or root)
     if options.reports_root and not (reports / "files").is_dir():

@@ -1,8 +1,8 @@
-"""NIH ChestX-ray14: PNG files and labels mined from reports that were never released.
+"""NIH ChestX-ray14: PNG files, and labels mined from unreleased reports.
 
 Layout (NIH Clinical Center): ``Data_Entry_2017_v2020.csv`` (Image Index, Finding Labels joined by "|", Patient ID,
-View Position, …), images ``images_001/images/*.png`` … ``images_012`` or wherever they were unpacked under the root,
-``train_val_list.txt`` and ``test_list.txt`` with a file name a line.
+View Position, …), images ``images_001/images/*.png`` … ``images_012`` or anywhere else under the root,
+``train_val_list.txt`` and ``test_list.txt`` with one file name per line.
 """
 
 from collections.abc import Iterator
@@ -17,14 +17,14 @@ LABELS = (
     "Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Effusion", "Infiltration", "Mass", "Nodule",
     "Pleural_Thickening", "Pneumonia", "Pneumothorax", "No Finding",
 )  # fmt: skip
-"""Those of the fourteen of NIH that are of CheXpert's fourteen: not Emphysema, Fibrosis, Hernia."""
+"""NIH's labels that map to CheXpert's 14 observations: all but Emphysema, Fibrosis, Hernia."""
 
 
 def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iterator[StudyRecord]:
-    """One study an image, in the order of the table. The list is closed: what was not named is 0.
+    """Yield one study per image, in table order. The label list is closed: findings that are not named are 0.
 
     Raises:
-        UserError: if the table is absent or lacks a column.
+        UserError: if the table is missing or lacks a column.
     """
     table = required_table(root, "Data_Entry_2017*", "NIH ChestX-ray14")
     needed = ("Image Index", "Patient ID", "Finding Labels")
@@ -49,5 +49,5 @@ def _splits(root: Path, problems: list[Problem]) -> dict[str, str]:
             splits |= dict.fromkeys(read_text(root / name).split(), split)
         else:
             problems.append(Problem(f"no {name}: patients are split anew", str(root)))
-    # One list alone says nothing of the other patients.
+    # One list alone does not determine the split of the other patients.
     return splits if len(set(splits.values())) == 2 else {}

@@ -1,9 +1,9 @@
-"""Open-I, Indiana University (NLMCXR): an XML file a study, and PNG files.
+"""Open-I, Indiana University (NLMCXR): one XML file per study, and PNG files.
 
 Layout: ``NLMCXR_reports.tgz`` -> ``ecgen-radiology/{1..3999}.xml`` and ``NLMCXR_png.tgz`` -> ``*.png``, anywhere
 under the root. In the XML: ``uId@id`` (CXR1), four ``AbstractText@Label`` (COMPARISON, INDICATION, FINDINGS,
 IMPRESSION, each may be empty), ``MeSH/major``, ``parentImage@id`` (the PNG's name without its suffix). The view
-is not in it. A report is a patient: the collection gives no other link.
+is not included. Each report is treated as a patient, since nothing links the reports.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ _NOT_INDEXED = "no indexing"
 
 
 def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iterator[StudyRecord]:
-    """Studies in the order of their numbers, with the MeSH headings as positive labels; the list is open.
+    """Yield the studies in numerical order, with MeSH headings as positive labels; the label list is open.
 
     Raises:
         UserError: if there is no folder ``ecgen-radiology`` with reports.
@@ -55,7 +55,7 @@ def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iter
 
 
 def _labels(headings: list[str]) -> dict[str, int] | None:
-    """Of "Heading/qualifier/…": some headings (Cardiac Shadow/enlarged) are a finding with their qualifier only."""
+    """Map MeSH headings "Heading/qualifier/…"; some are a finding only with a qualifier (Cardiac Shadow/enlarged)."""
     if not headings or headings[0].lower() == _NOT_INDEXED:
         return None
     pairs = ["/".join(heading.split("/")[:2]) for heading in headings]

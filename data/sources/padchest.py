@@ -1,8 +1,8 @@
-"""PadChest: 16-bit PNG files, Spanish reports (stemmed by its makers), and labels as lists.
+"""PadChest: 16-bit PNG files, Spanish reports (published stemmed), and labels as lists.
 
-Layout (BIMCV): ``PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv[.gz]``, images ``{ImageDir}/{ImageID}``. Of
-its columns ImageID, ImageDir, StudyID, PatientID, StudyDate_DICOM, Projection, Report and Labels (a Python list as
-text) are read.
+Layout (BIMCV): ``PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv[.gz]``, images ``{ImageDir}/{ImageID}``.
+Columns used: ImageID, ImageDir, StudyID, PatientID, StudyDate_DICOM, Projection, Report and Labels (a Python list
+as text).
 """
 
 import ast
@@ -19,10 +19,10 @@ _POSITIONS = {"L": "LATERAL", "AP_horizontal": "AP", "AP-horizontal": "AP"}
 
 
 def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iterator[StudyRecord]:
-    """Studies in the order of the table, with what was found as positive labels; the list is open.
+    """Yield the studies in table order, with their findings as positive labels; the label list is open.
 
     Raises:
-        UserError: if the table is absent or lacks a column.
+        UserError: if the table is missing or lacks a column.
     """
     table = required_table(root, "PADCHEST_chest_x_ray_images_labels_160K*", "PadChest")
     columns = (*_NEEDED, "Projection", "Report", "Labels")
@@ -32,7 +32,7 @@ def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iter
             study_id=f"{patient}/{study}",
             patient_id=patient,
             views=tuple(
-                # pandas writes a column of numbers with a blank in it as 12.0
+                # pandas writes integers as 12.0 if the column contains blanks
                 View(root / row["ImageDir"].removesuffix(".0") / row["ImageID"], _position(row["Projection"]))
                 for row in group
             ),
@@ -47,7 +47,7 @@ def _position(projection: str) -> str:
 
 
 def _names(row: Row, problems: list[Problem]) -> list[str]:
-    """The cell "['pleural effusion', ' cardiomegaly']" as names; a blank is none."""
+    """Parse the cell "['pleural effusion', ' cardiomegaly']" to names; a blank cell has none."""
     try:
         names = ast.literal_eval(row["Labels"] or "[]")
         return [str(name) for name in names]

@@ -1,8 +1,8 @@
-"""R2Gen's form of Open-I (and of MIMIC-CXR): ``annotation.json`` beside a folder ``images``.
+"""R2Gen's version of Open-I (and of MIMIC-CXR): ``annotation.json`` and a folder ``images``.
 
-{"train" | "val" | "test": [{"id", "report", "image_path": [...], "split"}]}; in a copy that goes round the test key
-is four spaces, so the split is read from the entries. MIMIC's form has subject_id and study_id too. The report is
-the findings, lower case and all; Open-I's ids (CXR2384_IM-0942) begin with the patient.
+{"train" | "val" | "test": [{"id", "report", "image_path": [...], "split"}]}. In a circulating copy the test key is
+four spaces, so the split is taken from the entries. The MIMIC version also has subject_id and study_id. The report
+is the preprocessed (lower-case) findings section; Open-I's ids (CXR2384_IM-0942) begin with the patient.
 """
 
 from collections.abc import Iterator
@@ -17,14 +17,14 @@ from medunifier.shared.files.input_files import parse_json
 
 
 def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iterator[StudyRecord]:
-    """Studies in the order of the file.
+    """Yield the studies in file order.
 
     Raises:
-        UserError: if ``annotation.json`` is absent or is no such JSON.
+        UserError: if ``annotation.json`` is missing or has another structure.
     """
     path = root / "annotation.json"
     if not path.is_file():
-        raise UserError(f"{root} has no annotation.json: give the folder that holds it and images/ as --root")
+        raise UserError(f"{root} has no annotation.json: pass the folder that contains it and images/ as --root")
     try:
         annotation = parse_json(read_text(path), path, "R2Gen's annotation")
         entries = [
@@ -50,6 +50,6 @@ def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iter
 
 
 def _value(entry: Any, name: str) -> Any:
-    """The entry's value; None for an absent one, and for NaN, which Python's own writer puts in."""
+    """Return the entry's value; None if it is missing or NaN, which Python's json module writes."""
     value = entry.get(name) if isinstance(entry, dict) else None
     return None if value != value else value

@@ -1,8 +1,8 @@
-"""RSNA Pneumonia Detection Challenge: DICOM files, a box a row, a class an image; no reports.
+"""RSNA Pneumonia Detection Challenge: DICOM files, one row per box, one class per image; no reports.
 
 Layout (Kaggle): ``stage_2_train_labels.csv`` (patientId, x, y, width, height, Target),
-``stage_2_detailed_class_info.csv`` (patientId, class), ``stage_2_train_images/<patientId>.dcm``. Boxes are not read;
-``stage_2_test_images`` has no labels and is left out.
+``stage_2_detailed_class_info.csv`` (patientId, class), ``stage_2_train_images/<patientId>.dcm``. Boxes are ignored;
+``stage_2_test_images`` has no labels and is skipped.
 """
 
 from collections.abc import Iterator
@@ -22,12 +22,12 @@ _CLASSES = {
 
 
 def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iterator[StudyRecord]:
-    """One study an image, which is what its patientId names. No official split with labels.
+    """Yield one study per image; patientId identifies the image. There is no official split with labels.
 
-    The list is closed: Pneumonia (Target), and with the table of classes Lung Opacity and No Finding, are 1 or 0.
+    The label list is closed: Pneumonia (Target) and, with the class table, Lung Opacity and No Finding are 1 or 0.
 
     Raises:
-        UserError: if the table of labels is absent or lacks a column.
+        UserError: if the label table is missing or lacks a column.
     """
     table = required_table(root, "stage_2_train_labels", "RSNA's stage 2")
     rows = read_table(table, ("patientId", "Target"), problems, needed=("patientId", "Target"))

@@ -1,8 +1,8 @@
-"""SIIM-ACR Pneumothorax: DICOM files, and run-length masks which become masks of Pneumothorax; no reports.
+"""SIIM-ACR Pneumothorax: DICOM files, and run-length encoded masks of Pneumothorax; no reports.
 
-Layout (Kaggle): ``train-rle.csv`` (ImageId, EncodedPixels with a space before; "-1" = none; several rows where an
-image has several masks), images ``dicom-images-train/<study>/<series>/<ImageId>.dcm``, wherever they were unpacked
-under the root. ``dicom-images-test`` has no labels and is left out.
+Layout (Kaggle): ``train-rle.csv`` (ImageId, EncodedPixels with a leading space; "-1" = none; one row per mask
+of an image), images ``dicom-images-train/<study>/<series>/<ImageId>.dcm``, anywhere
+under the root. ``dicom-images-test`` has no labels and is skipped.
 """
 
 from collections.abc import Iterator
@@ -15,12 +15,12 @@ from medunifier.data.sources.tables import files_by_stem, grouped, read_table, r
 
 
 def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iterator[StudyRecord]:
-    """One study, and one patient, an image. No official split.
+    """Yield one study and one patient per image. There is no official split.
 
-    The list is closed and has one entry: Pneumothorax is 1 or 0.
+    The label list is closed and has one entry: Pneumothorax is 1 or 0.
 
     Raises:
-        UserError: if the table is absent or lacks a column.
+        UserError: if the table is missing or lacks a column.
     """
     table = required_table(root, "train-rle", "SIIM-ACR")
     rows = read_table(table, ("ImageId", "EncodedPixels"), problems, needed=("ImageId", "EncodedPixels"))

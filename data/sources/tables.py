@@ -1,4 +1,4 @@
-"""Tables of data sets, read alike: columns checked, cells stripped, NaN blank, useless rows counted."""
+"""Read the tables of data sets: check columns, strip cells, treat NaN as blank, record unusable rows."""
 
 import csv
 import gzip
@@ -33,26 +33,26 @@ Key = TypeVar("Key")
 
 
 class Row(dict[str, str]):
-    """One row: column -> cell, and where it stands ("train.csv, line 7")."""
+    """One table row, {column: cell}, with its location in ``where`` ("train.csv, line 7")."""
 
     where = ""
 
 
 def find_table(root: Path, pattern: str) -> Path | None:
-    """The table that matches (versions stand in names), packed or not; of several the last; None if absent."""
+    """Return the CSV table matching a pattern, gzipped or not, or None. Of several versions the last is returned."""
     found = sorted(root.glob(f"{pattern}.csv.gz")) + sorted(root.glob(f"{pattern}.csv"))
     return found[-1] if found else None
 
 
 def required_table(root: Path, pattern: str, data_set: str) -> Path:
-    """As :func:`find_table`.
+    """Return the table like :func:`find_table`.
 
     Raises:
-        UserError: if it is absent, since ``root`` is then not the top folder of that data set.
+        UserError: if it is missing, since ``root`` is then not the top folder of that data set.
     """
     found = find_table(root, pattern)
     if found is None:
-        raise UserError(f"{root} has no {pattern}.csv: give the top folder of {data_set} as --root")
+        raise UserError(f"{root} has no {pattern}.csv: pass the top folder of {data_set} as --root")
     return found
 
 
@@ -65,21 +65,21 @@ def read_table(
     optional: Sequence[str] = (),
     hint: str = "is it the file of another version?",
 ) -> list[Row]:
-    """Rows of a CSV file, plain or gzipped, with the columns asked for and no others.
+    """Read the requested columns of a CSV file, plain or gzipped.
 
-    Names of columns are matched whatever their case and spaces (SIIM's is " EncodedPixels"). Cells are
-    stripped; "nan", which pandas writes for a blank, is a blank.
+    Column names are matched ignoring case and surrounding spaces (SIIM's is " EncodedPixels"). Cells are
+    stripped; "nan", which pandas writes for a missing value, becomes blank.
 
     Args:
         path: the file.
-        columns: those that it must have.
-        problems: takes a line for each row that is left out.
-        needed: columns without which a row is left out.
-        optional: further columns, blank where the table lacks them.
-        hint: what the user may do about a missing column.
+        columns: required columns.
+        problems: receives an entry for each skipped row.
+        needed: columns that must not be blank; other rows are skipped.
+        optional: further columns, blank if the table lacks them.
+        hint: advice for the user about a missing column.
 
     Raises:
-        UserError: if it cannot be read, or lacks columns: they are named.
+        UserError: if the file cannot be read or lacks columns. The message names them.
     """
     try:
         content = _table_bytes(path)
@@ -158,7 +158,7 @@ def _cell(text: str | None) -> str:
 
 
 def with_cells(rows: list[Row], needed: Iterable[str], problems: list[Problem]) -> list[Row]:
-    """The rows that have all cells ``needed``; the others become problems."""
+    """Return the rows without blank ``needed`` cells; the others are recorded as problems."""
     for name in needed:
         problems += [Problem(f"row without {name}", row.where) for row in rows if not row[name]]
         rows = [row for row in rows if row[name]]
@@ -166,7 +166,7 @@ def with_cells(rows: list[Row], needed: Iterable[str], problems: list[Problem]) 
 
 
 def grouped(rows: Iterable[Row], key: Callable[[Row], Key]) -> dict[Key, list[Row]]:
-    """Rows by key, in the order in which keys appear."""
+    """Group rows by key, in order of first appearance."""
     groups: dict[Key, list[Row]] = defaultdict(list)
     for row in rows:
         groups[key(row)].append(row)
@@ -174,7 +174,7 @@ def grouped(rows: Iterable[Row], key: Callable[[Row], Key]) -> dict[Key, list[Ro
 
 
 def label_cells(row: Row, problems: list[Problem]) -> dict[str, int]:
-    """The fourteen columns of CheXpert's and MIMIC-CXR's tables: 1, 0, -1 (also "1.0"); blank is not mentioned."""
+    """Parse the 14 label columns of CheXpert and MIMIC-CXR: 1, 0, -1 (also "1.0"); blank means not mentioned."""
     labels = {}
     for name in OBSERVATIONS:
         if cell := row[name]:
@@ -190,10 +190,10 @@ def label_cells(row: Row, problems: list[Problem]) -> dict[str, int]:
 
 
 def split_name(name: str, where: str) -> str | None:
-    """What a data set's name of a split means here; None for a blank.
+    """Normalize the name of a split; None for a blank.
 
     Raises:
-        UserError: for a name that means none.
+        UserError: for an unknown name.
     """
     if not name:
         return None
@@ -203,5 +203,5 @@ def split_name(name: str, where: str) -> str | None:
 
 
 def files_by_stem(root: Path, suffix: str) -> dict[str, Path]:
-    """Every file under ``root`` with that suffix, by its name without it: archives are unpacked in many ways."""
+    """Return {stem: path} for every file under ``root`` with that suffix, wherever the archive was unpacked."""
     return {path.name.removesuffix(suffix): path for path in sorted(root.rglob(f"*{suffix}"))}

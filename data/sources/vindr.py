@@ -1,7 +1,8 @@
-"""VinDr-CXR 1.0.0: DICOM files and labels of the image by three readers (test: one consensus); no reports.
+"""VinDr-CXR 1.0.0: DICOM files and image labels by three readers (test: one consensus); no reports.
 
 Layout (PhysioNet): ``train/<image_id>.dicom``, ``test/<image_id>.dicom``, ``annotations/image_labels_train.csv``
-(image_id, rad_id, 28 labels; a row a reader), ``annotations/image_labels_test.csv`` (no rad_id). Boxes are not read.
+(image_id, rad_id, 28 labels; one row per reader), ``annotations/image_labels_test.csv`` (no rad_id). Bounding boxes
+are ignored.
 """
 
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from medunifier.data.reports.label_names import closed_labels
 from medunifier.data.sources import SourceOptions
 from medunifier.data.sources.tables import Row, grouped, read_table, required_table
 
-# Those of the 28 that are one of the fourteen. The rest (aortic enlargement, ILD, tuberculosis, …) is left out.
+# Labels that map to one of the 14 observations; the others (aortic enlargement, ILD, tuberculosis, …) are omitted.
 LABELS = (
     "Atelectasis", "Cardiomegaly", "Clavicle fracture", "Consolidation", "Edema", "Infiltration", "Lung Opacity",
     "Lung tumor", "Nodule/Mass", "Pleural effusion", "Pleural thickening", "Pneumonia", "Pneumothorax",
@@ -21,12 +22,12 @@ LABELS = (
 
 
 def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iterator[StudyRecord]:
-    """One study, and one patient, an image: the set has no other link between its images.
+    """Yield one study and one patient per image, since nothing links the images.
 
-    A label is 1 where most readers ticked it. The list is closed, so the others are 0.
+    A label is 1 if most readers marked it. The list is closed, so the others are 0.
 
     Raises:
-        UserError: if a table is absent or lacks a column.
+        UserError: if a table is missing or lacks a column.
     """
     for folder, split in (("train", TRAIN_AND_VALIDATE), ("test", "test")):
         table = required_table(root, f"annotations/image_labels_{folder}", "VinDr-CXR")

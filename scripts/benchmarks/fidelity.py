@@ -1,15 +1,15 @@
-"""Fidelity after equal training: ``cxr_f16``'s design against the fork's f16 model, on patients new to both.
+"""Reconstruction fidelity after equal training: ``cxr_f16`` against the fork's f16 model, on held-out patients.
 
-Both are trained by the same loop: the same images in the same order, the same number of steps, optimizer, learning
-rate and its course. The fork brings its modules and its own loss class; ours is the Haar front end, the unit-norm
-codebook with revival, our losses, and the averaged weights, which are what is exported. Both have 16 pixels a code,
-the same number of codes and the same width `ch` (ours has two levels less, which the front end stands for).
-A narrow model cannot keep taming's 32 groups; both have as many channels a group as at full width, else the fork's
-norm would take the mean of every channel away. The fork's discriminator gets the reconstructions of the step's one
-pass, as ours does: Lightning would compute them again.
+Both are trained by the same loop: the same images in the same order, number of steps, optimizer and learning-rate
+schedule. The fork contributes its modules and its loss class; ours is the Haar front end, the cosine VQ codebook with
+dead-code replacement, our losses, and the EMA weights, which are exported. Both have a downsampling factor of 16, the
+same number of codes and the same width `ch` (ours has two levels less, which the front end replaces).
+A narrow model cannot have taming's 32 groups. Both have as many channels per group as at full width; with fewer, the
+fork's GroupNorm would subtract the mean of every channel. The fork's discriminator receives the reconstructions of
+the same forward pass, as ours does; Lightning would compute them again.
 
-LPIPS is that of an untrained net which neither side was trained with: without its weights no better net is at hand.
-Whatever is finished is kept beside the result and not made again; a training that was stopped continues.
+LPIPS uses an untrained net that neither side was trained with: its pretrained weights are not part of this project.
+Finished parts are kept beside the result and reused; an interrupted training is resumed.
 """
 
 import time
@@ -52,39 +52,44 @@ from medunifier.stage1_tokenizer.training.fidelity import Fidelity
 from medunifier.stage1_tokenizer.training.task import TokenizerTask
 
 SIDES = {"ours": "cxr_f16", "fork": "taming f16"}
-JUDGE = PerceptualConfig("alex", "random")
-PICTURES = 8
+LPIPS_NET = PerceptualConfig("alex", "random")
+EXAMPLES = 8
 KEY = "00" * 32
-"""Of the pseudonyms: the split is drawn with it, and is the same on every machine."""
+"""Pseudonym key. It determines the split, which is therefore the same on every machine."""
 MAY_DIFFER = (*MAY_CHANGE, "data.shards")
-FIGURES = {"psnr": "PSNR, dB", "ssim": "SSIM", "lpips": "LPIPS", "codebook_usage": "share of the codebook in use"}
+METRICS = {
+    "psnr": "PSNR, dB",
+    "ssim": "SSIM",
+    "lpips": "LPIPS",
+    "codebook_usage": "codebook usage (fraction of the entries)",
+}
 
 
 @dataclass(frozen=True)
 class Config:
-    """Train cxr_f16's design and the fork's f16 model alike and compare them on held-out patients."""
+    """Train the architecture of cxr_f16 and the fork's f16 model equally, and compare them on held-out patients."""
 
     out: str
-    """File for the table, NAME.json; NAME.md and the phantoms' picture NAME.png lie beside it."""
+    """Output file of the table, NAME.json; NAME.md and the phantom examples NAME.png are written beside it."""
     runs: str
-    """Folder of the data and of the trainings; what is finished there is not made again. The picture of real
-    patients is written here too, so that it does not go where the table goes."""
+    """Folder of the data and of the training runs; finished parts in it are reused. Example images of real patients
+    are written here, not beside the table."""
     radiographs: str = ""
-    """Folder of real radiographs with a manifest.csv, as `ingest --source csv` reads it; empty = phantoms alone."""
+    """Folder of real radiographs with a manifest.csv, as for `ingest --source csv`; empty = phantoms only."""
     only: str = ""
-    """One training alone, such as phantom-ours or real-fork; empty = all that are missing."""
+    """Train only this run, such as phantom-ours or real-fork; empty = all missing runs."""
     studies: int = 1000
-    """Phantom studies, a tenth of them for the test."""
+    """Number of phantom studies; a tenth of them are the test split."""
     size: int = 128
     """Height and width of the images in pixels."""
     width: int = 16
     """`ch` of both models; 128 in the presets."""
     codes: int = 256
-    """Entries of both codebooks."""
+    """Number of entries of both codebooks."""
     steps: int = 400
-    """Of each training."""
+    """Steps of each training."""
     batch_size: int = 8
-    """Images a step."""
+    """Images per step."""
     lr: float = 1e-3
     """Peak learning rate of both sides."""
     threads: int = 1
@@ -94,9 +99,9 @@ class Config:
         if not self.out.endswith(".json"):
             raise ValueError(f"out must be a file NAME.json, got {self.out}")
         if self.only and self.only not in [f"{data}-{side}" for data in ("phantom", "real") for side in SIDES]:
-            raise ValueError(f"only must be phantom or real, a hyphen, ours or fork; got {self.only}")
+            raise ValueError(f"only must be {{phantom,real}}-{{ours,fork}}, got {self.only}")
         if self.only.startswith("real") and not self.radiographs:
-            raise ValueError("radiographs must name the folder that the real trainings read")
+            raise ValueError("radiographs must be the folder of the real images to train on")
         if self.steps < 20:
             raise ValueError(f"steps must be at least 20, got {self.steps}")
         if self.width % 8 or self.size % 16:
@@ -105,7 +110,7 @@ class Config:
 
 @dataclass(frozen=True)
 class ForkConfig:
-    """What a run of the fork is known by."""
+    """Settings of a run of the fork, recorded in its run folder."""
 
     size: int
     width: int
@@ -116,16 +121,16 @@ class ForkConfig:
     run_dir: str
     disc_ndf: int = 16
     disc_weight: float = 0.8
-    """Of the published f16 models; their other weights are the class' own."""
+    """As in the published f16 models; the other weights are the defaults of the class."""
     fork: str = field(default="taming-transformers-rom1504 0.0.6")
 
 
 class ForkTask:
-    """The fork's model under our loop: one step of both of its networks, Lightning's order."""
+    """Train the fork's model in our loop: one step of both networks, in Lightning's order."""
 
     def __init__(self, config: ForkConfig, accelerator: Accelerator, validation: ShardDataset) -> None:
         self.config, self._validation = config, validation
-        # Attention stands at the coarsest level, as in the published model at 256 pixels.
+        # Attention at the coarsest level, as in the published model at 256 pixels.
         self.fork = load_benchmark("stage1").Fork(
             config.size,
             config.width,
@@ -141,7 +146,7 @@ class ForkTask:
         self._optimizers: list[Any] = [accelerator.prepare(optimizer) for optimizer in self.fork.optimizers()]
 
     def step(self, micro_batches: list[Tensor], step: int) -> Mapping[str, Tensor | float]:
-        """The generator's update, then the discriminator's, on one pass."""
+        """Update the generator, then the discriminator, from one forward pass."""
         rate = self.config.optim.rate(step, self.config.loop.steps)
         (images,) = micro_batches
         self.fork.train()
@@ -161,19 +166,19 @@ class ForkTask:
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 1, H, W) in [-1, 1] -> the same from its codes, and these."""
+        """(B, 1, H, W) in [-1, 1] -> reconstruction (B, 1, H, W) and codes (B, h, w)."""
         reconstruction, _, codes = self.fork.eval()(images)
         return reconstruction, codes
 
     def validate(self, step: int) -> Mapping[str, float]:
-        """PSNR, SSIM and usage over the validation set."""
-        return _judge(self.reconstruct, self._validation, self.config.size, self.config.codes, None)[0]
+        """Return PSNR, SSIM and codebook usage over the validation set."""
+        return _evaluate(self.reconstruct, self._validation, self.config.size, self.config.codes, None)[0]
 
 
 def rows(config: Config) -> list[Row]:
-    """Four rows a data set whose two sides are trained, and the share of the codebook that was asked for."""
+    """Return four metrics and the codebook usage against its target, for each data set with two finished runs."""
     runs = Path(config.runs)
-    found: list[Row] = []
+    table: list[Row] = []
     sections: list[str] = []
     for data in ("phantom", "real") if config.radiographs else ("phantom",):
         shards = runs / f"{data}-images"
@@ -187,13 +192,13 @@ def rows(config: Config) -> list[Row]:
             print(f"{data}: still to be trained: {', '.join(missing)}")
             continue
         ours, fork = (read_json(runs / f"{data}-{side}" / "judged.json", "a run of this benchmark") for side in SIDES)
-        found += _compare(data, ours, fork)
+        table += _compare(data, ours, fork)
         sections.append(_section(config, data, ours, fork, shards))
-        _picture(config, data)
+        _write_example_images(config, data)
     if sections:
         with atomic_file(Path(config.out).with_suffix(".md")) as partial_file:
             partial_file.write_text(_page(config, sections), encoding="utf-8")
-    return found
+    return table
 
 
 def _make_shards(config: Config, data: str, shards: Path) -> None:
@@ -212,7 +217,7 @@ def _make_shards(config: Config, data: str, shards: Path) -> None:
 def _train(config: Config, name: str, side: str, shards: Path) -> None:
     training, validation = (ShardDataset(shards, split) for split in ("train", "validate"))
     run_dir = Path(config.runs) / name
-    start = config.steps * 3 // 4  # from where the discriminators have a say, on both sides
+    start = config.steps * 3 // 4  # first step of the adversarial loss, on both sides
     optim = OptimConfig(config.lr, betas=(0.5, 0.9), warmup_steps=config.steps // 16, min_lr_ratio=0.05)
     loop = LoopConfig(
         config.steps,
@@ -220,7 +225,7 @@ def _train(config: Config, name: str, side: str, shards: Path) -> None:
         workers=0,
         threads=config.threads,
         log_every=10,
-        validate_every=start,  # just before, and the last step in any case
+        validate_every=start,  # just before the adversarial loss starts, and at the last step
         checkpoint_every=50,
         keep_checkpoints=1,
     )
@@ -228,7 +233,7 @@ def _train(config: Config, name: str, side: str, shards: Path) -> None:
     set_seed(loop.seed)
     task: TokenizerTask | ForkTask
     if side == "ours":
-        settings = _our_config(config, optim, loop, start, str(shards), str(run_dir))
+        settings = _stage1_config(config, optim, loop, start, str(shards), str(run_dir))
         run = RunFolder(run_dir, settings, MAY_DIFFER)
         task = TokenizerTask(settings, accelerator, run, validation)
     else:
@@ -247,15 +252,17 @@ def _train(config: Config, name: str, side: str, shards: Path) -> None:
             return frozen.decode_indices(codes), codes
     else:
         network, reconstruct = task.fork, task.reconstruct
-    figures, pictures = _judge(reconstruct, ShardDataset(shards, "test"), config.size, config.codes, Lpips(JUDGE))
+    metrics, examples = _evaluate(
+        reconstruct, ShardDataset(shards, "test"), config.size, config.codes, Lpips(LPIPS_NET)
+    )
     inference = [p for n, p in network.named_parameters() if not n.startswith("loss.")]
     rates = [line["samples_per_s"] for line in read_metrics(run_dir) if "samples_per_s" in line]
-    arrays: dict[str, Any] = dict(pictures)  # numpy's options come by name, too
+    arrays: dict[str, Any] = dict(examples)  # typed Any, since numpy's options are keyword arguments too
     np.savez_compressed(run_dir / "pictures.npz", **arrays)
     write_json(
         run_dir / "judged.json",
         {
-            "figures": figures,
+            "figures": metrics,
             "parameters": sum(p.numel() for p in inference),
             "images_per_s": float(np.median(rates)),
             "date": time.strftime("%Y-%m-%d", time.gmtime()),
@@ -263,10 +270,10 @@ def _train(config: Config, name: str, side: str, shards: Path) -> None:
     )
 
 
-def _our_config(
+def _stage1_config(
     config: Config, optim: OptimConfig, loop: LoopConfig, start: int, shards: str, run_dir: str
 ) -> Stage1Config:
-    """``configs/stage1/cxr_f16.yaml`` at this width and size."""
+    """Return ``configs/stage1/cxr_f16.yaml`` at this width and size."""
     model = ModelConfig(
         config.size,
         ch=config.width,
@@ -291,37 +298,37 @@ def _our_config(
     return Stage1Config(DataConfig(shards), run_dir, model, loss, optim, loop, ema_decay=0.99)
 
 
-def _judge(
+def _evaluate(
     reconstruct: Any, dataset: ShardDataset, size: int, codes: int, lpips: Lpips | None
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Figures over every image of a split; the first pictures and their reconstructions, (N, H, W) in [0, 1]."""
+    """Return metrics over all images of a split, and example originals and reconstructions (N, H, W) in [0, 1]."""
     fidelity = Fidelity(codes, size, lpips)
-    shown: dict[str, list[np.ndarray]] = {"originals": [], "reconstructions": []}
+    examples: dict[str, list[np.ndarray]] = {"originals": [], "reconstructions": []}
     count = 0
     for images in batches_once(dataset, lambda samples: stack_images(samples, size), batch_size=16):
-        reconstruction, found = reconstruct(images)
-        fidelity.add(images, reconstruction, found)
+        reconstruction, image_codes = reconstruct(images)
+        fidelity.add(images, reconstruction, image_codes)
         count += len(images)
         for name, batch in (("originals", images), ("reconstructions", reconstruction)):
-            shown[name].append(to_unit(batch)[:, 0].numpy())
+            examples[name].append(to_unit(batch)[:, 0].numpy())
     return fidelity.figures() | {"images": float(count)}, {
-        name: np.concatenate(parts)[:: max(1, count // PICTURES)][:PICTURES] for name, parts in shown.items()
+        name: np.concatenate(batches)[:: max(1, count // EXAMPLES)][:EXAMPLES] for name, batches in examples.items()
     }
 
 
 def _compare(data: str, ours: Mapping[str, Any], fork: Mapping[str, Any]) -> list[Row]:
-    mine, theirs = ours["figures"], fork["figures"]
-    found = []
-    for name, what in FIGURES.items():
-        ratio = mine[name] / theirs[name]
+    our_metrics, fork_metrics = ours["figures"], fork["figures"]
+    table = []
+    for name, what in METRICS.items():
+        ratio = our_metrics[name] / fork_metrics[name]
         if name == "lpips":
-            what, ratio = f"LPIPS ({JUDGE.net}, random weights; less is better)", 1 / ratio
-        # The usage of the peer's book is no bar: what is asked of ours is a share.
+            what, ratio = f"LPIPS ({LPIPS_NET.net}, random weights; lower is better)", 1 / ratio
+        # The target of codebook usage is a fixed fraction, not the usage of the peer.
         target = None if name == "codebook_usage" else 1.0
-        found.append(Row(f"{data}: {what}", mine[name], theirs[name], ratio, target))
-    usage = mine["codebook_usage"]
-    found.append(Row(f"{data}: share of the codebook in use, beside the 0.95 asked", usage, 0.95, usage / 0.95, 1.0))
-    return found
+        table.append(Row(f"{data}: {what}", our_metrics[name], fork_metrics[name], ratio, target))
+    usage = our_metrics["codebook_usage"]
+    table.append(Row(f"{data}: codebook usage against the target of 0.95", usage, 0.95, usage / 0.95, 1.0))
+    return table
 
 
 def _section(config: Config, data: str, ours: Mapping[str, Any], fork: Mapping[str, Any], shards: Path) -> str:
@@ -331,35 +338,35 @@ def _section(config: Config, data: str, ours: Mapping[str, Any], fork: Mapping[s
     lines = [
         f"## {label.capitalize()}",
         "",
-        f"Studies, split by patient: {', '.join(f'{split} {count}' for split, count in counts.items())}; judged on "
-        f"the {ours['figures']['images']:.0f} test images.",
+        f"Studies, split by patient: {', '.join(f'{split} {count}' for split, count in counts.items())}; evaluated "
+        f"on the {ours['figures']['images']:.0f} test images.",
         "",
         f"| {label} | {SIDES['ours']} | {SIDES['fork']} |",
         "|---|---|---|",
     ]
-    for name, what in (FIGURES | {"perplexity": "perplexity of the codes"}).items():
-        what = f"LPIPS ({JUDGE.net}, random weights)" if name == "lpips" else what
+    for name, what in (METRICS | {"perplexity": "perplexity of the codes"}).items():
+        what = f"LPIPS ({LPIPS_NET.net}, random weights)" if name == "lpips" else what
         lines.append(f"| {what} | {ours['figures'][name]:.4g} | {fork['figures'][name]:.4g} |")
-    before = [_before_adversary(Path(config.runs) / f"{data}-{side}") for side in SIDES]
+    before = [_before_adversarial_loss(Path(config.runs) / f"{data}-{side}") for side in SIDES]
     for name in ("psnr", "ssim"):
-        shown = " | ".join("–" if line is None else f"{line[f'validation/{name}']:.4g}" for line in before)
-        lines.append(f"| {FIGURES[name]}, validation set, just before the discriminators have a say | {shown} |")
+        values = " | ".join("–" if line is None else f"{line[f'validation/{name}']:.4g}" for line in before)
+        lines.append(f"| {METRICS[name]}, validation set, just before the adversarial loss starts | {values} |")
     lines.append(f"| parameters | {ours['parameters']:,} | {fork['parameters']:,} |")
     lines.append(f"| images/s in training | {ours['images_per_s']:.3g} | {fork['images_per_s']:.3g} |")
     lines += ["", f"Trained on {' and '.join(sorted({ours['date'], fork['date']}))}."]
     if data == "phantom":
-        lines += ["", f"![originals, {SIDES['ours']}, {SIDES['fork']}]({_picture_path(config, data).name})"]
+        lines += ["", f"![originals, {SIDES['ours']}, {SIDES['fork']}]({_example_path(config, data).name})"]
     return "\n".join(lines)
 
 
-def _before_adversary(run: Path) -> Mapping[str, float] | None:
-    """Of a run's validations the first, if it was not the last."""
+def _before_adversarial_loss(run: Path) -> Mapping[str, float] | None:
+    """Return the first validation of a run, or None if it was the last."""
     lines = [line for line in read_metrics(run) if "validation/psnr" in line]
     return lines[0] if len(lines) > 1 else None
 
 
 def _page(config: Config, sections: list[str]) -> str:
-    about = machine()
+    hardware = machine()
     settings = ", ".join(
         f"{name} {value}"
         for name, value in asdict(config).items()
@@ -367,15 +374,15 @@ def _page(config: Config, sections: list[str]) -> str:
     )
     return "\n".join(
         [
-            "# Fidelity after equal training",
+            "# Reconstruction fidelity after equal training",
             "",
-            "`cxr_f16`'s design and the f16 model of taming-transformers (the packaged fork's modules and its own "
-            "loss class), both narrowed alike, trained for the same steps on the same images in the same order; "
-            "`medunifier bench fidelity --help` names the settings. Figures of small models after short training: "
-            "they compare designs, and are not what the presets reach.",
+            "The architecture of `cxr_f16` and the f16 model of taming-transformers (the modules and the loss class "
+            "of the packaged fork), both at the same reduced width, trained for the same number of steps on the same "
+            "images in the same order; `medunifier bench fidelity --help` lists the settings. The values are those "
+            "of small models after short training: they compare architectures and are below those of the presets.",
             "",
-            f"Command: `medunifier bench fidelity{_changed(config)}`. Settings: {settings}. Machine: {about['cpu']}, "
-            f"{config.threads} thread(s), torch {about['torch']}.",
+            f"Command: `medunifier bench fidelity{_changed_options(config)}`. Settings: {settings}. Machine: "
+            f"{hardware['cpu']}, {config.threads} thread(s), torch {hardware['torch']}.",
             "",
             "\n\n".join(sections),
             "",
@@ -383,20 +390,20 @@ def _page(config: Config, sections: list[str]) -> str:
     )
 
 
-def _changed(config: Config) -> str:
-    """The options that are not at their defaults, folders by their names alone."""
-    given = {f.name: getattr(config, f.name) for f in fields(config) if getattr(config, f.name) != f.default}
+def _changed_options(config: Config) -> str:
+    """Return the options that differ from their defaults, with placeholders for paths."""
+    changed = {f.name: getattr(config, f.name) for f in fields(config) if getattr(config, f.name) != f.default}
     folders = {"out": "FILE.json", "runs": "DIR", "radiographs": "DIR"}
-    return "".join(f" --{name} {folders.get(name, value)}" for name, value in given.items())
+    return "".join(f" --{name} {folders.get(name, value)}" for name, value in changed.items())
 
 
-def _picture_path(config: Config, data: str) -> Path:
+def _example_path(config: Config, data: str) -> Path:
     return Path(config.out).with_suffix(".png") if data == "phantom" else Path(config.runs) / "real.png"
 
 
-def _picture(config: Config, data: str) -> None:
+def _write_example_images(config: Config, data: str) -> None:
     files = {side: np.load(Path(config.runs) / f"{data}-{side}" / "pictures.npz") for side in SIDES}
-    shown = [("originals", files["ours"]["originals"])]
-    shown += [(SIDES[side], files[side]["reconstructions"]) for side in SIDES]
-    with atomic_file(_picture_path(config, data)) as partial_file:
-        Image.fromarray(labelled_rows(shown)).save(partial_file, format="PNG")
+    image_rows = [("originals", files["ours"]["originals"])]
+    image_rows += [(SIDES[side], files[side]["reconstructions"]) for side in SIDES]
+    with atomic_file(_example_path(config, data)) as partial_file:
+        Image.fromarray(labelled_rows(image_rows)).save(partial_file, format="PNG")

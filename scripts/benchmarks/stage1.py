@@ -1,9 +1,10 @@
-"""A training step of the tokenizer: ours against the fork's modules with the fork's own loss class, float32 on a CPU.
+"""Training step of the tokenizer against the fork of taming-transformers, in float32 on a CPU.
 
-Both sides train generator and discriminator on the same images, with the adversarial loss counting and with the same
-perceptual net, in the place of the VGG-16 that the fork would download. The peer's step is that of its ``VQModel``:
-Lightning calls it once an optimizer, so generator and losses run twice. Ours is the step of :class:`TokenizerTask`
-with the Haar front end of the ``cxr_*`` presets. Width and size, equal on both sides, are what two cores can do.
+Both sides train generator and discriminator on the same images, with the adversarial loss enabled and with the same
+perceptual net, which replaces the VGG-16 that the fork would download. The peer is the step of its ``VQModel`` with
+the fork's loss class: Lightning calls it once per optimizer, so generator and losses run twice. Ours is the step of
+:class:`TokenizerTask` with the Haar front end of the ``cxr_*`` presets. Width and image size, equal on both sides,
+are chosen for two cores.
 """
 
 import contextlib
@@ -36,7 +37,7 @@ TARGET = 8.0
 
 
 def rows(config: BenchConfig) -> list[Row]:
-    """One row: images a second, both optimizers' steps included."""
+    """Return one row: images/s, including the steps of both optimizers."""
     torch.manual_seed(0)
     images = torch.rand(BATCH, 1, SIZE, SIZE) * 2 - 1
     task, peer = _task(), _ForkStep()
@@ -73,20 +74,21 @@ def _task() -> TokenizerTask:
         OPTIM,
         LoopConfig(),
     )
-    nowhere: Any = SimpleNamespace()  # run folder and validation set, which a step does not touch
-    return TokenizerTask(config, Accelerator(cpu=True), nowhere, nowhere)
+    unused: Any = SimpleNamespace()  # run folder and validation set, which a step does not use
+    return TokenizerTask(config, Accelerator(cpu=True), unused, unused)
 
 
 class Fork(nn.Module):
-    """The parts of taming's ``VQModel`` and its loss class, joined as there (it needs a Lightning of 2021).
+    """The modules of taming's ``VQModel`` and its loss class (``VQModel`` itself needs a Lightning of 2021).
 
     Args:
-        size: height and width of the images in pixels, grey.
+        size: height and width of the grey images in pixels.
         width: ``ch``; 128 in the published model.
-        codes: entries of the codebook.
-        dimensions: of an entry, and ``z_channels``.
+        codes: number of codebook entries.
+        dimensions: dimension of an entry, and ``z_channels``.
         attention: ``attn_resolutions``.
-        groups: of the GroupNorms, 32 in the published model; fewer keep its channels a group in a narrow one.
+        groups: groups of the GroupNorms, 32 in the published model. A narrow model needs fewer to have as many
+            channels per group.
         loss: further arguments of ``VQLPIPSWithDiscriminator``.
     """
 
@@ -121,7 +123,7 @@ class Fork(nn.Module):
         self.post_quant_conv = nn.Conv2d(dimensions, dimensions, 1)
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
-        """Of the generator and of the discriminator."""
+        """Return the optimizers of the generator and of the discriminator."""
         generator = [self.encoder, self.decoder, self.quantize, self.quant_conv, self.post_quant_conv]
         return [
             torch.optim.Adam(nn.ModuleList(modules).parameters(), lr=OPTIM.lr, betas=OPTIM.betas)
@@ -134,7 +136,7 @@ class Fork(nn.Module):
         return self.decoder(self.post_quant_conv(z_q)), codebook_loss, codes
 
     def losses(self, images: Tensor, output: tuple[Tensor, Tensor, Tensor], side: int, step: int) -> Tensor:
-        """Its loss of the generator (side 0) or of the discriminator (side 1)."""
+        """Return the loss of the generator (``side`` 0) or of the discriminator (``side`` 1)."""
         reconstruction, codebook_loss, _ = output
         last_layer = self.decoder.conv_out.weight
         loss: Tensor = self.loss(codebook_loss, images, reconstruction, side, step, last_layer=last_layer)[0]
@@ -142,7 +144,7 @@ class Fork(nn.Module):
 
 
 class _ForkStep:
-    """``VQModel.training_step`` for both of its optimizers, and their steps."""
+    """``VQModel.training_step`` for both optimizers, followed by their updates."""
 
     def __init__(self) -> None:
         self._fork = Fork(SIZE, WIDTH, CODES, disc_start=0)
@@ -157,7 +159,7 @@ class _ForkStep:
 
 
 class _Perceptual(Lpips):
-    """Our perceptual net under the interface of the fork's: (B, 1, 1, 1) distances."""
+    """Our perceptual net with the interface of the fork's: (B, 1, 1, 1) distances."""
 
     def __init__(self) -> None:
         super().__init__(PERCEPTUAL)

@@ -1,8 +1,8 @@
-"""Images to codes: our frozen tokenizer against the packaged fork of taming-transformers, in float32 on a CPU.
+"""Encoding of images to codes against the packaged fork of taming-transformers, on a CPU.
 
-First with the same weights (taming's f16 model, 1,024 codes) on the same images; then our own ``cxr_f16`` preset
-against that model, in bfloat16 where this CPU has instructions for it, and the row says so. The share of peak is
-measured against a large float32 matrix product in the same run, so it can exceed 1 in bfloat16.
+First with the same weights (taming's f16 model, 1,024 codes) in float32 on the same images; then the ``cxr_f16``
+preset against that model, in bfloat16 if this CPU has instructions for it; the row names the precision. MFU is
+relative to a large float32 matrix product in the same run, so it can exceed 1 in bfloat16.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ SAME_WEIGHTS_TARGET, PRESET_TARGET = 2.5, 15.0
 
 
 class Fork(nn.Module):
-    """The fork's encoder, quantiser and decoder, joined as in its ``VQModel`` (which needs a Lightning of 2021)."""
+    """Encoder, quantizer and decoder of the fork, as in its ``VQModel`` (which needs a Lightning of 2021)."""
 
     def __init__(self, model: VQGAN) -> None:
         super().__init__()
@@ -63,15 +63,15 @@ class Fork(nn.Module):
 
 
 def rows(config: BenchConfig) -> list[Row]:
-    """Speed with equal weights, what that costs in codes and fidelity, share of peak, and the preset of our own."""
+    """Return speed, MFU, equality of codes and PSNR with the same weights, then speed and MFU of ``cxr_f16``."""
     torch.manual_seed(0)
     images = smooth_images(BATCH, 256)
     model = VQGAN(_preset("taming_f16_1024").model).eval()
     _spread(model, images)
-    peer, ours, own = Fork(model), FrozenTokenizer(model), FrozenTokenizer(VQGAN(_preset("cxr_f16").model))
-    work = {
+    peer, ours, preset = Fork(model), FrozenTokenizer(model), FrozenTokenizer(VQGAN(_preset("cxr_f16").model))
+    gflop = {
         "taming": _gflop(lambda: peer.encode_indices(images)),
-        "cxr_f16": _gflop(lambda: own.encode_indices(images)),
+        "cxr_f16": _gflop(lambda: preset.encode_indices(images)),
     }
     precision = resolve_precision("auto", "cpu")
     speed = paired(
@@ -85,35 +85,35 @@ def rows(config: BenchConfig) -> list[Row]:
     preset_speed = paired(
         f"cxr_f16 encode ({precision}, {work['cxr_f16'] / BATCH:.0f} GFLOP an image) "
         "against taming f16 (float32), 256 px, images/s",
-        lambda: own.encode_indices(images, precision),
+        lambda: preset.encode_indices(images, precision),
         lambda: peer.encode_indices(images),
         config,
         PRESET_TARGET,
         units=float(BATCH),
     )
     peak = _matmul_gflops()
-    shares = [rate * work["taming"] / BATCH / peak for rate in (speed.ours, speed.peer)]
-    preset_fraction = preset_speed.ours * work["cxr_f16"] / BATCH / peak
+    mfu = [rate * gflop["taming"] / BATCH / peak for rate in (speed.ours, speed.peer)]
+    preset_mfu = preset_speed.ours * gflop["cxr_f16"] / BATCH / peak
     sides: tuple[FrozenTokenizer | Fork, ...] = (ours, peer)
     codes = [side.encode_indices(images) for side in sides]
-    mine, theirs = (
+    our_psnr, peer_psnr = (
         float(psnr(to_unit(images), to_unit(side.decode_indices(code))).mean())
         for side, code in zip(sides, codes, strict=True)
     )
     equal = float((codes[0] == codes[1]).double().mean())
-    basis = f"share of peak (a matrix product of 2,048: {peak:.0f} GFLOP/s)"
+    basis = f"MFU (peak: a matrix product of 2,048, {peak:.0f} GFLOP/s)"
     return [
         speed,
-        Row(f"taming f16 encode, {basis}", shares[0], shares[1], shares[0] / shares[1]),
-        Row(f"share of {codes[0].numel()} codes equal to the fork's", equal, 1.0, equal),
-        Row("PSNR with the same weights, dB (to differ by at most 0.05)", mine, theirs, mine / theirs),
+        Row(f"taming f16 encode, {basis}", mfu[0], mfu[1], mfu[0] / mfu[1]),
+        Row(f"fraction of {codes[0].numel()} codes equal to the fork's", equal, 1.0, equal),
+        Row("PSNR with the same weights, dB (may differ by at most 0.05)", our_psnr, peer_psnr, our_psnr / peer_psnr),
         preset_speed,
-        Row(f"cxr_f16 encode, {basis}; peer: taming f16", preset_fraction, shares[1], preset_fraction / shares[1]),
+        Row(f"cxr_f16 encode, {basis}; peer: taming f16", preset_mfu, mfu[1], preset_mfu / mfu[1]),
     ]  # fmt: skip
 
 
 def smooth_images(count: int, size: int) -> Tensor:
-    """(count, 1, size, size) in [-1, 1]: soft shapes of many scales, as a radiograph's."""
+    """Return (count, 1, size, size) in [-1, 1]: smooth noise of several scales, similar to a radiograph."""
     images = torch.zeros(count, 1, size, size)
     for scale in (4, 8, 16, 32, 64):
         noise = torch.randn(count, 1, scale, scale)
@@ -129,11 +129,11 @@ def _preset(name: str) -> Stage1Config:
 
 @torch.no_grad()
 def _spread(model: VQGAN, images: Tensor) -> None:
-    """Entries among the vectors: an untrained book would give one code for all."""
-    rows = model.encode(images).permute(0, 2, 3, 1).flatten(0, 2)
-    table = model.quantize.get_parameter("embedding.weight")
-    chosen = rows[torch.randint(len(rows), (len(table),))]
-    table.copy_(chosen + 0.3 * rows.std(0) * torch.randn_like(chosen))
+    """Move the entries close to the vectors; with an untrained codebook all vectors would have the same code."""
+    vectors = model.encode(images).permute(0, 2, 3, 1).flatten(0, 2)
+    codebook = model.quantize.get_parameter("embedding.weight")
+    chosen = vectors[torch.randint(len(vectors), (len(codebook),))]
+    codebook.copy_(chosen + 0.3 * vectors.std(0) * torch.randn_like(chosen))
 
 
 def _gflop(call: Callable[[], Any]) -> float:
@@ -142,10 +142,10 @@ def _gflop(call: Callable[[], Any]) -> float:
     return counter.get_total_flops() / 1e9
 
 
-def _best_seconds(call: Callable[[], Any], turns: int = 5) -> float:
+def _best_seconds(call: Callable[[], Any], repeats: int = 5) -> float:
     call()
     times = []
-    for _ in range(turns):
+    for _ in range(repeats):
         start = time.perf_counter()
         call()
         times.append(time.perf_counter() - start)

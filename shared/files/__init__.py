@@ -1,1 +1,1 @@
-"""Files that are read from outside or written step by step: bounded reads, model folders, row files, settings records."""
+"""Reading foreign files within bounds, and writing results step by step."""

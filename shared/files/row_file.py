@@ -1,8 +1,7 @@
-"""Rows of long work, kept as they are made: a run that was stopped continues, a finished file is whole.
+"""Resumable result rows: JSON lines or CSV, written as they are computed.
 
-While the work lasts its rows lie in ``OUT.unfinished``, JSON lines behind a first one that says what run it is.
-When all are there ``OUT`` appears by rename, as JSON lines or CSV by its ending, and beside it ``OUT.run.json``,
-the circumstances under which it was made.
+Unfinished rows lie in ``OUT.unfinished``: JSON lines, the first one with the settings of the run. When all rows are
+present ``OUT`` appears by rename, as JSON lines or CSV by its suffix, with ``OUT.run.json`` (the settings) beside it.
 """
 
 import csv
@@ -24,20 +23,20 @@ Row = dict[str, Any]
 
 
 class RowFile:
-    """A file of rows that is continued where it was left.
+    """Result rows that an interrupted run continues.
 
     Args:
-        out: final place; ``.csv`` for CSV, JSON lines otherwise; "" = JSON lines on standard output, which cannot
-            be continued.
-        run: JSON values that tell this run from another: the model, the options, what is read.
-        columns: of the CSV.
-        flat: a row -> the CSV's rows for it.
+        out: final path; ``.csv`` for CSV, JSON lines otherwise; "" = JSON lines on standard output, which cannot
+            be resumed.
+        run: settings of the run as JSON values: model, options, input.
+        columns: CSV columns.
+        flat: maps a row to its CSV rows.
 
-    ``done`` is True where the file is there already; ``count`` are the rows that are kept, ``failed`` those of
-    them that have an ``error``.
+    ``done`` is True if the file exists already; ``count`` is the number of rows written, ``failed`` the number of
+    rows with an ``error``.
 
     Raises:
-        UserError: if ``out`` was made, or begun, by another run, or another process is writing it.
+        UserError: if ``out`` was written or begun with other settings, or another process is writing it.
     """
 
     def __init__(
@@ -66,7 +65,7 @@ class RowFile:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self._file.close()
-            raise UserError(f"another process is writing {out}: wait for it, or give another --out") from None
+            raise UserError(f"another process is writing {out}: wait for it, or pass another --out") from None
         self._continue()
 
     @property
@@ -80,7 +79,7 @@ class RowFile:
         return self._out.with_name(f"{self._out.name}.run.json")
 
     def _continue(self) -> None:
-        """Count whole rows; cut off the one that a kill tore."""
+        """Count complete rows and cut off a truncated last one."""
         self._file.seek(0)
         whole = 0
         for number, line in enumerate(self._file):
@@ -108,7 +107,7 @@ class RowFile:
             self._file.close()
 
     def add(self, rows: Sequence[Row]) -> None:
-        """Keep rows, beyond a kill or a power cut."""
+        """Append rows and flush them to disk, so that a kill or a power cut keeps them."""
         if self._out is None:
             for row in rows:
                 sys.stdout.write(_line(row).decode())
@@ -124,10 +123,10 @@ class RowFile:
         os.fsync(self._file.fileno())
 
     def finish(self) -> None:
-        """All rows are there: make the file of them."""
+        """Write the final file from all rows."""
         if self._out is None:
             return
-        write_json(self._beside, self._run)  # first: a file without it would be taken for somebody else's
+        write_json(self._beside, self._run)  # first: a file without it would be refused as another run's
         with atomic_file(self._out) as partial:
             if self._out.suffix == ".csv":
                 with open(partial, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
@@ -138,10 +137,12 @@ class RowFile:
             else:
                 with open(partial, "wb") as lines:
                     lines.writelines(map(_line, self._rows()))
-        self._journal.unlink(missing_ok=True)  # another process may have found ``out`` complete and removed it
+        self._journal.unlink(
+            missing_ok=True
+        )  # another process may have found ``out`` complete and removed the journal
 
     def discard(self) -> None:
-        """Nothing of use came out: leave nothing behind."""
+        """Remove the unfinished rows."""
         if self._out is not None:
             self._journal.unlink(missing_ok=True)
 
@@ -153,5 +154,5 @@ class RowFile:
 
 
 def _line(row: Mapping[str, Any]) -> bytes:
-    """A row as a JSON line. A file name that is no UTF-8 keeps its odd bytes as JSON's own escapes."""
+    """Return a row as a JSON line. Bytes of a file name that are not UTF-8 become JSON escapes."""
     return json.dumps(row, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"

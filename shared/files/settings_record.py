@@ -1,7 +1,7 @@
-"""Continue, report done, or refuse: compare the settings that work was begun with to the requested ones.
+"""Continue, report done, or refuse: compare the stored settings of interrupted work to the requested ones.
 
-A command that can be stopped writes its settings before anything else. Run again with the same settings it continues;
-with others it is refused, since one folder would hold the results of two.
+A resumable command writes its settings first. The same settings continue; others are refused, since one folder would
+mix the results of two runs.
 """
 
 from collections.abc import Mapping
@@ -16,10 +16,10 @@ def refuse_other_settings(place: Path, stored: Any, requested: Mapping[str, Any]
     """Return if ``stored`` equals ``requested``.
 
     Args:
-        place: file or folder that has the stored settings.
+        place: file or folder with the stored settings.
         stored: its settings; None if it has none.
         requested: settings of this run, as JSON values.
-        option: option by which another place is chosen.
+        option: option that selects another path.
 
     Raises:
         UserError: naming the settings that differ. Values are shown for numbers alone: a text may be from a report.
@@ -64,7 +64,7 @@ def begin_or_continue(
         record: JSON file of the settings, in ``folder`` or below.
         requested: settings of this run, as JSON values.
         folder: output folder, by default the record's; a new run needs it empty.
-        option: option by which another folder is chosen.
+        option: option that selects another folder.
 
     Raises:
         UserError: if the record has other settings, or there is none and the folder is not empty.

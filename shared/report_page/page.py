@@ -1,6 +1,6 @@
 """Build an HTML page block by block: sections, tables, figures, report comparisons, curves.
 
-The templates in ``templates/`` hold the markup and escape every text; this file prepares what they print. The page is
+The templates in ``templates/`` hold the markup and escape every text; this file prepares their content. The page is
 one file: images are embedded and nothing is fetched. Each page carries the research-only notice.
 """
 
@@ -22,7 +22,7 @@ from medunifier.shared.report_page.notice import research_notice
 
 NOTICE = research_notice("Nothing on this page may guide the care of a patient.")
 PHANTOM = (
-    "Phantom data: every radiograph and report was computed and shows no patient. The figures hold for phantoms only."
+    "Phantom data: every radiograph and report was computed and shows no patient. The metrics hold for phantoms only."
 )
 SYNTHETIC = "Images labelled generated or reconstruction are synthetic."
 
@@ -84,7 +84,7 @@ class Page:
         self._add("paragraph", text=text)
 
     def definitions(self, terms: Mapping[str, str]) -> None:
-        """Add a list of terms and their definitions that opens on demand; nothing if ``terms`` is empty."""
+        """Add a collapsible list of terms and their definitions; nothing if ``terms`` is empty."""
         if terms:
             self._add("definitions", terms=terms)
 
@@ -102,13 +102,13 @@ class Page:
         intervals: Mapping[str, Sequence[float] | None] | None = None,
         caption: str = "",
     ) -> None:
-        """Add a table of metrics: value, baseline, a bar for values in [0, 1]; optional columns when passed.
+        """Add a table of metrics with value, baseline and a bar for values in [0, 1], and optional columns.
 
         Args:
             metrics: flat names; ``NAME.baseline`` is shown in the row of ``NAME``.
             thresholds: minimum values by name; adds the columns "threshold" and "reached".
             intervals: (low, high) by name; adds the column "95 % interval".
-            caption: above the table.
+            caption: shown above the table.
         """
         header = ["metric", "value", "baseline", "value and baseline"]
         header += ["95 % interval"] * bool(intervals) + ["threshold", "reached"] * bool(thresholds)
@@ -162,7 +162,7 @@ class Page:
         Args:
             panels: ``{panel: {"training" | "validation" | "model" | "chance": [(x, y)]}}``; points
                 that are not finite are left out.
-            x, y: names of the axes; y is by default the panel's name.
+            x, y: names of the axes; default of y: the panel's name.
         """
         plots = [plot for name, curves in sorted(panels.items()) if (plot := _plot(name, curves, x, y))]
         self._add("curves", plots=plots)
@@ -181,7 +181,7 @@ class Page:
 
 
 def png_data_uri(image: np.ndarray) -> str:
-    """Encode an (H, W) image, floats in [0, 1] or uint8, as the address of an embedded PNG."""
+    """Encode an (H, W) image, floats in [0, 1] or uint8, as the data URI of a PNG."""
     pixels = image if image.dtype == np.uint8 else to_uint8(image)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG", optimize=True)
@@ -194,7 +194,7 @@ Segments = list[tuple[str, str]]
 def mark_differences(reference: str, generated: str) -> tuple[Segments, Segments]:
     """Split two texts into (kind, words): "del" for words only in the reference, "ins" only in the generated text.
 
-    Words are compared without case and punctuation, since "Heart." for "heart" is no difference.
+    Case and punctuation are ignored in the comparison.
     """
     a, b = reference.split(), generated.split()
     bare = [[word.strip(".,:;()").lower() for word in words] for words in (a, b)]
@@ -208,12 +208,12 @@ def mark_differences(reference: str, generated: str) -> tuple[Segments, Segments
 
 
 def number(value: float) -> str:
-    """Three decimals, or four significant digits from 100 on."""
+    """Format with three decimals, or with four significant digits from 100 on."""
     return f"{value:.3f}" if abs(value) < 100 else f"{value:.4g}"
 
 
 def _kind(column: Sequence[Cell]) -> str:
-    """CSS class of a column by its cells: "number", "bars", or empty for text and mixed ones."""
+    """Return the CSS class of a column: "number", "bars", or empty for text and mixed cells."""
     if any(isinstance(value, Bar) for value in column):
         return "bars"
     numeric = all(
@@ -223,7 +223,7 @@ def _kind(column: Sequence[Cell]) -> str:
 
 
 def _text_cell(value: Cell) -> tuple[str, str]:
-    """Text and CSS class of a cell that is not a bar."""
+    """Return text and CSS class of a cell that is not a bar."""
     if value is None:
         return "–", ""
     if isinstance(value, bool):
@@ -239,19 +239,19 @@ WIDTH, HEIGHT, MARGIN = 280, 130, 4  # of a plot, in SVG units
 
 
 def _plot(name: str, curves: Mapping[str, Points], x: str, y: str) -> dict[str, Any] | None:
-    """Coordinates of one plot; the axes span the finite points. None if there are none."""
+    """Return the coordinates of one plot, whose axes span the finite points; None if there are none."""
     points = [point for curve in curves.values() for point in curve if np.isfinite(point).all()]
     if not points:
         return None
     low, high = np.min(points, axis=0), np.max(points, axis=0)
     span = np.maximum(high - low, 1e-12)
 
-    def place(point: tuple[float, float]) -> str:
+    def coordinates(point: tuple[float, float]) -> str:
         right, up = (np.asarray(point) - low) / span
         return f"{MARGIN + right * (WIDTH - 2 * MARGIN):.1f},{HEIGHT - MARGIN - up * (HEIGHT - 2 * MARGIN):.1f}"
 
     lines = {
-        kind: " ".join(place(point) for point in curve if np.isfinite(point).all())
+        kind: " ".join(coordinates(point) for point in curve if np.isfinite(point).all())
         for kind, curve in sorted(curves.items())
     }
     return {

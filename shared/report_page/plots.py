@@ -1,4 +1,4 @@
-"""Pictures for people: grids of radiographs, labelled rows, training curves."""
+"""Plots as PNG: labelled grids of radiographs, and training curves."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,12 +12,12 @@ from medunifier.shared.training.run_folder import read_metrics
 
 
 def labelled_rows(rows: Sequence[tuple[str, np.ndarray]], scale: int = 1, gap: int = 2) -> np.ndarray:
-    """Rows of radiographs, each with its name above: originals, reconstructions, generations.
+    """Return an image of rows of radiographs, such as originals and reconstructions, each row with its name above.
 
     Args:
         rows: (name, (N, H, W) floats in [0, 1]).
-        scale: each pixel becomes scale x scale.
-        gap: pixels between pictures.
+        scale: integer magnification.
+        gap: pixels between images.
 
     Returns:
         (H', W') uint8.
@@ -39,10 +39,10 @@ def _caption(text: str, width: int) -> np.ndarray:
 
 
 def curve_panels(run: str | Path) -> dict[str, dict[str, list[tuple[float, float]]]]:
-    """A run's figures grouped by panel: ``{panel: {curve: [(step, value), …]}}``.
+    """Return the logged metrics of a run by panel: ``{panel: {curve: [(step, value), …]}}``.
 
-    ``validation/psnr`` is drawn in the panel ``psnr`` beside a training figure of the same name;
-    a figure ``report.chance`` is a reference line in the panel ``report``.
+    ``validation/psnr`` is plotted in the panel ``psnr`` with the training metric of that name; ``report.chance`` is a
+    reference line in the panel ``report``.
     """
     panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for line in read_metrics(run):
@@ -58,8 +58,8 @@ def curve_panels(run: str | Path) -> dict[str, dict[str, list[tuple[float, float
 
 
 def save_curves(run: str | Path) -> Path:
-    """Draw every figure of ``metrics.jsonl`` over the steps into ``curves.png``; returns its path."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # here: who draws no curves should not wait for it
+    """Plot every metric of ``metrics.jsonl`` over the steps to ``curves.png``; return its path."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow import, needed here only
     from matplotlib.figure import Figure
 
     panels = curve_panels(run)
@@ -76,7 +76,7 @@ def save_curves(run: str | Path) -> Path:
             axis.plot(steps, values, label=name, linewidth=1, **style)
         axis.set_title(panel, fontsize=8)
         axis.tick_params(labelsize=6)
-        axis.locator_params(nbins=5)  # most of the time goes into ticks and their labels
+        axis.locator_params(nbins=5)  # ticks and their labels take most of the time
         if len(curves) > 1:
             axis.legend(fontsize=6)
     for axis in axes.flat[len(panels) :]:
@@ -84,6 +84,6 @@ def save_curves(run: str | Path) -> Path:
     figure.tight_layout()
     canvas.draw()
     path = Path(run) / "curves.png"
-    with atomic_file(path) as partial:  # not by savefig, which draws everything twice
+    with atomic_file(path) as partial:  # savefig would render everything twice
         Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").save(partial, format="PNG")
     return path

@@ -1,8 +1,9 @@
-"""Image shards to token shards: ``medunifier tokenize``, or ``accelerate launch -m medunifier.stage1_tokenizer.cli.tokenize_shards``.
+"""Convert image shards to token shards (``medunifier tokenize``).
 
-One shard is one unit of work: it goes to one process, in batches that begin anew with it, so its bytes do not
-depend on the number of processes. A finished shard is known by the tokenizer and the input it was made of, and is
-kept when the command is started again.
+On several processes: ``accelerate launch -m medunifier.stage1_tokenizer.cli.tokenize_shards``. A shard is a unit of
+work: one process encodes it, in batches that never span two shards, so its bytes do not depend on the number of
+processes. The record of a finished shard identifies its tokenizer and input; if both are unchanged, the shard is kept
+when the command is run again.
 """
 
 import sys
@@ -46,26 +47,26 @@ from medunifier.stage1_tokenizer.frozen import FrozenTokenizer
 from medunifier.stage1_tokenizer.preprocessing import stack_images
 
 FINISHED = "finished"
-"""Folder of one JSON a finished shard, until the manifest takes their place."""
+"""Folder with one JSON record per finished shard; replaced by the manifest at the end."""
 
 
 @dataclass(frozen=True)
 class TokenizeConfig:
-    """Turn image shards into token shards with a frozen tokenizer."""
+    """Convert image shards to token shards with a frozen tokenizer."""
 
     tokenizer: str
     """Folder of the frozen tokenizer."""
     shards: str
-    """Folder or URL of image shards, made by `medunifier ingest`."""
+    """Folder or URL of image shards from `medunifier ingest`."""
     out: str
-    """Folder of the token shards; what is finished there is kept."""
+    """Output folder of the token shards; finished shards in it are kept."""
     batch_size: int = 32
-    """Images that are encoded at once."""
+    """Images per batch."""
     precision: Precision = "auto"
-    """Of the encoder: auto is bf16 where the device has units for it, else float32. Some percent of the codes differ
-    between the two; the codebook lookup is float32 in both."""
+    """Precision of the encoder: auto is bf16 if the device supports it in hardware, else float32. A few percent of
+    the codes differ between the two; the codebook lookup is float32 in both."""
     threads: int = 0
-    """CPU threads of a process; 0 shares the cores among the processes of this machine."""
+    """CPU threads per process; 0 divides the cores among the processes of this machine."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -74,56 +75,56 @@ class TokenizeConfig:
 
 @dataclass(frozen=True)
 class _Shard:
-    """One unit of work."""
+    """One image shard to tokenize."""
 
     split: str
     name: str
     start: int
-    """Number of its first sample in the split."""
+    """Index of its first sample in the split."""
     samples: int
     sha256: str
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Tokenize every shard that is not finished yet, then write the manifest.
+    """Tokenize all unfinished shards, then write the manifest.
 
     Raises:
-        UserError: if the shards, the tokenizer or the sizes of the images do not fit, or ``--out`` holds tokens
-            of another tokenizer.
+        UserError: if the shards, the tokenizer and the image sizes do not match, or ``--out`` holds tokens of another
+            tokenizer.
     """
     config = parse_config(TokenizeConfig, argv, prog="medunifier tokenize")
     state = PartialState(cpu=on_cpu())
     warn_if_alone()
     use_threads(config.threads)
     tokenizer = FrozenTokenizer.from_pretrained(config.tokenizer).to(state.device)
-    # Machines of different kinds may share a run: the first process decides for all.
+    # The machines of a run may differ: all processes use the precision of the first.
     precision = gather_objects(resolve_precision(config.precision, state.device))[0]
     config = replace(config, precision=precision)
     source = read_manifest(config.shards)
     identity = _identity(tokenizer, config)
     out = Path(config.out)
-    shards = _work(source)
+    shards = _list_shards(source)
     if is_main():
         remove_partial(out)
-    finished = gather_objects(_finished(out, identity))[0]
-    todo = [shard for shard in shards if not _is_kept(out, shard, finished)]
+    finished = gather_objects(_finished_records(out, identity))[0]
+    todo = [shard for shard in shards if not _is_up_to_date(out, shard, finished)]
     manifest = out / MANIFEST
     if not todo and manifest.is_file():
         if is_main():
             print(f"{out} is done already: {len(shards)} token shards of tokenizer {tokenizer.fingerprint[:12]}")
         return
     if is_main():
-        manifest.unlink(missing_ok=True)  # it promises shards that are now being replaced
-        for shard in shards:  # so that what the old manifest vouched for is still known after a kill
+        manifest.unlink(missing_ok=True)  # it lists shards that are now being replaced
+        for shard in shards:  # so that the shards of the old manifest are still known after an interruption
             if shard not in todo:
                 write_json(_finished_path(out, shard), {"tokenizer": identity, "row": finished[shard.name]})
     barrier()
-    mine = todo[rank() :: world_size()]
-    with Progress(sum(s.samples for s in mine), "tokenizing", "study", quiet=not is_main()) as progress:
-        for shard in mine:
+    assigned = todo[rank() :: world_size()]
+    with Progress(sum(s.samples for s in assigned), "tokenizing", "study", quiet=not is_main()) as progress:
+        for shard in assigned:
             studies = ShardDataset(config.shards, shard.split)
             samples = (studies[shard.start + number] for number in range(shard.samples))
-            row = write_shard(out / shard.name, _encoded(samples, tokenizer, config, progress))
+            row = write_shard(out / shard.name, _encode_studies(samples, tokenizer, config, progress))
             record = {"tokenizer": identity, "row": row | {"input_sha256": shard.sha256}}
             write_json(_finished_path(out, shard), record)
     barrier()
@@ -143,7 +144,7 @@ def _identity(tokenizer: FrozenTokenizer, config: TokenizeConfig) -> dict[str, A
     }
 
 
-def _work(source: Mapping[str, Any]) -> list[_Shard]:
+def _list_shards(source: Mapping[str, Any]) -> list[_Shard]:
     shards = []
     for split, rows in source["splits"].items():
         start = 0
@@ -156,8 +157,8 @@ def _work(source: Mapping[str, Any]) -> list[_Shard]:
     return shards
 
 
-def _finished(out: Path, identity: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Rows of finished shards by name, from the manifest and from an interrupted run."""
+def _finished_records(out: Path, identity: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the manifest rows of finished shards by name, from the manifest and from an interrupted run."""
     rows: dict[str, dict[str, Any]] = {}
     records = []
     if (out / MANIFEST).is_file():
@@ -175,7 +176,7 @@ def _finished(out: Path, identity: Mapping[str, Any]) -> dict[str, dict[str, Any
     return rows
 
 
-def _is_kept(out: Path, shard: _Shard, finished: Mapping[str, Mapping[str, Any]]) -> bool:
+def _is_up_to_date(out: Path, shard: _Shard, finished: Mapping[str, Mapping[str, Any]]) -> bool:
     row, path = finished.get(shard.name), out / shard.name
     return (
         row is not None
@@ -191,35 +192,36 @@ def _finished_path(out: Path, shard: _Shard) -> Path:
     return out / FINISHED / f"{shard.name}.json"
 
 
-def _encoded(
+def _encode_studies(
     samples: Iterator[Sample], tokenizer: FrozenTokenizer, config: TokenizeConfig, progress: Progress
 ) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """The members of each study, in order; at least ``batch_size`` images are encoded at a time."""
+    """Yield key and files of each study, in order. At least ``batch_size`` images are encoded at a time."""
     pending: list[Sample] = []
     for sample in samples:
         pending.append(sample)
         if sum(len(s.images) for s in pending) >= config.batch_size:
-            yield from _flush(pending, tokenizer, config)
+            yield from _encode_batch(pending, tokenizer, config)
             progress.advance(len(pending))
             pending = []
     if pending:
-        yield from _flush(pending, tokenizer, config)
+        yield from _encode_batch(pending, tokenizer, config)
         progress.advance(len(pending))
 
 
-def _flush(
+def _encode_batch(
     studies: Sequence[Sample], tokenizer: FrozenTokenizer, config: TokenizeConfig
 ) -> Iterator[tuple[str, dict[str, bytes]]]:
     images = stack_images(list(enumerate(studies)), tokenizer.image_size)
     device = tokenizer.codebook.device
-    parts = [tokenizer.encode_indices(part.to(device), config.precision) for part in images.split(config.batch_size)]
+    batches = images.split(config.batch_size)
+    encoded = [tokenizer.encode_indices(batch.to(device), config.precision) for batch in batches]
     dtype = np.uint16 if tokenizer.codebook_size <= 2**16 else np.uint32
-    codes = torch.cat(parts).cpu().numpy().astype(dtype)
+    codes = torch.cat(encoded).cpu().numpy().astype(dtype)
     begin = 0
     for study in studies:
-        own = codes[begin : begin + len(study.images)]
+        study_codes = codes[begin : begin + len(study.images)]  # (images, h, w)
         begin += len(study.images)
-        yield study.key, {"codes.npy": encode_npy(own), "json": encode_info(study.info)}
+        yield study.key, {"codes.npy": encode_npy(study_codes), "json": encode_info(study.info)}
 
 
 def _write_manifest(
@@ -229,9 +231,9 @@ def _write_manifest(
     for shard in shards:
         record = read_json(_finished_path(out, shard), "the record of a finished shard")
         splits[shard.split][shard.name] = record["row"]
-    kept = {key: source[key] for key in ("transform", "source", "counts") if key in source}
+    inherited = {key: source[key] for key in ("transform", "source", "counts") if key in source}
     write_json(
-        out / MANIFEST, {"format_version": FORMAT_VERSION, "splits": splits, "tokenizer": dict(identity)} | kept
+        out / MANIFEST, {"format_version": FORMAT_VERSION, "splits": splits, "tokenizer": dict(identity)} | inherited
     )
     for path in (out / FINISHED).iterdir():
         path.unlink()

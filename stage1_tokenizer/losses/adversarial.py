@@ -1,4 +1,4 @@
-"""The adversarial side of the loss: hinge, ramp and taming's adaptive weight."""
+"""Adversarial losses: hinge loss, ramp, taming's adaptive weight, and LeCAM regularization."""
 
 import torch
 from torch import Tensor, nn
@@ -11,34 +11,34 @@ MAX_ADAPTIVE_WEIGHT = 1e4
 
 
 def hinge_discriminator_loss(real: Tensor, generated: Tensor) -> Tensor:
-    """Scalar from two sets of logits; 1 at chance (all logits 0), 0 when all lie beyond the margin."""
+    """Return the scalar hinge loss: 1 at chance (all logits 0), 0 if all logits exceed the margin."""
     return (relu(1 - real).mean() + relu(1 + generated).mean()) / 2
 
 
 def hinge_generator_loss(generated: Tensor) -> Tensor:
-    """Scalar: falls as the discriminator takes the generated for real."""
+    """Return the scalar loss that decreases as the discriminator classifies generated images as real."""
     return -generated.mean()
 
 
 def adversarial_ramp(step: int, config: DiscriminatorConfig) -> float:
-    """Share of the adversarial loss that reaches the generator at ``step``: 0 before ``start``, then a ramp to 1."""
+    """Return the factor of the adversarial loss at ``step``: 0 before ``start``, then a linear ramp to 1."""
     return min(1.0, max(0.0, (step - config.start + 1) / config.ramp))
 
 
 def adaptive_weight(
     reconstruction: Tensor, reconstruction_gradient: Tensor, adversarial_gradient: Tensor, last_layer: Tensor
 ) -> Tensor:
-    """Taming's lambda: the adversarial gradient is made as long as the others' at the last layer.
+    """Return taming's lambda, which scales the adversarial gradient to the norm of the others at the last layer.
 
-    clamp(|d rec / d last| / (|d gan / d last| + 1e-4), 0, 1e4). The two gradients are given with respect to the
-    reconstruction and carried on from there, so that the perceptual net and the discriminator are
-    differentiated once a step, not once for the weight and again for the update. The norms are of the gradients'
-    means over all processes, so every process has the weight that one process with the whole batch would have.
+    clamp(|d rec / d last| / (|d gan / d last| + 1e-4), 0, 1e4). Both gradients are passed with respect to the
+    reconstruction and propagated from there, so that the perceptual net and the discriminator are differentiated
+    once per step, not once for the weight and again for the update. The norms are taken of the gradients' means over
+    all processes, so every process computes the weight that one process with the global batch would compute.
 
     Args:
-        reconstruction: (B, C, H, W), the decoder's output with its graph.
-        reconstruction_gradient, adversarial_gradient: the two losses' gradients with respect to it.
-        last_layer: weight of the decoder's last convolution.
+        reconstruction: (B, C, H, W), the decoder's output, attached to its graph.
+        reconstruction_gradient, adversarial_gradient: (B, C, H, W), gradients of the two losses with respect to it.
+        last_layer: weight of the decoder's output convolution.
 
     Returns:
         Scalar without gradient.
@@ -52,13 +52,13 @@ def adaptive_weight(
 
 
 class LeCam(nn.Module):
-    """Regularisation of a discriminator that has few images (LeCAM: Tseng et al., 2021).
+    """LeCAM, a regularizer of the discriminator for small data sets (Tseng et al., 2021).
 
-    Real logits are kept from rising far above what generated ones lately had, and generated ones from falling far
-    below the real. "Lately" is a moving average of the two means, in buffers, so that a resumed run has it too.
+    Penalizes real logits above the moving average of the generated ones, and generated logits below that of the real
+    ones. The two averages are buffers, so that a resumed run continues with them.
 
     Args:
-        decay: a step.
+        decay: decay of the averages per step.
     """
 
     real: Tensor
@@ -69,17 +69,17 @@ class LeCam(nn.Module):
         self.decay = decay
         self.register_buffer("real", torch.zeros(()))
         self.register_buffer("generated", torch.zeros(()))
-        self._sums: Tensor | None = None  # of the step under way: real, generated, micro-batches
+        self._sums: Tensor | None = None  # of the current step: real, generated, micro-batches
 
     def forward(self, real: Tensor, generated: Tensor) -> Tensor:
-        """Scalar from two sets of logits; 0 while neither is beyond the other's average. Notes their means."""
+        """Return the scalar penalty, 0 if no logit is beyond the other average. Record the means for ``end_step``."""
         means = torch.stack([real.detach().mean(), generated.detach().mean(), real.new_ones(())])
         self._sums = means if self._sums is None else self._sums + means
         return relu(real - self.generated).square().mean() + relu(self.real - generated).square().mean()
 
     @torch.no_grad()
     def end_step(self) -> None:
-        """Follow the means over all micro-batches and processes; called once after every optimizer step."""
+        """Update the averages with the means of all micro-batches and processes. Call after every optimizer step."""
         if self._sums is None:
             return
         sums = all_reduce_sum(self._sums)

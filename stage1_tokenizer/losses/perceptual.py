@@ -1,8 +1,9 @@
 """LPIPS, the perceptual distance of Zhang et al. (2018), with the nets and lin layers of the ``lpips`` package.
 
-The forward pass is our own, for two reasons: the package takes the root of a sum of squares whose gradient is
-infinite where all features are zero (flat black borders of a radiograph), and it drops features in training.
-The backbone's weights come from a file that is checked, or are random because the configuration says so.
+The forward pass is reimplemented for two reasons: the package takes the square root of a sum of squares, whose
+gradient is infinite where all features are zero (flat black borders of a radiograph), and it applies dropout in
+training mode. The backbone's weights are read from a file whose checksum is verified, or are random if the
+configuration requests it.
 """
 
 import warnings
@@ -21,53 +22,54 @@ PUBLISHED = {
     "alex": ("alexnet-owt-7be5be79.pth", (64, 192, 384, 256, 256)),
     "squeeze": ("squeezenet1_1-b8a52dc0.pth", (64, 128, 256, 384, 384, 512, 512)),
 }
-"""Backbone -> torchvision's file, whose name carries the first eight digits of its SHA-256; widths of its taps."""
+"""Backbone -> torchvision's file, whose name ends in the first eight digits of its SHA-256; channels of its feature
+maps."""
 
 EPSILON = 1e-10
-"""Inside the root: the gradient at zero features is zero, and features of ordinary size do not notice it."""
+"""Added under the square root: the gradient at zero features becomes zero; ordinary features are unaffected."""
 
 RANDOM_SEED = 20180624
-"""Of `random` weights: every run and every evaluation measures with the same random net."""
+"""Seed of `random` weights, so that every run and every evaluation uses the same random net."""
 
 
-class FrozenDistance(nn.Module):
-    """A distance of image pairs by a net that never trains: (B, 1 or 3, H, W) twice, in [-1, 1] -> (B,).
+class PerceptualDistance(nn.Module):
+    """Distance between image pairs by a frozen net: (B, 1 or 3, H, W) twice, in [-1, 1] -> (B,).
 
     Attributes:
-        name: of net and weights; without it a figure means nothing.
-        figure: what its mean is called in a table of figures.
+        name: net and weights. Values are comparable only with the same name.
+        metric: name of the mean distance in results.
     """
 
     name: str
-    figure: str
+    metric: str
 
     def freeze(self) -> None:
-        """Called when the weights are in place."""
+        """Disable gradients and set evaluation mode. Call after the weights are loaded."""
         self.requires_grad_(False)
         self.train(False)
 
-    def train(self, mode: bool = True) -> "FrozenDistance":
-        """Stays in evaluation mode: a parent's ``train()`` would switch dropout and batch statistics on."""
+    def train(self, mode: bool = True) -> "PerceptualDistance":
+        """Ignore ``mode``: a parent's ``train()`` would enable dropout and batch statistics."""
         return super().train(False)
 
 
-class Lpips(FrozenDistance):
-    """Perceptual distance of image pairs. Frozen; in evaluation mode whatever its parent is told.
+class Lpips(PerceptualDistance):
+    """LPIPS distance between image pairs.
 
     Args:
         config: net and weights.
 
     Raises:
-        UserError: if the weights are absent (it says which file to put where), are not the published ones, or
+        UserError: if the weights are missing (naming the file and where to put it), are not the published ones, or
             do not fit the net.
     """
 
-    figure = "lpips"
+    metric = "lpips"
 
     def __init__(self, config: PerceptualConfig) -> None:
         super().__init__()
         weights = None if config.weights == "random" else _weights_path(config)
-        # Imported here: the package brings in torchvision, which nobody needs who only encodes.
+        # Imported here: the package imports torchvision, which is not needed for encoding.
         from lpips import NetLinLayer, ScalingLayer
         from lpips import pretrained_networks as networks
 
@@ -76,11 +78,11 @@ class Lpips(FrozenDistance):
         self.scaling_layer = ScalingLayer()
         widths = PUBLISHED[config.net][1]
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torchvision on the package's old spelling of "no weights"
+            warnings.simplefilter("ignore")  # torchvision deprecates the package's `pretrained=False`
             torch.manual_seed(RANDOM_SEED)
             self.net = build(pretrained=False, requires_grad=False)
             for number, width in enumerate(widths):
-                setattr(self, f"lin{number}", NetLinLayer(width, use_dropout=True))  # dropout: for its key names
+                setattr(self, f"lin{number}", NetLinLayer(width, use_dropout=True))  # with dropout, for the key names
         self._taps = len(widths)
         self._load_lin_layers(config.net)
         if weights is not None:
@@ -88,7 +90,7 @@ class Lpips(FrozenDistance):
         self.freeze()
 
     def forward(self, images: Tensor, others: Tensor) -> Tensor:
-        """(B, 1 or 3, H, W) twice, in [-1, 1] -> (B,) distances, 0 for equal images. Grey is repeated here."""
+        """(B, 1 or 3, H, W) twice, in [-1, 1] -> (B,) distances, 0 for equal images. Grey is repeated 3 times."""
         features = [self._features(x) for x in (images, others)]
         total = images.new_zeros(len(images), dtype=torch.float32)
         for number, (a, b) in enumerate(zip(*features, strict=True)):
@@ -113,32 +115,32 @@ class Lpips(FrozenDistance):
 
     def _load_backbone(self, path: Path) -> None:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        # The package cuts torchvision's `features` into slices, whose layers keep their numbers.
+        # The package splits torchvision's `features` into slices; the layers keep their indices.
         names = {key: "features." + key.split(".", 1)[1] for key in self.net.state_dict()}
-        load_renamed(self.net, state, names, f"{path} does not fit the perceptual net")
+        load_renamed(self.net, state, names, f"{path} does not match the perceptual net")
 
 
 def load_renamed(net: nn.Module, state: Mapping[str, Tensor], names: Mapping[str, str], misfit: str) -> None:
-    """Load weights that a file has under other names.
+    """Load weights whose names in the file differ from the net's.
 
     Args:
-        net: takes them.
-        state: of the file; what ``names`` does not ask for is left over.
-        names: the net's name -> the file's, for all of the net.
-        misfit: begins the error.
+        net: the net to load into.
+        state: the file's state dict; keys that are not in ``names`` are ignored.
+        names: name in the net -> name in the file, for every tensor of the net.
+        misfit: start of the error message.
 
     Raises:
         UserError: if a tensor is missing or has another shape.
     """
-    own = net.state_dict()
-    odd = [name for key, name in names.items() if name not in state or state[name].shape != own[key].shape]
-    if odd:
-        raise UserError(f"{misfit}: {len(odd)} tensors are missing or have another shape, such as {odd[0]}")
+    expected = net.state_dict()
+    wrong = [name for key, name in names.items() if name not in state or state[name].shape != expected[key].shape]
+    if wrong:
+        raise UserError(f"{misfit}: {len(wrong)} tensors are missing or have another shape, such as {wrong[0]}")
     net.load_state_dict({key: state[name] for key, name in names.items()}, strict=True)
 
 
 def unit_features(features: Tensor) -> Tensor:
-    """(B, C, H, W) divided by the norm over the channels at every place; finite, gradient too, where that is 0."""
+    """Normalize (B, C, H, W) over the channels. Value and gradient are finite where the norm is 0."""
     return features / (features.square().sum(dim=1, keepdim=True) + EPSILON).sqrt()
 
 
@@ -147,25 +149,25 @@ def _weights_path(config: PerceptualConfig) -> Path:
     path = Path(config.weights) if config.weights else Path(torch.hub.get_dir()) / "checkpoints" / name
     if not path.is_file():
         raise UserError(
-            f"weights of the perceptual net not found: put torchvision's {name} at {path}, or name its place with "
-            "--loss.perceptual.weights FILE (evaluate: --perceptual.weights). Its name `random` means untrained "
-            "weights, and --loss.perceptual.net none leaves the term out"
+            f"weights of the perceptual net not found: put torchvision's {name} at {path}, or pass its path with "
+            "--loss.perceptual.weights FILE (evaluate: --perceptual.weights). `--loss.perceptual.weights random` "
+            "uses untrained weights, and --loss.perceptual.net none omits the loss"
         )
     expected = config.sha256.lower() or name.removesuffix(".pth").rsplit("-", 1)[1]
     found = sha256_file(path)
     if not found.startswith(expected):
         raise UserError(
-            f"{path} has SHA-256 {found[:16]}…, expected {expected}…: it is not {name}; fetch it again, or state its "
-            "digest with --loss.perceptual.sha256 if it is meant"
+            f"{path} has SHA-256 {found[:16]}…, expected {expected}…: it is not {name}; download it again, "
+            "or pass its digest with --loss.perceptual.sha256 if this file is intended"
         )
     return path
 
 
-def build_perceptual(config: PerceptualConfig) -> FrozenDistance | None:
-    """The perceptual net, or None for ``net: none``."""
+def build_perceptual(config: PerceptualConfig) -> PerceptualDistance | None:
+    """Return the perceptual distance, or None for ``net: none``."""
     if config.net == "xrv":
         from medunifier.stage1_tokenizer.losses.radiograph_features import (
-            RadiographFeatures,  # it builds on this file
+            RadiographFeatures,  # it imports this module
         )
 
         return RadiographFeatures(config)

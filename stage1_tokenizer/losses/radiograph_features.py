@@ -1,8 +1,8 @@
-"""A perceptual distance by a net that knows radiographs: torchxrayvision's DenseNet-121 (Cohen et al., 2022).
+"""Perceptual distance on features of torchxrayvision's DenseNet-121 (Cohen et al., 2022).
 
-LPIPS' nets learned cats and cars; this one learned findings on several hundred thousand chest radiographs. Its
-weights are published as a pickled module, which is not read here: a pickle runs what it likes. They are saved once
-as a table of tensors (docs/tokenizer.md says how), and that file is named with its checksum.
+The nets of LPIPS are trained on natural images (ImageNet), this one on the findings of several hundred thousand chest
+radiographs. Its weights are published as a pickled module, which is not loaded here, since a pickle can execute code.
+Save them once as a state dict (see docs/tokenizer.md) and pass that file with its checksum.
 """
 
 from pathlib import Path
@@ -13,28 +13,28 @@ from torch import Tensor, nn
 from medunifier.shared.artifacts import sha256_file
 from medunifier.shared.errors import UserError
 from medunifier.stage1_tokenizer.config import PerceptualConfig
-from medunifier.stage1_tokenizer.losses.perceptual import RANDOM_SEED, FrozenDistance, load_renamed, unit_features
+from medunifier.stage1_tokenizer.losses.perceptual import RANDOM_SEED, PerceptualDistance, load_renamed, unit_features
 
 RANGE = 1024.0
-"""Black is -1024 and white 1024 in torchxrayvision's training."""
+"""torchxrayvision scales images to [-1024, 1024], black to white."""
 
 TAPS = ("relu0", "denseblock1", "denseblock2", "denseblock3", "norm5")
-"""Layers whose output is compared: 1/2, 1/4, 1/8, 1/16 and 1/32 of the resolution."""
+"""Layers whose outputs are compared, at 1/2, 1/4, 1/8, 1/16 and 1/32 of the resolution."""
 
 
-class RadiographFeatures(FrozenDistance):
-    """Mean squared distance of unit-length features at five depths: 0 for equal images, at most 4.
+class RadiographFeatures(PerceptualDistance):
+    """Mean squared distance of normalized features at five depths: 0 for equal images, at most 4.
 
-    Images are taken at their own size (the net was trained at 224 pixels), three channels as their mean.
+    Images are not resized (the net was trained at 224 pixels); three channels are averaged.
 
     Args:
         config: weights and checksum; ``net`` is xrv.
 
     Raises:
-        UserError: if the weights are absent, are not those of the checksum, or do not fit the net.
+        UserError: if the weights are missing, do not match the checksum, or do not fit the net.
     """
 
-    figure = "radiograph_distance"
+    metric = "radiograph_distance"
 
     def __init__(self, config: PerceptualConfig) -> None:
         super().__init__()
@@ -59,21 +59,21 @@ class RadiographFeatures(FrozenDistance):
         return total / len(TAPS)
 
     def _features(self, images: Tensor) -> list[Tensor]:
-        x, found = images.mean(dim=1, keepdim=True) * RANGE, []
+        x, features = images.mean(dim=1, keepdim=True) * RANGE, []
         for name, layer in self.net.named_children():
             x = layer(x)
             if name in TAPS:
-                found.append(x)
-        return found
+                features.append(x)
+        return features
 
 
 def _network() -> nn.Module:
-    """The convolutional part, of one channel."""
+    """Return the convolutional part of DenseNet-121 for one input channel."""
     from torchvision.models import densenet121
 
     net: nn.Module = densenet121(weights=None).features
     net.conv0 = nn.Conv2d(1, 64, 7, stride=2, padding=3, bias=False)
-    # Not in place, since what is compared must stay as it was.
+    # Not in place, since the next layer would overwrite the compared features.
     net.relu0 = nn.ReLU()
     return net
 
@@ -81,26 +81,26 @@ def _network() -> nn.Module:
 def _load(net: nn.Module, path: Path) -> None:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises what its unpickler, its zip reader and the disk raise
+    except Exception as error:  # from the unpickler, the zip reader or the disk
         raise UserError(
-            f"{path} is no table of tensors: {' '.join(str(error).split())[:120]}; torchxrayvision's own file is a "
-            "pickled module, docs/tokenizer.md says how its weights are saved"
+            f"{path} is not a state dict: {' '.join(str(error).split())[:120]}; torchxrayvision publishes a pickled "
+            "module, and docs/tokenizer.md shows how to save its weights"
         ) from None
     names = {key: f"features.{key}" for key in net.state_dict()}
-    load_renamed(net, state, names, f"{path} does not fit the net of radiographs")
+    load_renamed(net, state, names, f"{path} does not match torchxrayvision's DenseNet-121")
 
 
 def _checked_path(config: PerceptualConfig) -> Path:
     path = Path(config.weights)
     if not config.weights or not path.is_file():
         raise UserError(
-            f"weights of torchxrayvision's DenseNet-121 not found at {config.weights or '(no path given)'}: name "
+            f"weights of torchxrayvision's DenseNet-121 not found at {config.weights or '(no path given)'}: pass "
             "their file with --loss.perceptual.weights (evaluate: --perceptual.weights); nothing is downloaded, and "
-            "docs/tokenizer.md says how to save it (`random` = untrained weights)"
+            "docs/tokenizer.md shows how to save it (`random` = untrained weights)"
         )
     found = sha256_file(path)
     if not config.sha256:
-        raise UserError(f"state which weights are meant: {path} has perceptual.sha256 {found}")
+        raise UserError(f"perceptual.sha256 must identify the weights: {path} has perceptual.sha256 {found}")
     if not found.startswith(config.sha256.lower()):
-        raise UserError(f"{path} has SHA-256 {found[:16]}…, expected {config.sha256[:16]}…: it is another file")
+        raise UserError(f"{path} has SHA-256 {found[:16]}…, expected {config.sha256[:16]}…: it is a different file")
     return path

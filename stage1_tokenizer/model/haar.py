@@ -1,15 +1,18 @@
-"""What stands before the encoder and, inverted, behind the decoder.
+"""Front ends: an invertible transform before the encoder, and its inverse after the decoder.
 
-Taming's f16 encoder costs 138 GFLOP for an image of 256 pixels, and over half of it is spent at the first
-level, where 128 channels describe every single pixel. A radiograph's neighbouring pixels are nearly equal, so
-that is arithmetic on redundancy. The Haar front end of the ``cxr_*`` presets gives the encoder blocks of
-2^L x 2^L pixels as 4^L wavelet coefficients in place of pixels: nothing is lost (the transform is orthonormal
-and its inverse is its transpose), the first convolution works on 1 / 4^L of the positions, and the
-coefficients come sorted by scale and direction, where a plain patch front end would have the first layer learn
-such a basis. Orthonormal means also that a squared error of coefficients *is* the squared error of the pixels,
-so the decoder, which ends in coefficients, is trained on the same objective.
+Taming's f16 encoder costs 138 GFLOP for an image of 256 pixels, and over half of it is spent at the first level,
+which has 128 channels at every pixel. Neighbouring pixels of a radiograph are nearly equal, so most of that is
+redundant. The Haar front end of the ``cxr_*`` presets replaces blocks of 2^L x 2^L pixels by 4^L wavelet
+coefficients:
 
-Several levels split every band again (a wavelet packet), since the channels must share one resolution.
+- It is lossless: the transform is orthonormal, and its inverse is its transpose.
+- The first convolution works on 1 / 4^L of the positions.
+- The coefficients are sorted by scale and direction; with plain patches the first layer would have to learn such a
+  basis.
+- The squared error of the coefficients equals that of the pixels, so a decoder that outputs coefficients is trained
+  on the same objective.
+
+With several levels every band is split again (a wavelet packet), since all channels must have the same resolution.
 """
 
 from functools import reduce
@@ -20,13 +23,13 @@ from torch import Tensor, nn
 from medunifier.stage1_tokenizer.config import ModelConfig
 
 
-class NoFrontEnd(nn.Module):
-    """The image goes to the encoder as it is."""
+class IdentityFrontEnd(nn.Module):
+    """Pass the image to the encoder unchanged."""
 
-    expansion = 1
-    """Channels that the encoder sees for each channel of the image."""
-    shrink = 1
-    """Pixels along a side that become one position."""
+    channel_multiplier = 1
+    """Encoder channels per image channel."""
+    stride = 1
+    """Pixels along a side per encoder position."""
 
     def forward(self, images: Tensor) -> Tensor:
         return images
@@ -35,11 +38,11 @@ class NoFrontEnd(nn.Module):
         return bands
 
 
-class Haar(nn.Module):
+class HaarTransform(nn.Module):
     """Orthonormal 2D Haar wavelet packet of ``levels`` levels.
 
     Args:
-        levels: halvings of the resolution, 1 or more.
+        levels: how often the resolution is halved, 1 or more.
     """
 
     basis: Tensor
@@ -47,29 +50,29 @@ class Haar(nn.Module):
     def __init__(self, levels: int) -> None:
         super().__init__()
         self.levels = levels
-        self.shrink, self.expansion = 2**levels, 4**levels
+        self.stride, self.channel_multiplier = 2**levels, 4**levels
         step = torch.tensor([[1.0, 1.0], [1.0, -1.0]]) / 2**0.5
         line = reduce(torch.kron, [step] * levels)  # (n, n), n = 2^levels: rows are the 1D basis vectors
-        # Row i * n + j is the outer product of basis vectors i (down) and j (across), its pixels in reading order.
+        # Row i * n + j is the outer product of basis vectors i (vertical) and j (horizontal), pixels in raster order.
         self.register_buffer("basis", torch.kron(line, line), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C * 4^levels, H / 2^levels, W / 2^levels), same norm."""
-        blocks = nn.functional.pixel_unshuffle(images, self.shrink)
+        blocks = nn.functional.pixel_unshuffle(images, self.stride)
         return self._mix(blocks, self.basis)
 
     def inverse(self, bands: Tensor) -> Tensor:
-        """The images whose coefficients ``bands`` are."""
-        return nn.functional.pixel_shuffle(self._mix(bands, self.basis.T), self.shrink)
+        """Return the images whose coefficients are ``bands``."""
+        return nn.functional.pixel_shuffle(self._mix(bands, self.basis.T), self.stride)
 
     def _mix(self, x: Tensor, matrix: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
         # float32 also under autocast: bf16 sums of 4^levels pixels would cost half a grey level of 8 bits.
         with torch.autocast(x.device.type, enabled=False):
-            x = x.float().reshape(batch, channels // self.expansion, self.expansion, height * width)
+            x = x.float().reshape(batch, channels // self.channel_multiplier, self.channel_multiplier, height * width)
             return (matrix @ x).reshape(batch, channels, height, width)
 
 
-def build_front_end(config: ModelConfig) -> NoFrontEnd | Haar:
-    """The front end that ``config`` names."""
-    return Haar(config.front_end_levels) if config.front_end == "haar" else NoFrontEnd()
+def build_front_end(config: ModelConfig) -> IdentityFrontEnd | HaarTransform:
+    """Return the front end of ``config.front_end``."""
+    return HaarTransform(config.front_end_levels) if config.front_end == "haar" else IdentityFrontEnd()

@@ -1,7 +1,7 @@
-"""The blocks of taming's encoder and decoder: its arithmetic and its key names, so that its weights load as they are.
+"""Blocks of the encoder and decoder, with taming's arithmetic and key names, so that its weights load unchanged.
 
 Source followed: CompVis/taming-transformers, ``taming/modules/diffusionmodules/model.py``. ``nn.Sequential`` and
-other wrappers are avoided on purpose: each attribute's name is a part of a checkpoint's key.
+other wrappers are avoided, since every attribute name is part of a checkpoint key.
 """
 
 import torch
@@ -11,17 +11,17 @@ from torch.utils.checkpoint import checkpoint
 
 
 def group_norm(channels: int, groups: int) -> nn.GroupNorm:
-    """GroupNorm with taming's epsilon."""
+    """Return a GroupNorm with taming's epsilon."""
     return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
 def swish(x: Tensor) -> Tensor:
-    """``x * sigmoid(x)``, in place without gradients: a CPU encodes a third faster (fewer page faults)."""
+    """Return ``x * sigmoid(x)``; in place without gradients: a CPU encodes a third faster (fewer page faults)."""
     return silu(x, inplace=not torch.is_grad_enabled())
 
 
 class ResnetBlock(nn.Module):
-    """Norm, swish, 3x3 convolution, twice, and the input added: (B, in, H, W) -> (B, out, H, W)."""
+    """Twice norm, swish and 3x3 convolution, with a residual connection: (B, in, H, W) -> (B, out, H, W)."""
 
     def __init__(self, in_channels: int, out_channels: int, groups: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class ResnetBlock(nn.Module):
 
 
 class AttnBlock(nn.Module):
-    """One head of attention over all positions, and the input added: (B, C, H, W) -> the same."""
+    """Single-head self-attention over all positions, with a residual connection: (B, C, H, W) -> (B, C, H, W)."""
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class AttnBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve the resolution. The zeros stand right and below only, unlike PyTorch's own padding."""
+    """Halve the resolution. Zeros are padded at the right and bottom only, unlike PyTorch's symmetric padding."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -79,28 +79,28 @@ class Upsample(nn.Module):
         return self.conv(interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
-class Recomputing(nn.Module):
-    """A part of encoder or decoder that can forget what happens inside its blocks.
+class CheckpointedBlocks(nn.Module):
+    """Base of the modules that apply their blocks with optional gradient checkpointing.
 
-    What a block computes inside (two norms, two convolutions) is most of a training step's memory. With
-    ``recompute`` only the blocks' inputs are kept, and the backward pass computes the rest again: the same numbers,
-    about a third more arithmetic (Chen et al., "Training deep nets with sublinear memory cost", 2016).
+    The activations inside the blocks (two norms, two convolutions) take most of a training step's memory. With
+    ``gradient_checkpointing`` only the blocks' inputs are stored and the backward pass recomputes the rest: the same
+    gradients, about a third more FLOPs (Chen et al., "Training deep nets with sublinear memory cost", 2016).
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.recompute = False
+        self.gradient_checkpointing = False
 
-    def run(self, block: nn.Module, x: Tensor) -> Tensor:
-        """``block(x)``."""
-        if self.recompute and torch.is_grad_enabled():
+    def run_block(self, block: nn.Module, x: Tensor) -> Tensor:
+        """Return ``block(x)``."""
+        if self.gradient_checkpointing and torch.is_grad_enabled():
             result: Tensor = checkpoint(block, x, use_reentrant=False)
             return result
         return block(x)
 
 
-class Middle(Recomputing):
-    """Block, attention, block at the coarsest resolution."""
+class MidBlock(CheckpointedBlocks):
+    """Residual block, attention, residual block at the coarsest resolution."""
 
     def __init__(self, channels: int, groups: int, dropout: float) -> None:
         super().__init__()
@@ -109,30 +109,40 @@ class Middle(Recomputing):
         self.block_2 = ResnetBlock(channels, channels, groups, dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.run(self.block_2, self.run(self.attn_1, self.run(self.block_1, x)))
+        return self.run_block(self.block_2, self.run_block(self.attn_1, self.run_block(self.block_1, x)))
 
 
-class Level(Recomputing):
-    """The blocks of one resolution, each followed by attention where the level has any."""
+class Level(CheckpointedBlocks):
+    """Residual blocks of one resolution, each followed by attention if the level has attention, then resampling.
+
+    Args:
+        widths: input and output channels of each residual block.
+        attention: whether attention follows each block.
+        groups: groups of the GroupNorms.
+        dropout: dropout in the residual blocks.
+        resample: the ``Downsample`` or ``Upsample`` at the end, or None.
+    """
 
     def __init__(
-        self, widths: list[tuple[int, int]], attention: bool, groups: int, dropout: float, change: nn.Module | None
+        self, widths: list[tuple[int, int]], attention: bool, groups: int, dropout: float, resample: nn.Module | None
     ) -> None:
         super().__init__()
-        self.block = nn.ModuleList(ResnetBlock(before, after, groups, dropout) for before, after in widths)
-        self.attn = nn.ModuleList(AttnBlock(after, groups) for _, after in widths if attention)
-        if isinstance(change, Downsample):
-            self.downsample = change
-        elif isinstance(change, Upsample):
-            self.upsample = change
-        self._change = "downsample" if isinstance(change, Downsample) else "upsample" if change else ""
+        self.block = nn.ModuleList(
+            ResnetBlock(width_in, width_out, groups, dropout) for width_in, width_out in widths
+        )
+        self.attn = nn.ModuleList(AttnBlock(width_out, groups) for _, width_out in widths if attention)
+        if isinstance(resample, Downsample):
+            self.downsample = resample
+        elif isinstance(resample, Upsample):
+            self.upsample = resample
+        self._resample = "downsample" if isinstance(resample, Downsample) else "upsample" if resample else ""
 
     def forward(self, x: Tensor) -> Tensor:
         for number, block in enumerate(self.block):
-            x = self.run(block, x)
+            x = self.run_block(block, x)
             if self.attn:
-                x = self.run(self.attn[number], x)
-        return getattr(self, self._change)(x) if self._change else x
+                x = self.run_block(self.attn[number], x)
+        return getattr(self, self._resample)(x) if self._resample else x
 
 
 class Encoder(nn.Module):
@@ -158,9 +168,9 @@ class Encoder(nn.Module):
         for level, mult in enumerate(ch_mult):
             widths = [(width if number == 0 else ch * mult, ch * mult) for number in range(num_res_blocks)]
             width = ch * mult
-            change = Downsample(width) if level < len(ch_mult) - 1 else None
-            self.down.append(Level(widths, resolution >> level in attn_resolutions, groups, dropout, change))
-        self.mid = Middle(width, groups, dropout)
+            resample = Downsample(width) if level < len(ch_mult) - 1 else None
+            self.down.append(Level(widths, resolution >> level in attn_resolutions, groups, dropout, resample))
+        self.mid = MidBlock(width, groups, dropout)
         self.norm_out = group_norm(width, groups)
         self.conv_out = nn.Conv2d(width, z_channels, 3, padding=1)
 
@@ -190,14 +200,14 @@ class Decoder(nn.Module):
         super().__init__()
         width = ch * ch_mult[-1]
         self.conv_in = nn.Conv2d(z_channels, width, 3, padding=1)
-        self.mid = Middle(width, groups, dropout)
+        self.mid = MidBlock(width, groups, dropout)
         levels: list[Level] = []
         for level in reversed(range(len(ch_mult))):  # coarse to fine; `up.0` is the finest
             out = ch * ch_mult[level]
             widths = [(width if number == 0 else out, out) for number in range(num_res_blocks + 1)]
             width = out
-            change = Upsample(width) if level else None
-            levels.insert(0, Level(widths, resolution >> level in attn_resolutions, groups, dropout, change))
+            resample = Upsample(width) if level else None
+            levels.insert(0, Level(widths, resolution >> level in attn_resolutions, groups, dropout, resample))
         self.up = nn.ModuleList(levels)
         self.norm_out = group_norm(width, groups)
         self.conv_out = nn.Conv2d(width, out_ch, 3, padding=1)

@@ -1,4 +1,4 @@
-"""The VQ-GAN: image -> encoder -> quantiser -> decoder -> image (Esser et al., "Taming transformers", 2021)."""
+"""The VQ-GAN: image -> encoder -> quantizer -> decoder -> image (Esser et al., "Taming transformers", 2021)."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -9,17 +9,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from medunifier.stage1_tokenizer.config import ModelConfig, model_config
 from medunifier.stage1_tokenizer.model.haar import build_front_end
-from medunifier.stage1_tokenizer.model.layers import Decoder, Encoder, Recomputing
+from medunifier.stage1_tokenizer.model.layers import CheckpointedBlocks, Decoder, Encoder
 from medunifier.stage1_tokenizer.model.quantizers import build_quantizer
 
 
 class VQGANOutput(NamedTuple):
-    """One pass through the whole model."""
+    """Output of the forward pass."""
 
     reconstruction: Tensor
     """(B, out_ch, H, W), about [-1, 1], not clamped."""
     losses: dict[str, Tensor]
-    """The quantiser's weighted scalars, such as ``codebook`` and ``commitment``."""
+    """Weighted scalar losses of the quantizer, such as ``codebook`` and ``commitment``."""
     codes: Tensor
     """(B, h, w) int64."""
 
@@ -39,7 +39,7 @@ class VQGAN(nn.Module):
         self.config = config = config if isinstance(config, ModelConfig) else model_config(config)
         self.front_end = build_front_end(config)
         sizes: dict[str, Any] = {
-            "resolution": config.resolution // self.front_end.shrink,
+            "resolution": config.resolution // self.front_end.stride,
             "ch": config.ch,
             "ch_mult": config.ch_mult,
             "num_res_blocks": config.num_res_blocks,
@@ -48,52 +48,52 @@ class VQGAN(nn.Module):
             "groups": config.norm_groups,
             "dropout": config.dropout,
         }
-        self.encoder = Encoder(in_channels=config.in_channels * self.front_end.expansion, **sizes)
-        self.decoder = Decoder(out_ch=config.out_ch * self.front_end.expansion, **sizes)
+        self.encoder = Encoder(in_channels=config.in_channels * self.front_end.channel_multiplier, **sizes)
+        self.decoder = Decoder(out_ch=config.out_ch * self.front_end.channel_multiplier, **sizes)
         self.quantize = build_quantizer(config)
         self.quant_conv = nn.Conv2d(config.z_channels, config.embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(config.embed_dim, config.z_channels, 1)
 
     @property
     def last_layer(self) -> Tensor:
-        """The weight at which the adaptive weight compares gradients."""
+        """The weight at whose gradients the adaptive weight is computed."""
         return self.decoder.conv_out.weight
 
     def gradient_checkpointing(self) -> None:
-        """Keep less in memory for the backward pass, which then computes the blocks again."""
+        """Enable gradient checkpointing: the backward pass recomputes the blocks, which saves memory."""
         for module in self.modules():
-            if isinstance(module, Recomputing):
-                module.recompute = True
+            if isinstance(module, CheckpointedBlocks):
+                module.gradient_checkpointing = True
 
     def flop_an_image(self) -> int:
-        """Operations of one image's way to vectors and back, a multiplication and an addition counted as two."""
+        """Return the FLOPs of encoding and decoding one image; a multiply-add counts as two."""
         with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
-            twin = VQGAN(self.config)
-            side = self.config.resolution // self.front_end.shrink
-            h = twin.encoder(torch.empty(1, self.config.in_channels * self.front_end.expansion, side, side))
-            twin.decoder(twin.post_quant_conv(twin.quant_conv(h)))
+            model = VQGAN(self.config)
+            side = self.config.resolution // self.front_end.stride
+            h = model.encoder(torch.empty(1, self.config.in_channels * self.front_end.channel_multiplier, side, side))
+            model.decoder(model.post_quant_conv(model.quant_conv(h)))
         return int(counter.get_total_flops())
 
     def compile_blocks(self) -> None:
-        """torch.compile for what costs time: the levels and the middle of encoder and decoder.
+        """Compile the expensive parts with torch.compile: levels and middle block of encoder and decoder.
 
-        The last layer stays outside. The adaptive weight differentiates there and keeps the graph for the update,
-        and a compiled region whose graph is kept raises an error about donated buffers (bytetriper/RAE#74).
+        The last layer is not compiled. The adaptive weight differentiates there and retains the graph for the update,
+        and a compiled region with a retained graph raises an error about donated buffers (bytetriper/RAE#74).
         """
-        blocks = [module for module in self.modules() if isinstance(module, Recomputing)]
-        # Levels share one `forward`, and PyTorch counts the graphs of all of them against one limit (8): beyond it a
-        # level would run uncompiled. Twice as many, for training and evaluation mode.
+        blocks = [module for module in self.modules() if isinstance(module, CheckpointedBlocks)]
+        # Levels share one `forward`, and PyTorch counts the graphs of all of them against one limit (8), beyond which
+        # they run uncompiled. Twice the number of blocks, for training and evaluation mode.
         limit = torch._dynamo.config.recompile_limit
         torch._dynamo.config.recompile_limit = max(limit, 2 * len(blocks))
         for block in blocks:
-            # By default the second level's other shape makes sizes symbolic, batch and height included, which
-            # Inductor's C++ code generation fails on. A training has one batch size: shapes are static.
+            # By default the shape of the second level makes sizes symbolic, for which Inductor's C++ code generation
+            # fails. The batch size of a training is constant: shapes are static.
             block.compile(dynamic=False)
 
     def encode(self, images: Tensor) -> Tensor:
-        """(B, 1, H, W) in [-1, 1] -> vectors (B, D, h, w), not yet quantised.
+        """(B, 1, H, W) in [-1, 1] -> vectors (B, D, h, w), before quantization.
 
-        A model of three channels takes (B, 3, H, W) as it is, and repeats grey.
+        A three-channel model accepts (B, 3, H, W), and repeats a grey image three times.
         """
         if images.shape[1] == 1:
             images = images.expand(-1, self.config.in_channels, -1, -1)
@@ -112,6 +112,6 @@ class VQGAN(nn.Module):
         return self.decode(self.quantize.entries(codes))
 
     def forward(self, images: Tensor) -> VQGANOutput:
-        """(B, 1, H, W) in [-1, 1] -> reconstruction, quantiser losses, codes."""
+        """(B, 1, H, W) in [-1, 1] -> reconstruction, quantizer losses, codes."""
         quantized = self.quantize(self.encode(images))
         return VQGANOutput(self.decode(quantized.z_q), quantized.losses, quantized.codes)

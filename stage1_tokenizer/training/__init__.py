@@ -1,1 +1,1 @@
-"""The generator and discriminator step, weight EMA and validation metrics."""
+"""Training step of generator and discriminator, EMA of the weights, and validation metrics."""

@@ -1,4 +1,4 @@
-"""Moving average of weights, in float32: what is validated and exported."""
+"""Exponential moving average (EMA) of weights in float32: the weights that are validated and exported."""
 
 import copy
 from typing import Any, Generic, TypeVar
@@ -9,12 +9,12 @@ from torch import Tensor, nn
 Averaged = TypeVar("Averaged", bound=nn.Module)
 
 
-class WeightAverage(Generic[Averaged]):
-    """Follows a module's parameters; buffers are copied. Saved with a checkpoint.
+class ExponentialMovingAverage(Generic[Averaged]):
+    """Average a module's parameters over the optimizer steps and copy its buffers. Saved with each checkpoint.
 
     Args:
-        module: the trained one.
-        decay: a step; in step t at most (1 + t) / (10 + t), so that the random start is soon forgotten.
+        module: the module in training.
+        decay: per step. Step t uses at most (1 + t) / (10 + t), so that the random initialization is soon forgotten.
     """
 
     def __init__(self, module: Averaged, decay: float) -> None:
@@ -24,12 +24,12 @@ class WeightAverage(Generic[Averaged]):
 
     @torch.no_grad()
     def update(self, module: Averaged) -> None:
-        """Move towards ``module`` after an optimizer step."""
+        """Move the average towards ``module``; call it after each optimizer step."""
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         averages: list[Tensor] = list(self.module.parameters())
         torch._foreach_lerp_(averages, [p.detach() for p in module.parameters()], 1 - decay)
-        for mine, theirs in zip(self.module.buffers(), module.buffers(), strict=True):
-            mine.copy_(theirs)
+        for averaged, current in zip(self.module.buffers(), module.buffers(), strict=True):
+            averaged.copy_(current)
         self.steps += 1
 
     def state_dict(self) -> dict[str, Any]:

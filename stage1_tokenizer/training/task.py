@@ -1,4 +1,4 @@
-"""What stage 1 gives to the training loop: one step of generator and discriminator, and the validation."""
+"""The stage 1 task of the training loop: the step of generator and discriminator, and validation."""
 
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -29,29 +29,29 @@ from medunifier.stage1_tokenizer.losses.perceptual import build_perceptual
 from medunifier.stage1_tokenizer.model.discriminator import PatchDiscriminator
 from medunifier.stage1_tokenizer.model.vqgan import VQGAN
 from medunifier.stage1_tokenizer.preprocessing import stack_images, to_unit
-from medunifier.stage1_tokenizer.training.ema import WeightAverage
+from medunifier.stage1_tokenizer.training.ema import ExponentialMovingAverage
 from medunifier.stage1_tokenizer.training.fidelity import Fidelity
 
 
 def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW; weight decay on the weights of convolutions alone, not on norms, biases and the codebook."""
+    """Return AdamW with weight decay on convolution weights only, not on norms, biases or the codebook."""
     parameters = dict(module.named_parameters())
     decayed = [p for name, p in parameters.items() if p.ndim >= 2 and not name.startswith("quantize.")]
     kept = [p for name, p in parameters.items() if p.ndim < 2 or name.startswith("quantize.")]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0}]
-    # Fused: one pass over weights, gradients and moments, where the plain loop makes a dozen: for 40 M weights on a
-    # core 0.05 s a step in place of 0.32.
+    # Fused: one pass over weights, gradients and moments in place of a dozen; with 40 M weights on one core a step
+    # takes 0.05 s, not 0.32 s.
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
 
 
 class TokenizerTask:
-    """Trains a VQ-GAN under an Accelerator; every state that a continued run needs is registered with it.
+    """Train a VQ-GAN under an Accelerator. All state that a resumed run needs is registered with the Accelerator.
 
     Args:
-        config: of the run.
-        accelerator: prepares the networks and optimizers.
-        run: takes the pictures.
-        validation: the samples that validation passes over, all of them.
+        config: configuration of the run.
+        accelerator: prepares networks and optimizers.
+        run: run folder, where the validation images are saved.
+        validation: validation set.
     """
 
     def __init__(
@@ -63,10 +63,10 @@ class TokenizerTask:
             self._perceptual.to(accelerator.device).to(memory_format=torch.channels_last)
         generator = VQGAN(config.model).to(accelerator.device).to(memory_format=torch.channels_last)
         self._flop_an_image = generator.flop_an_image()
-        self.average = WeightAverage(generator, config.ema_decay)
+        self.average = ExponentialMovingAverage(generator, config.ema_decay)
         if config.gradient_checkpointing:
             generator.gradient_checkpointing()
-        if config.compile:  # after the average was copied, which is not trained
+        if config.compile:  # after the EMA was copied, which is not trained
             generator.compile_blocks()
         self._generator: Any = accelerator.prepare(generator)
         self._update_generator = self._optimizer_step(self._generator, build_optimizer(generator, config.optim))
@@ -82,7 +82,7 @@ class TokenizerTask:
                 self._discriminator, build_optimizer(discriminator, config.optim)
             )
         accelerator.register_for_checkpointing(self.average)
-        self._best_usage = 0.0  # of the validations of this process
+        self._best_usage = 0.0  # highest codebook usage in the validations since this process started
         self._lecam: LeCam | None = None
         if config.loss.gan_weight and config.loss.discriminator.lecam_weight:
             self._lecam = LeCam().to(accelerator.device)
@@ -93,7 +93,7 @@ class TokenizerTask:
         return OptimizerStep(self._accelerator, network, [prepared], self.config.optim, self.config.loop.steps)
 
     def step(self, micro_batches: list[Tensor], step: int) -> Mapping[str, Tensor | float]:
-        """One step of the generator and, once it trains, one of the discriminator."""
+        """Run one step of the generator and, from ``train_from`` on, one of the discriminator."""
         self._generator.train()
         figures: dict[str, Tensor] = {}
         for images in micro_batches:
@@ -108,12 +108,14 @@ class TokenizerTask:
         if self._lecam is not None:
             self._lecam.end_step()
         self.average.update(generator)
-        # Forward and backward of the tokenizer alone: the perceptual net and the discriminator are what it costs.
+        # Forward and backward pass of the tokenizer only; perceptual net and discriminator are overhead and not
+        # counted.
         flop = 3 * self._flop_an_image * sum(map(len, micro_batches))
         return {**figures, **self._update_generator.figures(step), FLOP: float(flop)}
 
     def _accumulate(self) -> Any:
-        # Two arguments, not a list: a list is not recognised, and every micro-batch would then be reduced.
+        # Separate arguments, not a list: Accelerate ignores a list, and gradients would be reduced in every
+        # micro-batch.
         if self._discriminator is None:
             return self._accelerator.accumulate(self._generator)
         return self._accelerator.accumulate(self._generator, self._discriminator)
@@ -122,8 +124,8 @@ class TokenizerTask:
         config = self.config.loss
         output = self._generator(images)
         reconstruction = output.reconstruction
-        # The losses are taken on a leaf, so that each is differentiated once: its gradient serves the adaptive
-        # weight and the update.
+        # The losses are computed on a leaf, so that each is differentiated once: its gradient is used for both the
+        # adaptive weight and the update.
         leaf = reconstruction.detach().requires_grad_()
         figures = {"l1": (leaf - images).abs().mean()}
         loss = config.l1_weight * figures["l1"]
@@ -148,21 +150,22 @@ class TokenizerTask:
             gradient = gradient + share * config.gan_weight * weight * adversarial_gradient
         figures |= output.losses
         quantizer_loss = torch.stack(list(output.losses.values())).sum()
-        # d/dw of <gradient, reconstruction> is the gradient of the losses themselves.
+        # d/dw of <gradient, reconstruction> equals the gradient of the losses.
         self._update_generator((gradient * reconstruction).sum() + quantizer_loss, figures, step)
         if self._discriminator is not None and step >= config.discriminator.train_from:
             figures |= self._discriminator_step(images, leaf.detach(), step)
         return {name: value.detach() for name, value in figures.items()}
 
     def _adversarial(self, leaf: Tensor) -> tuple[Tensor, Tensor]:
-        # Past DDP's wrapper: this pass gives no gradient to the discriminator, and DDP would wait for one.
+        # Without DDP's wrapper: this pass computes no gradients of the discriminator, and DDP would wait for them.
         discriminator = self._accelerator.unwrap_model(self._discriminator)
         with self._accelerator.autocast():
             loss = hinge_generator_loss(discriminator(leaf).float())
         return loss, torch.autograd.grad(loss, leaf)[0]
 
     def _discriminator_step(self, images: Tensor, reconstruction: Tensor, step: int) -> dict[str, Tensor]:
-        # One pass over both: two passes through a BatchNorm under DDP fail, and shared statistics give nothing away.
+        # One pass over both: two passes through a BatchNorm under DDP fail, and shared batch statistics do not reveal
+        # which images are real.
         logits = self._discriminator(torch.cat([images, reconstruction])).float()
         real, generated = logits.chunk(2)
         figures = {
@@ -178,7 +181,7 @@ class TokenizerTask:
 
     @torch.no_grad()
     def validate(self, step: int) -> Mapping[str, float]:
-        """Figures of the averaged weights over the whole validation set and all processes; draws the pictures."""
+        """Return validation metrics of the EMA weights over all processes, and save example reconstructions."""
         device, model = self._accelerator.device, self.average.module
         size, loop = self.config.model.resolution, self.config.loop
         fidelity = Fidelity(self.config.model.n_embed, size, self._perceptual, device)
@@ -193,7 +196,7 @@ class TokenizerTask:
             images = images.to(device, memory_format=torch.channels_last)
             with self._accelerator.autocast() if loop.mixed_precision != "no" else nullcontext():
                 output = model(images)
-            reconstruction = output.reconstruction.mean(dim=1, keepdim=True)  # grey of three channels
+            reconstruction = output.reconstruction.mean(dim=1, keepdim=True)  # three channels to grey
             fidelity.add(images, reconstruction, output.codes)
             if sum(len(a) for a, _ in pictures) < self.config.data.pictures:
                 both = (to_unit(x)[:, 0].cpu().numpy() for x in (images, reconstruction))
@@ -210,8 +213,8 @@ class TokenizerTask:
     def _warn_of_collapse(self, step: int, usage: float) -> None:
         if usage < self._best_usage / 2 and is_main():
             print(
-                f"warning: step {step}: {usage:.0%} of the codebook is in use, {self._best_usage:.0%} was: "
-                "it collapses. docs/tokenizer.md says what helps",
+                f"warning: step {step}: {usage:.0%} of the codebook is in use, down from {self._best_usage:.0%}: "
+                "the codebook collapses. See docs/tokenizer.md for remedies",
                 flush=True,
             )
         self._best_usage = max(self._best_usage, usage)

@@ -1,1 +1,1 @@
-"""``medunifier evaluate``: every task of the model by a written protocol, one file a task."""
+"""``medunifier evaluate``: evaluate every task of the model by a documented protocol."""

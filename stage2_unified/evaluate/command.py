@@ -1,4 +1,4 @@
-"""``medunifier evaluate TASK``: one JSON with every circumstance, and one page beside it."""
+"""``medunifier evaluate TASK``: evaluate a model or tokenizer and write a JSON result and an HTML page."""
 
 import shlex
 import sys
@@ -18,7 +18,7 @@ from medunifier.stage2_unified.evaluate import compare
 from medunifier.stage2_unified.evaluate.external import embeddings as other_embeddings
 from medunifier.stage2_unified.evaluate.external import images as other_images
 from medunifier.stage2_unified.evaluate.external import reports as other_reports
-from medunifier.stage2_unified.evaluate.results.files import print_figures, remove_remnants, write_result
+from medunifier.stage2_unified.evaluate.results.files import print_metrics, remove_partial_files, write_result
 from medunifier.stage2_unified.evaluate.results.result import (
     EvaluationContext,
     EvaluationOptions,
@@ -33,7 +33,7 @@ from medunifier.stage2_unified.evaluate.tasks.synthesis import evaluate_synthesi
 from medunifier.stage2_unified.evaluate.tasks.tokenizer import TokenizerEvaluation, evaluate_tokenizer_task
 from medunifier.stage2_unified.evaluate.tasks.zero_shot import evaluate_zero_shot
 
-# Tasks of the whole model; `tokenizer` is judged without it.
+# Tasks of the whole model; `tokenizer` needs the tokenizer alone.
 MODEL_TASKS: dict[str, Callable[[EvaluationContext], TaskResult]] = {
     "retrieval": evaluate_retrieval,
     "zero-shot": evaluate_zero_shot,
@@ -43,7 +43,7 @@ MODEL_TASKS: dict[str, Callable[[EvaluationContext], TaskResult]] = {
 }
 TASKS = ("tokenizer", *MODEL_TASKS)
 WITH_REPORTS = ("retrieval", "reports", "synthesis", "all")
-"""Tasks whose figures depend on which sections make a report."""
+"""Tasks whose metrics depend on the sections that make up a report."""
 
 DESCRIPTION = (
     "Evaluate a model or a tokenizer by one TASK or by all of them, evaluate the outputs of another system "
@@ -56,21 +56,21 @@ class EvaluateConfig(EvaluationOptions):
     """Evaluate a model or a tokenizer on a shard folder."""
 
     model: str
-    """Model folder; for the task tokenizer also a frozen tokenizer's folder."""
+    """Model folder; the task tokenizer also accepts the folder of a frozen tokenizer."""
     data: str
     """Shard folder: image shards for any task, or token shards for retrieval, zero-shot, reports and finetune."""
     out: str
-    """Result file, NAME.json; the page NAME.html and the folder NAME-pictures lie beside it."""
+    """Result file, NAME.json; the page NAME.html and the folder NAME-pictures are written beside it."""
     ids: str | None = None
-    """File with the ids of the studies to evaluate, of `medunifier subset` or one id a line; --limit is ignored."""
+    """File with the study ids to evaluate, from `medunifier subset` or one id per line; --limit is ignored."""
     sections: str | None = None
-    """Sections that make a report; by default the data's. If the model was trained on others, this is required."""
+    """Sections that make up a report; default: those of the data. Required if the model was trained on others."""
     tokenizer_limit: int = 0
-    """Studies for the task tokenizer; 0 = all, since codebook usage grows with the number."""
+    """Number of studies for the task tokenizer; 0 = all, since codebook usage grows with the number."""
     perceptual: PerceptualConfig = field(default_factory=lambda: PerceptualConfig("none"))
-    """Net of the tokenizer's LPIPS or distance of radiograph features; none unless one is named."""
+    """Network of the tokenizer's LPIPS or radiograph-feature distance; default: none."""
     bootstrap: int = 200
-    """Resamples of the patients for an interval."""
+    """Bootstrap resamples of the patients for an interval."""
 
     def __post_init__(self) -> None:
         if not self.out.endswith(".json"):
@@ -86,12 +86,14 @@ class EvaluateConfig(EvaluationOptions):
 
 
 SUBCOMMANDS = {
-    "tokenizer": Subcommand(EvaluateConfig, "reconstruction: PSNR, SSIM, codebook usage, findings that survive"),
+    "tokenizer": Subcommand(EvaluateConfig, "reconstruction: PSNR, SSIM, codebook usage, findings preserved"),
     "retrieval": Subcommand(EvaluateConfig, "image-text retrieval and matching: recall and precision at k, AUROC"),
     "zero-shot": Subcommand(EvaluateConfig, "zero-shot classification by prompts: AUROC, F1, accuracy"),
     "reports": Subcommand(EvaluateConfig, "report generation: BLEU, ROUGE-L, CIDEr, clinical F1"),
     "synthesis": Subcommand(EvaluateConfig, "image generation: label AUROC, FID, KID, precision, recall, copies"),
-    "finetune": Subcommand(EvaluateConfig, "linear probe and fine-tuning with a percentage of the labels; masks"),
+    "finetune": Subcommand(
+        EvaluateConfig, "linear probe, fine-tuning and segmentation with a percentage of the labels"
+    ),
     "all": Subcommand(EvaluateConfig, "every task that the data allow"),
     "external-reports": Subcommand(other_reports.ExternalReportsConfig, description=other_reports.DESCRIPTION),
     "external-images": Subcommand(other_images.ExternalImagesConfig, description=other_images.DESCRIPTION),
@@ -124,14 +126,14 @@ def main(argv: Sequence[str]) -> None:
         EXTERNAL[task].run(config, command)
     else:
         tokenizer, pipeline = load_model(config.model, task, config.device)
-        print_figures(evaluate(task, config, tokenizer, pipeline, command), config.out)
+        print_metrics(evaluate(task, config, tokenizer, pipeline, command), config.out)
 
 
 def load_model(folder: str, task: str, device: str | None) -> tuple[FrozenTokenizer, Pipeline | None]:
-    """The tokenizer, and the model where the folder is a model's.
+    """Load the tokenizer, and the model if the folder holds one.
 
     Raises:
-        UserError: if the folder is neither, or a task needs the model and it is a tokenizer's.
+        UserError: if the folder holds neither, or holds a tokenizer alone and the task needs a model.
     """
     path = Path(folder)
     if not path.is_dir():
@@ -141,7 +143,7 @@ def load_model(folder: str, task: str, device: str | None) -> tuple[FrozenTokeni
             raise UserError(f"{folder} is a frozen tokenizer: the task {task} needs a model folder (runs/…/model)")
         return FrozenTokenizer.from_pretrained(path), None
     from medunifier.stage2_unified.inference.pipeline import (
-        MedUnifierPipeline,  # transformers' import: not for --help
+        MedUnifierPipeline,  # imports transformers, which --help must not wait for
     )
 
     pipeline = MedUnifierPipeline.from_pretrained(path, device)
@@ -151,15 +153,15 @@ def load_model(folder: str, task: str, device: str | None) -> tuple[FrozenTokeni
 def evaluate(
     task: str, config: EvaluateConfig, tokenizer: FrozenTokenizer, pipeline: Pipeline | None, command: str
 ) -> dict[str, Any]:
-    """Run one task, or with ``all`` each that the data allows, and write JSON, pictures and page.
+    """Run one task, or with ``all`` every task that the data allow, and write the JSON, the images and the page.
 
     Returns:
-        The JSON's content.
+        Content of the JSON.
 
     Raises:
-        UserError: if a named task cannot be judged on the data; with ``all``, if none can.
+        UserError: if the task cannot be evaluated on the data; with ``all``, if none can.
     """
-    remove_remnants(Path(config.out))
+    remove_partial_files(Path(config.out))
     ids = None
     if config.ids is not None:
         ids, config = read_ids(config.ids), replace(config, limit=0)
@@ -174,23 +176,27 @@ def evaluate(
     for name in TASKS if task == "all" else (task,):
         start = time.perf_counter()
         try:
-            results[name] = _judge(name, config, data, tokenizer, pipeline, alone=task != "all")
+            results[name] = _run_task(name, config, data, tokenizer, pipeline, single=task != "all")
         except UserError as error:
             if task != "all":
                 raise
             skipped[name] = str(error)
-            print(f"{name} left out: {error}", file=sys.stderr)
+            print(f"{name} skipped: {error}", file=sys.stderr)
         seconds[name] = time.perf_counter() - start
     if not results:
-        raise UserError(f"none of the tasks can be judged on {config.data}: {next(iter(skipped.values()))}")
-    judged = {name: result.studies for name, result in results.items() if result.studies is not None}
+        raise UserError(f"no task can be evaluated on {config.data}: {next(iter(skipped.values()))}")
+    evaluated = {name: result.studies for name, result in results.items() if result.studies is not None}
     return write_result(
         config.out,
         task=task,
         results=results,
-        data=data.describe(config.split, judged),
+        data=data.describe(config.split, evaluated),
         model={"tokenizer": tokenizer.fingerprint}
-        | ({"model": pipeline.fingerprint, "sections": pipeline.sections, **_sight(pipeline)} if pipeline else {}),
+        | (
+            {"model": pipeline.fingerprint, "sections": pipeline.sections, **_conditioning(pipeline)}
+            if pipeline
+            else {}
+        ),
         command=command,
         seed=config.seed,
         bootstrap=config.bootstrap,
@@ -201,66 +207,67 @@ def evaluate(
 
 
 def read_ids(path: str) -> set[str]:
-    """Read ids from a file of ``medunifier subset``, or one a line.
+    """Read study ids from a file of ``medunifier subset``, or from a text file with one id per line.
 
     Raises:
-        UserError: if the file is absent or holds none.
+        UserError: if the file is missing or holds no ids.
     """
     if path.endswith(".json"):
         content = read_json(path, "a published subset")
-        found = content.get("ids") if isinstance(content, dict) else None
-        if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        ids = content.get("ids") if isinstance(content, dict) else None
+        if not isinstance(ids, list) or not all(isinstance(name, str) for name in ids):
             raise UserError(f'{path} has no "ids": pass a file written by `medunifier subset`')
     else:
         try:
             text = read_bounded(path, MAX_JSON_BYTES).decode("utf-8")
-            found = [line.strip() for line in text.splitlines() if line.strip()]
+            ids = [line.strip() for line in text.splitlines() if line.strip()]
         except (OSError, ValueError) as error:
-            raise UserError(f"the file of ids {path} cannot be read: {error}") from None
-    if not found:
+            raise UserError(f"the id file {path} cannot be read: {error}") from None
+    if not ids:
         raise UserError(f"{path} holds no ids")
-    return set(found)
+    return set(ids)
 
 
 def _check_sections(task: str, config: EvaluateConfig, data: EvaluationData, pipeline: Pipeline) -> list[str]:
-    """Refuse references of sections that the model was not trained on, unless they were asked for.
+    """Reject reference sections that the model was not trained on, unless ``--sections`` requests them.
 
-    A model of findings judged on findings and impression would be blamed in every word figure for what it
-    never learned to write, and its text embeddings would not read what tells two reports apart. The figures
-    would look like a poor model's. So it is an error with the remedy in it, and a note in result and page
-    for whoever insists.
+    A model trained on findings and evaluated on findings and impression loses points in every text metric for
+    sections that it never learned to write, and its text embeddings ignore what distinguishes two reports. Such
+    values look like those of a poor model. With ``--sections`` the mismatch is recorded as a note.
+
+    Returns:
+        Notes for the result.
     """
     if data.sections == pipeline.sections or task not in WITH_REPORTS:
         return []
     if config.sections is None:
         raise UserError(
-            f"the model was trained on {pipeline.sections}, the reports of {config.data} are {data.sections}: give "
-            f"--sections {pipeline.sections} to judge it on what it learned to write, or --sections {data.sections} "
-            "to judge it on these all the same"
+            f"the model was trained on {pipeline.sections}, but the reports of {config.data} are {data.sections}: "
+            f"pass --sections {pipeline.sections} to evaluate the sections that it was trained on, or --sections "
+            f"{data.sections} to evaluate these anyway"
         )
-    return [
-        f"The model was trained on {pipeline.sections} and is judged on {data.sections}, as --sections asked for."
-    ]
+    return [f"The model was trained on {pipeline.sections} but evaluated on {data.sections} (--sections)."]
 
 
-def _judge(
+def _run_task(
     name: str,
     config: EvaluateConfig,
     data: EvaluationData,
     tokenizer: FrozenTokenizer,
     pipeline: Pipeline | None,
-    alone: bool,
+    single: bool,
 ) -> TaskResult:
     if name == "tokenizer":
-        judging = TokenizerEvaluation(**{f.name: getattr(config, f.name) for f in fields(TokenizerEvaluation)})
-        # Beside synthesis it need not train the judge of findings: that task has the decoded originals, too.
-        return evaluate_tokenizer_task(tokenizer, data, judging if alone else replace(judging, classifier_steps=0))
+        context = TokenizerEvaluation(**{f.name: getattr(config, f.name) for f in fields(TokenizerEvaluation)})
+        if not single:  # synthesis trains the classifier and applies it to reconstructions as well
+            context = replace(context, classifier_steps=0)
+        return evaluate_tokenizer_task(tokenizer, data, context)
     assert pipeline is not None
     options = {f.name: getattr(config, f.name) for f in fields(EvaluationOptions)}
-    return MODEL_TASKS[name](EvaluationContext(pipeline, data, **options, **_sight(pipeline)))
+    return MODEL_TASKS[name](EvaluationContext(pipeline, data, **options, **_conditioning(pipeline)))
 
 
-def _sight(pipeline: Pipeline) -> dict[str, Any]:
-    """What the model was trained to see beside one image of a study; nothing, where a pipeline does not say."""
-    sight = {"max_views": getattr(pipeline, "max_views", 1), "prior": getattr(pipeline, "prior", False)}
-    return {name: value for name, value in sight.items() if value not in (1, False)}
+def _conditioning(pipeline: Pipeline) -> dict[str, Any]:
+    """Return ``max_views`` and ``prior`` of the model where they differ from one image and no prior study."""
+    inputs = {"max_views": getattr(pipeline, "max_views", 1), "prior": getattr(pipeline, "prior", False)}
+    return {name: value for name, value in inputs.items() if value not in (1, False)}

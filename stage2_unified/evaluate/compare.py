@@ -1,4 +1,4 @@
-"""``medunifier evaluate compare A.json B.json``: paired bootstrap of two results on the same studies."""
+"""``medunifier evaluate compare A.json B.json``: compare two results on the same studies by a paired bootstrap."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -22,13 +22,13 @@ class CompareConfig:
     """Compare two results."""
 
     a: str
-    """First result, A.json; its A-samples.npz must lie beside it."""
+    """First result, A.json; its A-samples.npz must be in the same folder."""
     b: str
-    """Second result, B.json, likewise."""
+    """Second result, B.json, with its B-samples.npz."""
     out: str | None = None
     """JSON file for the comparison."""
     bootstrap: int = 2000
-    """Resamples of the patients."""
+    """Bootstrap resamples of the patients."""
     seed: int = 0
     """Seed of the resamples."""
 
@@ -40,10 +40,10 @@ class CompareConfig:
 
 
 def run(config: CompareConfig) -> None:
-    """Compare, print a table, and write it if ``out`` is set.
+    """Compare two results, print a table, and write it if ``out`` is set.
 
     Raises:
-        UserError: for results that are not comparable, with the first difference.
+        UserError: for results that are not comparable; it names the first difference.
     """
     content = compare(config.a, config.b, config.bootstrap, config.seed)
     print(f"{'':44} {'A':>8} {'B':>8} {'A - B':>9}   95 % interval        p")
@@ -60,15 +60,15 @@ def run(config: CompareConfig) -> None:
         print(f"{config.out} written")
 
 
-def compare(a: str, b: str, draws: int = 2000, seed: int = 0) -> dict[str, Any]:
-    """The comparison of two result files.
+def compare(a: str, b: str, resamples: int = 2000, seed: int = 0) -> dict[str, Any]:
+    """Compare two result files metric by metric.
 
     Returns:
         ``{"a", "b", "figures": {name: {"a", "b", "difference", "interval", "p"}}, "not_tested": {name: why},
         "draws", "seed"}``.
 
     Raises:
-        UserError: if one is no result, has no scores by sample, or they are not comparable.
+        UserError: if a file is no result, has no scores by sample, or the two are not comparable.
     """
     results = [_read(path) for path in (a, b)]
     _check_comparable((a, b), results)
@@ -80,68 +80,68 @@ def compare(a: str, b: str, draws: int = 2000, seed: int = 0) -> dict[str, Any]:
     for name in sorted(groups[0].keys() & groups[1].keys()):
         sides = groups[0][name], groups[1][name]
         if list(sides[0].ids) != list(sides[1].ids) or list(sides[0].patients) != list(sides[1].patients):
-            # Drawn images of another system have names of their own: their means stand on no common rows.
-            for figure in sides[0].statistics.keys() & sides[1].statistics.keys():
-                not_tested[figure] = f"the two have other rows ({sides[0].unit})"
+            # Generated images of two systems have different names, so there are no pairs to resample.
+            for metric in sides[0].statistics.keys() & sides[1].statistics.keys():
+                not_tested[metric] = f"the samples of the two results differ ({sides[0].unit})"
             continue
-        for figure in sides[0].statistics:
-            if figure not in sides[1].statistics:
-                not_tested[figure] = "only one of the two has it"
-            elif sides[0].statistics[figure] != sides[1].statistics[figure]:
-                not_tested[figure] = "the two define it otherwise"
+        for metric in sides[0].statistics:
+            if metric not in sides[1].statistics:
+                not_tested[metric] = "only one of the two results has it"
+            elif sides[0].statistics[metric] != sides[1].statistics[metric]:
+                not_tested[metric] = "the two results define it differently"
             else:
-                row = paired_difference(*sides, figure, draws, seed)
+                row = paired_difference(*sides, metric, resamples, seed)
                 if all(map(math.isfinite, (row["a"], row["b"], *row["interval"]))):
-                    figures[figure] = row
+                    figures[metric] = row
                 else:
-                    not_tested[figure] = "it is undefined on one of the two"
+                    not_tested[metric] = "it is undefined on one of the two"
     common = results[0]["metrics"].keys() & results[1]["metrics"].keys()
-    for figure in sorted(common - figures.keys() - not_tested.keys()):
-        if not figure.endswith(".baseline"):
-            not_tested[figure] = "it is not made of scores by sample"
+    for metric in sorted(common - figures.keys() - not_tested.keys()):
+        if not metric.endswith(".baseline"):
+            not_tested[metric] = "it is not computed from scores by sample"
     if not figures:
-        raise UserError(f"{a} and {b} have no figure in common that can be tested")
-    return {"a": a, "b": b, "figures": figures, "not_tested": not_tested, "draws": draws, "seed": seed}
+        raise UserError(f"{a} and {b} have no metric in common that can be tested")
+    return {"a": a, "b": b, "figures": figures, "not_tested": not_tested, "draws": resamples, "seed": seed}
 
 
 def _read(path: str) -> dict[str, Any]:
     result = read_json(path, "a result of medunifier evaluate")
     if not isinstance(result, dict) or not {"metrics", "data", "protocol"} <= result.keys():
-        raise UserError(f"{path} is no result of `medunifier evaluate` (or one of before results could be compared)")
+        raise UserError(f"{path} is no result of `medunifier evaluate`, or too old to be compared")
     if "samples" not in result:
         raise UserError(f"{path} has no scores by sample: its tasks ({result['task']}) cannot be compared this way")
     return result
 
 
 def _check_comparable(paths: Sequence[str], results: Sequence[Mapping[str, Any]]) -> None:
-    """Say the first thing in which two results differ that makes their figures those of different questions."""
+    """Raise a UserError that names the first difference in data or protocol between two results."""
     a, b = (result["data"] for result in results)
     common = [task for task in results[0]["protocol"] if task in results[1]["protocol"]]
     if not common:
         tasks = [", ".join(result["protocol"]) for result in results]
-        raise UserError(f"not comparable: {paths[0]} judges {tasks[0]}, {paths[1]} judges {tasks[1]}")
+        raise UserError(f"not comparable: {paths[0]} evaluates {tasks[0]}, {paths[1]} evaluates {tasks[1]}")
     for key, what in {
-        "manifest_sha256": "other data",
-        "split": "another split",
-        "sections": "other sections of the reports",
+        "manifest_sha256": "different data",
+        "split": "different splits",
+        "sections": "different sections of the reports",
     }.items():
         if a[key] != b[key]:
             values = [str(value)[:60] for value in (a[key], b[key])]
             raise UserError(f"not comparable: {what} ({key}: {values[0]} in {paths[0]}, {values[1]} in {paths[1]})")
     for task in common:
-        judged = [data["judged"].get(task, {}).get("ids") for data in (a, b)]
-        if judged[0] != judged[1]:
-            counts = [0 if ids is None else len(ids) for ids in judged]
+        evaluated = [data["judged"].get(task, {}).get("ids") for data in (a, b)]
+        if evaluated[0] != evaluated[1]:
+            counts = [0 if ids is None else len(ids) for ids in evaluated]
             raise UserError(
-                f"not comparable: {task} was judged on another draw of studies ({counts[0]} in {paths[0]}, "
+                f"not comparable: {task} was evaluated on different studies ({counts[0]} in {paths[0]}, "
                 f"{counts[1]} in {paths[1]}): use the same --limit and --seed, or --ids"
             )
         for key in sorted({*results[0]["protocol"][task], *results[1]["protocol"][task]}):
             values = [result["protocol"][task].get(key) for result in results]
             if values[0] != values[1]:
                 raise UserError(
-                    f"not comparable: {task} was judged by another {key.replace('_', ' ')}: {_short(values[0])} in "
-                    f"{paths[0]}, {_short(values[1])} in {paths[1]}"
+                    f"not comparable: {task} was evaluated with a different {key.replace('_', ' ')}: "
+                    f"{_short(values[0])} in {paths[0]}, {_short(values[1])} in {paths[1]}"
                 )
 
 

@@ -88,8 +88,8 @@ def _generate_next(
     prompt, visible, position_ids = left_padded(model.sequences.text_first(report, report_length, images, view)[0])
     width = prompt.shape[1]
     cache = PreallocatedCache(model.config.text_config.num_hidden_layers, width + tokens)
-    # The prompt is causal and masks its padding (a pad attends to itself: no softmax over nothing); a code attends to
-    # every column but the padding's.
+    # The prompt is causal and masks its padding (a pad attends to itself, since a softmax over no key is NaN); a code
+    # attends to every column but the padding's.
     causal = torch.ones(width, width, dtype=torch.bool, device=prompt.device).tril()
     diagonal = torch.eye(width, dtype=torch.bool, device=prompt.device)
     mask = (causal & (visible[:, None] | diagonal))[:, None]
@@ -143,14 +143,14 @@ def _sample(
 def _uniform(seeds: Tensor, number: int, count: int) -> Tensor:
     """(B,) seeds -> (B, count) numbers in (0, 1), a function of seed, ``number`` and column alone.
 
-    SplitMix64 (Steele et al., 2014) of a counter: no generator a sequence, and the same on every device.
+    SplitMix64 (Steele et al., 2014) of a counter: no generator per sequence, and equal values on every device.
     """
     counter = torch.arange(count, device=seeds.device) + number * count
     state = _mix(seeds.long()[:, None] * _GOLDEN) + counter * _GOLDEN
     return ((_mix(state) >> 40 & 0x7FFFFF).float() + 0.5) / 2**23
 
 
-_GOLDEN = -0x61C8864680B583EB  # 2^64 over the golden ratio, as a signed integer; so are the two below
+_GOLDEN = -0x61C8864680B583EB  # 2^64 over the golden ratio, as a signed integer, like the two constants below
 
 
 def _mix(state: Tensor) -> Tensor:

@@ -19,13 +19,13 @@ def generate_reports(
     section: str | None = None,
     **generate: Any,
 ) -> list[dict[str, str]]:
-    """Return a report of each of B studies, as sections; greedy by default.
+    """Generate a report for each of B studies, as sections; greedy by default.
 
     Args:
         model: in eval mode.
         codec: of the model's processor.
         images: of B studies.
-        section: generate this one alone ("findings", "impression"); needs a model that was trained with
+        section: generate only this section ("findings", "impression"); needs a model that was trained with
             ``data.section_dropout``.
         generate: arguments of ``transformers``' ``generate()``.
 

@@ -10,7 +10,6 @@ from torch import Tensor
 from transformers.utils import logging
 
 from medunifier.shared.artifacts import fingerprint
-from medunifier.shared.errors import UserError
 from medunifier.shared.files.model_folder import checked_model_folder
 from medunifier.stage1_tokenizer.frozen import FrozenTokenizer
 from medunifier.stage2_unified.generation.images import generate_images
@@ -63,15 +62,7 @@ class MedUnifierPipeline:
         processor = MedUnifierProcessor.from_pretrained(folder)  # first, for its errors
         logging.disable_progress_bar()  # a bar for two dozen tensors is noise between our lines
         with checked_model_folder(folder, "a model"):
-            model, loading = MedUnifierForConditionalGeneration.from_pretrained(
-                folder, local_files_only=True, output_loading_info=True
-            )
-        if loading["missing_keys"]:
-            missing = ", ".join(sorted(loading["missing_keys"])[:3])
-            raise UserError(
-                f"{folder} lacks weights of the model: {missing}; it is damaged, or another version of medunifier "
-                "wrote it: copy or export it again"
-            )
+            model = MedUnifierForConditionalGeneration.from_pretrained(folder, local_files_only=True)
         return cls(model, processor, device, batch_size)
 
     @property

@@ -19,7 +19,7 @@ def bidirectional_image_mask(ids: Tensor, vocabulary: Vocabulary, visible: Tenso
 
     Returns:
         (B, 1, L, L) bool, True where query i attends to key j; None if no sequence holds such an image. A pad
-        attends to itself alone, since a softmax over nothing is not a number.
+        attends to itself alone, since a softmax over no key is NaN.
     """
     is_code = ids >= vocabulary.offset
     before_emb_img = (ids == vocabulary[EMB_IMG]).flip(1).cumsum(1).flip(1) > 0

@@ -1,8 +1,8 @@
-"""A decoder to begin with: a local checkpoint of a causal language model, whole or with low-rank adapters.
+"""Pretrained backbones: initialise the decoder from a local causal language model, fully trained or with LoRA.
 
-Its layers and its words' embeddings are taken over; the specials, the image codes and the heads are new. With LoRA
-(Hu et al., 2021; ``peft``) the layers stay as they are but for the adapters, and so do the words; what is new is
-trained. Adapters are merged before a model is exported: what others load is a plain decoder.
+The layers and the text embeddings are copied; special tokens, image codes and the other heads are new. With LoRA
+(Hu et al., 2021; ``peft``) the layers and the text embeddings are frozen, and adapters and new parameters are
+trained. The adapters are merged before a model is exported, so that an exported model is a plain decoder.
 """
 
 from pathlib import Path
@@ -18,58 +18,59 @@ from medunifier.stage2_unified.model.modeling import MedUnifierForConditionalGen
 
 
 def pretrained_config(folder: str, positions: int) -> PreTrainedConfig:
-    """The checkpoint's configuration.
+    """Return the configuration of a checkpoint.
 
     Args:
-        folder: local; nothing is fetched from a hub.
-        positions: tokens of the longest row.
+        folder: local folder; nothing is downloaded.
+        positions: tokens of the longest sequence.
 
     Raises:
-        UserError: if the folder is no checkpoint, or its rows are too short.
+        UserError: if the folder is not a checkpoint, or its context is shorter than ``positions``.
     """
     if not (Path(folder) / "config.json").is_file():
-        raise UserError(f"{folder} is no checkpoint (config.json is missing); give a local Hugging Face folder")
+        raise UserError(f"{folder} is not a checkpoint (config.json is missing); pass a local Hugging Face folder")
     with checked_model_folder(folder, "a checkpoint"):
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     longest = min(config.max_position_embeddings, getattr(config, "sliding_window", None) or positions)
     if longest < positions:
         raise UserError(
-            f"{folder} sees {longest} tokens at once, the longest row has {positions}: use another decoder"
+            f"the context of {folder} is {longest} tokens, but the longest sequence has {positions}: use another "
+            "decoder"
         )
     return config
 
 
 @torch.no_grad()
-def take_over(model: MedUnifierForConditionalGeneration, folder: str) -> None:
-    """Copy the checkpoint's layers, and its embeddings and head for the words.
+def load_backbone(model: MedUnifierForConditionalGeneration, folder: str) -> None:
+    """Copy the layers of a checkpoint, and the text rows of its embeddings and head.
 
     Raises:
-        UserError: if the checkpoint has fewer words than the text tokenizer, or other weights than its class.
+        UserError: if the checkpoint embeds fewer ids than the text tokenizer has, or lacks weights of its class.
     """
     with checked_model_folder(folder, "a checkpoint"):
         stock = AutoModelForCausalLM.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, dtype=torch.float32
         )
-    words = model.vocabulary.text_size
+    text_size = model.vocabulary.text_size
     table, head = stock.get_input_embeddings().weight, stock.get_output_embeddings().weight
-    if len(table) < words:
+    if len(table) < text_size:
         raise UserError(
-            f"{folder} embeds {len(table)} words, the text tokenizer has {words}: they do not belong together"
+            f"{folder} embeds {len(table)} ids, but the text tokenizer has {text_size}: they do not belong together"
         )
     new = model.get_input_embeddings().weight
     weights = {name: value for name, value in stock.base_model.named_parameters() if value is not table}
     absent = set(dict(model.model.named_parameters())) - set(weights)
     model.model.load_state_dict(weights, strict=False)
-    if len(absent) != 1:  # the table alone
+    if len(absent) != 1:  # the embedding table, copied below
         raise UserError(f"{folder} lacks weights of {type(model.model).__name__}: {', '.join(sorted(absent)[:3])}, …")
-    for own, theirs in ((new, table), (model.lm_head.weight, head)):
-        # What is new is of the size of what is there, or it would drown (or be drowned).
-        own.normal_(std=float(theirs[:words].std()))
-        own[:words] = theirs[:words]
+    for target, source in ((new, table), (model.lm_head.weight, head)):
+        # New rows get the standard deviation of the pretrained ones, so that neither dominates the other.
+        target.normal_(std=float(source[:text_size].std()))
+        target[:text_size] = source[:text_size]
 
 
 def add_adapters(model: MedUnifierForConditionalGeneration, rank: int, alpha: float) -> None:
-    """Freeze the layers and the words; adapters in every linear map of the layers, and all that is new, are trained.
+    """Add adapters to every linear layer of the decoder; freeze its layers and the text rows of its embeddings.
 
     Raises:
         UserError: if ``peft`` is not installed.
@@ -78,22 +79,22 @@ def add_adapters(model: MedUnifierForConditionalGeneration, rank: int, alpha: fl
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
         raise UserError("lora.rank needs peft: pip install 'medunifier[lora]'") from None
-    maps = {name for name, module in model.model.named_modules() if isinstance(module, nn.Linear)}
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=sorted(maps)), model.model)
-    words = model.vocabulary.text_size
+    linear = {name for name, module in model.model.named_modules() if isinstance(module, nn.Linear)}
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=sorted(linear)), model.model)
+    text_size = model.vocabulary.text_size
     for table in (model.get_input_embeddings().weight, model.lm_head.weight):
         table.requires_grad_(True)
-        table.register_hook(lambda gradient: _without_words(gradient, words))
+        table.register_hook(lambda gradient: _without_text_rows(gradient, text_size))
 
 
-def _without_words(gradient: Tensor, words: int) -> Tensor:
+def _without_text_rows(gradient: Tensor, text_size: int) -> Tensor:
     gradient = gradient.clone()
-    gradient[:words] = 0
+    gradient[:text_size] = 0
     return gradient
 
 
 def merge_adapters(model: MedUnifierForConditionalGeneration) -> None:
-    """Add what the adapters learned to the maps that they adapt, in place, and take them out."""
+    """Merge the adapters into the weights of their layers, in place, and remove them."""
     adapted: list[tuple[nn.Module, str, Any]] = [
         (parent, name, child)
         for parent in model.model.modules()

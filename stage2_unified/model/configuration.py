@@ -4,6 +4,7 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from medunifier.shared.errors import UserError
 from medunifier.stage2_unified.model.vocabulary import BOS, EOS, PAD, Vocabulary
 
 
@@ -26,6 +27,9 @@ class MedUnifierConfig(PreTrainedConfig):
         prior: whether it was trained with an image of the prior study.
         bidirectional_images: codes of an encoded image attend to each other in both directions; needs the attention
             implementation "sdpa".
+
+    Raises:
+        UserError: for keys of an older version, which ``transformers`` would keep without using them.
     """
 
     model_type = "medunifier"
@@ -48,6 +52,11 @@ class MedUnifierConfig(PreTrainedConfig):
         bidirectional_images: bool = False,
         **kwargs: Any,
     ) -> None:
+        if "codes" in kwargs:
+            raise UserError(
+                "config.json was written by an older version of medunifier: it has `codes` in place of "
+                "`codebook_size`; load the model with that version, or train it again"
+            )
         vocabulary = Vocabulary(text_size, codebook_size)
         backbone: Any = text_config
         if not isinstance(text_config, PreTrainedConfig):

@@ -13,10 +13,10 @@ CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else 
 
 
 class _PrefixLayer(CacheLayerMixin):
-    """Keeps the first keys and values that it receives, and returns each call's own.
+    """Store the first keys and values that it receives, and return those of each call unchanged.
 
-    A layer that is recomputed in the backward pass (gradient checkpointing) passes them a second time, which must
-    change nothing: so the cache does not grow.
+    A layer that is recomputed in the backward pass (gradient checkpointing) passes them a second time, so the cache
+    must not grow.
     """
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -38,7 +38,7 @@ class _PrefixLayer(CacheLayerMixin):
 
 
 class _BranchLayer(CacheLayerMixin):
-    """Prepends the keys and values of its prefix to those of each branch. It stores nothing."""
+    """Prepend the keys and values of the prefix to those of each branch, without storing the result."""
 
     def __init__(self, prefix: CacheLayerMixin, prefix_of: Tensor) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class _BranchLayer(CacheLayerMixin):
         return self._joined(self.keys, key_states), self._joined(self.values, value_states)
 
     def _joined(self, prefix: Tensor, branch: Tensor) -> Tensor:
-        # Not prefix[…]: on several threads its gradient is summed in any order, and a resumed run would differ.
+        # Not prefix[…]: on several threads its gradient is summed in no fixed order, and a resumed run would differ.
         return torch.cat([prefix.index_select(0, self.prefix_of), branch], dim=-2)
 
     def get_seq_length(self) -> int:
@@ -101,7 +101,7 @@ class PrefixCache(Cache):
 
 
 class _PreallocatedLayer(CacheLayerMixin):
-    """Writes each new column in place and returns a view of the columns so far."""
+    """Write each new column in place and return a view of the columns so far."""
 
     def __init__(self, columns: int) -> None:
         super().__init__()

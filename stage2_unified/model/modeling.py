@@ -1,7 +1,7 @@
 """The unified model: one decoder over interleaved report tokens and image codes, and the heads of its four uses.
 
-``medunifier.stage2_unified.model.sequences`` defines the sequences, ``medunifier.stage2_unified.training.four_objectives`` the losses, and
-``medunifier.stage2_unified.generation.images`` samples image codes.
+The sequences are defined in ``stage2_unified/model/sequences.py``, the losses in
+``stage2_unified/training/four_objectives.py``; ``stage2_unified/generation/images.py`` samples image codes.
 """
 
 import math
@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from medunifier.shared.errors import UserError
 from medunifier.stage2_unified.model.attention_mask import bidirectional_image_mask
 from medunifier.stage2_unified.model.configuration import MedUnifierConfig
 from medunifier.stage2_unified.model.kv_cache import CACHE, PrefixCache
@@ -106,6 +107,25 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
             for projection in (self.match_head.image, self.match_head.pair):
                 nn.init.normal_(projection.weight, std=projection.in_features**-0.5)
 
+    @classmethod
+    def from_pretrained(cls, folder: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load a model folder as ``transformers`` does.
+
+        Raises:
+            UserError: if the folder lacks weights, which ``transformers`` would initialise at random.
+        """
+        return_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(folder, *args, output_loading_info=True, **kwargs)
+        if info["missing_keys"]:
+            missing, unknown = (", ".join(sorted(info[f"{kind}_keys"])[:3]) for kind in ("missing", "unexpected"))
+            raise UserError(
+                f"{folder} lacks weights of the model: {missing}"
+                + (f", and has unknown ones: {unknown}" if unknown else "")
+                + "; it is damaged or was written by an older version of medunifier: copy it again, load it with "
+                "that version, or train the model again"
+            )
+        return (model, info) if return_info else model
+
     def set_codebook(self, codebook: Tensor) -> None:
         """Copy the frozen tokenizer's (K, D) codebook.
 
@@ -120,7 +140,7 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def clamp_logit_scale(self) -> None:
         """Bound ``logit_scale``, the logarithm of the contrast's inverse temperature, to [0, ln 100].
 
-        Called after an optimizer step. A clamp in the forward pass has no gradient above the bound, so that a
+        Call it after each optimizer step. A clamp in the forward pass has no gradient above the bound, so that a
         parameter beyond it would stay there.
         """
         self.logit_scale.clamp_(0.0, MAX_LOGIT_SCALE)

@@ -8,7 +8,7 @@ UNCOND = "<uncond>"
 EMB_IMG, EMB_TXT, MATCH = "<emb_img>", "<emb_txt>", "<match>"
 VIEWS = ("pa", "ap", "lateral", "other")
 SECTIONS = ("findings", "impression")
-PRIOR = "<prior>"  # before the view token of an image that was taken at an earlier visit
+PRIOR = "<prior>"  # precedes the view token of an image of the prior study
 
 SPECIALS: tuple[str, ...] = (
     *(BOS, EOS, PAD, BOI, EOI, UNCOND, EMB_IMG, EMB_TXT, MATCH),
@@ -17,21 +17,21 @@ SPECIALS: tuple[str, ...] = (
     PRIOR,
 )
 
-# Specials that have no place inside a report.
+# Specials that never occur within a report.
 NEVER_WRITTEN = (EMB_IMG, BOI, EOI, MATCH, PAD, BOS, UNCOND, EMB_TXT, PRIOR, *(f"<view:{view}>" for view in VIEWS))
 
-# ViewPosition as MIMIC-CXR and Open-I have it, folded to what a model can learn.
+# ViewPosition values of MIMIC-CXR and Open-I, mapped to the classes that the model distinguishes.
 _VIEW_OF_POSITION = {"PA": "pa", "AP": "ap", "LATERAL": "lateral", "LL": "lateral", "LARGE LATERAL": "lateral"}
 
 
 def view_name(position: str) -> str:
-    """DICOM ViewPosition ("PA", "LL", "", …) -> one of :data:`VIEWS`."""
+    """Return the view of :data:`VIEWS` for a DICOM ViewPosition ("PA", "LL", "", …)."""
     return _VIEW_OF_POSITION.get(position.strip().upper(), "other")
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Where each kind of id begins.
+    """Map special tokens, views, sections and image codes to ids.
 
     Attributes:
         text_size: V, ids of the report tokenizer.
@@ -43,20 +43,20 @@ class Vocabulary:
 
     @property
     def offset(self) -> int:
-        """First image code; ids below it are text and specials."""
+        """Id of the first image code; ids below it are text and specials."""
         return self.text_size + len(SPECIALS)
 
     def __len__(self) -> int:
         return self.offset + self.codebook_size
 
     def __getitem__(self, special: str) -> int:
-        """Id of a special token."""
+        """Return the id of a special token."""
         return self.text_size + SPECIALS.index(special)
 
     def view(self, position: str) -> int:
-        """Id of the view token for a DICOM ViewPosition."""
+        """Return the id of the view token for a DICOM ViewPosition."""
         return self[f"<view:{view_name(position)}>"]
 
     def section(self, name: str) -> int:
-        """Id of the token that opens a section."""
+        """Return the id of the token that begins a section."""
         return self[f"<{name}>"]

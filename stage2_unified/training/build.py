@@ -12,7 +12,7 @@ from medunifier.shared.report_page.notice import MODEL_LIMITS, research_notice
 from medunifier.shared.training.distributed import barrier, is_main
 from medunifier.shared.training.run_folder import RunFolder, read_metrics
 from medunifier.stage1_tokenizer.frozen import FrozenTokenizer
-from medunifier.stage2_unified.model.backbones import add_adapters, pretrained_config, take_over
+from medunifier.stage2_unified.model.backbones import add_adapters, load_backbone, pretrained_config
 from medunifier.stage2_unified.model.configuration import MedUnifierConfig
 from medunifier.stage2_unified.model.modeling import MedUnifierForConditionalGeneration
 from medunifier.stage2_unified.model.processing.processor import MedUnifierProcessor
@@ -24,7 +24,7 @@ from medunifier.stage2_unified.training.muon import Muon
 
 
 def run_text_tokenizer(config: Stage2Config, run: RunFolder, training: StudiesWithText) -> PreTrainedTokenizerBase:
-    """Return the run's text tokenizer, which is trained when the run begins and then loaded from its folder."""
+    """Return the run's text tokenizer: trained at the start of a run, loaded from its folder afterwards."""
     existing = config.text.tokenizer or config.model.pretrained
     if existing:
         return load_text_tokenizer(existing)
@@ -71,7 +71,7 @@ def build_model(
     model = MedUnifierForConditionalGeneration(model_config(config, text_tokenizer, tokenizer, text_choice))
     model.set_codebook(tokenizer.codebook)
     if config.model.pretrained:
-        take_over(model, config.model.pretrained)
+        load_backbone(model, config.model.pretrained)
     if config.lora.rank:
         add_adapters(model, config.lora.rank, config.lora.alpha)
     if config.compile:
@@ -102,7 +102,7 @@ def make_optimizers(
             decayed.append(parameter)
         else:
             undecayed.append(parameter)
-    # The logit scale apart: it alone is not sharded by FSDP, and a fused update needs parameters of one kind.
+    # The logit scale has its own group: FSDP shards all parameters but this one, and a fused update cannot mix both.
     groups = [
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": [p for p in undecayed if p.dim()], "weight_decay": 0.0},

@@ -64,7 +64,7 @@ class StudyCollator:
         training: choose views and dropouts at random; otherwise the first frontal view and all texts.
         section_dropout: fraction of the reports with several sections that are reduced to one of them.
         max_views: images of a study at most.
-        view_dropout: fraction of the studies of which one image is used though they have more.
+        view_dropout: fraction of the studies with several images that are reduced to one.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class StudyCollator:
     def _images(self, sample: Sample, numbers: Sequence[int]) -> tuple[np.ndarray, list[int]]:
         """Return (S, N) codes and S view ids of the images with these numbers."""
         if sample.codes is None:
-            raise UserError("these shards hold images, not codes: run `medunifier tokenize` on them first")
+            raise UserError("the shards hold images, not codes: run `medunifier tokenize` on them first")
         codes = sample.codes[list(numbers)].reshape(len(numbers), sample.codes[0].size).astype(np.int64)
         return codes, [self.codec.vocabulary.view(sample.info["views"][number]) for number in numbers]
 

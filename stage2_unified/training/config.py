@@ -1,4 +1,4 @@
-"""Configuration of stage 2's training."""
+"""Configuration of stage-2 training."""
 
 from dataclasses import asdict, dataclass, field, fields
 from typing import Literal
@@ -8,22 +8,22 @@ from medunifier.shared.training.config import LoopConfig, OptimConfig
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Token shards, and what is drawn from them."""
+    """Token shards, and how studies become model inputs."""
 
     shards: str
     """Folder or URL of token shards (`medunifier tokenize`)."""
     text_dropout: float = 0.1
-    """Share of the studies whose image is learned without its report, for guidance."""
+    """Fraction of the studies whose image is learned without its report, for classifier-free guidance."""
     section_dropout: float = 0.0
-    """Share of the reports of several sections that show one of them alone, so that each can be asked for."""
+    """Fraction of the reports with several sections that are reduced to one, so that each can be requested alone."""
     max_report_tokens: int = 192
-    """Longer reports are cut; how many are is printed at the start."""
+    """Longer reports are truncated; the number of these is printed at the start."""
     max_views: int = 1
-    """Most images of a study that a row shows; which ones, and in which order, is drawn anew each time."""
+    """Maximum number of images of a study in a sequence; which ones, and their order, is sampled anew each epoch."""
     view_dropout: float = 0.0
-    """Share of the rows that show one image though max_views allows several, for uses that have one alone."""
+    """Fraction of the studies with several images that are reduced to one, for uses with a single image."""
     prior: bool = False
-    """Begin a follow-up's row with an image of the visit before: the shards must tell the order of the visits."""
+    """Add an image of the prior study to the sequences of a follow-up; the shards must have the order of studies."""
 
     def __post_init__(self) -> None:
         for name in ("text_dropout", "section_dropout", "view_dropout"):
@@ -34,7 +34,7 @@ class DataConfig:
         if self.max_views < 1:
             raise ValueError(f"data.max_views must be at least 1, got {self.max_views}")
         if self.view_dropout and self.max_views == 1:
-            raise ValueError("data.view_dropout leaves one image of several: give data.max_views 2 or more")
+            raise ValueError("data.view_dropout keeps one image of several: set data.max_views to 2 or more")
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class TextConfig:
     """The report tokenizer."""
 
     vocabulary_size: int = 8192
-    """Most ids of the BPE trained on the training split; at least 256, one a byte."""
+    """Maximum number of ids of the BPE trained on the training split; at least 256, one for each byte."""
     tokenizer: str = ""
-    """A local Hugging Face tokenizer in its place."""
+    """Folder of a local Hugging Face tokenizer to use instead."""
 
     def __post_init__(self) -> None:
         if self.vocabulary_size < 256:
@@ -56,8 +56,8 @@ class BackboneConfig:
     """The decoder: a checkpoint, or a new Qwen3 (pre-norm, QK-norm, RoPE, grouped queries, SwiGLU)."""
 
     pretrained: str = ""
-    """A local Hugging Face checkpoint of a causal language model to begin with, and with its tokenizer; all but
-    embedding_dim below is then its own."""
+    """Folder of a local Hugging Face causal language model to start from, with its tokenizer; of the sizes below only
+    embedding_dim then applies."""
 
     hidden_dim: int = 768
     """Hidden size."""
@@ -66,19 +66,19 @@ class BackboneConfig:
     num_heads: int = 12
     """Query heads."""
     num_kv_heads: int = 4
-    """Key and value heads; divides heads."""
+    """Key and value heads; must divide num_heads."""
     head_dim: int = 64
-    """Width of a head."""
+    """Size of a head; even."""
     mlp_dim: int = 2048
-    """Inner width of the feed-forward part."""
+    """Hidden size of the feed-forward part."""
     embedding_dim: int = 256
-    """Width of the contrastive embeddings."""
+    """Size of the contrastive embeddings."""
     rope_theta: float = 10_000.0
-    """Of the rotary positions: the longest wavelength is about 2 pi times this. A row of some hundred tokens and
-    narrow heads tells its places apart sooner with less."""
+    """Base of the rotary position embeddings; the longest wavelength is about 2 pi times this. With sequences of a
+    few hundred tokens and small heads, a smaller base learns to distinguish positions sooner."""
     bidirectional_images: bool = False
-    """Codes of an image that is read see each other in both directions; one that is drawn stays causal. Such a model
-    cannot be exported as a stock causal LM."""
+    """Let the codes of an encoded image attend to each other in both directions; a generated image stays causal. Such
+    a model cannot be exported as a stock causal LM."""
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
@@ -91,7 +91,7 @@ class BackboneConfig:
             raise ValueError(f"model.rope_theta must be above 1, got {self.rope_theta}")
 
     def to_transformers(self, positions: int) -> dict[str, object]:
-        """The same as ``transformers`` spells it."""
+        """Return the arguments of a ``transformers`` Qwen3 configuration for sequences of ``positions`` tokens."""
         return {
             "model_type": "qwen3",
             "hidden_size": self.hidden_dim,
@@ -107,11 +107,11 @@ class BackboneConfig:
 
 @dataclass(frozen=True)
 class DecoderOptimConfig(OptimConfig):
-    """The optimizer and its schedule; one learning rate serves both kinds."""
+    """The optimizer and its schedule; Muon and AdamW share one learning rate."""
 
     kind: Literal["muon", "adamw"] = "muon"
-    """muon: orthogonal updates for the matrices of the decoder's layers, AdamW for all else; adamw: AdamW alone
-    (what FSDP needs, since it cuts matrices up)."""
+    """muon: orthogonalised updates for the matrices of the decoder's layers, AdamW for all other parameters; adamw:
+    AdamW alone (required by FSDP, which shards matrices)."""
 
 
 @dataclass(frozen=True)
@@ -119,9 +119,9 @@ class LoraConfig:
     """Low-rank adapters in place of training the decoder's layers (needs peft)."""
 
     rank: int = 0
-    """Of the adapters; 0 = none, everything is trained."""
+    """Rank of the adapters; 0 = no adapters, all parameters are trained."""
     alpha: float = 16.0
-    """Adapters count alpha / rank."""
+    """Adapters are scaled by alpha / rank."""
 
     def __post_init__(self) -> None:
         if self.rank < 0 or self.alpha <= 0:
@@ -130,16 +130,16 @@ class LoraConfig:
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weight of each objective in the sum that is trained; 0 leaves its gradient out."""
+    """Weight of each objective in the loss; 0 removes its gradient."""
 
     contrast: float = 1.0
-    """Image-text contrast."""
+    """Image-text contrast (ITC)."""
     matching: float = 1.0
-    """Image-text matching."""
+    """Image-text matching (ITM)."""
     report: float = 1.0
-    """Report from an image."""
+    """Report generation from images."""
     image: float = 1.0
-    """Image from a report."""
+    """Image generation from a report."""
     z: float = 1e-4
     """Squared log-normaliser of all token logits."""
 
@@ -150,7 +150,7 @@ class LossWeights:
 
 
 OBJECTIVES = tuple(weight.name for weight in fields(LossWeights) if weight.name != "z")
-"""Names of the objectives, without the penalty on the logits' normaliser."""
+"""Names of the objectives, without the z penalty."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class Stage2Config:
     data: DataConfig
     """Token shards."""
     tokenizer: str
-    """Folder of the frozen image tokenizer that made them."""
+    """Folder of the frozen image tokenizer that made the shards."""
     run_dir: str
     """Run folder; the model is exported to model/ in it."""
     text: TextConfig = field(default_factory=TextConfig)
@@ -172,23 +172,23 @@ class Stage2Config:
     weights: LossWeights = field(default_factory=LossWeights)
     """Objectives."""
     negative_hardness: float = 1.0
-    """Hard negatives are drawn by similarity times this: 1 = as the contrast has it, 0 = any other report alike.
-    Small batches of like reports want less than 1: their nearest neighbours say the same in other words."""
+    """Hard negatives are sampled by softmax of this times the contrastive similarity: 1 = that of the contrast, 0 =
+    uniform. Use less than 1 for small batches of similar reports, whose nearest neighbours are paraphrases."""
     optim: DecoderOptimConfig = field(default_factory=DecoderOptimConfig)
     """Optimizer."""
     loop: LoopConfig = field(default_factory=LoopConfig)
-    """Length and intervals."""
+    """Length of the training and intervals."""
     compile: bool = False
-    """torch.compile for the norms and feed-forward parts of the decoder's layers. It needs a compiler, and a minute
-    at the start."""
+    """Use torch.compile for the norms and feed-forward parts of the decoder's layers. Needs a C++ compiler, and a
+    minute at the start."""
     gradient_checkpointing: bool = False
-    """Gradient checkpointing, a decoder layer at a time: less memory, about a third more arithmetic, the same
+    """Recompute each decoder layer in the backward pass: less memory, about a third more arithmetic, the same
     gradients."""
 
     def __post_init__(self) -> None:
         if self.negative_hardness < 0:
             raise ValueError(f"negative_hardness must be at least 0, got {self.negative_hardness}")
         if self.lora.rank and not self.model.pretrained:
-            raise ValueError("lora.rank adapts a decoder that knows something: give model.pretrained")
+            raise ValueError("lora.rank adapts a pretrained decoder: set model.pretrained")
         if self.lora.rank and self.optim.kind != "adamw":
-            raise ValueError("lora.rank needs optim.kind adamw: an adapter's two factors are not to be orthogonal")
+            raise ValueError("lora.rank needs optim.kind adamw: Muon would orthogonalise each factor of an adapter")

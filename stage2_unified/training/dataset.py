@@ -12,7 +12,7 @@ from medunifier.stage1_tokenizer.frozen import FrozenTokenizer
 
 
 class StudiesWithText:
-    """The studies of a split that have text in any of the chosen sections, by number.
+    """The studies of a split with text in any of the chosen sections, by index.
 
     Args:
         dataset: the split.
@@ -56,7 +56,7 @@ class StudiesWithText:
 
 
 def check_fingerprint(manifest: dict[str, Any], tokenizer: FrozenTokenizer, shards: str | Path) -> None:
-    """Check that codes were made by this tokenizer: others would train without an error and without use.
+    """Check that codes were made by this tokenizer; a model trained on other codes would be useless.
 
     Raises:
         UserError: if the shards hold images, or codes of another fingerprint.
@@ -66,6 +66,6 @@ def check_fingerprint(manifest: dict[str, Any], tokenizer: FrozenTokenizer, shar
     found = str(manifest["tokenizer"].get("fingerprint"))
     if found != tokenizer.fingerprint:
         raise UserError(
-            f"the codes of {shards} were made by another tokenizer (fingerprint {found[:12]}…, given "
-            f"{tokenizer.fingerprint[:12]}…): name that tokenizer, or tokenize the data again with this one"
+            f"the codes of {shards} were made by another tokenizer (fingerprint {found[:12]}…) than was passed "
+            f"({tokenizer.fingerprint[:12]}…): pass that tokenizer, or tokenize the data again with this one"
         )

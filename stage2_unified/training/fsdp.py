@@ -1,8 +1,8 @@
 """FSDP2: weights, gradients and optimizer state sharded over processes (``configs/accelerate/fsdp2.yaml``).
 
-Accelerate launches it, ``torch`` does it: Accelerate's own wrapping refuses processors without an accelerator, and
-makes a unit of the head, whose weight is used here for either half of the ids without a call of the module. Each
-decoder layer is a unit; everything else stays gathered from the beginning of a step to its end.
+Accelerate launches the processes and ``torch`` shards the model: Accelerate's wrapping rejects CPU-only machines, and
+makes the head a unit, though its weight is used here (for text ids or for image codes) without calling the module.
+Each decoder layer is a unit; all other parameters stay gathered for the whole step.
 """
 
 import os
@@ -55,7 +55,7 @@ def shard(objectives: FourObjectives, bf16: bool) -> None:
 
 
 def _mean_over_processes(parameter: Tensor) -> None:
-    # Under accumulation, what is a mean already does not change.
+    # Under accumulation the part that is averaged already does not change.
     assert parameter.grad is not None
     dist.all_reduce(parameter.grad)
     parameter.grad /= world_size()

@@ -1,11 +1,11 @@
-"""Muon: momentum whose update is made orthogonal, for the decoder's hidden matrices.
+"""Muon: momentum with orthogonalised updates, for the decoder's hidden matrices.
 
-Keller Jordan et al., 2024; the rate is scaled as by Liu et al., "Muon is scalable for LLM training" (2025), so
-that an update has about the size of AdamW's and both can share one learning rate and schedule.
+Keller Jordan et al., 2024; the learning rate is scaled as in Liu et al., "Muon is scalable for LLM training" (2025),
+so that an update has about the size of AdamW's and both can share one learning rate and schedule.
 
-``torch.optim.Muon`` computes the same, matrix by matrix and always in bfloat16, which a processor without such
-units emulates: there a step of 28 matrices of 160 x 160 took 2.8 s, one of the demo's 28 here 0.05 s. This one goes
-through all matrices of one shape at once, in float32 where there is no accelerator. A test holds the two together.
+``torch.optim.Muon`` computes the same, matrix by matrix and always in bfloat16, which CPUs without bfloat16 units
+emulate: there a step of 28 matrices of 160 x 160 took 2.8 s, one of the demo's 28 here 0.05 s. This one updates all
+matrices of one shape at once, in float32 on CPUs. A test compares the two.
 """
 
 from collections import defaultdict
@@ -18,14 +18,14 @@ from torch.distributed.tensor import DTensor
 
 from medunifier.shared.errors import UserError
 
-# Newton-Schulz coefficients: they bring singular values near 1 (0.7 to 1.2) in five steps, not exactly to it.
+# Newton-Schulz coefficients: five iterations bring singular values to about 0.7 to 1.2, not exactly to 1.
 _LINEAR, _CUBIC, _QUINTIC = 3.4445, -4.7750, 2.0315
 _ITERATIONS = 5
 _ADAM_RMS = 0.2  # of a typical AdamW update, in units of the learning rate (Liu et al., 2025, section 2.2)
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
-    """(…, m, n) -> the same with all singular values near 1, by Newton and Schulz's iteration."""
+    """Return (…, m, n) matrices with the same singular vectors and all singular values near 1 (Newton-Schulz)."""
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
@@ -36,17 +36,17 @@ def orthogonalise(matrices: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """For two-dimensional parameters that map hidden states to hidden states; the rest belongs to AdamW.
+    """Muon optimizer for matrices that map hidden states to hidden states; use AdamW for other parameters.
 
     Args:
-        params: matrices, whole ones: a shard of a matrix has no singular values of its own.
-        lr: learning rate, to be shared with AdamW.
-        momentum: decay of the running mean of gradients (Nesterov's form).
+        params: unsharded matrices, since an update needs the singular values of the whole matrix.
+        lr: learning rate, shared with AdamW.
+        momentum: decay of the running mean of gradients (Nesterov).
         weight_decay: decoupled.
 
     Raises:
         UserError: if a parameter is sharded over processes (FSDP).
-        ValueError: if a parameter is no matrix.
+        ValueError: if a parameter is not a matrix.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update."""
+        """Run one update."""
         loss = closure() if closure is not None else None
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
@@ -73,14 +73,14 @@ class Muon(torch.optim.Optimizer):
 
     def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         if isinstance(parameters[0], DTensor):
-            raise UserError("optim.kind muon needs whole matrices, and FSDP shards them: use optim.kind adamw")
+            raise UserError("optim.kind muon needs unsharded matrices, and FSDP shards them: use optim.kind adamw")
         directions = []
         for parameter in parameters:
             state = self.state[parameter]
             if not state:
                 state["momentum"] = torch.zeros_like(parameter)
             gradient = parameter.grad
-            assert gradient is not None  # those without were left out
+            assert gradient is not None  # parameters without one were skipped
             mean = state["momentum"].lerp_(gradient, 1 - group["momentum"])
             directions.append(gradient.lerp(mean, group["momentum"]))
         stacked = torch.stack(directions)

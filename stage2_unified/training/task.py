@@ -34,9 +34,9 @@ _AT_CHANCE = 0.98  # a loss above this fraction of its chance level has learned 
 
 @dataclass
 class UnifiedTask:
-    """Train :class:`FourObjectives`, given as ``objectives`` with its ``optimizers``, prepared for this process.
+    """Train :class:`FourObjectives` (``objectives`` and its ``optimizers``, prepared by Accelerate).
 
-    A ``sharded`` model generates its validation samples on all processes, since each holds a part of it.
+    A ``sharded`` model generates its validation samples on all processes, since each holds a part of the weights.
     """
 
     objectives: Any
@@ -170,8 +170,8 @@ class UnifiedTask:
         )
         grid = (-1, *self.tokenizer.grid)
         rows = [
-            ("originals, as the tokenizer keeps them", images.codes[:, 0]),
-            ("drawn from their reports", generated),
+            ("originals, encoded and decoded by the tokenizer", images.codes[:, 0]),
+            ("generated from their reports", generated),
         ]
         self.run.picture(
             "drawn",

@@ -1,4 +1,4 @@
-"""A web server on the loopback, for what is read from a URL."""
+"""Local web server for tests that read from a URL."""
 
 import http.server
 import threading
@@ -10,27 +10,27 @@ from typing import Any
 import pytest
 
 
-class _Quiet(http.server.SimpleHTTPRequestHandler):
+class _QuietHandler(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *_: Any) -> None:
         pass
 
 
 @pytest.fixture
 def served() -> Iterator[Callable[[Path], tuple[str, Callable[[], None]]]]:
-    """``served(folder)`` -> its URL, and a function that ends the service."""
+    """Return ``serve(folder)``, which returns the folder's URL and a function that stops the server."""
     servers = []
 
     def serve(folder: Path) -> tuple[str, Callable[[], None]]:
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder)))
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(_QuietHandler, directory=str(folder)))
         threading.Thread(target=server.serve_forever, daemon=True).start()
         servers.append(server)
 
-        def end() -> None:
+        def stop() -> None:
             server.shutdown()
             server.server_close()
             servers.remove(server)
 
-        return f"http://127.0.0.1:{server.server_port}", end
+        return f"http://127.0.0.1:{server.server_port}", stop
 
     yield serve
     for server in servers:

@@ -1,4 +1,4 @@
-"""Archives at a URL are read like local ones, and unreachable ones are refused in one line."""
+"""Remote archives behave like local ones, and unreachable ones raise a one-line error."""
 
 import os
 import pickle
@@ -15,7 +15,7 @@ FILES = ("t.csv", "files/p10/s1.txt", "files/p10/s1/a.dcm", "files/p11/s2/b.dcm"
 
 @pytest.fixture
 def both(tmp_path):
-    """The same tree on this machine and in fsspec's memory."""
+    """Return the roots of one tree on the local disk and in fsspec's memory file system."""
     memory = fsspec.filesystem("memory")
     memory.store.clear()
     for name in FILES:
@@ -34,7 +34,7 @@ def _read_or_refused(path, most):
 
 
 @pytest.mark.parametrize(
-    "look",
+    "query",
     [
         lambda root: [(root / name).is_file() for name in (*FILES, "files", "absent", "absent/a")],
         lambda root: [(root / name).is_dir() for name in (*FILES, "files", "files/p10", "absent", "")],
@@ -50,20 +50,20 @@ def _read_or_refused(path, most):
         lambda root: (lambda file: (file.seek(5), file.read(2), file.seek(0), file.read()))(open_binary(root)),
     ],
 )
-def test_a_remote_folder_is_used_as_a_local_one(both, look):
-    here, there = both
-    assert look(there) == look(here)
+def test_a_remote_folder_behaves_like_a_local_one(both, query):
+    local, remote = both
+    assert query(remote) == query(local)
 
 
 def open_binary(root):
     return (root / "t.csv").open("rb")
 
 
-def test_a_remote_path_is_a_url_travels_to_workers_and_is_never_taken_for_a_file(both):
+def test_a_remote_path_is_a_url_can_be_pickled_and_is_not_a_local_path(both):
     path = both[1] / "files" / "p10"
     assert str(path) == "memory://bucket/files/p10" and pickle.loads(pickle.dumps(path)) == path
     assert hash(as_path(str(path))) == hash(path) and sorted([path / "b", path / "a"])[0] == path / "a"
-    with pytest.raises(TypeError, match="no file of this machine"):
+    with pytest.raises(TypeError, match="not a local file"):
         os.fspath(path)
     with pytest.raises(FileNotFoundError):
         (path / "absent").read_bytes()
@@ -76,12 +76,12 @@ def test_remote_listings_are_not_cached_between_commands(both):
     assert (open_root("memory://bucket") / "new.csv").exists()
 
 
-def test_file_urls_are_of_this_machine(tmp_path):
+def test_file_urls_are_local_paths(tmp_path):
     assert as_path(tmp_path.as_uri()) == tmp_path and not isinstance(as_path("a/b"), RemotePath)
 
 
 @pytest.mark.parametrize(
-    ("url", "said"),
+    ("url", "message"),
     [
         ("memory://absent", "memory://absent"),
         ("s3://bucket/mimic", "pip install s3fs"),
@@ -90,13 +90,13 @@ def test_file_urls_are_of_this_machine(tmp_path):
         ("zip://a::s3://bucket/b.zip", "zip://"),
     ],
 )
-def test_invalid_urls_are_refused_by_name(url, said):
-    with pytest.raises(UserError, match=said):
+def test_errors_of_invalid_urls_name_the_url_or_package(url, message):
+    with pytest.raises(UserError, match=message):
         open_root(url)
 
 
-def test_trouble_on_the_way_is_no_property_of_the_file(both, monkeypatch):
-    """An image must not be rejected because the network broke."""
+def test_network_errors_are_user_errors(both, monkeypatch):
+    """An image must not be rejected because of a network error."""
 
     class Broken(Exception):
         pass
@@ -105,23 +105,23 @@ def test_trouble_on_the_way_is_no_property_of_the_file(both, monkeypatch):
         raise Broken("connection\nreset")
 
     path = both[1] / "t.csv"
-    lazy = path.open()
+    file = path.open()
     for name in ("cat_file", "size", "ls"):
         monkeypatch.setattr(type(fsspec.filesystem("memory")), name, fail)
     monkeypatch.setattr("fsspec.implementations.memory.MemoryFile.read", fail)
-    for read in (path.read_bytes, lambda: read_at_most(path, 9), (both[1] / "files" / "x").is_file, lazy.read):
+    for read in (path.read_bytes, lambda: read_at_most(path, 9), (both[1] / "files" / "x").is_file, file.read):
         with pytest.raises(UserError, match="memory://bucket.*Broken.*connection reset"):
             read()
 
 
-def test_a_missing_file_is_distinguished_from_a_dead_server(tmp_path, served):
+def test_a_missing_file_is_distinguished_from_an_unreachable_server(tmp_path, served):
     (tmp_path / "a.txt").write_text("a")
-    url, end = served(tmp_path)
+    url, stop = served(tmp_path)
     root = open_root(url)
     assert (root / "a.txt").read_text() == "a" and not (root / "b.txt").is_file()
     for path in (root / "b.txt", root / "c" / "b.txt"):
         with pytest.raises(FileNotFoundError):
             read_at_most(path, 9)
-    end()
+    stop()
     with pytest.raises(UserError, match="cannot be read"):
         read_at_most(root / "a.txt", 9)

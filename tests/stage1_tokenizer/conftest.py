@@ -1,4 +1,4 @@
-"""A small folder of image shards, and the smallest configuration that is still a VQ-GAN."""
+"""Fixtures: small image shards, and a minimal VQ-GAN configuration."""
 
 import hashlib
 from pathlib import Path
@@ -28,7 +28,7 @@ TINY = {
 }
 
 TINY_TOKENIZER = {name: value for name, value in TINY.items() if name != "quantizer"}
-"""The same with the default quantizer."""
+"""The same model with the default quantizer."""
 
 
 @pytest.fixture(autouse=True)
@@ -37,23 +37,23 @@ def one_thread():
 
 
 def blobs(number: int, size: int = SIZE) -> np.ndarray:
-    """Return a smooth grey image, a pure function of its number."""
-    draw = np.random.default_rng(number)
+    """Return a smooth grey image (size, size), uint8, seeded by ``number``."""
+    rng = np.random.default_rng(number)
     y, x = np.mgrid[:size, :size] / size
-    picture = np.zeros((size, size))
+    image = np.zeros((size, size))
     for _ in range(4):
-        a, b, width = draw.random(3)
-        picture += np.exp(-((x - a) ** 2 + (y - b) ** 2) / (0.02 + 0.1 * width))
-    return (255 * picture / picture.max()).astype(np.uint8)
+        a, b, width = rng.random(3)
+        image += np.exp(-((x - a) ** 2 + (y - b) ** 2) / (0.02 + 0.1 * width))
+    return (255 * image / image.max()).astype(np.uint8)
 
 
 def write_image_shards(root: Path, size: int = SIZE, shards: int = 3, studies: int = 8) -> Path:
-    """Image shards of all three splits; every third study has two images."""
+    """Write image shards of all three splits; every third study has two images."""
     splits, number = {}, 0
     for split, count in (("train", shards), ("validate", 1), ("test", 1)):
         splits[split] = {}
         for shard in range(count):
-            rows = []
+            studies_of_shard = []
             for _ in range(studies):
                 images = {
                     f"{k}.png": encode_png(blobs(10 * number + k, size)) for k in range(2 if number % 3 == 0 else 1)
@@ -64,9 +64,9 @@ def write_image_shards(root: Path, size: int = SIZE, shards: int = 3, studies: i
                     "study_id": f"{number:06d}",
                     "patient_id": hashlib.md5(bytes([number])).hexdigest()[:8],
                 }
-                rows.append((f"{number:06d}", images | {"json": encode_info(info | {"split": split})}))
+                studies_of_shard.append((f"{number:06d}", images | {"json": encode_info(info | {"split": split})}))
                 number += 1
-            splits[split][shard_name(split, shard)] = write_shard(root / shard_name(split, shard), rows)
+            splits[split][shard_name(split, shard)] = write_shard(root / shard_name(split, shard), studies_of_shard)
     manifest = {"format_version": FORMAT_VERSION, "splits": splits, "transform": {"size": size}, "source": "blobs"}
     write_json(root / MANIFEST, manifest)
     return root
@@ -78,13 +78,13 @@ def image_shards(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def whole(image_shards, tmp_path_factory) -> tuple[Path, Path]:
-    """The configuration and the folder of an uninterrupted training run of 8 steps."""
+def finished_run(image_shards, tmp_path_factory) -> tuple[Path, Path]:
+    """Return the configuration and the run folder of an uninterrupted training of 8 steps."""
     from medunifier.shared.command import run_command
     from medunifier.stage1_tokenizer.train import main
     from tests.stage1_tokenizer.training.test_train import write_config
 
-    folder = tmp_path_factory.mktemp("whole")
+    folder = tmp_path_factory.mktemp("finished_run")
     config = write_config(folder, image_shards, folder / "run")
     assert run_command(main, ["--config", str(config)]) == 0
     return config, folder / "run"

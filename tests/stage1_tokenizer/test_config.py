@@ -1,4 +1,4 @@
-"""Impossible combinations are refused by the name of their key."""
+"""Invalid settings are refused with the name of their key, and all presets are valid."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from medunifier.stage1_tokenizer.model.vqgan import VQGAN
         (["--loss.discriminator.lecam_weight", "-1"], "loss.discriminator.lecam_weight"),
     ],
 )
-def test_refusal_names_the_key(options, key):
+def test_error_names_the_invalid_key(options, key):
     with pytest.raises(UsageError, match=key) as caught:
         parse_config(Stage1Config, ["--data.shards", "x", "--run_dir", "y", *options])
     assert "\n" not in str(caught.value)
@@ -50,20 +50,20 @@ def test_a_mapping_with_unknown_keys_is_refused():
 
 
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "configs" / "stage1").glob("*.yaml")), ids=str)
-def test_every_preset_is_valid_and_its_head_shows_how_to_run_it(path):
+def test_preset_is_valid_and_its_header_has_command_hardware_and_expected_result(path):
     config = parse_config(Stage1Config, ["--config", str(path), "--data.shards", "x", "--run_dir", "y"])
     with torch.device("meta"):
         VQGAN(config.model)
-    head = path.read_text()
-    assert f"--config configs/stage1/{path.name}" in head and "Hardware:" in head and "Expected:" in head
+    text = path.read_text()
+    assert f"--config configs/stage1/{path.name}" in text and "Hardware:" in text and "Expected:" in text
     factor = path.stem.split("_f")[1].split("_")[0] if "_f" in path.stem else "8"
     assert config.model.factor == int(factor)
-    if path.stem.startswith("taming"):  # with the published codebook, and layers that taming's classes can be
+    if path.stem.startswith("taming"):  # the published codebook, and layers that taming's classes support
         target = taming.write_document(config.model)["model"]["target"]
         shapes = taming.model_shapes(config.model)
-        book = {
+        target_class, codebook_key, codebook_shape = {
             "taming_f16_1024": ("VQModel", "quantize.embedding.weight", (1024, 256)),
             "taming_f16_16384": ("VQModel", "quantize.embedding.weight", (16384, 256)),
             "taming_f8_gumbel": ("GumbelVQ", "quantize.proj.weight", (8192, 256, 1, 1)),
         }[path.stem]
-        assert target.endswith(book[0]) and shapes[book[1]] == book[2]
+        assert target.endswith(target_class) and shapes[codebook_key] == codebook_shape

@@ -1,4 +1,4 @@
-"""The figures of a tokenizer: over the whole set, beside their baselines."""
+"""Metrics of a frozen tokenizer over a data set, and their baselines."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def tokenizer():
     return FrozenTokenizer(VQGAN(TINY))
 
 
-def test_figures_are_those_of_all_images_whatever_the_batch(tokenizer, image_shards):
+def test_metrics_cover_all_images_and_do_not_depend_on_the_batch_size(tokenizer, image_shards):
     dataset = ShardDataset(image_shards, "test")
     results = [
         evaluate_tokenizer(tokenizer, dataset, perceptual=PerceptualConfig("squeeze", "random"), batch_size=size)
@@ -44,31 +44,31 @@ def test_figures_are_those_of_all_images_whatever_the_batch(tokenizer, image_sha
     assert worst[0].psnr == pytest.approx(-10 * np.log10(error), abs=1e-3)
 
 
-def test_baseline_is_the_training_mean(tokenizer, image_shards):
+def test_psnr_baseline_is_the_mean_training_image(tokenizer, image_shards):
     result = evaluate_tokenizer(tokenizer, ShardDataset(image_shards, "test"))
-    pictures = {
+    images = {
         split: np.stack([i for n in range(len(data)) for i in data[n].images]) / 255
         for split in ("train", "test")
         for data in [ShardDataset(image_shards, split)]
     }
-    errors = ((pictures["test"] - pictures["train"].mean(0)) ** 2).mean((1, 2))
+    errors = ((images["test"] - images["train"].mean(0)) ** 2).mean((1, 2))
     assert result["psnr_baseline"] == pytest.approx(float(np.mean(-10 * np.log10(errors))), abs=1e-3)
     assert "lpips" not in result
 
 
-def test_equal_images_are_perfect_and_large_ones_have_ms_ssim():
+def test_equal_images_have_perfect_scores_and_large_images_have_ms_ssim():
     fidelity = Fidelity(4, 176, None)
     images = torch.rand(2, 1, 176, 176) * 2 - 1
     fidelity.add(images, images, torch.zeros(2, 2, 2, dtype=torch.int64))
-    figures = fidelity.figures()
-    assert figures["psnr"] == 100 and figures["ssim"] == pytest.approx(1) and figures["ms_ssim"] == pytest.approx(1)
-    assert figures["codebook_usage"] == 0.25 and figures["perplexity"] == 1
+    metrics = fidelity.figures()
+    assert metrics["psnr"] == 100 and metrics["ssim"] == pytest.approx(1) and metrics["ms_ssim"] == pytest.approx(1)
+    assert metrics["codebook_usage"] == 0.25 and metrics["perplexity"] == 1
     assert "ms_ssim" not in Fidelity(4, SIZE, None).figures()
 
 
-def test_usage_and_perplexity_are_those_of_all_processes(monkeypatch):
-    own, other = CodeCount(8), CodeCount(8)
-    own.add(torch.tensor([[0, 1], [1, 0]]))
+def test_usage_and_perplexity_cover_all_processes(monkeypatch):
+    local, other = CodeCount(8), CodeCount(8)
+    local.add(torch.tensor([[0, 1], [1, 0]]))
     other.add(torch.tensor([4, 4, 5, 5]))
     monkeypatch.setattr(codebook, "all_reduce_sum", lambda counts: counts + other.counts)
-    assert own.figures() == {"codebook_usage": 0.5, "perplexity": pytest.approx(4)}
+    assert local.figures() == {"codebook_usage": 0.5, "perplexity": pytest.approx(4)}

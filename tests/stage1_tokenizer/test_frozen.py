@@ -1,4 +1,4 @@
-"""The frozen tokenizer: what is written is what is read, and a changed folder is refused."""
+"""The frozen tokenizer: export and load round trip; modified, incomplete and old folders are refused."""
 
 import json
 import shutil
@@ -33,7 +33,7 @@ def images(count=5):
     return torch.from_numpy(np.stack([blobs(n) for n in range(count)])[:, None]).float() / 127.5 - 1
 
 
-def test_round_trip_gives_the_models_codes_and_reconstructions(model, folder):
+def test_exported_tokenizer_has_the_codes_and_reconstructions_of_the_model(model, folder):
     frozen = FrozenTokenizer.from_pretrained(folder)
     with torch.no_grad():
         codes = model.encode_indices(images())
@@ -47,7 +47,7 @@ def test_round_trip_gives_the_models_codes_and_reconstructions(model, folder):
     )
 
 
-def test_arrays_of_8_and_16_bits_are_taken_and_others_refused(folder):
+def test_uint8_and_uint16_arrays_are_encoded_and_others_refused(folder):
     frozen = FrozenTokenizer.from_pretrained(folder)
     eight = [blobs(n) for n in range(5)]
     sixteen = [image.astype(np.uint16) * 257 for image in eight]
@@ -60,34 +60,34 @@ def test_arrays_of_8_and_16_bits_are_taken_and_others_refused(folder):
         frozen.encode_images([eight[0][:16]])
 
 
-def test_auto_encodes_as_bf16_does_where_the_device_has_it(folder, monkeypatch):
-    """The vectors are bfloat16's, the lookup is float32: the nearest of all entries in float64."""
+def test_auto_precision_encodes_in_bf16_if_the_device_supports_it(folder, monkeypatch):
+    """Vectors are bfloat16, but the lookup is float32: the codes equal those of a float64 lookup."""
     frozen = FrozenTokenizer.from_pretrained(folder)
     monkeypatch.setattr("medunifier.shared.training.precision.has_bf16", lambda device: True)
-    seen = []
-    frozen._model.quant_conv.register_forward_hook(lambda module, inputs, z: seen.append(z))
+    outputs = []
+    frozen._model.quant_conv.register_forward_hook(lambda module, inputs, z: outputs.append(z))
     codes = frozen.encode_indices(images(), "auto")
-    (z,) = seen
+    (z,) = outputs
     assert z.dtype == torch.bfloat16
-    rows = z.double().permute(0, 2, 3, 1).flatten(0, 2)
-    assert torch.equal(torch.cdist(rows, frozen.codebook.double()).argmin(1), codes.flatten())
+    vectors = z.double().permute(0, 2, 3, 1).flatten(0, 2)
+    assert torch.equal(torch.cdist(vectors, frozen.codebook.double()).argmin(1), codes.flatten())
     frozen.encode_indices(images())
-    assert seen[1].dtype == torch.float32
+    assert outputs[1].dtype == torch.float32
 
 
-def test_fingerprint_is_a_function_of_the_weights_not_of_the_writing(model, folder, tmp_path):
+def test_fingerprint_depends_on_the_weights_and_not_on_the_export(model, folder, tmp_path):
     again = export(model, tmp_path / "again")
     first = json.loads((folder / "config.json").read_text())["fingerprint"]
     assert again.fingerprint == first == FrozenTokenizer.from_pretrained(tmp_path / "again").fingerprint
 
 
 @pytest.mark.parametrize("change", ["weights", "codebook", "config"])
-def test_a_changed_folder_is_refused(folder, tmp_path, change):
+def test_a_modified_folder_is_refused(folder, tmp_path, change):
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     if change == "config":
         values = json.loads((copy / "config.json").read_text())
-        values["model"]["attn_resolutions"] = [1024]  # loads as before, but says another thing
+        values["model"]["attn_resolutions"] = [1024]  # the weights still load, but the configuration differs
         (copy / "config.json").write_text(json.dumps(values))
     else:
         path = copy / ("model.safetensors" if change == "weights" else "codebook.safetensors")
@@ -107,13 +107,26 @@ def test_an_incomplete_tokenizer_folder_is_refused_in_one_line(folder, missing):
     assert "\n" not in str(caught.value)
 
 
-def test_never_trains(folder):
+@pytest.mark.parametrize("old", ["classic", "unit_norm", "moving_average", "gumbel", "codes"])
+def test_a_folder_of_an_older_version_is_refused_in_one_line(folder, old):
+    values = json.loads((folder / "config.json").read_text())
+    if old == "codes":  # the earlier name of `codebook_size`
+        values["codes"] = values.pop("codebook_size")
+    else:
+        values["model"]["quantizer"]["kind"] = old
+    (folder / "config.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match=f"older version.*{old}.*export.*train") as caught:
+        FrozenTokenizer.from_pretrained(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_stays_in_evaluation_mode_without_gradients(folder):
     frozen = torch.nn.Sequential(FrozenTokenizer.from_pretrained(folder)).train()[0]
     assert not any(module.training for module in frozen.modules())
     assert not frozen.decode_indices(frozen.encode_indices(images().requires_grad_())).requires_grad
 
 
-def test_tokenizers_written_before_a_setting_existed_keep_their_fingerprint(folder):
+def test_settings_added_later_are_omitted_at_their_defaults_so_that_fingerprints_stay_valid(folder):
     saved = json.loads((folder / "config.json").read_text())
     assert saved["model"]["quantizer"].keys() == {
         "kind", "codebook_weight", "commitment_weight", "dead_code_interval", "dead_code_threshold",

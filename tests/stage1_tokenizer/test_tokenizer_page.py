@@ -3,7 +3,7 @@
 import re
 
 
-def test_its_table_lists_every_preset(root):
+def test_preset_table_is_complete(root):
     page = (root / "docs" / "tokenizer.md").read_text(encoding="utf-8")
     presets = {path.stem for path in (root / "configs" / "stage1").glob("*.yaml")}
     assert presets == set(re.findall(r"^\| `((?:cxr|taming|demo|phantom)\w*)` \|", page, re.MULTILINE))

@@ -1,4 +1,4 @@
-"""The smallest model that is still the real one, and batches of studies for it."""
+"""A tiny model of the full architecture, and batches of studies for it."""
 
 from dataclasses import replace
 
@@ -53,7 +53,7 @@ def make_model(**changes):
     torch.manual_seed(0)
     model = MedUnifierForConditionalGeneration(make_config(**changes))
     model.set_codebook(torch.nn.functional.normalize(torch.randn(CODES, 4), dim=-1))
-    # Larger weights than at the start of a training: differences would otherwise hide below the tolerance.
+    # Larger weights than at initialisation: differences would otherwise stay below the tolerances.
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1:
@@ -62,42 +62,42 @@ def make_model(**changes):
 
 
 def losses_of(model, batch, **weights):
-    """The losses of one batch that is the whole step."""
+    """Return the losses of a batch that is the whole step."""
     return FourObjectives(model, LossWeights(**weights))(batch)
 
 
-def make_batch(rows=6, dropped=(), seed=0, images=None, priors=None):
-    draw = np.random.default_rng(seed)
+def make_batch(studies=6, dropped=(), seed=0, images=None, priors=None):
+    generator = np.random.default_rng(seed)
     vocabulary = make_config().vocabulary
-    lengths = draw.integers(1, 9, rows)
-    report = torch.full((rows, int(lengths.max())), vocabulary["<pad>"])
-    for row, length in enumerate(lengths):
-        report[row, :length] = torch.from_numpy(draw.integers(0, 40, length))
-    drop = torch.zeros(rows, dtype=torch.bool)
+    lengths = generator.integers(1, 9, studies)
+    report = torch.full((studies, int(lengths.max())), vocabulary["<pad>"])
+    for study, length in enumerate(lengths):
+        report[study, :length] = torch.from_numpy(generator.integers(0, 40, length))
+    drop = torch.zeros(studies, dtype=torch.bool)
     drop[list(dropped)] = True
     batch = StudyBatch(
         images=ImageSpans.of(
-            torch.from_numpy(draw.integers(0, CODES, (rows, GRID[0] * GRID[1]))),
-            torch.tensor([vocabulary.view(name) for name in draw.choice(["PA", "AP"], rows)]),
+            torch.from_numpy(generator.integers(0, CODES, (studies, GRID[0] * GRID[1]))),
+            torch.tensor([vocabulary.view(name) for name in generator.choice(["PA", "AP"], studies)]),
         ),
         report=report,
         report_length=torch.from_numpy(lengths),
-        report_key=torch.arange(rows) // (2 if rows > 4 else 1) * 7,
-        patient_key=torch.arange(rows) * 3,
+        report_key=torch.arange(studies) // (2 if studies > 4 else 1) * 7,
+        patient_key=torch.arange(studies) * 3,
         drop_text=drop,
         negative_seed=5,
     )
-    return batch if images is None else with_images(batch, images, priors or [0] * rows, draw)
+    return batch if images is None else with_images(batch, images, priors or [0] * studies, generator)
 
 
-def with_images(batch, images, priors, draw):
-    """The same studies with so many images each, and so many of the prior study (None = no such tensors)."""
+def with_images(batch, images, priors, generator):
+    """Return the same studies with these numbers of images and of images of the prior study."""
     pad, tokens = make_config().vocabulary["<pad>"], batch.images.codes.shape[-1]
     pa = int(batch.images.view.min())
 
     def spans(counts):
-        codes = torch.from_numpy(draw.integers(0, CODES, (len(batch), max(counts), tokens)))
-        view = torch.from_numpy(draw.choice([pa + 1, pa], codes.shape[:2]))
+        codes = torch.from_numpy(generator.integers(0, CODES, (len(batch), max(counts), tokens)))
+        view = torch.from_numpy(generator.choice([pa + 1, pa], codes.shape[:2]))
         return codes, view.masked_fill(torch.arange(max(counts)) >= torch.tensor(counts)[:, None], pad)
 
     codes, view = spans(images)
@@ -117,13 +117,13 @@ def batch():
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory):
-    """A model folder as a training leaves it, untrained."""
+    """Folder of an untrained model, as exported by a training."""
     return make_model_folder(tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture(scope="session")
 def other_model_folder(tmp_path_factory):
-    """Another model, with another tokenizer."""
+    """Folder of another model, with another image tokenizer."""
     return make_model_folder(tmp_path_factory.mktemp("other"), seed=1)
 
 
@@ -131,17 +131,21 @@ def make_model_folder(root, seed=0, **changes):
     """Write an untrained model of 32 x 32 pixels into root/model."""
     torch.manual_seed(seed)
     frozen = export(VQGAN(model_config(TINY_TOKENIZER)), root / "tokenizer")
-    words = train_text_tokenizer(["The lungs are clear.", "No effusion.", "The heart is enlarged."] * 3, 300)
+    text_tokenizer = train_text_tokenizer(["The lungs are clear.", "No effusion.", "The heart is enlarged."] * 3, 300)
     codes, dim = frozen.codebook.shape
     config = make_config(
         text_config=BACKBONE | {"max_position_embeddings": 512},
-        text_size=len(words), codebook_size=codes, code_dim=dim, grid=frozen.grid, tokenizer_fingerprint=frozen.fingerprint,
+        text_size=len(text_tokenizer),
+        codebook_size=codes,
+        code_dim=dim,
+        grid=frozen.grid,
+        tokenizer_fingerprint=frozen.fingerprint,
         **changes,
-    )  # fmt: skip
+    )
     model = MedUnifierForConditionalGeneration(config)
     model.set_codebook(frozen.codebook)
     model.save_pretrained(root / "model")
-    MedUnifierProcessor(words, frozen, config).save_pretrained(root / "model")
+    MedUnifierProcessor(text_tokenizer, frozen, config).save_pretrained(root / "model")
     return root / "model"
 
 
@@ -154,12 +158,12 @@ def phantom_shards(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def films_folder(tmp_path_factory):
-    """Five radiographs, as PNG, and a file that is none, in two folders."""
-    root = tmp_path_factory.mktemp("films")
+def image_folder(tmp_path_factory):
+    """Folder of five radiographs as PNG, in two folders, and of a broken file."""
+    root = tmp_path_factory.mktemp("radiographs")
     (root / "deeper").mkdir()
     for number in range(5):
         pixels = (Phantom(48, 7).study(number).images[0] * 255).astype(np.uint8)
-        Image.fromarray(pixels).save(root / ("deeper" if number > 2 else ".") / f"film{number}.png")
+        Image.fromarray(pixels).save(root / ("deeper" if number > 2 else ".") / f"image{number}.png")
     (root / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"nothing" * 20)
     return root

@@ -1,7 +1,7 @@
-"""The geometry of a frontal chest film: where lungs, heart, ribs and diaphragm end, as smooth distances.
+"""Geometry of a frontal chest radiograph: signed distances to the borders of lungs, heart, ribs and diaphragm.
 
 Coordinates: x runs from -1 (image left, the patient's right) to 1, y from -1 (top) to 1. Outlines are
-functions of x or of y alone wherever anatomy allows, so that they cost a row or a column and not an image.
+functions of x or y alone wherever anatomy allows, so that computing them costs a row or a column and not an image.
 Distances are in the same units and positive inside.
 """
 
@@ -23,7 +23,7 @@ CARINA = -0.22
 
 @dataclass(frozen=True)
 class Grid:
-    """Pixel centres of a square image."""
+    """Pixel centers of a square image."""
 
     x: ndarray
     """(1, W)"""
@@ -33,8 +33,8 @@ class Grid:
     """Width of a pixel."""
 
     def soft(self, distance: ndarray, width: float = 0.0) -> ndarray:
-        """0 outside, 1 inside, with an edge at least as wide as a pixel: drawing is anti-aliased."""
-        # Half of a picture's time goes here, so one array is worked on in place.
+        """Return 0 outside, 1 inside, with an anti-aliased edge at least as wide as a pixel."""
+        # Half of the rendering time is spent here, hence the in-place operations on one array.
         t = distance / max(width, 1.2 * self.pixel)
         t += 0.5
         np.maximum(t, 0.0, out=t)
@@ -48,43 +48,43 @@ class Grid:
 
 @lru_cache(maxsize=4)
 def grid(size: int) -> Grid:
-    """The grid of a (size, size) image."""
-    centres = ((np.arange(size, dtype=np.float32) + 0.5) * (2.0 / size) - 1.0).astype(np.float32)
-    return Grid(centres[None, :], centres[:, None], 2.0 / size)
+    """Return the grid of a (size, size) image."""
+    centers = ((np.arange(size, dtype=np.float32) + 0.5) * (2.0 / size) - 1.0).astype(np.float32)
+    return Grid(centers[None, :], centers[:, None], 2.0 / size)
 
 
 @dataclass(frozen=True)
 class Frame:
-    """The numbers that shape one study's anatomy on one film."""
+    """Parameters of a study's anatomy as projected on one image."""
 
     chest: float
     dome: dict[Side, float]
     """y of the top of each hemidiaphragm."""
     heart_right: float
     heart_left: float
-    """How far the heart reaches to either side of the midline."""
+    """Extent of the heart to either side of the midline."""
     clavicle: float
-    """y of the clavicles' inner ends."""
+    """y of the clavicles' medial ends."""
 
     def ratio(self) -> float:
-        """Cardiothoracic ratio of this film."""
+        """Return the cardiothoracic ratio of this image."""
         return (self.heart_right + self.heart_left) / (2 * self.chest)
 
 
-# Cardiothoracic ratio added per grade; even the least sick heart stays clear of the widest normal one.
+# Cardiothoracic ratio by grade; mild cardiomegaly stays clear of the widest normal heart.
 _HEART_GRADES = (0.0, 0.60, 0.67, 0.74)
 
 
 def frame(state: State) -> Frame:
-    """Shape of a film: AP magnifies the heart and lifts the clavicles; a shallow breath lifts the diaphragm."""
+    """Return the projected anatomy: AP magnifies the heart and raises the clavicles, low volume the diaphragm."""
     anatomy = state.anatomy
     ap = state.position == "AP"
     ratio = anatomy.heart_ratio + 0.03 * ap
     if state.heart:
         ratio = _HEART_GRADES[state.heart] + (anatomy.heart_ratio - 0.43) * 0.5 + 0.01 * ap
     width = ratio * 2 * anatomy.chest
-    # A growing left ventricle takes most of the room on the left.
-    left_share = 0.70 if not state.heart else 0.67
+    # Most of the heart lies left of the midline.
+    left_fraction = 0.70 if not state.heart else 0.67
     breath = 0.30 if state.low_volume else 0.0
     dome: dict[Side, float] = {"right": 0.40 - breath, "left": 0.47 - breath}
     if anatomy.raised:
@@ -92,15 +92,15 @@ def frame(state: State) -> Frame:
     return Frame(
         chest=anatomy.chest,
         dome=dome,
-        heart_right=width * (1 - left_share),
-        heart_left=width * left_share,
+        heart_right=width * (1 - left_fraction),
+        heart_left=width * left_fraction,
         clavicle=(-0.66 if ap else -0.50) + anatomy.shoulder,
     )
 
 
 @dataclass(frozen=True)
 class Outlines:
-    """Edges of the lungs on a grid. Per side, lateral coordinates u = |x| grow towards the ribs."""
+    """Borders of the lungs on a grid. On either side the lateral coordinate u = |x| grows towards the ribs."""
 
     u: ndarray
     """(1, W) |x|"""
@@ -111,23 +111,23 @@ class Outlines:
     floor: ndarray
     """(1, W) y of the diaphragm."""
     lung: ndarray
-    """(H, W) distance inside the lung fields, heart not yet taken out."""
+    """(H, W) distance inside the lung fields, heart not yet subtracted."""
 
 
 def pleura(y: ndarray, top: float, chest: float) -> tuple[ndarray, ndarray]:
-    """|x| of a lung's outer and inner border at heights y, for a lung whose tip lies at `top`."""
+    """Return |x| of the outer and inner border of a lung at heights y, for a lung whose apex is at `top`."""
     above = np.clip((LUNG_WIDEST - y) / (LUNG_WIDEST - top), 0.0, 1.0)
     below = np.clip(y - LUNG_WIDEST, 0.0, None)
-    spread = np.sqrt(1.0 - above**3.0)  # 0 at the tip, 1 at the widest place
+    spread = np.sqrt(1.0 - above**3.0)  # 0 at the apex, 1 at the widest level
     outer = APEX + (chest - 0.035 * below**2 - APEX) * spread
     return outer, APEX - (APEX - 0.105) * np.sqrt(1.0 - above**9.0)
 
 
 def outlines(g: Grid, f: Frame) -> Outlines:
-    """Lung outlines: a rounded apex, a chest wall that tapers below, a mediastinum, a domed floor."""
+    """Return the lung outlines: a rounded apex, a chest wall that tapers below, a mediastinum, a domed diaphragm."""
     u = np.abs(g.x)
     outer, inner = pleura(g.y, LUNG_TOP, f.chest)
-    # One leaf passes into the other behind the heart, without a step.
+    # Behind the heart the two hemidiaphragms are blended without a step.
     mix = g.soft(g.x, 0.30)
     floor = f.dome["right"] * (1 - mix) + f.dome["left"] * mix + 3.5 * np.clip(u - 0.40, 0, None) ** 2
     floor = floor + 0.10 * np.clip(0.40 - u, 0, None) ** 2 / 0.16
@@ -136,30 +136,30 @@ def outlines(g: Grid, f: Frame) -> Outlines:
 
 
 def ellipse(g: Grid, x: float, y: float, a: float, b: float, tilt: float = 0.0) -> ndarray:
-    """(H, W) approximate distance inside an ellipse with half axes a (along x) and b, sheared by `tilt`."""
+    """Return the approximate (H, W) distance in an ellipse with semi-axes a (along x) and b, sheared by `tilt`."""
     dx = (g.x - x) / a
     dy = (g.y - y - tilt * (g.x - x)) / b
     return (1.0 - np.sqrt(dx * dx + dy * dy)) * min(a, b)
 
 
 def heart(g: Grid, f: Frame) -> ndarray:
-    """(H, W) distance inside the heart: apex to the patient's left and down, base behind the sternum."""
-    centre = (f.heart_left - f.heart_right) / 2
+    """Return the (H, W) distance inside the heart: apex down and to the patient's left, base behind the sternum."""
+    center = (f.heart_left - f.heart_right) / 2
     half = (f.heart_left + f.heart_right) / 2
     top = (f.dome["right"] + f.dome["left"]) / 2
     height = 0.30 + 0.25 * half
-    body = ellipse(g, centre, top - 0.62 * height + 0.10, half, height, tilt=0.22)
-    # The great vessels narrow towards the neck.
+    body = ellipse(g, center, top - 0.62 * height + 0.10, half, height, tilt=0.22)
+    # The great vessels taper towards the neck.
     waist = 0.115 + 0.10 * np.clip(g.y + 0.35, 0, None)
     return np.maximum(body, np.minimum(waist - np.abs(g.x - 0.01), top - g.y))
 
 
 ZONE_HEIGHT = {"upper": 0.17, "mid": 0.50, "lower": 0.80}
-"""Centre of a zone as the share of the way from apex to diaphragm."""
+"""Center of a zone as a fraction of the distance from apex to diaphragm."""
 
 
-def place(f: Frame, side: Side, zone: str, depth: float = 0.5) -> tuple[float, float]:
-    """(x, y) of a point in a lung zone that the heart leaves free; `depth` runs from hilum (0) to ribs (1)."""
+def zone_point(f: Frame, side: Side, zone: str, depth: float = 0.5) -> tuple[float, float]:
+    """Return (x, y) of a point in a lung zone, clear of the heart; `depth` runs from hilum (0) to ribs (1)."""
     y = LUNG_TOP + 0.06 + ZONE_HEIGHT[zone] * (f.dome[side] - LUNG_TOP - 0.06)
     outer = float(pleura(np.array(y), LUNG_TOP, f.chest)[0])
     reach = {"right": f.heart_right, "left": f.heart_left}[side]
@@ -168,6 +168,6 @@ def place(f: Frame, side: Side, zone: str, depth: float = 0.5) -> tuple[float, f
     return SIGN[side] * (inner + (0.15 + 0.6 * depth) * (outer - inner)), y
 
 
-def sides_mask(g: Grid, side: Side) -> ndarray:
-    """(1, W) 1 on the half of the image that shows this side of the patient."""
+def side_mask(g: Grid, side: Side) -> ndarray:
+    """Return (1, W) floats, 1 on the half of the image that shows this side of the patient."""
     return (g.x * SIGN[side] > 0).astype(np.float32)

@@ -1,32 +1,33 @@
-"""The lateral view of a state, as a left lateral film hangs: spine on the image's left, breast bone on its right.
+"""Render the lateral view of a state: spine on the left of the image, sternum on the right.
 
-Both lungs lie over each other, so that no side can be told and a finding of one lung is fainter than on the
-frontal film. Height is that of the frontal film: a finding lies on the same level on both.
+The two lungs are superimposed, so sides cannot be distinguished and a unilateral finding is fainter than in the
+frontal view. Heights match the frontal view: a finding is on the same level in both.
 """
 
 import numpy as np
 from numpy import ndarray
 from numpy.random import Generator
 
-from medunifier.data.phantom.rendering.anatomy import CARINA, LUNG_TOP, Frame, Grid, ellipse, frame, grid, place
-from medunifier.data.phantom.rendering.exposure import expose, over, smooth
+from medunifier.data.phantom.rendering.anatomy import CARINA, LUNG_TOP, Frame, Grid, ellipse, frame, grid, zone_point
+from medunifier.data.phantom.rendering.exposure import add_density, expose, smooth
 from medunifier.data.phantom.state import Lesion, State
 
 _OUTSIDE, _WALL, _LUNG, _HEART, _ABDOMEN, _FLUID = 0.03, 0.50, 0.24, 0.62, 0.68, 0.60
 
-# x of a zone's findings: upper lobes lie in the middle, the middle lobe in front, lower lobes behind.
+# x of the findings in a zone: upper lobes are central, the middle lobe anterior, lower lobes posterior.
 _DEPTH = {"upper": 0.00, "mid": 0.10, "lower": -0.22}
 
 
 def render_lateral(state: State, size: int, rng: Generator) -> ndarray:
-    """The lateral radiograph of a state.
+    """Render the lateral radiograph of a state.
 
     Args:
+        state: anatomy and findings.
         size: height and width in pixels, at least 32.
-        rng: for what the state leaves open.
+        rng: samples what the state does not specify.
 
     Returns:
-        (size, size) float32 in [0, 1], bones light (MONOCHROME2).
+        (size, size) float32 in [0, 1], bones bright (MONOCHROME2).
     """
     g, f = grid(size), frame(state)
     front, back = _borders(g)
@@ -35,8 +36,8 @@ def render_lateral(state: State, size: int, rng: Generator) -> ndarray:
 
     image = _body(g, front, back, floor)
     air = _LUNG + 0.03 * smooth(g, rng, 5) + _hilum(g, state)
-    air = over(air, _patches(g, f, state.opacity, rng))
-    air = over(air, _dense(g, f, state.consolidation, rng))
+    air = add_density(air, _patches(g, f, state.opacity, rng))
+    air = add_density(air, _dense(g, f, state.consolidation, rng))
     air = _apical_air(g, state.pneumothorax, air)
     image = image * (1 - lung) + air * lung
 
@@ -44,27 +45,27 @@ def render_lateral(state: State, size: int, rng: Generator) -> ndarray:
     heart = _heart(g, f)
     image = image + np.maximum(_HEART - image, 0) * g.soft(heart, 0.05)
     image = _fluid(g, f, front, back, state.effusions, image)
-    image = over(image, _nodule(g, f, state.nodule, rng))
-    image = over(image, _plates(g, f, state, rng))
+    image = add_density(image, _nodule(g, f, state.nodule, rng))
+    image = add_density(image, _plates(g, f, state, rng))
     image = _devices(g, state, image)
     return expose(g, image, 0.0, rng)
 
 
 def _borders(g: Grid) -> tuple[ndarray, ndarray]:
-    """(H, 1) x of the inner face of the breast bone and of the ribs behind the spine."""
+    """Return (H, 1) x of the inner surface of the sternum and of the ribs behind the spine."""
     front = 0.52 - 0.42 * np.clip((0.25 - g.y) / 1.1, 0, None) ** 1.6 - 0.10 * np.clip(g.y - 0.25, 0, None)
     back = -0.58 + 0.30 * np.clip((-0.20 - g.y) / 0.6, 0, None) ** 2
     return front, back
 
 
 def _floor(g: Grid, f: Frame) -> ndarray:
-    """(1, W) y of the diaphragm: high in front, deep behind. Both domes are taken as one."""
+    """Return (1, W) y of the diaphragm: high anteriorly, low posteriorly. Both domes are averaged."""
     top = (f.dome["right"] + f.dome["left"]) / 2
     return top + 0.9 * np.clip(-0.05 - g.x, 0, None) ** 1.6 + 0.35 * np.clip(g.x - 0.15, 0, None) ** 2
 
 
 def _body(g: Grid, front: ndarray, back: ndarray, floor: ndarray) -> ndarray:
-    """Chest wall, shoulders above, abdomen below; black around."""
+    """Render chest wall, shoulders and abdomen on a black background."""
     inside = g.soft(np.minimum(front + 0.12 - g.x, g.x - back + 0.22), 0.05)
     shoulder = 0.16 * g.soft(-0.55 - g.y, 0.35)
     belly = g.soft(g.y - floor, 0.06)
@@ -73,7 +74,7 @@ def _body(g: Grid, front: ndarray, back: ndarray, floor: ndarray) -> ndarray:
 
 
 def _hilum(g: Grid, state: State) -> ndarray:
-    """Both lung roots below the carina, with their vessels; oedema spreads from here."""
+    """Render both hila below the carina, with their vessels; edema spreads from here."""
     root = 0.10 * g.soft(ellipse(g, 0.02, -0.08, 0.13, 0.18), 0.16)
     haze = (0.0, 0.13, 0.26)[state.edema]
     if haze:
@@ -82,9 +83,9 @@ def _hilum(g: Grid, state: State) -> ndarray:
 
 
 def _point(g: Grid, f: Frame, lesion: Lesion, rng: Generator) -> tuple[float, float]:
-    """(x, y) of a focal finding: the frontal film's height, the depth of its lobe."""
+    """Return (x, y) of a focal finding: at its height in the frontal view and the depth of its lobe."""
     assert lesion.zone is not None
-    return _DEPTH[lesion.zone] + rng.uniform(-0.05, 0.05), place(f, lesion.side, lesion.zone)[1]
+    return _DEPTH[lesion.zone] + rng.uniform(-0.05, 0.05), zone_point(f, lesion.side, lesion.zone)[1]
 
 
 def _dense(g: Grid, f: Frame, lesion: Lesion | None, rng: Generator) -> ndarray:
@@ -126,7 +127,7 @@ def _plates(g: Grid, f: Frame, state: State, rng: Generator) -> ndarray:
 
 
 def _apical_air(g: Grid, lesion: Lesion | None, air: ndarray) -> ndarray:
-    """Air above one lung: darker by half, since the other lung lies over it, with the lung's edge as a line."""
+    """Add apical air: half as dark as in the frontal view because the other lung overlies it, with a pleural line."""
     if lesion is None:
         return air
     edge = LUNG_TOP + (0.20, 0.34, 0.52)[lesion.size]
@@ -135,10 +136,10 @@ def _apical_air(g: Grid, lesion: Lesion | None, air: ndarray) -> ndarray:
 
 
 def _bones(g: Grid, front: ndarray, back: ndarray, state: State, image: ndarray) -> ndarray:
-    """Spine with its vertebrae, breast bone, and the ribs of both sides as faint slanted bands."""
+    """Add spine with vertebrae, sternum, and the ribs of both sides as faint slanted bands."""
     line = -0.44 + 0.28 * np.clip(-g.y - 0.1, 0, None) ** 2
     spine = g.soft(0.095 - np.abs(g.x - line), 0.05) * (0.78 + 0.22 * np.cos(g.y * (2 * np.pi / 0.16)))
-    # Towards the diaphragm more lung and less shoulder lies over the spine: it darkens downwards.
+    # Towards the diaphragm more lung and less shoulder overlies the spine, so it darkens downwards.
     image = image + (0.26 - 0.10 * np.clip(g.y + 0.5, 0, 1)) * spine
     image = image + 0.16 * g.soft(0.030 - np.abs(g.x - front - 0.015), 0.03) * g.soft(0.42 - g.y, 0.1)
     phase = ((g.y + 0.45 * (g.x + 0.5)) / state.anatomy.rib_spacing + state.anatomy.rib_phase) % 1.0
@@ -147,7 +148,7 @@ def _bones(g: Grid, front: ndarray, back: ndarray, state: State, image: ndarray)
 
 
 def _heart(g: Grid, f: Frame) -> ndarray:
-    """(H, W) distance inside the heart and the great vessels: on the diaphragm, against the breast bone."""
+    """Return the (H, W) distance inside heart and great vessels: on the diaphragm, against the sternum."""
     top = (f.dome["right"] + f.dome["left"]) / 2
     half = 0.24 + 0.75 * (f.ratio() - 0.43)
     body = ellipse(g, 0.40 - half, top - 0.20, half, 0.27 + 0.35 * (f.ratio() - 0.43), tilt=0.15)
@@ -156,7 +157,7 @@ def _heart(g: Grid, f: Frame) -> ndarray:
 
 
 def _fluid(g: Grid, f: Frame, front: ndarray, back: ndarray, lesions: tuple[Lesion, ...], image: ndarray) -> ndarray:
-    """Fluid fills the deep angle behind and climbs along the back; two sides are whiter than one."""
+    """Add effusions in the posterior costophrenic angle, rising along the back; bilateral ones are brighter."""
     for lesion in lesions:
         level = f.dome[lesion.side] + (0.12, -0.06, -0.42)[lesion.size]
         climb = (0.30, 0.30, 0.28)[lesion.size]
@@ -171,7 +172,7 @@ def _fluid(g: Grid, f: Frame, front: ndarray, back: ndarray, lesions: tuple[Lesi
 def _devices(g: Grid, state: State, image: ndarray) -> ndarray:
     metal = np.zeros((1, 1), np.float32)
     thin = max(0.014, 0.6 * g.pixel)
-    pipe = -0.02 - 0.12 * (g.y - CARINA)  # the windpipe leans backwards on its way down
+    pipe = -0.02 - 0.12 * (g.y - CARINA)  # the trachea inclines posteriorly towards the carina
     if "endotracheal tube" in state.devices:
         tube = np.abs(np.abs(g.x - pipe) - 1.5 * thin)
         metal = np.maximum(metal, 0.9 * g.soft(np.minimum(thin - tube, CARINA - 0.10 - g.y), 0.012))

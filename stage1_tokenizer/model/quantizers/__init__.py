@@ -1,4 +1,4 @@
-"""Quantisers: a vector of the encoder becomes the number of a codebook entry. One file each, one interface."""
+"""Quantizers: map each encoder vector to the index of a codebook entry. One file each, one interface."""
 
 from medunifier.stage1_tokenizer.config import ModelConfig
 from medunifier.stage1_tokenizer.model.quantizers.base import Quantized, Quantizer, nearest_entry
@@ -28,5 +28,5 @@ _KINDS: dict[str, type[Quantizer]] = {
 
 
 def build_quantizer(config: ModelConfig) -> Quantizer:
-    """The quantiser that ``config.quantizer.kind`` names."""
+    """Return the quantizer of ``config.quantizer.kind``."""
     return _KINDS[config.quantizer.kind](config.n_embed, config.embed_dim, config.quantizer)

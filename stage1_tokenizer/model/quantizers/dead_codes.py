@@ -1,4 +1,4 @@
-"""Upkeep that several quantisers share: how much each entry is used, and what becomes of the dead ones."""
+"""Codebook usage statistics and dead-code replacement, shared by several quantizers."""
 
 import torch
 from torch import Tensor, nn
@@ -7,70 +7,72 @@ from medunifier.shared.training.distributed import all_reduce_sum, rank, world_s
 from medunifier.stage1_tokenizer.config import QuantizerConfig
 from medunifier.stage1_tokenizer.model.quantizers.base import Quantizer
 
-USE_DECAY = 0.95
-"""Of the moving average of each entry's use: about 20 steps, so that a rare code is not taken for a dead one."""
+USAGE_DECAY = 0.95
+"""Decay of the moving average of each entry's usage: about 20 steps, so that a rare code is not taken for a dead
+one."""
 
 
-class RevivingQuantizer(Quantizer):
-    """Entries that nothing uses restart at vectors of the batch.
+class DeadCodeReplacementQuantizer(Quantizer):
+    """Replace unused entries by encoder vectors of the current batch.
 
-    Whatever decides on a revival is in the buffers, and the choice of vectors is a pure function of the step and of
-    their places in the global batch: a resumed run revives what the uninterrupted one would have revived, however
-    the batch is split over processes and micro-batches.
+    Everything that decides on a replacement is in the buffers, and the choice of vectors is a pure function of the
+    step and of their positions in the global batch: a resumed run replaces the same entries as an uninterrupted one,
+    however the batch is split over processes and micro-batches.
     """
 
     use: Tensor
     steps: Tensor
 
-    def __init__(self, codes: int, dimensions: int, config: QuantizerConfig) -> None:
-        super().__init__(codes, dimensions, config)
-        self.embedding = nn.Embedding(codes, dimensions)
-        self.register_buffer("use", torch.full((codes,), 1 / codes))  # share of the tokens, moving average
+    def __init__(self, codebook_size: int, dim: int, config: QuantizerConfig) -> None:
+        super().__init__(codebook_size, dim, config)
+        self.embedding = nn.Embedding(codebook_size, dim)
+        self.register_buffer("use", torch.full((codebook_size,), 1 / codebook_size))  # (K,) EMA of code frequencies
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        self._counts: Tensor | None = None  # of the step under way, all micro-batches of this process
-        self._rows: list[Tensor] = []
+        # Of the current step, over all micro-batches of this process:
+        self._counts: Tensor | None = None  # (K,)
+        self._vectors: list[Tensor] = []
 
-    def note(self, rows: Tensor, codes: Tensor) -> None:
-        """Remember which vectors became which codes, if this pass is one of training."""
+    def record_usage(self, vectors: Tensor, codes: Tensor) -> None:
+        """Record the vectors (N, D) and codes (N,) of a training pass; ignored outside training."""
         if self.training and torch.is_grad_enabled():
-            counts = torch.bincount(codes, minlength=self.codes).float()
+            counts = torch.bincount(codes, minlength=self.codebook_size).float()
             self._counts = counts if self._counts is None else self._counts + counts
-            self._rows.append(rows.detach())
+            self._vectors.append(vectors.detach())
 
-    def follow(self, counts: Tensor) -> None:
-        """Called once a step with the uses of each entry (K,) on all processes, before dead ones are looked for."""
+    def update_codebook(self, counts: Tensor) -> None:
+        """Update the codebook from the usage counts (K,) of all processes. Called each step, before replacement."""
 
-    def place(self, entries: Tensor, rows: Tensor) -> None:
-        """Put the entries of these numbers at these vectors."""
-        self.embedding.weight[entries] = rows.to(self.embedding.weight.dtype)
+    def set_entries(self, codes: Tensor, vectors: Tensor) -> None:
+        """Set the entries ``codes`` (N,) to ``vectors`` (N, D)."""
+        self.embedding.weight[codes] = vectors.to(self.embedding.weight.dtype)
 
     @torch.no_grad()
     def end_step(self) -> None:
-        """Follow the use of each entry; every ``dead_code_interval`` steps move the dead ones."""
+        """Update the usage statistics; every ``dead_code_interval`` steps replace dead entries."""
         if self._counts is None:
             return
         counts = all_reduce_sum(self._counts)
-        self.follow(counts)
-        rows = torch.stack(self._rows)
-        self._counts, self._rows = None, []
-        self.use.lerp_(counts / counts.sum(), 1 - USE_DECAY)
+        self.update_codebook(counts)
+        vectors = torch.stack(self._vectors)  # (M, N, D)
+        self._counts, self._vectors = None, []
+        self.use.lerp_(counts / counts.sum(), 1 - USAGE_DECAY)
         self.steps += 1
-        every = self.config.dead_code_interval
-        if every and int(self.steps) % every == 0:
-            self._revive(rows)
+        interval = self.config.dead_code_interval
+        if interval and int(self.steps) % interval == 0:
+            self._replace_dead_codes(vectors)
 
-    def _revive(self, rows: Tensor) -> None:
-        """Restart dead entries at vectors of ``rows`` (M, N, D), this process' micro-batches, and of the others'."""
-        dead = (self.use < self.config.dead_code_threshold / self.codes).nonzero().squeeze(1)
+    def _replace_dead_codes(self, vectors: Tensor) -> None:
+        """Replace dead entries by vectors of this process, (M, N, D) from its micro-batches, and of the others."""
+        dead = (self.use < self.config.dead_code_threshold / self.codebook_size).nonzero().squeeze(1)
         if not len(dead):
             return
-        draw = torch.Generator().manual_seed(int(self.steps))
-        world, total = world_size(), len(rows) * world_size() * rows.shape[1]
-        # Places in the global batch, whose order is that of the stream: micro-batch, process, vector. Each once, as
-        # long as there are enough.
-        places = torch.randperm(total, generator=draw)[torch.arange(len(dead)) % total].to(rows.device)
-        part, vector = places // rows.shape[1], places % rows.shape[1]
-        own = part % world == rank()
-        chosen = torch.where(own[:, None], rows[part // world, vector], 0.0)  # zero where another process has it
-        self.place(dead, all_reduce_sum(chosen))
-        self.use[dead] = 1 / self.codes  # time to be used before it is looked at again
+        generator = torch.Generator().manual_seed(int(self.steps))
+        world, total = world_size(), len(vectors) * world_size() * vectors.shape[1]
+        # Positions in the global batch, in the order of the stream: micro-batch, process, vector. Each once, as long as
+        # there are enough.
+        positions = torch.randperm(total, generator=generator)[torch.arange(len(dead)) % total].to(vectors.device)
+        part, vector = positions // vectors.shape[1], positions % vectors.shape[1]
+        mine = part % world == rank()
+        chosen = torch.where(mine[:, None], vectors[part // world, vector], 0.0)  # zero where another process has it
+        self.set_entries(dead, all_reduce_sum(chosen))
+        self.use[dead] = 1 / self.codebook_size  # as if used evenly, so that a new entry has time to be used

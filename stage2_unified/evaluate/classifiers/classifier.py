@@ -1,4 +1,4 @@
-"""A small network that names findings on radiographs, trained on real ones: the judge of generated images."""
+"""Train a small classifier of findings on real radiographs, to evaluate generated and reconstructed ones."""
 
 import numpy as np
 import torch
@@ -9,8 +9,8 @@ from medunifier.shared.progress import Progress
 
 INPUT = 64
 BATCH = 32
-# (channels, kernel, stride): 32 pixels a side after the first, 4 after the last. Strides in place of pooling
-# keep the arithmetic where it is cheap.
+# (channels, kernel, stride): 32 pixels a side after the first layer, 4 after the last. Strides in place of pooling
+# reduce the FLOPs.
 LAYERS = ((24, 5, 2), (48, 3, 2), (64, 3, 2), (96, 3, 2))
 PEAK_RATE = 3e-3
 
@@ -25,7 +25,7 @@ def _network(findings: int) -> nn.Module:
             nn.ReLU(),
         ]
         channels = width
-    # The places are kept, not averaged away: an effusion is where it is, and a side is a finding's half.
+    # Flattened without average pooling: the position and the side of a finding matter.
     return nn.Sequential(*layers, nn.Flatten(), nn.Dropout(0.2), nn.Linear(channels * (INPUT // 2**4) ** 2, findings))
 
 
@@ -34,9 +34,9 @@ class FindingClassifier:
 
     Args:
         images: (N, H, W) real training radiographs, floats in [0, 1].
-        truth: (N, F) 1, 0, or NaN for labels that do not count.
+        truth: (N, F) 1, 0, or NaN for labels that are ignored.
         steps: optimizer steps of 32 images.
-        seed: of weights, order and augmentation.
+        seed: of the weights, the order and the augmentation.
     """
 
     def __init__(self, images: np.ndarray, truth: np.ndarray, steps: int = 500, seed: int = 0) -> None:
@@ -53,7 +53,7 @@ class FindingClassifier:
         counts = ~truth.isnan()
         truth = truth.nan_to_num()
         self._net.train()
-        with Progress(steps, "training the judge", "step") as progress:
+        with Progress(steps, "training the classifier of findings", "step") as progress:
             for _ in range(steps):
                 rows = torch.randint(len(images), (BATCH,))
                 logits = self._net(_shifted(images[rows]))
@@ -65,19 +65,19 @@ class FindingClassifier:
                 progress.advance(1, loss=loss.item())
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """(N, H, W) floats in [0, 1] -> (N, F) logits."""
+        """Return (N, F) logits of (N, H, W) images, floats in [0, 1]."""
         with torch.inference_mode():
-            return torch.cat([self._net(part) for part in _small(images).split(256)]).numpy()
+            return torch.cat([self._net(batch) for batch in _small(images).split(256)]).numpy()
 
 
 def _small(images: np.ndarray) -> Tensor:
-    """(N, H, W) in [0, 1] -> (N, 1, 64, 64) around 0."""
-    parts = torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32))[:, None].split(256)
-    return (torch.cat([adaptive_avg_pool2d(part, INPUT) for part in parts]) - 0.5) * 4
+    """Resize (N, H, W) images in [0, 1] to (N, 1, 64, 64), centred at 0."""
+    batches = torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32))[:, None].split(256)
+    return (torch.cat([adaptive_avg_pool2d(batch, INPUT) for batch in batches]) - 0.5) * 4
 
 
 def _shifted(images: Tensor, most: int = 2) -> Tensor:
-    """The batch moved by up to ``most`` pixels, and brightened a little; never mirrored: sides matter."""
+    """Shift the batch by up to ``most`` pixels and jitter the brightness. No flips, since the side matters."""
     down, right = torch.randint(-most, most + 1, (2,)).tolist()
     moved = torch.roll(images, (down, right), dims=(2, 3))
     return moved * (1 + 0.1 * torch.randn(len(images), 1, 1, 1)) + 0.1 * torch.randn(len(images), 1, 1, 1)

@@ -1,4 +1,4 @@
-"""Heads on an image backbone, trained on labels or on masks: the backbone with them, or frozen."""
+"""Train classification and segmentation heads on an image backbone, frozen or fine-tuned."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ EVALUATION_BATCH = 64
 
 
 class Backbone(Protocol):
-    """`medunifier.stage2_unified.model.image_backbone.ImageBackbone`, or another module with these."""
+    """Interface of `medunifier.stage2_unified.model.image_backbone.ImageBackbone`."""
 
     width: int
 
@@ -26,56 +26,58 @@ class Backbone(Protocol):
 
 @dataclass(frozen=True)
 class FineTuning:
-    """Training of the whole network, and of heads on masks."""
+    """Recipe for fine-tuning all weights and for segmentation heads."""
 
     steps: int = 150
-    """Optimizer steps at each share of the labels; 0 = the linear probe alone."""
+    """Optimizer steps at each percentage of the labels; 0 = linear probe only."""
     batch_size: int = 32
-    """Studies a step, drawn with replacement where there are fewer."""
+    """Studies per step, repeated where there are fewer."""
     rate: float = 1e-3
-    """Highest learning rate; it rises over the first tenth of the steps and falls to 0."""
+    """Peak learning rate: linear warm-up over the first tenth of the steps, then cosine decay to 0."""
     weight_decay: float = 0.05
-    """Of AdamW."""
+    """Weight decay of AdamW."""
     scratch: bool = True
-    """Train the same architecture from fresh weights beside it, by the same recipe."""
+    """Also train the same architecture from random initialisation by the same recipe."""
     shares: tuple[int, ...] = (1, 10, 100)
-    """Per cent of the training studies whose labels are given."""
+    """Percentages of the training studies whose labels are used."""
     uncertain: Literal["ignore", "chexpert"] = "ignore"
-    """Uncertain labels of training studies: left out, or as CheXpert's papers have it (atelectasis, edema and
-    effusion present, cardiomegaly and consolidation absent)."""
+    """Uncertain labels of training studies: ignore them, or map them as the CheXpert papers do (atelectasis, edema
+    and effusion to present, cardiomegaly and consolidation to absent)."""
 
     def __post_init__(self) -> None:
         if self.steps < 0 or self.batch_size < 1 or self.rate <= 0:
             raise ValueError("steps must be at least 0, batch_size at least 1 and rate above 0")
-        if not self.shares or not all(0 < share <= 100 for share in self.shares):
-            raise ValueError(f"shares must be per cents in 1 ... 100, got {list(self.shares)}")
+        if not self.shares or not all(0 < percent <= 100 for percent in self.shares):
+            raise ValueError(f"shares must be percentages from 1 to 100, got {list(self.shares)}")
 
 
 class FindingHead(nn.Module):
-    """A logit a finding, linear in the state of the whole image."""
+    """Linear classifier: one logit per finding from the pooled image state."""
 
     def __init__(self, width: int, findings: int) -> None:
         super().__init__()
         self.linear = nn.Linear(width, findings)
 
-    def forward(self, whole: Tensor, cells: Tensor) -> Tensor:
-        """(B, H), (B, N, H) -> (B, F)."""
-        return self.linear(whole)
+    def forward(self, pooled: Tensor, patches: Tensor) -> Tensor:
+        """Map the states, pooled (B, H) and by code (B, N, H), to (B, F) logits; ``patches`` are unused."""
+        return self.linear(pooled)
 
     @staticmethod
     def loss(logits: Tensor, truth: Tensor) -> Tensor:
-        """Mean cross-entropy over the labels that are known; ``truth`` (B, F) is NaN where they are not."""
+        """Return the mean cross-entropy over the known labels; ``truth`` (B, F) is NaN where a label is unknown."""
         known = ~truth.isnan()
         losses = binary_cross_entropy_with_logits(logits, truth.nan_to_num(), reduction="none")
         return (losses * known).sum() / known.sum().clamp(min=1)
 
 
 class MaskHead(nn.Module):
-    """A logit a pixel and finding: each code's state, beside the whole's, is spread over the code's pixels, linearly.
+    """Linear segmentation head: one logit per pixel and finding.
+
+    The state of each code, concatenated with the pooled state, is projected to the pixels that the code covers.
 
     Args:
-        width: of the states.
-        findings: how many.
+        width: dimension of the states.
+        findings: number of findings.
         grid: (h, w) codes of an image.
         size: side of the image in pixels.
     """
@@ -86,24 +88,24 @@ class MaskHead(nn.Module):
         self.patch = size // grid[0], size // grid[1]
         self.linear = nn.Linear(2 * width, findings * self.patch[0] * self.patch[1])
 
-    def forward(self, whole: Tensor, cells: Tensor) -> Tensor:
-        """(B, H), (B, N, H) -> (B, F, S, S)."""
-        both = torch.cat([cells, whole[:, None].expand_as(cells)], dim=-1)
+    def forward(self, pooled: Tensor, patches: Tensor) -> Tensor:
+        """Map the states, pooled (B, H) and by code (B, N, H), to (B, F, S, S) logits."""
+        states = torch.cat([patches, pooled[:, None].expand_as(patches)], dim=-1)  # (B, N, 2H)
         (h, w), (p, q) = self.grid, self.patch
-        pixels = self.linear(both).view(len(cells), h, w, self.findings, p, q)
-        return pixels.permute(0, 3, 1, 4, 2, 5).reshape(len(cells), self.findings, h * p, w * q)
+        pixels = self.linear(states).view(len(patches), h, w, self.findings, p, q)
+        return pixels.permute(0, 3, 1, 4, 2, 5).reshape(len(patches), self.findings, h * p, w * q)
 
     @staticmethod
     def loss(logits: Tensor, truth: Tensor) -> Tensor:
-        """Cross-entropy plus 1 - soft Dice, each a mean over the masks that are known.
+        """Return the cross-entropy plus 1 - soft Dice, each averaged over the known masks.
+
+        With cross-entropy alone the head predicts empty masks, since a finding covers about one pixel in fifty.
 
         Args:
             logits: (B, F, S, S).
-            truth: (B, F, S, S) 1 or 0, or -1 throughout where it is not known.
-
-        Cross-entropy alone marks nothing while a finding fills one pixel in fifty.
+            truth: (B, F, S, S) 1 or 0, or -1 throughout an unknown mask.
         """
-        known = truth[..., 0, 0] >= 0  # (B, F): a mask is known as a whole
+        known = truth[..., 0, 0] >= 0  # (B, F): a mask is known or unknown as a whole
         if not known.any():
             return logits.sum() * 0.0
         logits, truth = logits[known], truth[known].float()  # (M, S, S)
@@ -123,36 +125,36 @@ def train_head(
     frozen: bool,
     title: str,
 ) -> Callable[..., np.ndarray]:
-    """Train a head, with the backbone unless ``frozen``, by AdamW on batches drawn with the seed.
+    """Train a head, and the backbone unless ``frozen``, by AdamW.
 
     Args:
-        backbone: of :class:`Backbone`; trained in place.
+        backbone: a :class:`Backbone`; trained in place.
         head: :class:`FindingHead` or :class:`MaskHead`.
-        inputs: of the N training studies.
-        truth: (N, …) what the head's loss takes.
+        inputs: backbone inputs of the N training studies.
+        truth: (N, …) targets of the head's loss.
         options: the recipe.
-        seed: of the order of studies.
+        seed: of the order of the studies.
         frozen: train the head alone.
-        title: for the progress bar.
+        title: label of the progress bar.
 
     Returns:
-        Inputs of M studies -> (M, …) logits, or whether they are above 0 if ``decided``.
+        A function from the inputs of M studies to (M, …) logits, or with ``decided`` to booleans (logit > 0).
     """
     device = next(head.parameters()).device
     parameters = list(head.parameters()) + ([] if frozen else [p for p in backbone.parameters() if p.requires_grad])
     optimizer = torch.optim.AdamW(parameters, lr=options.rate, weight_decay=options.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share_of_rate(step, options.steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate_factor(step, options.steps))
     order = torch.Generator().manual_seed(seed)
     rows = torch.empty(0, dtype=torch.long)
     backbone.train(not frozen)
     with Progress(options.steps, title, "step") as progress:
         for _ in range(options.steps):
-            while len(rows) < options.batch_size:  # every study once before any comes again
+            while len(rows) < options.batch_size:  # every study once before any is repeated
                 rows = torch.cat([rows, torch.randperm(len(truth), generator=order)])
             batch, rows = rows[: options.batch_size], rows[options.batch_size :]
             with torch.set_grad_enabled(not frozen):
-                whole, cells = backbone(*(part[batch] for part in inputs))
-            loss = head.loss(head(whole.float(), cells.float()), truth[batch].to(device))
+                pooled, patches = backbone(*(tensor[batch] for tensor in inputs))
+            loss = head.loss(head(pooled.float(), patches.float()), truth[batch].to(device))
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -161,27 +163,27 @@ def train_head(
             progress.advance(1, loss=loss.item())
     backbone.eval()
 
-    def apply(given: tuple[Tensor, ...], decided: bool = False) -> np.ndarray:
-        parts = []
+    def apply(test_inputs: tuple[Tensor, ...], decided: bool = False) -> np.ndarray:
+        outputs = []
         with torch.inference_mode():
-            for some in zip(*(part.split(EVALUATION_BATCH) for part in given), strict=True):
-                logits = head(*(state.float() for state in backbone(*some)))
-                parts.append((logits > 0 if decided else logits).cpu())
-        return torch.cat(parts).numpy()
+            for batch in zip(*(tensor.split(EVALUATION_BATCH) for tensor in test_inputs), strict=True):
+                logits = head(*(state.float() for state in backbone(*batch)))
+                outputs.append((logits > 0 if decided else logits).cpu())
+        return torch.cat(outputs).numpy()
 
     return apply
 
 
-def _share_of_rate(step: int, steps: int) -> float:
-    """Linear rise over the first tenth, then half a cosine down to 0."""
+def _rate_factor(step: int, steps: int) -> float:
+    """Return the learning-rate multiplier: linear warm-up over the first tenth, then cosine decay to 0."""
     warmup = max(1, steps // 10)
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def fresh(make: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """A module whose weights are a function of the seed, whatever was drawn before."""
+def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """Build a module whose initial weights depend on the seed alone."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return make()

@@ -14,7 +14,7 @@ from medunifier.shared.errors import UserError
 from medunifier.shared.metrics.images.diversity import WINDOW, scales_of, similarity_within
 from medunifier.shared.metrics.images.feature_nets import load_feature_net
 from medunifier.shared.progress import Progress
-from medunifier.stage2_unified.evaluate.results.files import print_figures, write_result
+from medunifier.stage2_unified.evaluate.results.files import print_metrics, write_result
 from medunifier.stage2_unified.evaluate.results.result import TaskResult, digest
 from medunifier.stage2_unified.evaluate.scores.images import Images, score_images
 
@@ -23,7 +23,7 @@ EXAMPLES = 12
 
 DESCRIPTION = (
     "Evaluate generated radiographs of any system. --generated and --real are folders of PNG, JPEG or DICOM files, "
-    "read with all subfolders; the two may share no file. Images in one subfolder of --generated count as generated "
+    "read recursively; the two may share no file. Images in one subfolder of --generated count as generated "
     "from one prompt and are compared with each other (MS-SSIM). --train DIR, the images that the system was trained "
     "on, adds the distance to the nearest of them. Every image is fitted into --image_size pixels, aspect ratio kept."
 )
@@ -34,25 +34,25 @@ class ExternalImagesConfig:
     """Evaluate generated radiographs of any system."""
 
     generated: str
-    """Folder of generated radiographs; a subfolder holds those of one prompt."""
+    """Folder of generated radiographs; a subfolder holds the images of one prompt."""
     real: str
-    """Folder of real ones, which the system was not trained on."""
+    """Folder of real radiographs that the system was not trained on."""
     out: str
-    """Result file, NAME.json; the page NAME.html lies beside it."""
+    """Result file, NAME.json; the page NAME.html is written beside it."""
     train: str | None = None
     """Folder of real radiographs that the system was trained on."""
     image_size: int = 256
-    """Side in pixels at which both sides are compared."""
+    """Side in pixels at which the images are compared."""
     feature_net: str = "random"
-    """random, inception_v3, densenet121 or transformers."""
+    """Feature network: random, inception_v3, densenet121 or transformers."""
     feature_weights: str | None = None
-    """Its file or folder; nothing is downloaded."""
+    """Weights of the feature network, a file or folder; nothing is downloaded."""
     seed: int = 0
-    """Of the bootstrap."""
+    """Seed of the bootstrap."""
     bootstrap: int = 200
-    """Resamples for an interval; each image counts as a patient of its own."""
+    """Bootstrap resamples for an interval; each image counts as a separate patient."""
     device: str | None = None
-    """Where the net runs; an accelerator if there is one."""
+    """torch device of the network; default: an accelerator if there is one."""
 
     def __post_init__(self) -> None:
         if not self.out.endswith(".json"):
@@ -67,10 +67,10 @@ class Folder:
 
     Attributes:
         root: the folder.
-        files: its image files, in the order of their names.
+        files: its image files, sorted by path.
         pixels: (N, S, S) floats in [0, 1].
         hashes: SHA-256 of each file.
-        stored: how often each size was met, as stored.
+        stored: number of images of each size before fitting.
     """
 
     root: Path
@@ -80,29 +80,27 @@ class Folder:
     stored: dict[str, int]
 
     def names(self) -> list[str]:
-        """Paths below the folder."""
+        """Return the paths relative to the folder."""
         return [str(file.relative_to(self.root)) for file in self.files]
 
 
 def run(config: ExternalImagesConfig, command: str) -> None:
-    """Evaluate and write the result, in which ``command`` is recorded.
+    """Evaluate the images and write the result, which records ``command``.
 
     Raises:
-        UserError: for folders that do not fit.
+        UserError: for invalid folders.
     """
     net = load_feature_net(config.feature_net, config.feature_weights, config.device)
-    places = {"generated": config.generated, "real": config.real}
+    folders = {"generated": config.generated, "real": config.real}
     if config.train is not None:
-        places["train"] = config.train
-    listed = {name: list_images(place) for name, place in places.items()}
-    check_apart(places, listed)
+        folders["train"] = config.train
+    listed = {name: list_images(folder) for name, folder in folders.items()}
+    check_disjoint(folders, listed)
     for name, files in listed.items():
         if len(files) < 2:
-            raise UserError(
-                f"{places[name]} holds one image, {files[0].name}: sets are compared here, of two images at least"
-            )
-    sides = {name: read_folder(places[name], files, config.image_size) for name, files in listed.items()}
-    notes = _shared_content(sides)
+            raise UserError(f"{folders[name]} holds one image, {files[0].name}: expected at least two images")
+    sides = {name: read_folder(folders[name], files, config.image_size) for name, files in listed.items()}
+    notes = _copy_notes(sides)
     result = evaluate_images(sides["generated"], sides["real"], sides.get("train"), net)
     real = sides["real"]
     data: dict[str, Any] = {
@@ -111,7 +109,7 @@ def run(config: ExternalImagesConfig, command: str) -> None:
         "kind": "folders",
         "source": "folders",
         "sections": "none",
-        "split": "as given",
+        "split": "unspecified",
         "counts": {name: len(side.files) for name, side in sides.items()},
         "transform": {
             "size": config.image_size,
@@ -132,14 +130,14 @@ def run(config: ExternalImagesConfig, command: str) -> None:
         bootstrap=config.bootstrap,
         notes=notes,
     )
-    print_figures(content, config.out)
+    print_metrics(content, config.out)
 
 
-def evaluate_images(drawn: Folder, real: Folder, train: Folder | None, net: Any) -> TaskResult:
-    """Score a folder of drawn images beside one of real ones."""
-    names = drawn.names()
+def evaluate_images(generated: Folder, real: Folder, train: Folder | None, net: Any) -> TaskResult:
+    """Compare a folder of generated images with one of real images."""
+    names = generated.names()
     scores = score_images(
-        Images(drawn.pixels, names, names),
+        Images(generated.pixels, names, names),
         Images(real.pixels, real.hashes, real.hashes),
         net,
         None if train is None else train.pixels,
@@ -151,83 +149,83 @@ def evaluate_images(drawn: Folder, real: Folder, train: Folder | None, net: Any)
     several = {prompt: rows for prompt, rows in prompts.items() if prompt != "." and len(rows) > 1}
     if several:
         metrics["synthesis.ms_ssim_within"] = float(
-            np.mean([similarity_within(drawn.pixels[rows]) for rows in several.values()])
+            np.mean([similarity_within(generated.pixels[rows]) for rows in several.values()])
         )
-        details["variety"] = {"prompts": len(several), "scales": scales_of(drawn.pixels.shape[1]), "examples": []}
+        details["variety"] = {"prompts": len(several), "scales": scales_of(generated.pixels.shape[1]), "examples": []}
     pictures: dict[str, np.ndarray] = {}
     details["examples"] = []
     for i in range(min(EXAMPLES, len(names))):
-        pictures[f"synthesis-generated-{i}"] = drawn.pixels[i]
+        pictures[f"synthesis-generated-{i}"] = generated.pixels[i]
         details["examples"].append({"report": names[i], "generated": f"synthesis-generated-{i}"})
     details["nearest_pairs"] = []
     for i, j, distance in scores.copies:
         assert train is not None
         pair = f"synthesis-generated-{i}", f"synthesis-train-{j}"
-        pictures |= {pair[0]: drawn.pixels[i], pair[1]: train.pixels[j]}
+        pictures |= {pair[0]: generated.pixels[i], pair[1]: train.pixels[j]}
         details["nearest_pairs"].append({"generated": pair[0], "train": pair[1], "distance": distance})
     protocol = {
         "feature_net": details["feature_net"],
-        "image_size": list(drawn.pixels.shape[1:]),
+        "image_size": list(generated.pixels.shape[1:]),
         "images": details["images"],
     }
     return TaskResult(metrics, details, pictures, samples=scores.samples, protocol=protocol)
 
 
 def list_images(folder: str) -> list[Path]:
-    """Image files of a folder and those below it, in the order of their paths.
+    """Return the image files of a folder and its subfolders, sorted by path.
 
     Raises:
-        UserError: if it is no folder or holds none.
+        UserError: if it is no folder or holds no images.
     """
     root = Path(folder)
     if not root.is_dir():
-        raise UserError(f"{folder} is no folder: give the folder that holds the images, not a pattern or a file")
+        raise UserError(f"{folder} is no folder: pass the folder that holds the images, not a pattern or a file")
     files = sorted(path for path in root.rglob("*") if path.is_file() and path.name.lower().endswith(SUFFIXES))
     if not files:
         raise UserError(f"no images in {folder}: expected files that end in {', '.join(SUFFIXES)}")
     return files
 
 
-def check_apart(places: dict[str, str], listed: dict[str, list[Path]]) -> None:
-    """No file may stand on two sides, by whatever path or link: a distance of a set to itself is no figure.
+def check_disjoint(folders: dict[str, str], listed: dict[str, list[Path]]) -> None:
+    """Check that no file belongs to two sets, whatever path or link leads to it.
 
     Raises:
-        UserError: if two folders are one, lie within each other, or share a file.
+        UserError: if two folders are the same, nested, or share a file.
     """
-    names = list(places)
+    names = list(folders)
     for i, a in enumerate(names):
         for b in names[i + 1 :]:
             shared = {path.resolve() for path in listed[a]} & {path.resolve() for path in listed[b]}
             if shared:
                 raise UserError(
-                    f"--{a} {places[a]} and --{b} {places[b]} share {len(shared)} files, such as {min(shared)}: "
-                    "the two sides must be different images in different folders"
+                    f"--{a} {folders[a]} and --{b} {folders[b]} share {len(shared)} files, such as {min(shared)}: "
+                    "pass folders with different images"
                 )
 
 
 def read_folder(folder: str, files: list[Path], size: int) -> Folder:
-    """Read and fit every image.
+    """Read every image and fit it into a square.
 
     Raises:
-        UserError: naming the first that cannot be read: a figure over the others would be another figure.
+        UserError: if an image cannot be read; skipping it would change the metrics.
     """
     pixels: list[np.ndarray] = []
     stored: dict[str, int] = {}
     with Progress(len(files), f"reading {Path(folder).name}", "image") as progress:
         for path in files:
             try:
-                own = read_radiograph(path)
-                pixels.append(fit_square(own, size))
+                image = read_radiograph(path)
+                pixels.append(fit_square(image, size))
             except UnreadableImage as error:
-                raise UserError(f"{path}: {error}; mend it or take it away, then judge again") from None
-            shape = f"{own.shape[0]} x {own.shape[1]}"
+                raise UserError(f"{path}: {error}; repair or remove it, then evaluate again") from None
+            shape = f"{image.shape[0]} x {image.shape[1]}"
             stored[shape] = stored.get(shape, 0) + 1
             progress.advance(1)
     return Folder(Path(folder), files, np.stack(pixels), [sha256_file(path) for path in files], stored)
 
 
-def _shared_content(sides: dict[str, Folder]) -> list[str]:
-    """Images that stand on two sides as copies: legal (a test of this command is one), but said aloud."""
+def _copy_notes(sides: dict[str, Folder]) -> list[str]:
+    """Return a note for every two sets with identical images: allowed, as for a self-test, but reported."""
     notes = []
     names = list(sides)
     for i, a in enumerate(names):

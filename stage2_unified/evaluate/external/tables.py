@@ -1,4 +1,4 @@
-"""Tables of reports as other systems hand them in: CSV, one row a study, and what is wrong with one in a line."""
+"""Read CSV tables of reports from other systems: one row per study, with one-line errors."""
 
 import csv
 import io
@@ -16,12 +16,12 @@ _VALUES = {"": None, "1": 1, "1.0": 1, "0": 0, "0.0": 0, "-1": -1, "-1.0": -1}
 
 @dataclass(frozen=True)
 class ReportTable:
-    """Rows of a table, by study id, in the file's order.
+    """Rows of a table by study id, in the order of the file.
 
     Attributes:
-        reports: text of each study.
-        patients: of each; None where the table has no such column.
-        labels: ``{finding: 1 | 0 | -1}`` of each; None where it has no column of an observation.
+        reports: report of each study.
+        patients: patient of each study; None if the table has no such column.
+        labels: ``{finding: 1 | 0 | -1}`` of each study; None if it has no column of an observation.
     """
 
     reports: dict[str, str]
@@ -33,7 +33,7 @@ def read_reports(path: str) -> ReportTable:
     """Read ``study_id,report[,patient_id][,OBSERVATION …]``; observations are 1, 0, -1 or blank (not mentioned).
 
     Raises:
-        UserError: if the file is absent, is no table, lacks a column, or has an id twice or none.
+        UserError: if the file is missing, is no table, lacks a column, or has duplicate or empty ids.
     """
     try:
         with io.TextIOWrapper(open_regular(path), newline="", encoding="utf-8-sig") as file:
@@ -55,10 +55,10 @@ def read_reports(path: str) -> ReportTable:
         raise UserError(f"{path} has no rows")
     if "" in ids:
         raise UserError(f"{path}, row {ids.index('') + 2}: {ID} is empty")
-    twice = [name for name, count in Counter(ids).items() if count > 1]
-    if twice:
+    duplicates = [name for name, count in Counter(ids).items() if count > 1]
+    if duplicates:
         raise UserError(
-            f"{path} has {len(twice)} ids more than once, such as {twice[0]}: one report a study is judged"
+            f"{path} has {len(duplicates)} duplicate ids, such as {duplicates[0]}: expected one report per study"
         )
     findings = [name for name in OBSERVATIONS if name in columns]
     labels = {
@@ -85,20 +85,22 @@ def _labels(path: str, number: int, row: dict[str, str], findings: list[str]) ->
     return labels
 
 
-def check_same_ids(predictions: str, said: set[str], references: str, wanted: set[str]) -> None:
-    """Every reference must be answered, and nothing else: a figure over the easy half is no figure.
+def check_same_ids(predictions: str, predicted: set[str], references: str, expected: set[str]) -> None:
+    """Check that predictions and references have the same ids, so that no study is skipped.
 
     Raises:
-        UserError: with how many differ and one of them.
+        UserError: with the number of ids that differ and one of them.
     """
-    missing, odd = wanted - said, said - wanted
-    if missing or odd:
-        parts = []
+    missing, unknown = expected - predicted, predicted - expected
+    if missing or unknown:
+        problems = []
         if missing:
-            parts.append(f"{len(missing)} of {len(wanted)} references have no prediction, such as {min(missing)}")
-        if odd:
-            parts.append(f"{len(odd)} predictions have no reference, such as {min(odd)}")
+            problems.append(
+                f"{len(missing)} of {len(expected)} references have no prediction, such as {min(missing)}"
+            )
+        if unknown:
+            problems.append(f"{len(unknown)} predictions have no reference, such as {min(unknown)}")
         raise UserError(
-            f"{Path(predictions).name} and {Path(references).name} do not match: {'; '.join(parts)}. "
-            "An empty report for a study counts as one"
+            f"{Path(predictions).name} and {Path(references).name} do not match: {'; '.join(problems)}. "
+            "A report may be empty, but its row is required"
         )

@@ -44,11 +44,11 @@ _DEFINITIONS = (
     (
         r"tokenizer\.label_auroc(_change|\.real)?",
         f"Macro AUROC ({_AUROC}) of a classifier trained on original training images, applied to reconstructions; "
-        ".real: to the originals; _change: the difference, which is what the codes lose",
+        ".real: to the originals; _change: the difference, which is what encoding loses",
     ),
     (
         r"retrieval\.(reranked_)?(image_to_text|text_to_image)_r\d+",
-        "Recall at k: fraction of queries whose own report (or image) is among the k most similar candidates. "
+        "Recall at k: fraction of queries whose report (or image) is among the k most similar candidates. "
         "Reports with the same words are one candidate. reranked: after the matching head ordered the first "
         "candidates",
     ),
@@ -59,7 +59,7 @@ _DEFINITIONS = (
     ),
     (
         r"matching\.(auroc|accuracy)",
-        "Image-text matching: AUROC and accuracy of the matching head between a study's own report and a "
+        "Image-text matching: AUROC and accuracy of the matching head between a study's report and a "
         "different report. Chance is 0.5",
     ),
     (
@@ -119,7 +119,7 @@ _DEFINITIONS = (
     (
         r"synthesis\.pixel_deviation",
         "Mean over pixels of the standard deviation over generated images. Baseline: of held-out images. Far "
-        "below it the generated images are all alike",
+        "below it the generated images are nearly identical",
     ),
     (
         r"synthesis\.(fid|kid)",
@@ -153,12 +153,12 @@ _DEFINITIONS = (
     ),
     (
         r"finetune\.(dice_)?gain_\d+",
-        "Difference between full and scratch: what pre-training gains (AUROC, or Dice)",
+        "Difference between full and scratch: the gain by pre-training (AUROC, or Dice)",
     ),
     (
         r"finetune\.(frozen|full|scratch)_dice(_all)?_\d+",
         "Dice overlap of predicted and reference masks over images with the finding; _all: over all images, where "
-        "an image without the finding counts 1 if nothing is marked",
+        "an image without the finding counts 1 if the predicted mask is empty",
     ),
 )
 

@@ -1,4 +1,4 @@
-"""The files of a result: JSON with every circumstance, scores by sample, written texts, pictures and a page."""
+"""Write the files of a result: JSON, scores by sample, generated reports, images and the page."""
 
 import csv
 from collections.abc import Mapping
@@ -26,33 +26,33 @@ def write_result(
     seconds: Mapping[str, float] | None = None,
     notes: list[str] | None = None,
 ) -> dict[str, Any]:
-    """Write everything of a judgement; the JSON comes last, so that where it is, all else is.
+    """Write all files of a result. The JSON is written last, so its presence means that the result is complete.
 
     Args:
-        out: NAME.json. Beside it: NAME.html, NAME-pictures, NAME-samples.npz and, where reports were judged,
+        out: NAME.json. Beside it: NAME.html, NAME-pictures, NAME-samples.npz and, with generated reports,
             NAME-reports.csv, which ``--predictions`` reads.
-        task: as it was asked for.
+        task: as requested.
         results: by task.
-        data: what was judged on.
-        model: fingerprints, or what stands for them.
-        command: the line that does it again.
-        seed, bootstrap: of the intervals.
-        skipped: tasks that the data do not allow, and why.
-        seconds: by task.
-        notes: what a reader must know before any figure.
+        data: description of the evaluated data.
+        model: fingerprints, or checksums in their place.
+        command: command line that reproduces the result.
+        seed, bootstrap: seed and number of resamples of the intervals.
+        skipped: tasks that the data do not allow, and the reason.
+        seconds: wall time by task.
+        notes: warnings shown above all metrics.
 
     Returns:
-        The JSON's content.
+        Content of the JSON.
     """
     out = Path(out)
-    remove_remnants(out)
+    remove_partial_files(out)
     metrics, undefined = defined({key: value for result in results.values() for key, value in result.metrics.items()})
     details: dict[str, Any] = {}
     for name, result in results.items():
-        found: dict[str, Any] = dict(result.details.get("intervals", {}))
+        intervals: dict[str, Any] = dict(result.details.get("intervals", {}))
         for samples in result.samples.values():
-            found |= {figure: interval(bounds) for figure, bounds in samples.intervals(bootstrap, seed).items()}
-        details[name] = {**result.details, "intervals": found}
+            intervals |= {metric: interval(bounds) for metric, bounds in samples.intervals(bootstrap, seed).items()}
+        details[name] = {**result.details, "intervals": intervals}
     groups = {name: samples for result in results.values() for name, samples in result.samples.items()}
     texts = {name: text for result in results.values() for name, text in result.texts.items()}
     content = {
@@ -84,22 +84,22 @@ def write_result(
     return content
 
 
-def remove_remnants(out: Path) -> None:
-    """Remove what killed processes left half written of this result; pictures and reports are patients' data."""
+def remove_partial_files(out: Path) -> None:
+    """Remove partial files of this result left by killed processes; images and reports are patient data."""
     names = (out.name, f"{out.stem}.html", f"{out.stem}-samples.npz", f"{out.stem}-reports.csv")
     remove_partial(out.parent, *names, pictures_folder(out).name)
 
 
 def save_reports(path: Path, texts: Mapping[str, str]) -> None:
-    """Written reports as ``study_id,report``, the form that ``--predictions`` reads."""
+    """Write generated reports as ``study_id,report``, the format that ``--predictions`` reads."""
     with atomic_file(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["study_id", "report"])
         writer.writerows(texts.items())
 
 
-def print_figures(content: Mapping[str, Any], out: str | Path) -> None:
-    """Figures beside their baselines, then where the files are."""
+def print_metrics(content: Mapping[str, Any], out: str | Path) -> None:
+    """Print the notes, the metrics with their baselines, and the paths of the files."""
     for note in content["notes"]:
         print(f"note: {note}")
     for name, value in content["metrics"].items():

@@ -1,4 +1,4 @@
-"""The HTML page of an evaluation, made from the JSON and its images alone, so it can be made again."""
+"""HTML page of an evaluation, rendered from the JSON and its images alone."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ TITLES = {
     "synthesis": "Image generation from reports",
     "finetune": "Fine-tuning by percentage of labels: linear probe and all weights",
 }
-# Beginnings of the names of each task's metrics.
+# Prefixes of the names of each task's metrics.
 PREFIXES = {
     "tokenizer": ("tokenizer.",),
     "retrieval": ("retrieval.", "matching."),
@@ -55,7 +55,7 @@ def write_page(result: Mapping[str, Any], out: Path) -> None:
     if result["skipped"]:
         page.table(["task left out", "reason"], list(result["skipped"].items()))
     add_tasks(page, result, pictures_folder(out))
-    page.section("How it was measured")
+    page.section("Settings")
     page.table(["setting", "value"], _settings(result))
     page.save(out.with_suffix(".html"))
 
@@ -97,7 +97,7 @@ def findings_below(result: Mapping[str, Any], least_by_finding: Mapping[str, flo
 
 
 def _values_by_finding(task: str, details: Mapping[str, Any]) -> dict[str, float | None]:
-    """F1 of a report task, AUROC of another; of the first column where a result has several."""
+    """Return F1 for report generation, else AUROC; of the first column if a result has several."""
     if task == "reports":
         return {finding: row["f1"] for finding, row in details["per_finding"].items()}
     columns = _columns(details)
@@ -105,14 +105,14 @@ def _values_by_finding(task: str, details: Mapping[str, Any]) -> dict[str, float
 
 
 def _columns(details: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
-    """AUROC by finding of each condition (generated, held-out, …); a result with one condition has no name for it."""
+    """Return the AUROC by finding of each condition (generated, held-out, …); one without a name is "AUROC"."""
     values = details["per_finding"]
     return dict(values) if all(isinstance(value, Mapping) for value in values.values()) else {"AUROC": values}
 
 
 @dataclass(frozen=True)
 class _Section:
-    """What the section of a task is made from."""
+    """Content of the section of a task."""
 
     page: Page
     details: Mapping[str, Any]
@@ -124,7 +124,7 @@ class _Section:
         return self.names.get(key, key)
 
     def figure(self, row: Mapping[str, Any], keys: tuple[str, ...], caption: str) -> Figure:
-        """The images of ``row`` under those of ``keys`` that it has."""
+        """Return a figure of the images of ``row`` under those of ``keys`` that it has."""
         images = [(self.name(key), load_picture(self.pictures, row[key])) for key in keys if key in row]
         return Figure(images, caption)
 
@@ -140,7 +140,7 @@ class _Section:
 def _tokenizer(section: _Section) -> None:
     page, details = section.page, section.details
     if details.get("nets"):
-        page.table(["metric", "network it was measured with"], list(details["nets"].items()))
+        page.table(["metric", "network"], list(details["nets"].items()))
     if "per_finding" in details:
         _per_finding(section)
     elif "findings_left_out" in details:
@@ -172,24 +172,24 @@ def _retrieval(section: _Section) -> None:
             ],
             "Precision at k by class, among studies with exactly one of the classes",
         )
-    for heading, kind in (("Examples", "examples"), ("Queries whose own report has the worst rank", "failures")):
+    for heading, kind in (("Examples", "examples"), ("Queries whose report has the worst rank", "failures")):
         if details.get(kind):
             page.heading(heading)
         for example in details.get(kind, []):
             image = load_picture(section.pictures, example["picture"])
             page.figures([Figure([("as encoded by the tokenizer", image)])], "10rem")
             page.table(
-                ["rank", "report", "own report"],
+                ["rank", "report", "correct"],
                 [
                     [str(rank), text, right]
                     for rank, (text, right) in enumerate(zip(example["nearest"], example["right"], strict=True), 1)
                 ],
-                f"Own report, at rank {example['rank']}: {example['truth']}",
+                f"Reference report, at rank {example['rank']}: {example['truth']}",
             )
 
 
 def _per_finding(section: _Section) -> None:
-    """AUROC by finding: one table with a bar for the first condition and a column for each, and the ROC curves."""
+    """Add the ROC curves and a table of AUROC by finding: a column per condition and a bar for the first."""
     page, details = section.page, section.details
     columns = _columns(details)
     first = details.get("roc_of", next(iter(columns)))
@@ -219,7 +219,9 @@ def _per_finding(section: _Section) -> None:
 
 def _finetune(section: _Section) -> None:
     page, details = section.page, section.details
-    counts = ", ".join(f"{share} of the labels: {count} studies" for share, count in details["train_studies"].items())
+    counts = ", ".join(
+        f"{percent} of the labels: {count} studies" for percent, count in details["train_studies"].items()
+    )
     page.paragraph(
         f"{counts}. linear: on the frozen embedding; full: all weights trained; scratch: from random initialisation."
     )
@@ -231,7 +233,7 @@ def _finetune(section: _Section) -> None:
     page.table(
         ["finding", *(name.removeprefix("dice_").replace("_", ", ") + " %" * ("dice" in name) for name in columns)],
         [[finding, *(row[name] for name in columns)] for finding, row in found["findings"].items()],
-        "Dice by finding, over the test images that have it",
+        "Dice by finding, over the test images with the finding",
     )
     page.heading(f"Predicted masks: {found['shown']}")
     page.figures(
@@ -281,7 +283,7 @@ def _synthesis(section: _Section) -> None:
     counts = ", ".join(f"{count} × {section.name(name)}" for name, count in details["images"].items())
     page.paragraph(
         f"Distances and neighbourhoods: {net['name']} ({net['features']} features, SHA-256 {net['sha256'][:12]}), "
-        f"images at {net['input']}; {counts}. Figures of another network, count or size are not comparable."
+        f"images at {net['input']}; {counts}. Values of another network, number of images or size are not comparable."
     )
     if "warning" in details:
         page.paragraph(f"Note: {details['warning']}.")

@@ -1,4 +1,4 @@
-"""The pictures of a result file: a folder of PNGs beside it, those that were computed marked as such."""
+"""Images of a result file: a folder of PNGs beside it, with synthetic ones marked."""
 
 import re
 from collections.abc import Mapping
@@ -15,12 +15,12 @@ _COMPUTED = {"generated": NOTICE, "reconstruction": RECONSTRUCTION}
 
 
 def pictures_folder(out: Path) -> Path:
-    """Where the pictures of a result file lie."""
+    """Return the image folder of a result file."""
     return out.with_name(f"{out.stem}-pictures")
 
 
 def save_pictures(folder: Path, pictures: Mapping[str, np.ndarray]) -> None:
-    """Write every (H, W) picture in [0, 1] as an 8-bit PNG, into a folder that is complete or absent.
+    """Write every (H, W) image in [0, 1] as an 8-bit PNG; the folder appears only when complete.
 
     Raises:
         ValueError: if a name is no plain file stem.
@@ -31,11 +31,11 @@ def save_pictures(folder: Path, pictures: Mapping[str, np.ndarray]) -> None:
                 raise ValueError(f"picture name {name!r} is no file stem")
             path = partial / f"{name}.png"
             if notice := next((notice for kind, notice in _COMPUTED.items() if kind in name), None):
-                save_synthetic_png(path, image, "Made while a model was judged (medunifier evaluate).", notice)
+                save_synthetic_png(path, image, "Made during model evaluation (medunifier evaluate).", notice)
             else:
                 Image.fromarray(to_uint8(image)).save(path)
 
 
 def load_picture(folder: Path, name: str) -> np.ndarray:
-    """One of them: (H, W) uint8."""
+    """Read one image: (H, W) uint8."""
     return np.asarray(Image.open(folder / f"{name}.png"))

@@ -1,4 +1,4 @@
-"""What a task hands back, and what every result file says of its circumstances."""
+"""Interfaces of the evaluation tasks: options, context and results, and the library versions of a result file."""
 
 import hashlib
 import importlib.metadata
@@ -13,7 +13,7 @@ from medunifier.shared.artifacts import canonical_json
 from medunifier.shared.metrics.samples import Samples
 from medunifier.stage2_unified.evaluate.classifiers.heads import FineTuning
 from medunifier.stage2_unified.evaluate.scores.reports import LocalScorers
-from medunifier.stage2_unified.evaluate.subsets.model_inputs import Seen, seen
+from medunifier.stage2_unified.evaluate.subsets.model_inputs import ModelInputs, model_inputs
 from medunifier.stage2_unified.evaluate.subsets.studies import EvaluationData, Studies
 
 PACKAGES = (
@@ -23,10 +23,11 @@ PACKAGES = (
 
 
 class Pipeline(Protocol):
-    """The model under judgement: `medunifier.stage2_unified.inference.pipeline.MedUnifierPipeline`, or another with these methods.
+    """Interface of the evaluated model (`medunifier.stage2_unified.inference.pipeline.MedUnifierPipeline`).
 
-    Codes are (N, h, w) integers, views N ViewPositions, reports N dicts ``{"findings", "impression"}``. One with
-    ``max_views`` above 1 or ``prior`` is given what :class:`medunifier.stage2_unified.evaluate.subsets.model_inputs.Seen` holds.
+    Codes are (N, h, w) integers, views N ViewPositions, reports N dicts ``{"findings", "impression"}``. A model with
+    ``max_views`` above 1 or ``prior`` receives the fields of
+    :class:`medunifier.stage2_unified.evaluate.subsets.model_inputs.ModelInputs`.
     """
 
     @property
@@ -55,75 +56,75 @@ class Pipeline(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationOptions:
-    """What a task of the whole model may be told: fields of :class:`EvaluationContext`, options of ``medunifier evaluate``."""
+    """Options of the tasks of the whole model, shared by :class:`EvaluationContext` and ``medunifier evaluate``."""
 
     split: str = "test"
-    """Which studies are judged."""
+    """Split to evaluate."""
     limit: int = 200
-    """Studies that are drawn for a task; 0 = all. The size of retrieval's pool."""
+    """Number of studies sampled for a task, and so the size of the retrieval pool; 0 = all."""
     train_limit: int = 2000
-    """Training studies for the judge of findings (tokenizer, synthesis) and for finetune; 0 = all."""
+    """Training studies for the classifier of findings (tokenizer, synthesis) and for finetune; 0 = all."""
     seed: int = 0
-    """Of every draw: studies, wrong pairs, generated images, the classifier."""
+    """Seed of the sampled studies, negative pairs, generated images and the classifier."""
     rerank: int = 0
-    """Candidates of every retrieval query that the matching head puts in its order; 0 = none."""
+    """Number of candidates of every retrieval query that the matching head re-ranks; 0 = none."""
     prompts: str = "sentence"
-    """Of zero-shot classification: sentence ("There is edema."), chexzero ("Edema."), biovil, severity, FILE.json."""
+    """Prompts of zero-shot: sentence ("There is edema."), chexzero ("Edema."), biovil, severity, or FILE.json."""
     label_set: str = "all"
-    """Findings of zero-shot, P@K and finetune: all, chexpert5, chexpert8, medunifier5, rsna, or names with commas."""
+    """Findings of zero-shot, P@K, finetune: all, chexpert5, chexpert8, medunifier5, rsna, or names with commas."""
     guidance: float = 2.0
-    """Classifier-free guidance of the drawn images; 1 = none."""
+    """Classifier-free guidance scale of the generated images; 1 = none."""
     temperature: float = 1.0
-    """Of the drawn images."""
+    """Sampling temperature of the generated images."""
     top_k: int | None = None
-    """Draw image codes from the k most probable alone."""
+    """Sample image codes from the k most probable."""
     top_p: float | None = None
-    """Draw image codes from the most probable that make up this share."""
+    """Nucleus sampling: sample image codes from the most probable ones with this total probability."""
     classifier_steps: int = 500
-    """Training steps of the judge of findings (synthesis, and the tokenizer when it is judged alone)."""
+    """Training steps of the classifier of findings (synthesis, and the task tokenizer run alone)."""
     variety_prompts: int = 8
-    """Prompts of which several images are drawn, to see how much they vary; 0 = none."""
+    """Number of prompts for which several images are generated, to measure diversity; 0 = none."""
     variety_images: int = 4
-    """Images of each."""
+    """Images per prompt."""
     feature_net: str = ""
-    """Net of rFID, FID, KID and neighbours: random, inception_v3, densenet121, transformers. Unnamed: random for
-    synthesis, and no rFID."""
+    """Feature network of rFID, FID, KID and nearest neighbours: random, inception_v3, densenet121, transformers.
+    Default: random for synthesis, and no rFID."""
     feature_weights: str | None = None
-    """Its file or folder; nothing is downloaded."""
+    """Weights of the feature network, a file or folder; nothing is downloaded."""
     finetune: FineTuning = field(default_factory=FineTuning)
-    """Training of the whole network, and of heads on masks."""
+    """Recipe for fine-tuning all weights and for segmentation heads."""
     scorers: LocalScorers = field(default_factory=LocalScorers)
-    """Report scorers whose files are yours."""
+    """Report scorers that need local files."""
     device: str | None = None
-    """Where the model runs; an accelerator if there is one."""
+    """torch device of the model; default: an accelerator if there is one."""
 
 
 @dataclass(frozen=True)
 class EvaluationContext(EvaluationOptions):
-    """Everything a task reads."""
+    """Options, model and data of a task, and the model's conditioning: maximum number of views, prior study."""
 
     pipeline: Pipeline
     data: EvaluationData
     max_views: int = 1
     prior: bool = False
 
-    def seen(self, split: str, studies: Studies) -> Seen:
-        """What the model is shown of these studies."""
-        return seen(self.data, split, studies, self.max_views, self.prior)
+    def model_inputs(self, split: str, studies: Studies) -> ModelInputs:
+        """Read the model inputs of these studies."""
+        return model_inputs(self.data, split, studies, self.max_views, self.prior)
 
 
 @dataclass
 class TaskResult:
-    """One task's outcome.
+    """Result of one task.
 
     Attributes:
-        metrics: flat dotted names; ``NAME.baseline`` beside NAME is the chance or trivial value.
-        details: whatever else a reader needs, as JSON values.
-        pictures: (H, W) floats in [0, 1] by file stem; ``details`` speak of them by that name.
-        studies: the draw that was judged, where it is one of a shard folder.
-        samples: rows that figures are made of, by group; intervals and comparisons come from them.
-        protocol: what two results must have in common, besides data, split, sections and rows, to be compared.
-        texts: written reports by study id, kept beside the result.
+        metrics: values by flat dotted name; ``NAME.baseline`` is the value of chance or of a trivial prediction.
+        details: further results for the page, as JSON values.
+        pictures: (H, W) floats in [0, 1] by file stem; ``details`` refer to them by that name.
+        studies: the evaluated studies, if they come from a shard folder.
+        samples: scores by sample and group, from which intervals and comparisons are computed.
+        protocol: what two results must have in common to be compared, besides data, split, sections and studies.
+        texts: generated reports by study id, saved beside the result.
     """
 
     metrics: dict[str, float]
@@ -136,23 +137,23 @@ class TaskResult:
 
 
 def digest(value: Any) -> str:
-    """SHA-256 of a JSON value."""
+    """Return the SHA-256 of a JSON value."""
     return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
 def defined(metrics: dict[str, float]) -> tuple[dict[str, float], list[str]]:
-    """Metrics without those that are not finite, and the names of these: JSON has no NaN."""
+    """Return the finite metrics, and the names of the others, since JSON has no NaN."""
     kept = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
     return kept, [name for name in metrics if name not in kept]
 
 
 def interval(bounds: tuple[float, float]) -> list[float] | None:
-    """A confidence interval as JSON; None where it is undefined."""
+    """Return a confidence interval as JSON; None if it is undefined."""
     return [round(bound, 6) for bound in bounds] if all(map(math.isfinite, bounds)) else None
 
 
 def versions() -> dict[str, str]:
-    """Python's and the libraries' that a figure may depend on."""
+    """Return the versions of Python and of the libraries that a metric may depend on."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

@@ -1,4 +1,4 @@
-"""Drawn radiographs against real ones, whoever drew them: distances, neighbourhoods, copies of training images."""
+"""Compare generated radiographs of any system with real ones: distances, neighbourhoods, training copies."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,17 +13,17 @@ from medunifier.shared.metrics.images.manifold import NEIGHBOURS, manifold, near
 from medunifier.shared.metrics.samples import Samples, mean_of
 
 COPIES = 4
-COPY_SHARE = 0.01
-"""A drawn image is called a likely copy below the distance that this share of unseen real images has."""
+COPY_QUANTILE = 0.01
+"""A generated image is a likely copy if it is nearer to a training image than this quantile of held-out images."""
 
 
 @dataclass(frozen=True)
 class Images:
-    """One side of the comparison.
+    """One set of images of the comparison.
 
     Attributes:
         pixels: (N, H, W) floats in [0, 1].
-        ids, patients: of each; a drawn image has those of the report that it was drawn from.
+        ids, patients: of each image; a generated image has those of its report.
     """
 
     pixels: np.ndarray
@@ -33,13 +33,13 @@ class Images:
 
 @dataclass(frozen=True)
 class ImageScores:
-    """What :func:`score_images` finds.
+    """Result of :func:`score_images`.
 
     Attributes:
-        metrics: figures and, beside them, what real images earn.
-        samples: rows by group: the drawn images, and the real ones.
+        metrics: values, and baselines from real images.
+        samples: scores by group: the generated images, and the real ones.
         details: for the result file.
-        copies: (drawn number, training number, distance) of the nearest pairs, nearest first.
+        copies: (generated index, training index, distance) of the nearest pairs, nearest first.
     """
 
     metrics: dict[str, float]
@@ -48,72 +48,74 @@ class ImageScores:
     copies: list[tuple[int, int, float]] = field(default_factory=list)
 
 
-def score_images(drawn: Images, real: Images, net: FeatureNet, train: np.ndarray | None = None) -> ImageScores:
-    """FID, KID, precision, recall, density, coverage, and with training images the distance to the nearest.
+def score_images(generated: Images, real: Images, net: FeatureNet, train: np.ndarray | None = None) -> ImageScores:
+    """Return FID, KID, precision, recall, density, coverage and, with ``train``, the distance to training images.
 
-    ``synthesis.nearest_train`` is the median distance in feature space of a drawn image to its nearest
-    training image; beside it that of the real images, which the model has not seen. Far below it, and a
-    ``synthesis.copied`` far above 1 %, mean that training images are recited.
+    ``synthesis.nearest_train`` is the median distance in feature space from a generated image to its nearest
+    training image; its baseline is that of the held-out real images. A value far below the baseline and a
+    ``synthesis.copied`` far above 1 % indicate memorised training images.
 
     Args:
-        drawn, real: the two sides.
-        net: the features' net.
+        generated, real: the two sets.
+        net: the feature network.
         train: (T, H, W) images that the model was trained on.
 
     Raises:
-        ValueError: with fewer than two images on a side.
+        ValueError: with fewer than two images in a set.
     """
-    features, truth = net(drawn.pixels), net(real.pixels)
+    features, truth = net(generated.pixels), net(real.pixels)
     metrics = {
         "synthesis.fid": frechet_distance(truth, features),
         "synthesis.kid": kernel_distance(truth, features),
     }
-    half = np.random.default_rng(0).permutation(len(truth))
+    order = np.random.default_rng(0).permutation(len(truth))
     if len(truth) >= 4:
-        # Two halves of the real images: what no figure can go below at about this number.
-        parts = truth[half[: len(half) // 2]], truth[half[len(half) // 2 :]]
+        # Two halves of the real images: the floor of the distance at about this number of images.
+        halves = truth[order[: len(order) // 2]], truth[order[len(order) // 2 :]]
         metrics |= {
-            "synthesis.fid.baseline": frechet_distance(*parts),
-            "synthesis.kid.baseline": kernel_distance(*parts),
+            "synthesis.fid.baseline": frechet_distance(*halves),
+            "synthesis.kid.baseline": kernel_distance(*halves),
         }
-    of_drawn: dict[str, np.ndarray] = {}
-    of_real: dict[str, np.ndarray] = {}
+    generated_columns: dict[str, np.ndarray] = {}
+    real_columns: dict[str, np.ndarray] = {}
     if min(len(features), len(truth)) > NEIGHBOURS:
         found = manifold(truth, features)
-        of_drawn |= {"synthesis.precision": found.precision, "synthesis.density": found.density}
-        of_real |= {"synthesis.recall": found.recall, "synthesis.coverage": found.coverage}
+        generated_columns |= {"synthesis.precision": found.precision, "synthesis.density": found.density}
+        real_columns |= {"synthesis.recall": found.recall, "synthesis.coverage": found.coverage}
     details: dict[str, Any] = {
         "feature_net": net.describe() | {"features": int(features.shape[1])},
         "images": {"drawn": len(features), "real": len(truth)},
         "neighbours": NEIGHBOURS,
-        "fid.baseline": "the real images in two halves",
+        "fid.baseline": "two halves of the real images",
     }
     if min(len(features), len(truth)) <= features.shape[1]:
         details["warning"] = (
-            f"{min(len(features), len(truth))} images for {features.shape[1]} features: the Fréchet distance lies "
-            "far too high and compares with nothing but the same number of images"
+            f"{min(len(features), len(truth))} images for {features.shape[1]} features: the Fréchet distance is "
+            "far too high and is comparable only at the same number of images"
         )
     copies: list[tuple[int, int, float]] = []
     if train is not None:
         pool = net(train)
         distances, numbers = nearest(features, pool)
-        unseen, _ = nearest(truth, pool)
-        limit = float(np.quantile(unseen, COPY_SHARE))
-        of_drawn["synthesis.copied"] = (distances < limit).astype(float)
+        held_out, _ = nearest(truth, pool)
+        limit = float(np.quantile(held_out, COPY_QUANTILE))
+        generated_columns["synthesis.copied"] = (distances < limit).astype(float)
         metrics |= {
             "synthesis.nearest_train": float(np.median(distances)),
-            "synthesis.nearest_train.baseline": float(np.median(unseen)),
-            "synthesis.copied.baseline": COPY_SHARE,
+            "synthesis.nearest_train.baseline": float(np.median(held_out)),
+            "synthesis.copied.baseline": COPY_QUANTILE,
         }
         details["images"]["train"] = len(pool)
-        order = np.argsort(distances, kind="stable")[:COPIES]
-        copies = [(int(i), int(numbers[i]), float(distances[i])) for i in order]
+        copies = [
+            (int(i), int(numbers[i]), float(distances[i])) for i in np.argsort(distances, kind="stable")[:COPIES]
+        ]
     samples = {}
-    for name, side, columns in (("drawn", drawn, of_drawn), ("real", real, of_real)):
+    for name, unit, side, columns in (
+        ("drawn", "generated image", generated, generated_columns),
+        ("real", "real image", real, real_columns),
+    ):
         if columns:
-            statistics = {figure: mean_of(figure) for figure in columns}
-            samples[f"synthesis-{name}"] = Samples(
-                f"{name} image", list(side.ids), list(side.patients), columns, statistics
-            )
+            statistics = {metric: mean_of(metric) for metric in columns}
+            samples[f"synthesis-{name}"] = Samples(unit, list(side.ids), list(side.patients), columns, statistics)
             metrics |= samples[f"synthesis-{name}"].values()
     return ImageScores(metrics, samples, details, copies)

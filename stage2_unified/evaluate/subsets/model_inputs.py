@@ -1,4 +1,4 @@
-"""What the judged model sees of a study: one frontal image, or as many as it was trained with, and the prior."""
+"""Model inputs of the evaluated studies: the images of each and, if the model takes one, the prior study."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,52 +15,65 @@ Prior = tuple[np.ndarray, str]
 
 
 @dataclass(frozen=True)
-class Seen:
-    """Of N studies, as a pipeline takes them.
+class ModelInputs:
+    """Inputs of N studies in the form that a pipeline takes.
 
     Attributes:
-        codes: (N, h, w), or N arrays (S, h, w).
-        views: N view positions, or N lists of them.
-        priors: of each study an image of the visit before, or None; None = the model knows of no such thing.
+        codes: (N, h, w), or N arrays (S, h, w) of S images each.
+        views: N view positions, or N lists of S view positions.
+        priors: (codes, view position) of an image of each prior study, None for a study without one. None as a whole
+            if the model takes no prior.
     """
 
     codes: np.ndarray | list[np.ndarray]
     views: list[str] | list[list[str]]
     priors: list[Prior | None] | None = None
 
-    def of(self, numbers: Sequence[int] | np.ndarray) -> "Seen":
-        """Some of the studies, in that order."""
+    def select(self, numbers: Sequence[int] | np.ndarray) -> "ModelInputs":
+        """Return the inputs of the studies ``numbers``, in that order."""
         codes = self.codes[np.asarray(numbers)] if isinstance(self.codes, np.ndarray) else None
         views: Any = [self.views[i] for i in numbers]
         priors = None if self.priors is None else [self.priors[i] for i in numbers]
-        return Seen([self.codes[i] for i in numbers] if codes is None else codes, views, priors)
+        return ModelInputs([self.codes[i] for i in numbers] if codes is None else codes, views, priors)
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """``codes``, ``views`` and, where there are any, ``priors``."""
-        given = {"codes": self.codes, "views": self.views}
-        return given if self.priors is None else given | {"priors": self.priors}
+        """Keyword arguments of a pipeline: ``codes``, ``views`` and, unless None, ``priors``."""
+        arguments = {"codes": self.codes, "views": self.views}
+        return arguments if self.priors is None else arguments | {"priors": self.priors}
 
 
-def seen(data: EvaluationData, split: str, studies: Studies, max_views: int, prior: bool) -> Seen:
-    """Read what a model trained with ``max_views`` images of a study, and perhaps the visit before, is shown."""
+def model_inputs(data: EvaluationData, split: str, studies: Studies, max_views: int, prior: bool) -> ModelInputs:
+    """Read the inputs of a model trained with up to ``max_views`` images a study and, if ``prior``, a prior study."""
     if max_views == 1 and not prior:
-        return Seen(data.codes(split, studies), studies.views)
+        return ModelInputs(data.codes(split, studies), studies.views)
     dataset = data.dataset(split)
     samples = [dataset[number] for number in studies.numbers]
-    shown = [choose_views(sample.info["views"], max_views, None) for sample in samples]
-    before = prior_study_indices(dataset.infos()) if prior else [None] * len(dataset)
-    visits = [before[number] for number in studies.numbers]
-    earlier = [None if visit is None else dataset[visit] for visit in visits]
-    asked = [(sample, number) for sample, of in zip(samples, shown, strict=True) for number in of]
-    asked += [(s, _prior_view(s, studies.views[i])) for i, s in enumerate(earlier) if s is not None]
-    codes = iter(data.codes_of(asked))
-    stacks = [np.stack([next(codes) for _ in of]) for of in shown]
-    priors = [None if s is None else (next(codes), s.info["views"][_prior_view(s, studies.views[i])])
-              for i, s in enumerate(earlier)]  # fmt: skip
-    views = [[sample.info["views"][number] for number in of] for sample, of in zip(samples, shown, strict=True)]
-    return Seen(stacks, views, priors if prior else None)
-
-
-def _prior_view(earlier: Sample, like: str) -> int:
-    return choose_prior_view(earlier.info["views"], like)
+    selected = [choose_views(sample.info["views"], max_views, None) for sample in samples]
+    prior_numbers = prior_study_indices(dataset.infos()) if prior else [None] * len(dataset)
+    prior_samples = [
+        None if (number := prior_numbers[study]) is None else dataset[number] for study in studies.numbers
+    ]
+    prior_views = [
+        None if sample is None else choose_prior_view(sample.info["views"], view)
+        for sample, view in zip(prior_samples, studies.views, strict=True)
+    ]
+    images: list[tuple[Sample, int]] = [
+        (sample, number) for sample, numbers in zip(samples, selected, strict=True) for number in numbers
+    ]
+    images += [
+        (sample, number)
+        for sample, number in zip(prior_samples, prior_views, strict=True)
+        if sample is not None and number is not None
+    ]
+    codes = iter(data.codes_of(images))
+    stacks = [np.stack([next(codes) for _ in numbers]) for numbers in selected]
+    priors = [
+        None if sample is None or number is None else (next(codes), sample.info["views"][number])
+        for sample, number in zip(prior_samples, prior_views, strict=True)
+    ]
+    views = [
+        [sample.info["views"][number] for number in numbers]
+        for sample, numbers in zip(samples, selected, strict=True)
+    ]
+    return ModelInputs(stacks, views, priors if prior else None)

@@ -1,4 +1,4 @@
-"""``medunifier subset``: write the study ids and prompts of published protocols to files that can be published."""
+"""``medunifier subset``: write the study ids or prompts of a published protocol to a file."""
 
 import csv
 import gzip
@@ -27,7 +27,7 @@ SUBSETS = {"5x200": "chexpert5", "8x200": "chexpert8"}
 
 DESCRIPTION = (
     'Sample the studies of a published protocol and write their ids (under "ids") with the seed and the rule, or '
-    "write a prompt set. `medunifier evaluate TASK --ids FILE` evaluates them, --prompts FILE reads a prompt set."
+    "write a prompt set. `medunifier evaluate TASK --ids FILE` evaluates them, --prompts FILE uses the prompts."
 )
 
 
@@ -38,12 +38,12 @@ def _check_out(out: str) -> None:
 
 @dataclass(frozen=True)
 class ClassesConfig:
-    """Sample the same number of studies of each class: frontal, with exactly that finding of the 14 present."""
+    """Sample equally many frontal studies of each class, in which that finding alone of the 14 is present."""
 
     out: str
     """FILE.json."""
     labels: str | None = None
-    """CSV (may be .gz) of labels: CheXpert's train.csv, or study_id with the observations' columns."""
+    """CSV of labels, optionally .gz: CheXpert's train.csv, or study_id and a column for each observation."""
     data: str | None = None
     """Shard folder, in place of --labels."""
     split: str = "test"
@@ -63,7 +63,7 @@ class ClassesConfig:
 
 @dataclass(frozen=True)
 class PoolConfig:
-    """Sample studies for retrieval: a frontal image and a report each."""
+    """Sample studies with a frontal image and a report, for retrieval."""
 
     data: str
     """Shard folder."""
@@ -72,7 +72,7 @@ class PoolConfig:
     split: str = "test"
     """Split of --data."""
     size: int = 0
-    """Studies; 0 = all."""
+    """Number of studies; 0 = all."""
     seed: int = 0
     """Seed of the sample."""
 
@@ -84,14 +84,14 @@ class PoolConfig:
 
 @dataclass(frozen=True)
 class PromptsConfig:
-    """Write the prompts of a style."""
+    """Write the prompts of a style to a file."""
 
     out: str
     """FILE.json."""
     style: str = "sentence"
     """sentence, chexzero, biovil or severity."""
     label_set: str = "all"
-    """Findings: all, chexpert5, chexpert8, medunifier5, rsna, or names with commas."""
+    """Findings: all, chexpert5, chexpert8, medunifier5, rsna, or comma-separated names."""
 
     def __post_init__(self) -> None:
         _check_out(self.out)
@@ -129,7 +129,7 @@ def main(argv: Sequence[str]) -> None:
     """Run ``medunifier subset KIND …``.
 
     Raises:
-        UserError: if there are too few studies of a class, or the source cannot be read.
+        UserError: if a class has too few studies, or the source cannot be read.
     """
     kind, config = parse_subcommand(
         SUBCOMMANDS, argv, prog="medunifier subset", metavar="KIND", description=DESCRIPTION
@@ -174,26 +174,26 @@ def _classes(config: ClassesConfig, classes: Sequence[str]) -> dict[str, Any]:
 def sample_classes(
     candidates: Sequence[Candidate], classes: Sequence[str], per_class: int, seed: int
 ) -> dict[str, list[str]]:
-    """Sample ``per_class`` studies of each class: a pure function of the set of candidates and the seed.
+    """Sample ``per_class`` studies of each class; the result depends on the set of candidates and the seed alone.
 
     Raises:
-        UserError: if a class has too few.
+        UserError: if a class has too few studies.
     """
     rng = np.random.default_rng(seed)
     sampled: dict[str, list[str]] = {}
     for finding in classes:
-        fit = sorted(c.name for c in candidates if c.frontal and _only(c.labels, finding))
-        if len(fit) < per_class:
+        eligible = sorted(c.name for c in candidates if c.frontal and _only(c.labels, finding))
+        if len(eligible) < per_class:
             raise UserError(
-                f"{finding} is the only finding of {len(fit)} frontal studies, {per_class} were requested: pass "
-                f"more data, or --per_class {max(len(fit), 1)} and report it with the figure"
+                f"{finding} is the only finding of {len(eligible)} frontal studies, {per_class} were requested: pass "
+                f"more data, or --per_class {max(len(eligible), 1)} and report it with the metric"
             )
-        sampled[finding] = sorted(fit[i] for i in rng.choice(len(fit), per_class, replace=False))
+        sampled[finding] = sorted(eligible[i] for i in rng.choice(len(eligible), per_class, replace=False))
     return sampled
 
 
 def _only(labels: Mapping[str, int], finding: str) -> bool:
-    """Whether this one is present and every other of the 14 is 0 or not mentioned."""
+    """Return whether this finding is present and every other of the 14 is 0 or not mentioned."""
     return labels.get(finding) == 1 and all(labels.get(other, 0) == 0 for other in OBSERVATIONS if other != finding)
 
 
@@ -216,16 +216,16 @@ def _candidates(config: ClassesConfig) -> tuple[list[Candidate], dict[str, Any]]
 
 
 def _shards(data: EvaluationData, split: str) -> dict[str, Any]:
-    """Which data, without this machine's path."""
+    """Return the description of the data without its path."""
     described = data.describe(split, {})
     return {name: described[name] for name in ("source", "split", "sections", "manifest_sha256")}
 
 
 def read_labels(path: str) -> list[Candidate]:
-    """Studies of a label table; of CheXpert's, every image is one, by its path, and frontal by its column.
+    """Read the studies of a label table. In CheXpert's tables each image is one, named by its path.
 
     Raises:
-        UserError: if the file is absent or lacks columns.
+        UserError: if the file is missing or lacks columns.
     """
     try:
         with ExitStack() as stack:
@@ -240,7 +240,7 @@ def read_labels(path: str) -> list[Candidate]:
             if key is None or missing:
                 absent = ([] if key else ["Path or study_id"]) + missing
                 raise UserError(
-                    f"{path} has no column {absent[0]} ({len(absent)} are missing); it is no table of labels"
+                    f"{path} has no column {absent[0]} ({len(absent)} are missing): it is not a table of labels"
                 )
             return [
                 Candidate(

@@ -1,4 +1,4 @@
-"""Fine-tuning by share of labels: a linear probe, the whole network, and the same network from fresh weights."""
+"""Fine-tuning with a percentage of the labels: linear probe, full fine-tuning, and training from scratch."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from medunifier.data.reports.observations import OBSERVATIONS
 from medunifier.shared.metrics.auroc import auroc_per_finding, truth_matrix
 from medunifier.shared.metrics.roc import roc_per_finding
 from medunifier.shared.metrics.samples import Samples, Statistic, mean_of
-from medunifier.stage2_unified.evaluate.classifiers.heads import FindingHead, fresh, train_head
+from medunifier.stage2_unified.evaluate.classifiers.heads import FindingHead, seeded, train_head
 from medunifier.stage2_unified.evaluate.results.result import EvaluationContext, TaskResult
 from medunifier.stage2_unified.evaluate.subsets.studies import Studies, with_both_classes
 from medunifier.stage2_unified.evaluate.tasks.reports import TRAIN
@@ -23,51 +23,51 @@ from medunifier.stage2_unified.inference.prompts import findings_of
 
 LINEAR, FULL, SCRATCH = "linear", "full", "scratch"
 
-# CheXpert's papers (Irvin et al., 2019, and those that fine-tune on it) read doubt so, finding by finding.
-DOUBT = {"Atelectasis": 1, "Edema": 1, "Pleural Effusion": 1, "Cardiomegaly": 0, "Consolidation": 0}
+# How CheXpert papers (Irvin et al., 2019, and those that fine-tune on it) map uncertain labels.
+UNCERTAIN = {"Atelectasis": 1, "Edema": 1, "Pleural Effusion": 1, "Cardiomegaly": 0, "Consolidation": 0}
 
 Scores = dict[tuple[str, int], np.ndarray]
-"""(way, share of the labels) -> (N, F) scores; 0 is even odds."""
+"""(method, percentage of the labels) -> (N, F) logits; the decision threshold is 0."""
 
 
-def evaluate_finetune(judging: EvaluationContext) -> TaskResult:
-    """AUROC and accuracy with 1, 10 and 100 % of the labels, and Dice where the data have masks.
+def evaluate_finetune(context: EvaluationContext) -> TaskResult:
+    """Return AUROC and accuracy with 1, 10 and 100 % of the labels, and Dice where the data have masks.
 
-    ``finetune.linear_…``: a logistic regression a finding on the frozen embeddings. ``finetune.full_…``: the network
-    trained further with a linear head on all findings; ``finetune.scratch_…`` the same architecture from fresh
-    weights by the same recipe, and ``finetune.gain_…`` by how much the former's AUROC is higher. Masks:
-    :func:`evaluate_segmentation`.
+    ``finetune.linear_…``: logistic regression per finding on the frozen embeddings. ``finetune.full_…``: all weights,
+    with a linear head on all findings; ``finetune.scratch_…``: the same architecture from random initialisation by
+    the same recipe; ``finetune.gain_…``: AUROC of full minus scratch. Masks: :func:`evaluate_segmentation`.
 
-    The subsets are nested and drawn with the seed. A finding of which a subset has one class only is scored at
-    chance by the probe: it cannot be learned, and leaving it out would flatter small subsets. Nothing is chosen on
-    the test: the weights after the last step are judged, and a decision is made at even odds.
+    The subsets are nested and sampled with the seed. The probe scores a finding at chance if the subset has one
+    class of it only, since leaving it out would favour small subsets. Nothing is selected on the test set: the
+    weights after the last step are evaluated, at a threshold of probability 0.5.
     """
-    data, split, options = judging.data, judging.split, judging.finetune
-    studies = data.studies(split, judging.limit, with_text=False)
-    train = data.studies(TRAIN, judging.train_limit, with_text=False)
-    candidates = OBSERVATIONS if judging.label_set == "all" else findings_of(judging.label_set)
+    data, split, options = context.data, context.split, context.finetune
+    studies = data.studies(split, context.limit, with_text=False)
+    train = data.studies(TRAIN, context.train_limit, with_text=False)
+    candidates = OBSERVATIONS if context.label_set == "all" else findings_of(context.label_set)
     truth = truth_matrix(studies.labels, candidates)
     columns = with_both_classes(truth, candidates)
     findings, truth = [candidates[i] for i in columns], truth[:, columns]
-    labels = train.labels if options.uncertain == "ignore" else _settled(train.labels)
+    labels = train.labels if options.uncertain == "ignore" else _without_uncertain(train.labels)
     train_truth = truth_matrix(labels, findings)
-    order = np.random.default_rng(judging.seed).permutation(len(train))
-    subsets = {share: order[: max(1, round(len(order) * share / 100))] for share in options.shares}
+    order = np.random.default_rng(context.seed).permutation(len(train))
+    subsets = {percent: order[: max(1, round(len(order) * percent / 100))] for percent in options.shares}
 
-    scores = _linear(judging, train, studies, train_truth, subsets)
+    scores = _linear(context, train, studies, train_truth, subsets)
     if options.steps:
-        scores |= _whole(judging, train, studies, train_truth, subsets)
-    samples, baselines = _figures(studies, truth, scores)
+        scores |= _full(context, train, studies, train_truth, subsets)
+    samples, baselines = _samples(studies, truth, scores)
     best = max(scores, key=lambda key: (key[0] == FULL, key[1]))
     details: dict[str, Any] = {
         "per_finding": {
-            f"{way}, {share} %": auroc_per_finding(truth, values, findings) for (way, share), values in scores.items()
+            f"{method}, {percent} %": auroc_per_finding(truth, values, findings)
+            for (method, percent), values in scores.items()
         },
-        "train_studies": {f"{share} %": len(rows) for share, rows in subsets.items()},
+        "train_studies": {f"{percent} %": len(rows) for percent, rows in subsets.items()},
         "positives": dict(zip(findings, np.nansum(truth, axis=0).astype(int).tolist(), strict=True)),
         "roc_of": f"{best[0]}, {best[1]} %",
         "roc": roc_per_finding(truth, scores[best], findings),
-        "recipe": vars(options) | {"optimizer": "AdamW", "judged": "after the last step, decided at even odds"},
+        "recipe": vars(options) | {"optimizer": "AdamW", "judged": "after the last step, at threshold 0.5"},
     }
     protocol: dict[str, Any] = {
         "findings": findings,
@@ -77,77 +77,79 @@ def evaluate_finetune(judging: EvaluationContext) -> TaskResult:
     }
     result = TaskResult(samples.values() | baselines, details, {}, studies, {"finetune": samples}, protocol)
     if options.steps and data.has_images:
-        evaluate_segmentation(judging, train, studies, subsets, result)
+        evaluate_segmentation(context, train, studies, subsets, result)
     return result
 
 
-def _figures(studies: Studies, truth: np.ndarray, scores: Scores) -> tuple[Samples, dict[str, float]]:
-    """The rows that the figures are made of, and the baselines."""
+def _samples(studies: Studies, truth: np.ndarray, scores: Scores) -> tuple[Samples, dict[str, float]]:
+    """Return the scores by study with the metrics computed from them, and the baselines."""
     table: dict[str, np.ndarray] = {"truth": truth}
     statistics: dict[str, Statistic] = {}
     baselines: dict[str, float] = {}
     present = np.nanmean(truth, axis=0)
-    for (way, share), values in scores.items():
-        score, right = f"score_{way}_{share}", f"right_{way}_{share}"
-        table |= {score: values, right: np.where(np.isnan(truth), np.nan, (values > 0) == (truth == 1))}
-        statistics[f"finetune.{way}_auroc_{share}"] = Statistic("macro_auroc", ("truth", score))
-        statistics[f"finetune.{way}_accuracy_{share}"] = mean_of(right)
-        baselines[f"finetune.{way}_auroc_{share}.baseline"] = 0.5
-        baselines[f"finetune.{way}_accuracy_{share}.baseline"] = float(np.maximum(present, 1 - present).mean())
-        if way == SCRATCH:
-            statistics[f"finetune.gain_{share}"] = Statistic(
-                "macro_auroc_gain", ("truth", f"score_full_{share}", score)
+    for (method, percent), values in scores.items():
+        score, correct = f"score_{method}_{percent}", f"right_{method}_{percent}"
+        table |= {score: values, correct: np.where(np.isnan(truth), np.nan, (values > 0) == (truth == 1))}
+        statistics[f"finetune.{method}_auroc_{percent}"] = Statistic("macro_auroc", ("truth", score))
+        statistics[f"finetune.{method}_accuracy_{percent}"] = mean_of(correct)
+        baselines[f"finetune.{method}_auroc_{percent}.baseline"] = 0.5
+        baselines[f"finetune.{method}_accuracy_{percent}.baseline"] = float(np.maximum(present, 1 - present).mean())
+        if method == SCRATCH:
+            statistics[f"finetune.gain_{percent}"] = Statistic(
+                "macro_auroc_gain", ("truth", f"score_full_{percent}", score)
             )
-            baselines[f"finetune.gain_{share}.baseline"] = 0.0
+            baselines[f"finetune.gain_{percent}.baseline"] = 0.0
     return Samples("study", studies.ids, studies.patients, table, statistics), baselines
 
 
-def _settled(labels: Sequence[Mapping[str, int]]) -> list[dict[str, int]]:
-    """Labels with CheXpert's reading of doubt."""
-    return [{name: DOUBT.get(name, -1) if value == -1 else value for name, value in row.items()} for row in labels]
+def _without_uncertain(labels: Sequence[Mapping[str, int]]) -> list[dict[str, int]]:
+    """Map uncertain labels by :data:`UNCERTAIN`."""
+    return [
+        {name: UNCERTAIN.get(name, -1) if value == -1 else value for name, value in row.items()} for row in labels
+    ]
 
 
 def _linear(
-    judging: EvaluationContext, train: Studies, studies: Studies, truth: np.ndarray, subsets: Mapping[int, np.ndarray]
+    context: EvaluationContext, train: Studies, studies: Studies, truth: np.ndarray, subsets: Mapping[int, np.ndarray]
 ) -> Scores:
-    data, embed = judging.data, judging.pipeline.embed_images
+    data, embed = context.data, context.pipeline.embed_images
     x_train = embed(data.codes(TRAIN, train), train.views)
-    x_test = embed(data.codes(judging.split, studies), studies.views)
+    x_test = embed(data.codes(context.split, studies), studies.views)
     centre, spread = x_train.mean(axis=0), x_train.std(axis=0) + 1e-6
     x_train, x_test = (x_train - centre) / spread, (x_test - centre) / spread
     return {
-        (LINEAR, share): np.stack(
+        (LINEAR, percent): np.stack(
             [_probe(x_train[rows], truth[rows, f], x_test) for f in range(truth.shape[1])], axis=1
         )
-        for share, rows in subsets.items()
+        for percent, rows in subsets.items()
     }
 
 
 def _probe(x: np.ndarray, truth: np.ndarray, x_test: np.ndarray) -> np.ndarray:
-    """Scores of one finding on the test embeddings; all equal where the labels have one class."""
+    """Return the scores of one finding on the test embeddings; constant where the labels have one class."""
     known = ~np.isnan(truth)
     if len(np.unique(truth[known])) < 2:
         return np.full(len(x_test), 2 * np.nanmean(truth) - 1 if known.any() else 0.0)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # an AUROC asks for the order, not the last digit
+        warnings.simplefilter("ignore", ConvergenceWarning)  # an AUROC depends on the order of the scores only
         probe = LogisticRegression(C=0.1, max_iter=200).fit(x[known], truth[known])
     return probe.decision_function(x_test)
 
 
-def _whole(
-    judging: EvaluationContext, train: Studies, studies: Studies, truth: np.ndarray, subsets: Mapping[int, np.ndarray]
+def _full(
+    context: EvaluationContext, train: Studies, studies: Studies, truth: np.ndarray, subsets: Mapping[int, np.ndarray]
 ) -> Scores:
-    data, options, seed = judging.data, judging.finetune, judging.seed
-    codes, test_codes = data.codes(TRAIN, train), data.codes(judging.split, studies)
+    data, options, seed = context.data, context.finetune, context.seed
+    codes, test_codes = data.codes(TRAIN, train), data.codes(context.split, studies)
     targets = torch.from_numpy(truth).float()
     scores: Scores = {}
-    for way in (FULL, SCRATCH) if options.scratch else (FULL,):
-        for share, rows in subsets.items():
-            backbone = judging.pipeline.image_backbone(None if way == FULL else seed)
-            head = fresh(partial(FindingHead, backbone.width, truth.shape[1]), seed)
+    for method in (FULL, SCRATCH) if options.scratch else (FULL,):
+        for percent, rows in subsets.items():
+            backbone = context.pipeline.image_backbone(None if method == FULL else seed)
+            head = seeded(partial(FindingHead, backbone.width, truth.shape[1]), seed)
             head.to(next(backbone.parameters()).device)
             inputs = backbone.inputs(codes[rows], [train.views[i] for i in rows])
-            title = f"fine-tuning ({way}, {share} %)"
+            title = f"fine-tuning ({method}, {percent} %)"
             apply = train_head(backbone, head, inputs, targets[rows], options, seed, False, title)
-            scores[way, share] = apply(backbone.inputs(test_codes, studies.views))
+            scores[method, percent] = apply(backbone.inputs(test_codes, studies.views))
     return scores

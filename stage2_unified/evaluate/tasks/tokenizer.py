@@ -1,4 +1,4 @@
-"""The frozen tokenizer, judged by stage 1's figures over the whole split, and by what survives of each finding."""
+"""Evaluate a frozen tokenizer: the metrics of stage 1 over a split, and the findings preserved in reconstructions."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -23,21 +23,22 @@ from medunifier.stage2_unified.evaluate.subsets.studies import EvaluationData, S
 from medunifier.stage2_unified.evaluate.tasks.reports import TRAIN
 from medunifier.stage2_unified.evaluate.tasks.synthesis import LEAST_POSITIVES
 
-FIGURES = ("psnr", "ssim", "ms_ssim", "lpips", "radiograph_distance", "codebook_usage", "perplexity")
+METRICS = ("psnr", "ssim", "ms_ssim", "lpips", "radiograph_distance", "codebook_usage", "perplexity")
 EXAMPLES = 6
 
 
 @dataclass(frozen=True)
 class TokenizerEvaluation:
-    """What the task reads of the command's options.
+    """Options of the task, a part of the command's.
 
     Attributes:
-        split: which studies are judged.
-        tokenizer_limit: at most so many of them; 0 = all.
-        perceptual: net of LPIPS, or of the distance of radiograph features.
-        feature_net, feature_weights: net of rFID, by its name in `medunifier.shared.metrics.images.feature_nets`; "" = no rFID.
-        train_limit, classifier_steps: of the judge of findings; no steps, no judge.
-        seed, bootstrap: of the judge, and of the interval.
+        split: split to evaluate.
+        tokenizer_limit: maximum number of studies; 0 = all.
+        perceptual: network of LPIPS or of the radiograph-feature distance.
+        feature_net, feature_weights: network of rFID by its name in `medunifier.shared.metrics.images.feature_nets`;
+            "" = no rFID.
+        train_limit, classifier_steps: of the classifier of findings; 0 steps = no classifier.
+        seed, bootstrap: of the classifier, and of the interval.
     """
 
     split: str = "test"
@@ -52,26 +53,26 @@ class TokenizerEvaluation:
 
 
 def evaluate_tokenizer_task(
-    tokenizer: FrozenTokenizer, data: EvaluationData, judging: TokenizerEvaluation
+    tokenizer: FrozenTokenizer, data: EvaluationData, context: TokenizerEvaluation
 ) -> TaskResult:
-    """PSNR, SSIM, perceptual distance, rFID and use of the codebook over every image, and the findings that survive.
+    """Return PSNR, SSIM, perceptual distance, rFID and codebook usage over all images, and the findings preserved.
 
-    Usage grows with the number of images, so it is counted over all. Baselines: the mean training image in
-    place of every reconstruction, and a single code.
+    Codebook usage grows with the number of images, so it is counted over all of them. Baselines: the mean training
+    image as every reconstruction, and a single code.
 
     Raises:
-        UserError: for token shards: there is nothing to compare a reconstruction with. For a net whose weights are
-            absent or not those that were stated.
+        UserError: for token shards, which have no images to compare reconstructions with, and for a network whose
+            weights are missing or differ from the stated checksum.
     """
     if not data.has_images:
-        raise UserError(f"{data.path} holds codes: the tokenizer is judged on images, give the image shards")
-    split, limit = judging.split, judging.tokenizer_limit
-    net = load_feature_net(judging.feature_net, judging.feature_weights) if judging.feature_net else None
+        raise UserError(f"{data.path} holds codes, but the tokenizer is evaluated on images: pass the image shards")
+    split, limit = context.split, context.tokenizer_limit
+    net = load_feature_net(context.feature_net, context.feature_weights) if context.feature_net else None
     dataset: ShardDataset = data.dataset(split)
     found: dict[str, Any] = evaluate_tokenizer(
-        tokenizer, dataset, perceptual=judging.perceptual, features=net, limit=limit or None
+        tokenizer, dataset, perceptual=context.perceptual, features=net, limit=limit or None
     )
-    metrics = {f"tokenizer.{name}": float(found[name]) for name in FIGURES if name in found}
+    metrics = {f"tokenizer.{name}": float(found[name]) for name in METRICS if name in found}
     metrics["tokenizer.psnr.baseline"] = found["psnr_baseline"]
     metrics["tokenizer.codebook_usage.baseline"] = found["codebook_usage_baseline"]
     details: dict[str, Any] = {
@@ -89,8 +90,8 @@ def evaluate_tokenizer_task(
             f"{net.name}, SHA-256 {net.sha256[:12]}; {net.describe()['input']}; {len(original)} images against their "
             f"reconstructions of split {split}"
         )
-    if judging.classifier_steps:
-        _add_findings(metrics, details, tokenizer, data, judging)
+    if context.classifier_steps:
+        _add_findings(metrics, details, tokenizer, data, context)
     return TaskResult(metrics, details, _add_examples(details, tokenizer, dataset, found["worst"]))
 
 
@@ -99,69 +100,69 @@ def _add_findings(
     details: dict[str, Any],
     tokenizer: FrozenTokenizer,
     data: EvaluationData,
-    judging: TokenizerEvaluation,
+    context: TokenizerEvaluation,
 ) -> None:
-    """Does a nodule survive? A judge that learned the findings on original training images looks at both sides.
+    """Add the AUROC of a classifier of findings, trained on original images, on originals and reconstructions.
 
-    ``label_auroc`` is its macro AUROC on the reconstructions, ``label_auroc.real`` that on the same originals; what
-    a finding loses between them went with the codes, as far as this judge can see. Data without labels have neither.
+    ``label_auroc``: macro AUROC on the reconstructions; ``label_auroc.real``: on the same originals. The difference
+    is what encoding loses, as far as this classifier can detect. Data without labels have neither.
     """
     try:
-        train = data.studies(TRAIN, judging.train_limit, with_text=False)
-        studies = data.studies(judging.split, judging.tokenizer_limit, with_text=False)
-        train_truth, truth = (truth_matrix(draw.labels, OBSERVATIONS) for draw in (train, studies))
+        train = data.studies(TRAIN, context.train_limit, with_text=False)
+        studies = data.studies(context.split, context.tokenizer_limit, with_text=False)
+        train_truth, truth = (truth_matrix(subset.labels, OBSERVATIONS) for subset in (train, studies))
         learnable = with_both_classes(train_truth, OBSERVATIONS, LEAST_POSITIVES)
-        judged = with_both_classes(truth[:, learnable], [OBSERVATIONS[i] for i in learnable])
+        evaluated = with_both_classes(truth[:, learnable], [OBSERVATIONS[i] for i in learnable])
     except UserError as error:
         details["findings_left_out"] = str(error)
         return
-    columns = [learnable[i] for i in judged]
+    columns = [learnable[i] for i in evaluated]
     findings, truth = [OBSERVATIONS[i] for i in columns], truth[:, columns]
-    judge = FindingClassifier(
-        data.images(TRAIN, train), train_truth[:, columns], judging.classifier_steps, judging.seed
+    classifier = FindingClassifier(
+        data.images(TRAIN, train), train_truth[:, columns], context.classifier_steps, context.seed
     )
-    real = judge(data.images(judging.split, studies))
-    reconstructed = judge(_reconstructions(tokenizer, data, judging.split, studies))
+    real = classifier(data.images(context.split, studies))
+    reconstructed = classifier(_reconstructions(tokenizer, data, context.split, studies))
     metrics["tokenizer.label_auroc"] = macro_auroc(truth, reconstructed)
     metrics["tokenizer.label_auroc.baseline"] = 0.5
     metrics["tokenizer.label_auroc.real"] = macro_auroc(truth, real)
-    lost = bootstrap_interval(
+    bounds = bootstrap_interval(
         lambda rows: macro_auroc(truth[rows], reconstructed[rows]) - macro_auroc(truth[rows], real[rows]),
         studies.patients,
-        judging.bootstrap,
-        seed=judging.seed,
+        context.bootstrap,
+        seed=context.seed,
     )
     metrics["tokenizer.label_auroc_change"] = metrics["tokenizer.label_auroc"] - metrics["tokenizer.label_auroc.real"]
-    details["intervals"] = {"tokenizer.label_auroc_change": interval(lost)}
+    details["intervals"] = {"tokenizer.label_auroc_change": interval(bounds)}
     details["per_finding"] = {
         name: auroc_per_finding(truth, scores, findings)
         for name, scores in (("originals", real), ("reconstructions", reconstructed))
     }
     details["positives"] = dict(zip(findings, np.nansum(truth, axis=0).astype(int).tolist(), strict=True))
     details["nets"]["findings"] = (
-        f"a small convolutional net at {INPUT} pixels, {judging.classifier_steps} steps on {len(train)} original "
-        f"training images; judged on {len(studies)} studies of split {judging.split}"
+        f"a small convolutional network at {INPUT} pixels, {context.classifier_steps} steps on {len(train)} original "
+        f"training images; evaluated on {len(studies)} studies of split {context.split}"
     )
 
 
 def _reconstructions(tokenizer: FrozenTokenizer, data: EvaluationData, split: str, studies: Studies) -> np.ndarray:
-    """(N, H, W) floats in [0, 1]: the studies' images through codes and back."""
+    """Encode and decode the studies' images: (N, H, W) floats in [0, 1]."""
     codes = torch.from_numpy(data.codes(split, studies)).to(tokenizer.codebook.device)
-    return np.concatenate([_decoded(tokenizer, part) for part in codes.split(32)])
+    return np.concatenate([_decode(tokenizer, batch) for batch in codes.split(32)])
 
 
-def _decoded(tokenizer: FrozenTokenizer, codes: torch.Tensor) -> np.ndarray:
-    # A tokenizer of three channels gives three that are nearly equal; their mean is the grey image.
+def _decode(tokenizer: FrozenTokenizer, codes: torch.Tensor) -> np.ndarray:
+    # The channels of a three-channel tokenizer are nearly equal; their mean is the grey image.
     return to_unit(tokenizer.decode_indices(codes).mean(dim=1)).cpu().numpy()
 
 
 def _add_examples(
     details: dict[str, Any], tokenizer: FrozenTokenizer, dataset: ShardDataset, worst: list[Any]
 ) -> dict[str, np.ndarray]:
-    """The first images and those that came back least like themselves; returns their pictures."""
+    """Add the first images and those of lowest PSNR to the examples; return originals and reconstructions."""
     first = [dataset[number].images[0] for number in range(min(EXAMPLES, len(dataset)))]
-    restored = _decoded(tokenizer, torch.from_numpy(tokenizer.encode_images(first)).to(tokenizer.codebook.device))
-    rows = [("first", f"study {i}", image / np.iinfo(image.dtype).max, restored[i]) for i, image in enumerate(first)]
+    decoded = _decode(tokenizer, torch.from_numpy(tokenizer.encode_images(first)).to(tokenizer.codebook.device))
+    rows = [("first", f"study {i}", image / np.iinfo(image.dtype).max, decoded[i]) for i, image in enumerate(first)]
     rows += [("worst", f"{case.psnr:.1f} dB", case.original, case.reconstruction) for case in worst]
     pictures: dict[str, np.ndarray] = {}
     for i, (kind, label, original, reconstruction) in enumerate(rows):

@@ -43,8 +43,8 @@ class MedUnifierProcessor(PushFolder):
     ) -> None:
         if image_tokenizer.fingerprint != config.tokenizer_fingerprint:
             raise UserError(
-                f"the model was trained on codes of another image tokenizer ({config.tokenizer_fingerprint[:12]}…, "
-                f"given {image_tokenizer.fingerprint[:12]}…)"
+                f"the model was trained on codes of image tokenizer {config.tokenizer_fingerprint[:12]}…, but "
+                f"image tokenizer {image_tokenizer.fingerprint[:12]}… was passed"
             )
         self.tokenizer, self.image_tokenizer, self.config = tokenizer, image_tokenizer, config
         self.vocabulary = config.vocabulary
@@ -87,9 +87,7 @@ class MedUnifierProcessor(PushFolder):
             inputs["view"] = self._views(views)
         if priors is not None and any(prior is not None for prior in priors):
             if not self.config.prior:
-                raise UserError(
-                    "the model was trained without the visit before (data.prior): it reads no prior image"
-                )
+                raise UserError("the model was trained without prior studies (data.prior): leave the prior image out")
             none = np.empty((0, *self.config.grid), np.int64)
             inputs["prior_codes"] = self._codes([none if p is None else np.asarray(p[0])[None] for p in priors])
             inputs["prior_view"] = self._views([[] if p is None else [p[1]] for p in priors])
@@ -141,7 +139,7 @@ class MedUnifierProcessor(PushFolder):
         """Load a model folder.
 
         Raises:
-            UserError: if the folder is no model of ours, or its parts do not belong together.
+            UserError: if the folder is not a medunifier model, or its parts do not belong together.
         """
         folder = Path(folder)
         content = read_json(folder / PROCESSOR_CONFIG, "a medunifier model folder (runs/…/model)")

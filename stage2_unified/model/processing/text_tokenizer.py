@@ -11,14 +11,14 @@ from medunifier.shared.files.model_folder import checked_model_folder
 
 
 def train_text_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE: any text comes back as it was, and 256 ids suffice to begin with.
+    """Train byte-level BPE, which encodes any text without loss.
 
     Args:
         texts: reports of the training split.
-        size: most ids that it may have; fewer where the corpus gives no more merges.
+        size: maximum number of ids, at least 256; fewer if the corpus has no more merges.
     """
     tokenizer = Tokenizer(models.BPE())
-    # A space before the first word: "Heart" is one token wherever it stands.
+    # With a space before the first word, "Heart" is the same token at the beginning and within a report.
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -29,13 +29,13 @@ def train_text_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizer
 
 
 def load_text_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """A tokenizer from a local folder.
+    """Load a tokenizer from a local folder; nothing is downloaded.
 
     Raises:
-        UserError: if there is none, or it is damaged; nothing is fetched from a hub.
+        UserError: if the folder has none, or it is damaged.
     """
     if not (Path(path) / "tokenizer_config.json").is_file():
-        raise UserError(f"{path} holds no tokenizer (tokenizer_config.json is missing); give a local folder")
+        raise UserError(f"{path} holds no tokenizer (tokenizer_config.json is missing); pass a local folder")
     with checked_model_folder(path, "a text tokenizer"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             path, local_files_only=True, trust_remote_code=False

@@ -12,7 +12,7 @@ from medunifier.data.images.pixels import UnreadableImage
 from medunifier.data.ingest.command import IngestConfig, ingest
 from medunifier.data.phantom import Phantom
 from medunifier.data.phantom.command import main as phantom_main
-from medunifier.data.phantom.rendering.frontal import draw, places
+from medunifier.data.phantom.rendering.frontal import finding_masks, render_frontal
 from medunifier.data.phantom.state import Lesion
 from medunifier.data.records import SPLITS
 from medunifier.data.shards.dataset import ShardDataset
@@ -82,10 +82,12 @@ def test_masks_of_one_finding_are_merged_and_resized_like_the_image(tmp_path: Pa
 )
 def test_a_phantoms_mask_is_where_its_image_changes(finding: str, change: dict[str, object]) -> None:
     state = replace(PLAIN, **change)
-    found = places(state, 64, np.random.default_rng(5))
-    assert list(found) == [finding] and not places(PLAIN, 64, np.random.default_rng(5))
+    found = finding_masks(state, 64, np.random.default_rng(5))
+    assert list(found) == [finding] and not finding_masks(PLAIN, 64, np.random.default_rng(5))
     mask = found[finding]
-    changed = np.abs(draw(state, 64, np.random.default_rng(5)) - draw(PLAIN, 64, np.random.default_rng(5)))
+    changed = np.abs(
+        render_frontal(state, 64, np.random.default_rng(5)) - render_frontal(PLAIN, 64, np.random.default_rng(5))
+    )
     assert changed[mask].mean() > 4 * changed[~mask].mean()
     right, left = mask[:, :32].sum(), mask[:, 32:].sum()  # the patient's right is on the left of the picture
     assert (left > 4 * right) if "left" in str(change) else (right > 4 * left)

@@ -1,4 +1,4 @@
-"""Change over time: its truth, and reports that state it so that the labeler reads it."""
+"""Interval change: computed from two states, and stated in reports so that the labeler extracts it."""
 
 from collections import Counter
 from dataclasses import replace
@@ -14,21 +14,21 @@ from medunifier.data.reports.sections import split_sections
 from tests.data.phantom.rendering.test_frontal import PLAIN
 
 
-def visits(seed: int, count: int) -> list:
-    """(prior, state, report) of the studies that have a visit before them."""
-    found = []
+def follow_ups(seed: int, count: int) -> list:
+    """Return (prior state, state, report) of the studies that have a prior study."""
+    studies = []
     for index in range(count):
-        place = slot(seed, index)
-        if place.visit:
+        entry = slot(seed, index)
+        if entry.visit:
             prior, state = (
-                study_state(seed, place.patient, visit, FINDINGS) for visit in (place.visit - 1, place.visit)
+                study_state(seed, entry.patient, visit, FINDINGS) for visit in (entry.visit - 1, entry.visit)
             )
             rng = np.random.default_rng((seed, index))
-            found.append((prior, state, write_report(state, rng, prior=prior, history=True)))
-    return found
+            studies.append((prior, state, write_report(state, rng, prior=prior, history=True)))
+    return studies
 
 
-def test_courses() -> None:
+def test_changes_between_two_states() -> None:
     left, right = Lesion("left", 1), Lesion("right", 1)
     wet = replace(PLAIN, effusions=(left,))
     assert changes(PLAIN, wet)["effusions"] == Change("new", ("left",))
@@ -43,14 +43,14 @@ def test_courses() -> None:
     assert changes(replace(PLAIN, heart=3), replace(PLAIN, heart=2))["heart"] == Change("decreased")
 
 
-def test_the_labeler_reads_every_comparison_as_written() -> None:
-    for _, _, report in visits(4, 1500):
+def test_the_labeler_extracts_the_labels_of_every_comparison() -> None:
+    for _, _, report in follow_ups(4, 1500):
         assert label_report(report.text) == report.labels, report.text
 
 
 def test_reports_state_new_unchanged_increased_and_resolved_findings() -> None:
-    told: Counter[str] = Counter()
-    for prior, state, report in visits(7, 2500):
+    stated: Counter[str] = Counter()
+    for prior, state, report in follow_ups(7, 2500):
         text = " ".join(report.text.split()).lower()
         course = changes(prior, state)["nodule"]
         if course.course and report.labels["Lung Lesion"] == 1:
@@ -58,27 +58,27 @@ def test_reports_state_new_unchanged_increased_and_resolved_findings() -> None:
             words = {"new": "new", "unchanged": "unchanged", "increased": "increased", "decreased": "decreased"}
             impression = split_sections(report.text)["impression"].lower()
             assert words[course.course] in impression
-            told[course.course] += 1
+            stated[course.course] += 1
         if not course.course and course.resolved_at:
             assert report.labels["Lung Lesion"] == 0 and "nodule" in text
-            told["resolved"] += 1
+            stated["resolved"] += 1
         if report.labels.get("Lung Lesion") == -1:
             assert state.nodule.size == 0 and "possible" in text
-            told["doubted"] += 1
-    assert set(told) == {"new", "unchanged", "increased", "decreased", "resolved", "doubted"}
+            stated["uncertain"] += 1
+    assert set(stated) == {"new", "unchanged", "increased", "decreased", "resolved", "uncertain"}
 
 
 def test_history_changes_the_reports_of_later_visits_and_no_image() -> None:
-    plain, told = Phantom(32, 5), Phantom(32, 5, history=True)
-    first = later = 0
+    plain, with_history = Phantom(32, 5), Phantom(32, 5, history=True)
+    first = changed = 0
     for index in range(40):
-        one, other = plain.study(index), told.study(index)
-        assert np.array_equal(one.images[0], other.images[0]) and one.state == other.state
-        comparison = split_sections(other.report)["comparison"].strip()
+        expected, study = plain.study(index), with_history.study(index)
+        assert np.array_equal(expected.images[0], study.images[0]) and expected.state == study.state
+        comparison = split_sections(study.report)["comparison"].strip()
         if slot(5, index).visit:
-            assert other.prior is not None and comparison == "Chest radiograph ___."
-            later += one.report != other.report
+            assert study.prior is not None and comparison == "Chest radiograph ___."
+            changed += expected.report != study.report
         else:
-            assert other.prior is None and comparison == "None." and one.labels == other.labels
+            assert study.prior is None and comparison == "None." and expected.labels == study.labels
             first += 1
-    assert first and later > 8
+    assert first and changed > 8

@@ -1,4 +1,4 @@
-"""States of phantoms: splits, findings that may occur together, and what a later visit keeps."""
+"""Phantom states: splits, compatible findings, and persistence between visits."""
 
 from collections import Counter, defaultdict
 
@@ -12,32 +12,31 @@ COUNT = 1200
 
 @pytest.fixture(scope="module")
 def states() -> list[State]:
-    return [
-        study_state(0, place.patient, place.visit, FINDINGS) for place in (slot(0, index) for index in range(COUNT))
-    ]
+    slots = (slot(0, index) for index in range(COUNT))
+    return [study_state(0, entry.patient, entry.visit, FINDINGS) for entry in slots]
 
 
 def test_splits_are_by_patient_and_exact() -> None:
     slots = [slot(3, index) for index in range(COUNT)]
-    assert Counter(place.split for place in slots) == {
+    assert Counter(entry.split for entry in slots) == {
         "train": 0.8 * COUNT,
         "validate": 0.1 * COUNT,
         "test": 0.1 * COUNT,
     }
     splits, visits = defaultdict(set), defaultdict(list)
-    for place in slots:
-        splits[place.patient].add(place.split)
-        visits[place.patient].append(place.visit)
+    for entry in slots:
+        splits[entry.patient].add(entry.split)
+        visits[entry.patient].append(entry.visit)
     assert all(len(found) == 1 for found in splits.values())
     assert all(found == list(range(len(found))) for found in visits.values())
     assert {len(found) for found in visits.values()} == {1, 2, 3}
 
 
-def test_a_round_has_all_splits() -> None:
+def test_every_round_contains_all_splits() -> None:
     assert {slot(9, index).split for index in range(ROUND)} == {"train", "validate", "test"}
 
 
-def test_hearts_leave_a_gap_between_normal_and_enlarged(states: list[State]) -> None:
+def test_cardiothoracic_ratios_of_normal_and_enlarged_hearts_are_separated(states: list[State]) -> None:
     normal = [frame(state).ratio() for state in states if not state.heart]
     enlarged = [frame(state).ratio() for state in states if state.heart]
     assert max(normal) < 0.50 and min(enlarged) > 0.56
@@ -57,7 +56,7 @@ def test_findings_that_would_hide_each_other_do_not_occur_together(states: list[
             assert {lesion.size for lesion in state.effusions} == {1}
 
 
-def test_every_finding_and_side_occurs_and_some_are_normal(states: list[State]) -> None:
+def test_every_finding_and_side_occurs_and_some_states_are_normal(states: list[State]) -> None:
     found = Counter()
     for state in states:
         found["normal"] += state.is_normal
@@ -65,16 +64,16 @@ def test_every_finding_and_side_occurs_and_some_are_normal(states: list[State]) 
             for side in ("right", "left"):
                 found[f"{name} {side}"] += side in str(getattr(state, name))
     assert 0.12 < found["normal"] / COUNT < 0.35
-    assert all(share > 0.02 * COUNT for share in found.values()), found
+    assert all(count > 0.02 * COUNT for count in found.values()), found
 
 
 def test_later_visits_keep_the_anatomy_and_most_findings() -> None:
-    kept = had = 0
+    kept = total = 0
     for patient in range(0, 4000, ROUND):
         before, after = (study_state(1, patient, visit, FINDINGS) for visit in (0, 1))
         assert before.anatomy == after.anatomy
         assert bool(after.heart) >= bool(before.heart)
         if before.effusions:
-            had += 1
+            total += 1
             kept += {x.side for x in before.effusions} == {x.side for x in after.effusions}
-    assert had > 20 and 0.5 < kept / had < 0.95
+    assert total > 20 and 0.5 < kept / total < 0.95

@@ -1,4 +1,4 @@
-"""The archive on disk: MIMIC's layout, real DICOM, safe to run twice."""
+"""The written archive: MIMIC's layout, valid DICOM files, idempotent writing."""
 
 import json
 from pathlib import Path
@@ -24,22 +24,22 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_pixels_come_back_from_every_spelling_of_the_header(archive: Path) -> None:
-    phantom, spellings = Phantom(40, 3), set()
+def test_pixels_round_trip_with_every_kind_of_header(archive: Path) -> None:
+    phantom, kinds = Phantom(40, 3), set()
     for index in range(COUNT):
         study = phantom.study(index)
         folder = archive / f"files/p{study.patient_id[:2]}/p{study.patient_id}/s{study.study_id}"
         path = folder / f"{study.dicom_ids[0]}.dcm"
-        film, header = read_image(path), pydicom.dcmread(path)
-        assert np.abs(film.pixels - study.images[0]).max() < 1.5 / (2**film.bits - 1)
-        assert film.view in ("", study.views[0])
+        radiograph, header = read_image(path), pydicom.dcmread(path)
+        assert np.abs(radiograph.pixels - study.images[0]).max() < 1.5 / (2**radiograph.bits - 1)
+        assert radiograph.view in ("", study.views[0])
         assert folder.with_suffix(".txt").read_text() == study.report
-        spellings.add((header.PhotometricInterpretation, header.BitsStored, "WindowCenter" in header))
+        kinds.add((header.PhotometricInterpretation, header.BitsStored, "WindowCenter" in header))
         assert list(header.ImageType) == ["DERIVED", "SECONDARY"] and "Synthetic" in header.DerivationDescription
-    assert len(spellings) >= 5 and len({photometric for photometric, _, _ in spellings}) == 2
+    assert len(kinds) >= 5 and len({photometric for photometric, _, _ in kinds}) == 2
 
 
-def test_tables(archive: Path) -> None:
+def test_tables_match_files_reports_and_labels(archive: Path) -> None:
     records = read_csv(archive / "cxr-record-list.csv.gz")
     assert len(records) == COUNT and all((archive / row["path"]).is_file() for row in records)
     assert list(records[0]) == ["subject_id", "study_id", "dicom_id", "path"]
@@ -49,14 +49,14 @@ def test_tables(archive: Path) -> None:
     labels = {row["study_id"]: row for row in read_csv(archive / "mimic-cxr-2.0.0-chexpert.csv.gz")}
     assert set(splits.values()) == {"train", "validate", "test"}
     for row in studies:
-        told = {name: value for name, value in labels[row["study_id"]].items() if value and not name.endswith("_id")}
+        cells = {name: value for name, value in labels[row["study_id"]].items() if value and not name.endswith("_id")}
         text = (archive / row["path"]).read_text()
-        assert {name: int(float(value)) for name, value in told.items()} == label_report(text)
+        assert {name: int(float(value)) for name, value in cells.items()} == label_report(text)
         assert metadata[row["study_id"]]["ViewPosition"] in ("PA", "AP")
         assert metadata[row["study_id"]]["Rows"] == "40"
 
 
-def test_dates_rise_with_a_patients_visits(archive: Path) -> None:
+def test_study_dates_increase_with_a_patients_visits(archive: Path) -> None:
     dates = {row["study_id"]: row["StudyDate"] for row in read_csv(archive / "mimic-cxr-2.0.0-metadata.csv.gz")}
     visits: dict[str, list[str]] = {}
     for index in range(COUNT):
@@ -93,7 +93,7 @@ def test_an_interrupted_run_is_completed(archive: Path, tmp_path: Path, monkeypa
     assert contents(tmp_path / "c") == contents(archive)
 
 
-def test_bad_use(archive: Path, tmp_path: Path) -> None:
+def test_other_settings_occupied_folders_and_invalid_options_are_refused(archive: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="other settings"):
         main(["--out", str(archive), "--studies", "31", "--seed", "3", "--size", "40"])
     (tmp_path / "thesis.txt").write_text("do not touch")
@@ -104,34 +104,36 @@ def test_bad_use(archive: Path, tmp_path: Path) -> None:
             main(["--out", str(tmp_path / "x"), *wrong])
 
 
-def test_the_full_spread_keeps_pixels_views_and_sizes(tmp_path: Path) -> None:
-    """Formats, windows, devices and transfer syntaxes of Open-I's table: the pixels read are those generated."""
+def test_openi_headers_preserve_pixels_views_and_sizes(tmp_path: Path) -> None:
+    """With the formats, windows, machines and transfer syntaxes of Open-I, decoding returns the generated pixels."""
     root, count = tmp_path / "full", 60
     options = ["--lateral_fraction", "0.6", "--history", "true", "--headers", "openi", "--workers", "2"]
     main(["--out", str(root), "--studies", str(count), "--seed", "3", "--size", "40", *options])
-    phantom, seen = Phantom(40, 3, lateral_fraction=0.6, history=True), []
+    phantom, attributes = Phantom(40, 3, lateral_fraction=0.6, history=True), []
     metadata = {row["dicom_id"]: row for row in read_csv(root / "mimic-cxr-2.0.0-metadata.csv.gz")}
     for index in range(count):
         study = phantom.study(index)
         folder = root / f"files/p{study.patient_id[:2]}/p{study.patient_id}/s{study.study_id}"
         for view, dicom_id, image in zip(study.views, study.dicom_ids, study.images, strict=True):
             path = folder / f"{dicom_id}.dcm"
-            film, header, row = read_image(path), pydicom.dcmread(path), metadata[dicom_id]
-            rows, columns = film.pixels.shape
+            radiograph, header, row = read_image(path), pydicom.dcmread(path), metadata[dicom_id]
+            rows, columns = radiograph.pixels.shape
             top, left = (40 - rows) // 2, (40 - columns) // 2
             middle = image[top : top + rows, left : left + columns]
-            assert np.abs(film.pixels - middle).max() < 1.5 / 1000
+            assert np.abs(radiograph.pixels - middle).max() < 1.5 / 1000
             assert (row["Rows"], row["Columns"], row["ViewPosition"]) == (str(rows), str(columns), view)
-            assert 300 < 40 * float(header.ImagerPixelSpacing[0]) < 520  # millimetres of a film's longer side
+            assert 300 < 40 * float(header.ImagerPixelSpacing[0]) < 520  # longer side in millimetres
             assert "Synthetic" in header.DerivationDescription
-            seen.append((header.PhotometricInterpretation, header.BitsStored, header.file_meta.TransferSyntaxUID,
-                         rows > columns, rows < columns, film.view))  # fmt: skip
-    inverse, bits, syntaxes, tall, broad, views = (set(column) for column in zip(*seen, strict=True))
-    assert len(inverse) == 2 and {12, 15} <= bits and len(syntaxes) >= 3 and len(tall) == len(broad) == 2
+            attributes.append((
+                header.PhotometricInterpretation, header.BitsStored, header.file_meta.TransferSyntaxUID,
+                rows > columns, rows < columns, radiograph.view,
+            ))  # fmt: skip
+    inverse, bits, syntaxes, portrait, landscape, views = (set(column) for column in zip(*attributes, strict=True))
+    assert len(inverse) == 2 and {12, 15} <= bits and len(syntaxes) >= 3 and len(portrait) == len(landscape) == 2
     assert {"", "PA", "AP", "LL"} <= views
 
 
-def test_an_archive_without_the_newer_options_is_recognised(archive: Path) -> None:
+def test_the_manifest_omits_options_at_their_default(archive: Path) -> None:
     assert set(json.loads((archive / "phantom.json").read_text())) == {
         "version", "studies", "seed", "size", "findings", "complete",
     }  # fmt: skip

@@ -1,11 +1,11 @@
-"""The one table of labels."""
+"""The label table: order, merging of mentions, and No Finding."""
 
 from itertools import product
 
 from medunifier.data.reports.observations import LEADERBOARD, OBSERVATIONS, in_order, is_no_finding, merge_mentions
 
 
-def test_cheXberts_order() -> None:
+def test_observations_are_in_chexbert_order() -> None:
     assert len(OBSERVATIONS) == len(set(OBSERVATIONS)) == 14
     assert OBSERVATIONS[0] == "Enlarged Cardiomediastinum" and OBSERVATIONS[-1] == "No Finding"
     assert set(LEADERBOARD) < set(OBSERVATIONS) and len(LEADERBOARD) == 5

@@ -1,4 +1,4 @@
-"""Reports that are not in MIMIC-CXR's form: whatever their headers look like, the clinical history does not pass."""
+"""Sections of reports in other formats than MIMIC-CXR's: the clinical history never ends up in the findings."""
 
 import time
 
@@ -11,7 +11,7 @@ from medunifier.data.reports.sections import one_line, split_sections
 
 CLEAR, NORMAL, SECRET = "The lungs are clear.", "No acute disease.", "Miller, 65, seen on ward 7"
 
-LEAKS = (  # {f}: findings, {i}: impression, {s}: what must not pass
+LEAKS = (  # {f}: findings, {i}: impression, {s}: text that must not be included
     "HISTORY: {s}\n\nFINDINGS: {f}\n\nIMPRESSION: {i}",
     "Clinical History: {s}\nFindings: {f}\nImpression: {i}",
     "history: {s}\nfindings: {f}\nimpression: {i}",
@@ -35,7 +35,7 @@ LEAKS = (  # {f}: findings, {i}: impression, {s}: what must not pass
 )  # fmt: skip
 
 
-def test_no_other_section_passes_as_findings_or_impression() -> None:
+def test_findings_and_impression_do_not_include_other_sections() -> None:
     for form in LEAKS:
         sections = split_plain_sections(form.format(f=CLEAR, i=NORMAL, s=SECRET))
         kept = {name: sections.get(name, "") for name in ("findings", "impression")}
@@ -48,23 +48,23 @@ def test_headings_of_organs_and_observations_stay_in_their_section() -> None:
     assert split_plain_sections(f"HISTORY: cough\nFINDINGS:\n{text}\nIMPRESSION: ok")["findings"] == text
 
 
-def test_a_word_that_was_wrapped_is_no_header() -> None:
+def test_a_wrapped_word_is_not_a_header() -> None:
     text = "Unchanged from the prior\nexamination.\nAs in the last\nstudy\nthere is no effusion."
     assert split_plain_sections(f"FINDINGS: {text}")["findings"] == text
 
 
-def test_text_without_headers_is_one_section_of_its_own_name() -> None:
+def test_text_without_headers_is_a_full_report_or_last_paragraph() -> None:
     assert split_plain_sections(CLEAR) == {"full report": CLEAR}
     assert split_plain_sections("INDICATION: cough\n\nClear.\n\nBye.")["last_paragraph"] == "Clear.\n\nBye."
 
 
-def test_a_text_that_is_one_section_loses_only_other_known_sections() -> None:
+def test_section_text_drops_only_other_known_sections() -> None:
     assert section_text(f"{CLEAR} Note: none.\nHISTORY: {SECRET}", "findings") == f"{CLEAR} Note: none."
     assert section_text(f"HISTORY: {SECRET}\nFINDINGS: {CLEAR}\nIMPRESSION: {NORMAL}", "findings") == CLEAR
     assert section_text(CLEAR, "impression") == CLEAR
 
 
-def test_reports_in_mimics_form_are_cut_as_by_its_own_rules() -> None:
+def test_both_parsers_agree_on_reports_in_mimics_format() -> None:
     phantom = Phantom(32, 0)
     for number in range(200):
         report = phantom.study(number).report
@@ -74,13 +74,13 @@ def test_reports_in_mimics_form_are_cut_as_by_its_own_rules() -> None:
 
 
 @given(st.text(alphabet="Fa: .\n-FINDGShistory", max_size=80))
-def test_nothing_is_invented_and_nothing_raises(text: str) -> None:
+def test_sections_of_random_text_are_substrings(text: str) -> None:
     for body in split_plain_sections(text).values():
         assert all(line in text for line in body.split("\n"))
 
 
-def test_hostile_lines_take_linear_time() -> None:
-    begin = time.perf_counter()
+def test_adversarial_lines_take_linear_time() -> None:
+    start = time.perf_counter()
     for text in (" " * 100_000 + "HISTORY: a", "*" * 100_000 + "x:", "a:" * 20_000, "A " * 50_000 + ":", "-" * 10**5):
         split_plain_sections(text)
-    assert time.perf_counter() - begin < 20
+    assert time.perf_counter() - start < 20

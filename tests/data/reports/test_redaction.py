@@ -1,4 +1,4 @@
-"""Redaction by patterns: identifiers are replaced, similar numbers and words stay."""
+"""Pattern-based redaction replaces identifiers and keeps similar numbers and words."""
 
 import json
 import signal
@@ -42,37 +42,37 @@ KEPT = [
 
 
 @pytest.mark.parametrize(("name", "text", "expected"), GONE)
-def test_what_a_pattern_takes(name: str, text: str, expected: str) -> None:
+def test_each_pattern_redacts_its_identifiers(name: str, text: str, expected: str) -> None:
     assert redact(text, patterns(name, ""))[0] == expected
     assert redact(expected, patterns(name, "")) == (expected, 0)
 
 
 @pytest.mark.parametrize("text", KEPT)
-def test_what_all_patterns_together_leave(text: str) -> None:
+def test_all_patterns_keep_clinical_text(text: str) -> None:
     assert redact(text, patterns("all", "")) == (text, 0)
 
 
-def test_every_name_is_tested() -> None:
+def test_every_built_in_pattern_is_tested() -> None:
     assert {name for name, *_ in GONE} == set(BUILT_IN)
 
 
-def test_no_pattern_backtracks_without_bound() -> None:
-    """Long texts that almost match: exponential or cubic backtracking would take minutes, and be interrupted."""
+def test_no_pattern_backtracks_catastrophically() -> None:
+    """Long near-matches: exponential or cubic backtracking would take minutes and be interrupted."""
 
     def interrupt(*_: object) -> None:
         raise TimeoutError("a pattern backtracks: 30 seconds for 10,000 characters")
 
-    before = signal.signal(signal.SIGALRM, interrupt)
+    previous = signal.signal(signal.SIGALRM, interrupt)
     signal.alarm(30)
     try:
         for text in ("1-" * 5000, "A" * 10_000, "Dr. " * 2500, "(123) " * 2000, "9" * 10_000, "A B. " * 2000):
             redact(text, patterns("all", ""))
     finally:
         signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGALRM, previous)
 
 
-def test_patterns_of_a_file(tmp_path: Path) -> None:
+def test_patterns_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "patterns.txt"
     path.write_text("# names of our ward\n\n(?i)north wing\nroom (\\d+)\n")
     assert redact("North Wing, room 12", patterns("", str(path))) == ("___, room ___", 2)
@@ -130,26 +130,27 @@ def _ingested(tree: Path, out: Path, **options: str) -> tuple[dict, dict]:
     return manifest, ShardDataset(out, "train").info(0)
 
 
-def test_sections_and_labels_are_those_of_the_text_as_it_was(tree: Path, tmp_path: Path) -> None:
+def test_redaction_does_not_change_sections_or_labels(tree: Path, tmp_path: Path) -> None:
     manifest, plain = _ingested(tree, tmp_path / "plain")
     assert "March 14, 2019" in plain["report"]["findings"] and "Roe" in plain["report"]["text"]
     assert manifest["transform"]["redact"] == {"built_in": "", "own_patterns": 0}
     assert manifest["counts"]["redacted_places"] == 0
-    manifest, bare = _ingested(tree, tmp_path / "bare", redact="all", redact_file=str(tmp_path / "own.txt"))
-    assert bare["labels"] == plain["labels"] == {"Pleural Effusion": 1, "Pneumothorax": 0}
+    manifest, redacted = _ingested(tree, tmp_path / "redacted", redact="all", redact_file=str(tmp_path / "own.txt"))
+    assert redacted["labels"] == plain["labels"] == {"Pleural Effusion": 1, "Pneumothorax": 0}
     assert (
-        bare["report"]["findings"] == "Compared to ___ there is a new right pleural effusion. No pneumothorax. ___."
+        redacted["report"]["findings"]
+        == "Compared to ___ there is a new right pleural effusion. No pneumothorax. ___."
     )
-    assert bare["report"]["impression"] == "Pleural effusion, discussed with Dr. ___ at ___, phone ___."
-    assert bare["report"]["text"] == f"{bare['report']['findings']} {bare['report']['impression']}"
+    assert redacted["report"]["impression"] == "Pleural effusion, discussed with Dr. ___ at ___, phone ___."
+    assert redacted["report"]["text"] == f"{redacted['report']['findings']} {redacted['report']['impression']}"
     assert manifest["transform"]["redact"] == {"built_in": "all", "own_patterns": 1}
     assert manifest["counts"]["redacted_places"] == 5
     assert "North Wing" not in json.dumps(manifest)
     with pytest.raises(UserError, match="other settings"):
-        _ingested(tree, tmp_path / "bare", redact="dates")
+        _ingested(tree, tmp_path / "redacted", redact="dates")
 
 
-def test_the_options_are_read_from_the_command_line() -> None:
+def test_options_are_parsed_from_the_command_line() -> None:
     config = parse_config(IngestConfig, ["--source=csv", "--root=x", "--out=y", "--redact=dates,names"])
     assert config.redact == "dates,names" and config.burned_in == "refuse"
 

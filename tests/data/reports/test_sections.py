@@ -1,4 +1,4 @@
-"""MIMIC's sectioning rules, each on the smallest text that could break it."""
+"""MIMIC-CXR's section rules, each on a minimal text that could violate it."""
 
 import pytest
 from hypothesis import given
@@ -22,7 +22,7 @@ REPORT = """                                 FINAL REPORT
 """
 
 
-def test_report_in_mimics_form() -> None:
+def test_sections_of_a_report_in_mimics_format() -> None:
     sections = split_sections(REPORT)
     assert list(sections) == ["preamble", "examination", "indication", "findings", "impression"]
     assert sections["findings"] == "The lungs are clear. NOTE: nothing else\n of note."
@@ -45,7 +45,7 @@ def test_report_in_mimics_form() -> None:
         ("", {"full report"}),
     ],
 )
-def test_what_is_a_header(text: str, names: set[str]) -> None:
+def test_header_detection(text: str, names: set[str]) -> None:
     assert set(split_sections(text)) == names
 
 
@@ -69,20 +69,20 @@ def test_search_resumes_after_the_next_newline() -> None:
         ("TECHNIQUE", "technique"),
     ],
 )
-def test_names(header: str, name: str) -> None:
+def test_section_names(header: str, name: str) -> None:
     assert section_name(header) == name
 
 
-def test_empty_title_does_not_shadow_the_findings() -> None:
+def test_an_empty_title_does_not_replace_the_findings() -> None:
     sections = split_sections("x\n FINDINGS: real\n \n CHEST, PA AND LATERAL:  \n \n TECHNIQUE: y\n")
     assert sections["findings"] == "real"
 
 
-def test_last_of_two_sections_counts() -> None:
+def test_the_last_of_two_sections_with_one_name_is_kept() -> None:
     assert split_sections("x\n IMPRESSION: first\n IMPRESSION: second")["impression"] == "second"
 
 
-def test_last_paragraph_where_nothing_else_is() -> None:
+def test_last_paragraph_without_findings_and_impression() -> None:
     sections = split_sections("x\n INDICATION: cough\n \n Lungs are clear.\n \n Thank you.")
     assert sections["indication"] == "cough"
     assert sections["last_paragraph"] == "Lungs are clear.\n \n Thank you."
@@ -105,7 +105,7 @@ def test_training_text() -> None:
 
 
 @given(st.text(alphabet="A B:\n,ac", max_size=80))
-def test_no_character_is_invented_and_nothing_raises(text: str) -> None:
+def test_sections_of_random_text_are_stripped_substrings(text: str) -> None:
     for body in split_sections(text).values():
         assert body in text
         assert body == body.strip()

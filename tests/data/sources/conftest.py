@@ -1,4 +1,4 @@
-"""Small trees in the layout of each data set: tables as documented, images of 40 x 32 pixels."""
+"""Fixtures for small trees in the layout of each data set: documented tables, images of 40 x 32 pixels."""
 
 import csv
 import gzip
@@ -20,8 +20,8 @@ from medunifier.data.sources import Archive, SourceOptions, read_source
 
 
 @pytest.fixture(scope="session")
-def film() -> Callable[..., Path]:
-    """``film(path)`` writes a radiograph in the format of the suffix; its pixels depend on the path."""
+def image_file() -> Callable[..., Path]:
+    """Return ``write(path)``, which writes a radiograph in the suffix's format; pixels depend on the path."""
 
     def write(path: Path, bits: int = 8) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ def film() -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def table() -> Callable[..., Path]:
-    """``table(path, header, rows)`` writes a CSV, gzipped where the name ends so."""
+    """Return ``write(path, header, rows)``, which writes a CSV file, gzipped if the name ends with ``.gz``."""
 
     def write(path: Path, header: str, rows: Sequence[Sequence[object]]) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,15 +63,15 @@ def table() -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def read() -> Callable[..., Archive]:
-    """``read(source, root, **options)``"""
+    """Return ``read(source, root, **options)``, which returns the archive of a source."""
     return lambda source, root, **options: read_source(source, root, SourceOptions(**options))
 
 
 @pytest.fixture
 def ingested(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[dict, list[dict]]]:
-    """``ingested(source, root, **options)`` -> manifest and every sample's json; images are counted in each.
+    """Return ``run(source, root, **options)``, which ingests a tree and returns the manifest and all samples' json.
 
-    What ``--check`` says of the tree before is held against what ingest then finds.
+    Also compares the counts of ``--check`` with those of ingest.
     """
 
     def run(source: str, root: Path, **options: object) -> tuple[dict, list[dict]]:
@@ -81,9 +81,7 @@ def ingested(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[di
         check = check_source(archive, source, str(root), images=0, workers=1, cluster="")
         assert sorted(root.rglob("*")) == before
         key = tmp_path_factory.mktemp("key") / "pseudonym.key"
-        key.write_text(
-            "00" * 32, encoding="ascii"
-        )  # what a split draws depends on it, and must be the same each time
+        key.write_text("00" * 32, encoding="ascii")  # fixed, since the sampled splits depend on the key
         config = IngestConfig(
             source=source,
             root=str(root),

@@ -17,8 +17,8 @@ def cells(**values):
 
 
 @pytest.fixture
-def chexpert(tmp_path, film, table):
-    # The folder on the disk has another name than the tables say, as it happens after unpacking.
+def chexpert(tmp_path, image_file, table):
+    # The local folder may have another name than the one in the tables.
     root = tmp_path / "CheXpert"
     prefix = "CheXpert-v1.0-small"
     sick = cells(Edema="1.0", Cardiomegaly="-1.0", Pneumothorax="0.0")
@@ -36,7 +36,7 @@ def chexpert(tmp_path, film, table):
     ]
     valid = [(f"{prefix}/valid/patient64541/study1/view1_frontal.jpg", "Male", 73, "Frontal", "AP", *([0] * 14))]
     for row in rows + valid:
-        film(root / row[0].removeprefix(f"{prefix}/"))
+        image_file(root / row[0].removeprefix(f"{prefix}/"))
     table(root / "train.csv", HEADER, rows)
     table(root / "valid.csv", HEADER, valid)
     return root
@@ -55,17 +55,17 @@ def test_labels_views_and_splits(chexpert, read, ingested):
     assert sorted(len(info["views"]) for info in infos) == [1, 1, 2]
 
 
-def test_test_set_needs_its_images(chexpert, film, table, read):
+def test_a_test_study_without_images_is_a_problem(chexpert, image_file, table, read):
     rows = [(f"CheXpert-v1.0/test/patient6474{n}/study1", *([n] * 14)) for n in range(2)]
     table(chexpert / "groundtruth.csv", f"Study,{NAMES}", rows)
-    film(chexpert / "test/patient64741/study1/view1_frontal.jpg")
+    image_file(chexpert / "test/patient64741/study1/view1_frontal.jpg")
     archive = read("chexpert", chexpert)
     assert [record.study_id for record in archive.records if record.split == "test"] == ["test/patient64741/study1"]
     assert archive.records[-1].labels == dict.fromkeys(OBSERVATIONS, 1)
     assert [problem.reason for problem in archive.problems] == ["study without an image"]
 
 
-def test_a_label_that_is_no_label_is_left_out_and_counted(chexpert, table, read):
+def test_invalid_labels_are_skipped_and_counted(chexpert, table, read):
     path = "CheXpert-v1.0-small/valid/patient64541/study1/view1_frontal.jpg"
     row = (path, "Male", 73, "Frontal", "AP", *cells(Edema="yes", Fracture="2", Cardiomegaly="1.0"))
     table(chexpert / "valid.csv", HEADER, [row, ("nan", *[""] * 18)])
@@ -94,7 +94,7 @@ PLUS = (
 
 
 @pytest.fixture
-def plus(tmp_path, film, table):
+def plus(tmp_path, image_file, table):
     def row(path, side, direction, patient, findings, impression, split):
         dicom = path.replace("jpg", "dcm")
         return (path, dicom, side, direction, patient, 1, "RAW", "", findings, impression, 60, "F", split)
@@ -107,7 +107,7 @@ def plus(tmp_path, film, table):
     root = tmp_path / "plus"
     table(root / "df_chexpert_plus_240401.csv", PLUS, rows)
     for path, *_ in rows:
-        film((root / "PNG" / path).with_suffix(".png"))
+        image_file((root / "PNG" / path).with_suffix(".png"))
     return root
 
 
@@ -122,7 +122,7 @@ def test_plus_has_sections_and_png_files(plus, read, ingested):
     assert infos[0]["report"]["text"] == "Big heart. Edema." and infos[0]["labels"]["Edema"] == 1  # from the report
 
 
-def test_plus_takes_its_own_labels_where_they_are(plus, read):
+def test_plus_uses_the_published_labels_if_present(plus, read):
     line = {"path_to_image": "train/patient1/study1/view1_frontal.jpg"} | dict.fromkeys(OBSERVATIONS)
     path = plus / "chexbert_labels" / "report_fixed.json"
     path.parent.mkdir()

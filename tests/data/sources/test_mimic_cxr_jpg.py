@@ -17,10 +17,10 @@ REPORT = " FINAL REPORT\n EXAMINATION:  CHEST\n \n FINDINGS:  Heart is ___.\n \n
 
 
 @pytest.fixture
-def root(tmp_path, film, table):
+def root(tmp_path, image_file, table):
     root = tmp_path / "jpg"
     for dicom, patient, study, _, _ in IMAGES:
-        film(root / f"files/p{patient[:2]}/p{patient}/s{study}/{dicom}.jpg")
+        image_file(root / f"files/p{patient[:2]}/p{patient}/s{study}/{dicom}.jpg")
     table(
         root / "mimic-cxr-2.1.0-metadata.csv.gz",
         METADATA,
@@ -49,7 +49,7 @@ def reports(tmp_path):
     return tmp_path / "mimic"
 
 
-def test_views_splits_labels_and_reports_of_another_root(root, reports, read, ingested):
+def test_views_splits_labels_and_reports_from_another_root(root, reports, read, ingested):
     archive = read("mimic-cxr-jpg", root, reports_root=str(reports))
     first, second, third = archive.records
     assert archive.problems == []
@@ -64,7 +64,7 @@ def test_views_splits_labels_and_reports_of_another_root(root, reports, read, in
     assert infos[0]["report"]["findings"] == "Heart is ___."
 
 
-def test_reports_may_lie_in_the_same_tree(root, read):
+def test_reports_may_be_in_the_same_tree(root, read):
     path = root / "files/p10/p10000898/s50771383.txt"
     path.write_text(REPORT)
     assert [bool(record.report) for record in read("mimic-cxr-jpg", root).records] == [False, False, True]
@@ -89,7 +89,7 @@ def test_absent_tables_are_problems_and_only_the_metadata_is_required(root, read
         read("mimic-cxr-jpg", root)
 
 
-def test_rows_without_a_patient_are_counted(root, table, read, ingested):
+def test_rows_without_a_patient_are_skipped_and_counted(root, table, read, ingested):
     rows = [(d, "nan" if s == "57375967" else p, s, "", v, *[""] * 7) for d, p, s, v, _ in IMAGES]
     table(root / "mimic-cxr-2.1.0-metadata.csv.gz", METADATA, rows)
     archive = read("mimic-cxr-jpg", root)

@@ -27,7 +27,7 @@ def report(root, number, images, headings=("normal",), findings="Clear XXXX.", i
     )
 
 
-def test_reports_images_and_headings(tmp_path, film, read, ingested):
+def test_reports_images_and_headings(tmp_path, image_file, read, ingested):
     report(tmp_path, 2, ["CXR2_IM-0652-1001"], ("Cardiomegaly/mild", "Cardiac Shadow/enlarged", "Hernia, Hiatal"))
     report(
         tmp_path, 10, ["CXR10_IM-0002-1001", "CXR10_IM-0002-2001"], ("Thickening/pleura/apex", "Opacity/lung/base")
@@ -36,7 +36,7 @@ def test_reports_images_and_headings(tmp_path, film, read, ingested):
     report(tmp_path, 4, [])
     (tmp_path / "reports/ecgen-radiology/5.xml").write_text("<eCitation>")
     for name in ("CXR2_IM-0652-1001", "CXR10_IM-0002-1001", "CXR10_IM-0002-2001", "CXR3_IM-1384-1001"):
-        film(tmp_path / "png" / f"{name}.png")
+        image_file(tmp_path / "png" / f"{name}.png")
     archive = read("openi", tmp_path)
     two, three, ten = archive.records
     assert [record.study_id for record in archive.records] == ["CXR2", "CXR3", "CXR10"]
@@ -47,7 +47,7 @@ def test_reports_images_and_headings(tmp_path, film, read, ingested):
     assert reasons == ["report is not readable as XML", "report without an image"]
     manifest, infos = ingested("openi", tmp_path)
     assert manifest["counts"]["kept_studies"] == 3 and manifest["counts"]["rejected_images"] == 0
-    # Not indexed: read from the report.
+    # Not indexed, so the labels are extracted from the report.
     assert {"Pleural Effusion": 0, "No Finding": 1} in [info["labels"] for info in infos]
 
 
@@ -57,7 +57,7 @@ def test_a_tree_without_reports_is_refused(tmp_path, read):
 
 
 def test_the_original_reports(shared_data, tmp_path, read):
-    """1,979 reports with odd numbers as they were published; counted there with grep and with another parser."""
+    """The 1,979 published odd-numbered reports; expected counts are from grep and another parser."""
     with tarfile.open(shared_data("openi/ecgen-radiology-odd.tgz")) as archive:
         # Python before 3.11.4 has no filter.
         archive.extractall(tmp_path, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
@@ -72,11 +72,11 @@ def test_the_original_reports(shared_data, tmp_path, read):
     assert [view.path.name for view in first.views] == ["CXR1_1_IM-0001-3001.png", "CXR1_1_IM-0001-4001.png"]
 
 
-def annotation(root, film, key="    "):
+def annotation(root, image_file, key="    "):
     def entry(study, split, images=2, **more):
         paths = [f"{study}/{number}.png" for number in range(images)]
         for path in paths:
-            film(root / "images" / path)
+            image_file(root / "images" / path)
         return {"id": study, "report": "Heart size is normal .", "image_path": paths, "split": split} | more
 
     content = {
@@ -87,8 +87,8 @@ def annotation(root, film, key="    "):
     (root / "annotation.json").write_text(json.dumps(content))
 
 
-def test_r2gen_reads_the_split_of_the_entries(tmp_path, film, read, ingested):
-    annotation(tmp_path, film)
+def test_r2gen_uses_the_split_of_the_entries(tmp_path, image_file, read, ingested):
+    annotation(tmp_path, image_file)
     archive = read("r2gen", tmp_path)
     first, second, third = archive.records
     assert [record.split for record in archive.records] == ["train", "validate", "test"]
@@ -99,7 +99,7 @@ def test_r2gen_reads_the_split_of_the_entries(tmp_path, film, read, ingested):
     assert manifest["counts"]["rejected_images"] == 0 and manifest["counts"]["kept_studies"] == 3
 
 
-def test_r2gen_patients_of_the_mimic_form(tmp_path, read):
+def test_r2gen_patients_in_the_mimic_version(tmp_path, read):
     entry = {"id": "02aa804e", "study_id": 50414267, "subject_id": 10000032, "report": "Clear .", "split": "val"}
     (tmp_path / "annotation.json").write_text(json.dumps({"val": [entry | {"image_path": ["p10/a.jpg"]}]}))
     (record,) = read("r2gen", tmp_path).records

@@ -1,4 +1,4 @@
-"""HTML pages: every text is escaped, nothing is fetched, notices are present, marks and verdicts are correct."""
+"""HTML pages: texts are escaped, nothing is fetched, notices are present, differences and verdicts are marked."""
 
 import base64
 import io
@@ -19,15 +19,15 @@ class Balanced(HTMLParser):
 
     def __init__(self):
         super().__init__()
-        self.open, self.seen = [], []
+        self.open, self.tags = [], []
 
     def handle_starttag(self, tag, attrs):
-        self.seen.append((tag, dict(attrs)))
+        self.tags.append((tag, dict(attrs)))
         if tag not in VOID:
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attrs):
-        self.seen.append((tag, dict(attrs)))
+        self.tags.append((tag, dict(attrs)))
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
@@ -63,17 +63,17 @@ def parsed(html):
     parser = Balanced()
     parser.feed(html)
     assert parser.open == []
-    return parser.seen
+    return parser.tags
 
 
-def test_nothing_of_a_text_becomes_markup():
+def test_texts_are_escaped():
     html = full_page()
     tags = {tag for tag, _ in parsed(html)}
     assert "script" not in tags and "<b>x</b>" not in html
     assert html.count("&lt;script&gt;") >= 10
 
 
-def test_the_page_fetches_nothing():
+def test_the_page_has_no_external_resources():
     html = full_page()
     addresses = [
         value for _, attrs in parsed(html) for name, value in attrs.items() if name in ("src", "href") and value
@@ -101,7 +101,7 @@ def test_differences_are_marked_word_by_word():
     assert mark_differences("", "new words") == ([], [("ins", "new words")])
 
 
-def test_marked_words_are_set_off_in_their_sentence():
+def test_marked_words_are_wrapped_in_del_and_ins():
     page = Page("t")
     page.report_comparison("heart is normal.", "Heart is large.")
     assert "Heart is <del>large.</del></div>" in page.html() and "heart is <ins>normal.</ins></div>" in page.html()
@@ -112,7 +112,7 @@ def test_findings_are_found_missed_or_false_positive():
     assert "found: Edema" in html and "missed: Fracture" in html and "false positive: &lt;script" in html
 
 
-def test_a_metric_has_its_baseline_its_interval_and_its_verdict():
+def test_metrics_show_baseline_interval_and_verdict():
     page = Page("t")
     metrics = {"good": 0.9, "good.baseline": 0.1, "bad": 0.2}
     page.metrics(metrics, {"good": 0.5, "bad": 0.5}, intervals={"good": [0.8, 0.95], "bad": None})

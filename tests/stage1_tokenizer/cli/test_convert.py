@@ -1,4 +1,4 @@
-"""Taming checkpoints in and out: against the packaged fork, strictly, and back to the same tensors."""
+"""Conversion of taming checkpoints: parity with the packaged fork, strict validation, lossless round trip."""
 
 import contextlib
 import copy
@@ -38,7 +38,7 @@ CASES = {
 
 
 class Fork(torch.nn.Module):
-    """The parts of taming's VQModel and GumbelVQ under their names, which do not import without an old Lightning."""
+    """Modules of taming's VQModel and GumbelVQ under their key names. These classes need an old Lightning."""
 
     def __init__(self, params, used=None, unknown_index="random", tmp=None):
         super().__init__()
@@ -61,22 +61,22 @@ class Fork(torch.nn.Module):
 
     @torch.no_grad()
     def spread(self, images):
-        """Put the entries among the vectors, so that many codes occur."""
+        """Move the entries close to the vectors, so that many codes occur."""
         if isinstance(self.quantize, GumbelQuantize):
             self.quantize.proj.weight.normal_()
             return
-        rows = self.quant_conv(self.encoder(images)).permute(0, 2, 3, 1).flatten(0, 2)
-        table = self.quantize.embedding.weight
-        chosen = rows[torch.randint(len(rows), (len(table),))]
-        table.copy_(chosen + 0.3 * rows.std(0) * torch.randn_like(chosen))
+        vectors = self.quant_conv(self.encoder(images)).permute(0, 2, 3, 1).flatten(0, 2)
+        codebook = self.quantize.embedding.weight
+        chosen = vectors[torch.randint(len(vectors), (len(codebook),))]
+        codebook.copy_(chosen + 0.3 * vectors.std(0) * torch.randn_like(chosen))
 
     @torch.no_grad()
-    def codes_and_pictures(self, images, monkeypatch):
-        # Without its noise: the arg max of its own logits, through its own remapping.
-        quiet = lambda logits, tau, dim, hard: torch.zeros_like(logits).scatter_(  # noqa: E731
+    def codes_and_reconstructions(self, images, monkeypatch):
+        # Without Gumbel noise: the argmax of the logits, remapped by the fork.
+        without_noise = lambda logits, tau, dim, hard: torch.zeros_like(logits).scatter_(  # noqa: E731
             dim, logits.argmax(dim, keepdim=True), 1.0
         )
-        monkeypatch.setattr(torch.nn.functional, "gumbel_softmax", quiet)
+        monkeypatch.setattr(torch.nn.functional, "gumbel_softmax", without_noise)
         z_q, _, (_, _, codes) = self.quantize(self.quant_conv(self.encoder(images)))
         return codes, self.decoder(self.post_quant_conv(z_q))
 
@@ -84,12 +84,12 @@ class Fork(torch.nn.Module):
 def loss_tensors(channels, actnorm=False):
     params = {"disc_in_channels": channels, "disc_ndf": 8, "disc_num_layers": 2, "use_actnorm": actnorm}
     state = {name: torch.randn(shape) for name, shape in taming.loss_shapes(params).items()}
-    own = NLayerDiscriminator(channels, 8, 2, actnorm).state_dict()
-    # The fork's own discriminator says which keys there are.
+    discriminator = NLayerDiscriminator(channels, 8, 2, actnorm).state_dict()
+    # The fork's discriminator is the reference for the keys.
     ours = {name: tuple(t.shape) for name, t in state.items() if ".discriminator." in name}
-    assert ours == {f"loss.discriminator.{name}": tuple(t.shape) for name, t in own.items()}
+    assert ours == {f"loss.discriminator.{name}": tuple(t.shape) for name, t in discriminator.items()}
     lossconfig = {"target": "taming.modules.losses.vqperceptual.VQLPIPSWithDiscriminator"}
-    return state | {f"loss.discriminator.{n}": t for n, t in own.items()}, lossconfig | {"params": params}
+    return state | {f"loss.discriminator.{n}": t for n, t in discriminator.items()}, lossconfig | {"params": params}
 
 
 def write(folder, params, fork, loss=None, **further):
@@ -113,7 +113,7 @@ def images_of(params, count=4):
     return torch.rand(count, sizes["in_channels"], sizes["resolution"], sizes["resolution"]) * 2 - 1
 
 
-def assert_back(folder, state, capsys):
+def assert_round_trip(folder, state, capsys):
     out = folder / "back.ckpt"
     assert run_command(main, ["--to", "taming", "--tokenizer", str(folder / "tokenizer"), "--out", str(out)]) == 0
     back = torch.load(out, weights_only=True)["state_dict"]
@@ -125,7 +125,7 @@ def assert_back(folder, state, capsys):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_converted_tokenizer_equals_the_fork_and_leads_back(name, tmp_path, monkeypatch, capsys):
+def test_converted_tokenizer_equals_the_fork_and_converts_back(name, tmp_path, monkeypatch, capsys):
     params = CASES[name]
     fork, images = Fork(params), images_of(params)
     fork.spread(images)
@@ -134,24 +134,24 @@ def test_converted_tokenizer_equals_the_fork_and_leads_back(name, tmp_path, monk
     )
     assert run(tmp_path) == 0
     tokenizer = FrozenTokenizer.from_pretrained(tmp_path / "tokenizer")
-    codes, pictures = fork.codes_and_pictures(images, monkeypatch)
+    codes, reconstructions = fork.codes_and_reconstructions(images, monkeypatch)
     assert len(codes.unique()) > 16
     assert torch.equal(tokenizer.encode_indices(images), codes)
-    torch.testing.assert_close(tokenizer.decode_indices(codes), pictures, atol=1e-4, rtol=1e-4)
-    assert_back(tmp_path, state, capsys)
+    torch.testing.assert_close(tokenizer.decode_indices(codes), reconstructions, atol=1e-4, rtol=1e-4)
+    assert_round_trip(tmp_path, state, capsys)
 
 
 @pytest.mark.parametrize("unknown", ["random", "extra", 3])
 @pytest.mark.parametrize("name", ["attention, three channels", "gumbel_vq"])
-def test_remapped_codes(name, unknown, tmp_path, monkeypatch, capsys):
+def test_remapped_codes_equal_the_fork(name, unknown, tmp_path, monkeypatch, capsys):
     params, used = CASES[name], np.random.default_rng(0).permutation(64)[:24]
     fork, images = Fork(params, used, unknown, tmp_path), images_of(params)
     fork.spread(images)
     state = write(tmp_path, params, fork, remap="used.npy", unknown_index=unknown)
     assert run(tmp_path) == 0
     tokenizer = FrozenTokenizer.from_pretrained(tmp_path / "tokenizer")
-    found, (codes, _) = tokenizer.encode_indices(images), fork.codes_and_pictures(images, monkeypatch)
-    if unknown == "random" and name != "gumbel_vq":  # where an entry is known; elsewhere the fork draws
+    found, (codes, _) = tokenizer.encode_indices(images), fork.codes_and_reconstructions(images, monkeypatch)
+    if unknown == "random" and name != "gumbel_vq":  # known entries only; for unknown ones the fork samples a code
         with torch.no_grad():
             z = fork.quant_conv(fork.encoder(images)).permute(0, 2, 3, 1).flatten(0, 2)
             entry = torch.cdist(z, fork.quantize.embedding.weight).argmin(1).reshape(codes.shape)
@@ -167,7 +167,7 @@ def test_remapped_codes(name, unknown, tmp_path, monkeypatch, capsys):
             every.clone().flatten(), (1, tokenizer.codebook_size, 1, params["embed_dim"])
         )
     assert torch.equal(tokenizer.codebook, entries[0, :, :, 0].T)
-    assert_back(tmp_path, state, capsys)
+    assert_round_trip(tmp_path, state, capsys)
 
 
 def test_f16_1024_is_read_with_all_its_398_keys():
@@ -188,7 +188,7 @@ def test_f16_1024_is_read_with_all_its_398_keys():
         assert taming.differences({name: torch.empty(shape) for name, shape in shapes.items()}, config) == []
 
 
-def test_every_difference_is_reported_and_nothing_is_written(tmp_path, capsys):
+def test_all_differences_are_reported_and_nothing_is_written(tmp_path, capsys):
     params = CASES["attention, three channels"]
     state = write(tmp_path, params, Fork(params), loss_tensors(3))
     del state["encoder.conv_in.bias"], state["loss.discriminator.main.0.bias"]
@@ -220,7 +220,7 @@ def test_every_difference_is_reported_and_nothing_is_written(tmp_path, capsys):
         ({"remap": "used.npy"}, "quantize.used"),
     ],
 )
-def test_settings_that_taming_would_swallow_are_refused_by_name(change, part, tmp_path, capsys):
+def test_settings_that_taming_would_ignore_are_refused_by_name(change, part, tmp_path, capsys):
     params = CASES["attention, three channels"]
     write(tmp_path, params, Fork(params), **change)
     assert run(tmp_path) == 1
@@ -229,7 +229,7 @@ def test_settings_that_taming_would_swallow_are_refused_by_name(change, part, tm
 
 
 class Callback:
-    """Stands for what Lightning pickles beside the tensors; its loading would leave a trace."""
+    """An object as Lightning pickles it beside the tensors; unpickling it would be recorded in ``loaded``."""
 
     loaded = []
 
@@ -237,7 +237,7 @@ class Callback:
         Callback.loaded.append(state)
 
 
-def test_classes_of_lightning_are_not_run(tmp_path, capsys):
+def test_pickled_lightning_classes_are_not_executed(tmp_path, capsys):
     params = CASES["no level attention, one channel"]
     state = write(tmp_path, params, Fork(params))
     callback = Callback()
@@ -245,7 +245,7 @@ def test_classes_of_lightning_are_not_run(tmp_path, capsys):
     torch.save({"state_dict": state, "callbacks": {Callback: {"best": 1}, "other": callback}}, tmp_path / "last.ckpt")
     assert run(tmp_path) == 0
     assert Callback.loaded == []
-    assert_back(tmp_path, state, capsys)
+    assert_round_trip(tmp_path, state, capsys)
 
 
 def test_invalid_checkpoints_are_refused_in_one_line(tmp_path, capsys):
@@ -268,7 +268,7 @@ def test_invalid_checkpoints_are_refused_in_one_line(tmp_path, capsys):
     assert "--checkpoint, --config, --out" in capsys.readouterr().err
 
 
-def test_record_of_another_tokenizer_is_not_written_back(tmp_path, capsys):
+def test_record_of_another_tokenizer_is_refused(tmp_path, capsys):
     params = CASES["no level attention, one channel"]
     write(tmp_path, params, Fork(params))
     assert run(tmp_path) == 0
@@ -280,14 +280,16 @@ def test_record_of_another_tokenizer_is_not_written_back(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("kind", ["cosine_vq", "ema_vq", "vq"])
-def test_exported_codebook_gives_the_forks_quantiser_the_same_codes(kind, tmp_path):
-    """A `cxr_*` tokenizer in small: Haar front end, codes in few dimensions."""
+def test_exported_checkpoint_gives_the_same_codes_in_the_fork(kind, tmp_path):
+    """A small `cxr_*` tokenizer: Haar front end, low-dimensional codes."""
     config = TINY | {"ch": 32, "norm_groups": 32, "n_embed": 256, "embed_dim": 8, "quantizer": {"kind": kind}}
     model = VQGAN(config).eval()
     images = torch.rand(16, 1, 32, 32) * 2 - 1
     with torch.no_grad():
-        rows = model.encode(images).permute(0, 2, 3, 1).flatten(0, 2)
-        model.quantize.embedding.weight.copy_(rows[torch.randperm(len(rows))[:256]] * (0.5 + torch.rand(256, 1)))
+        vectors = model.encode(images).permute(0, 2, 3, 1).flatten(0, 2)
+        model.quantize.embedding.weight.copy_(
+            vectors[torch.randperm(len(vectors))[:256]] * (0.5 + torch.rand(256, 1))
+        )
     export(model, tmp_path / "tokenizer")
     notes = to_taming(tmp_path / "tokenizer", tmp_path / "model.ckpt")
     assert any("Haar" in note for note in notes)
@@ -301,10 +303,10 @@ def test_exported_codebook_gives_the_forks_quantiser_the_same_codes(kind, tmp_pa
     with torch.no_grad():
         codes = quantizer(model.encode(images))[2][2]
         bands = model.front_end(images)
-        whole = fork.quantize(fork.quant_conv(fork.encoder(bands)))[2][2]
+        fork_codes = fork.quantize(fork.quant_conv(fork.encoder(bands)))[2][2]
     assert torch.equal(codes, frozen.encode_indices(images)) and len(codes.unique()) > 64
-    assert torch.equal(whole, codes)
-    # And back: the front end is in the YAML, where taming takes no notice of it.
+    assert torch.equal(fork_codes, codes)
+    # Round trip: the front end is in the YAML, where taming ignores it.
     back = [
         "--from",
         "taming",
@@ -319,7 +321,7 @@ def test_exported_codebook_gives_the_forks_quantiser_the_same_codes(kind, tmp_pa
     assert torch.equal(again.decode_indices(codes), frozen.decode_indices(codes))
 
 
-def test_gumbel_of_ours_is_a_gumbel_model_of_taming(tmp_path):
+def test_gumbel_tokenizer_is_exported_as_taming_gumbel_model(tmp_path):
     config = {"resolution": 32, "ch": 32, "ch_mult": [1], "num_res_blocks": 1, "attn_resolutions": [], "n_embed": 64,
               "z_channels": 8, "embed_dim": 8, "quantizer": {"kind": "gumbel_vq", "kl_weight": 5e-4}}  # fmt: skip
     model = VQGAN(config).eval()
@@ -335,13 +337,13 @@ def test_gumbel_of_ours_is_a_gumbel_model_of_taming(tmp_path):
         assert torch.equal(model.encode_indices(images), logits.argmax(1))
 
 
-def test_groups_that_taming_does_not_have_are_refused(tmp_path):
+def test_group_count_that_taming_does_not_support_is_refused(tmp_path):
     export(VQGAN(TINY), tmp_path / "tokenizer")
     out = ["--to", "taming", "--tokenizer", str(tmp_path / "tokenizer"), "--out", str(tmp_path / "x.ckpt")]
     assert run_command(main, out) == 1 and not (tmp_path / "x.ckpt").exists()
 
 
-def test_files_of_a_converted_tokenizer(tmp_path):
+def test_converted_tokenizer_keeps_loss_tensors_and_encodes_grey_images(tmp_path):
     params = CASES["attention, three channels"]
     write(tmp_path, params, Fork(params), loss_tensors(3))
     assert run(tmp_path) == 0

@@ -1,4 +1,4 @@
-"""Token shards: the same bytes however they were made, continued shard by shard, never mixed."""
+"""Token shards: deterministic bytes, resumed shard by shard, never mixed between tokenizers."""
 
 import json
 
@@ -33,17 +33,17 @@ def run(tokenizer, shards, out, *options):
     return run_command(tokenize.main, [*arguments, "--threads", "1", *options])
 
 
-def test_codes_are_the_tokenizers_under_the_same_keys(tokenizer, image_shards, tmp_path):
+def test_codes_and_keys_match_the_tokenizer_and_the_image_shards(tokenizer, image_shards, tmp_path):
     assert run(tokenizer, image_shards, tmp_path / "out") == 0
     frozen = FrozenTokenizer.from_pretrained(tokenizer)
     for split in ("train", "validate", "test"):
         images, tokens = ShardDataset(image_shards, split), ShardDataset(tmp_path / "out", split)
         assert len(images) == len(tokens)
         for number in range(len(images)):
-            study, own = images[number], tokens[number]
-            assert (own.key, own.info) == (study.key, study.info)
-            assert own.codes.dtype == np.uint16
-            assert np.array_equal(own.codes, frozen.encode_images(study.images))
+            study, tokenized = images[number], tokens[number]
+            assert (tokenized.key, tokenized.info) == (study.key, study.info)
+            assert tokenized.codes.dtype == np.uint16
+            assert np.array_equal(tokenized.codes, frozen.encode_images(study.images))
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["tokenizer"] == {
         "fingerprint": frozen.fingerprint, "grid": [8, 8], "codes": 32, "image_size": 32,
@@ -58,25 +58,25 @@ def test_bytes_do_not_depend_on_the_batch_size(tokenizer, image_shards, tmp_path
     assert contents(tmp_path / "1") == contents(tmp_path / "3") == contents(tmp_path / "64")
 
 
-def test_an_interrupted_run_keeps_its_finished_shards_and_ends_the_same(
+def test_resumed_run_keeps_finished_shards_and_equals_an_uninterrupted_one(
     tokenizer, image_shards, tmp_path, monkeypatch, capsys
 ):
     run(tokenizer, image_shards, tmp_path / "whole")
     out, written = tmp_path / "out", []
-    honest = tokenize.write_shard
+    original = tokenize.write_shard
 
     def write_two_then_die(path, samples):
         if len(written) == 2:
             raise KeyboardInterrupt
         written.append(path.name)
-        return honest(path, samples)
+        return original(path, samples)
 
     monkeypatch.setattr(tokenize, "write_shard", write_two_then_die)
     assert run(tokenizer, image_shards, out) == 130
     assert not (out / "manifest.json").exists()
 
     again = []
-    monkeypatch.setattr(tokenize, "write_shard", lambda path, s: again.append(path.name) or honest(path, s))
+    monkeypatch.setattr(tokenize, "write_shard", lambda path, s: again.append(path.name) or original(path, s))
     assert run(tokenizer, image_shards, out) == 0
     assert len(written) == 2 and not set(written) & set(again) and len(again) == 3
     assert contents(out) == contents(tmp_path / "whole")
@@ -85,23 +85,23 @@ def test_an_interrupted_run_keeps_its_finished_shards_and_ends_the_same(
     assert len(again) == 3 and "done already" in capsys.readouterr().out
 
 
-def test_a_shard_whose_images_changed_is_made_again_and_no_other(tokenizer, tmp_path, monkeypatch):
+def test_only_shards_whose_images_changed_are_written_again(tokenizer, tmp_path, monkeypatch):
     shards = write_image_shards(tmp_path / "images")
     run(tokenizer, shards, tmp_path / "out")
     before = contents(tmp_path / "out")
-    write_image_shards(tmp_path / "images", studies=7)  # every shard is another one now
-    made = []
-    honest = tokenize.write_shard
-    monkeypatch.setattr(tokenize, "write_shard", lambda path, s: made.append(path.name) or honest(path, s))
+    write_image_shards(tmp_path / "images", studies=7)  # every shard changes
+    written = []
+    original = tokenize.write_shard
+    monkeypatch.setattr(tokenize, "write_shard", lambda path, s: written.append(path.name) or original(path, s))
     assert run(tokenizer, shards, tmp_path / "out") == 0
-    assert len(made) == 5 and contents(tmp_path / "out")["manifest.json"] != before["manifest.json"]
-    made.clear()
+    assert len(written) == 5 and contents(tmp_path / "out")["manifest.json"] != before["manifest.json"]
+    written.clear()
     (tmp_path / "out" / "train-000001.tar").write_bytes(b"cut short")
     assert run(tokenizer, shards, tmp_path / "out") == 0
-    assert made == ["train-000001.tar"]
+    assert written == ["train-000001.tar"]
 
 
-def test_tokens_of_another_tokenizer_are_not_mixed_in(tokenizer, image_shards, tmp_path, capsys):
+def test_tokens_of_another_tokenizer_or_precision_are_refused(tokenizer, image_shards, tmp_path, capsys):
     run(tokenizer, image_shards, tmp_path / "out")
     before = contents(tmp_path / "out")
     assert run(make_tokenizer(tmp_path / "other", seed=1), image_shards, tmp_path / "out") == 1
@@ -112,14 +112,14 @@ def test_tokens_of_another_tokenizer_are_not_mixed_in(tokenizer, image_shards, t
     assert contents(tmp_path / "out") == before
 
 
-def test_a_large_codebook_is_written_in_32_bits(tmp_path):
+def test_codes_of_a_large_codebook_are_uint32(tmp_path):
     image_shards = write_image_shards(tmp_path / "images", shards=1, studies=1)
     large = make_tokenizer(tmp_path / "large", n_embed=2**16 + 1)
     assert run(large, image_shards, tmp_path / "out") == 0
     assert ShardDataset(tmp_path / "out", "test")[0].codes.dtype == np.uint32
 
 
-def test_wrong_use_is_answered_in_one_line(tokenizer, image_shards, tmp_path, capsys):
+def test_invalid_options_and_inputs_are_refused_in_one_line(tokenizer, image_shards, tmp_path, capsys):
     assert run(tokenizer, tmp_path / "nowhere", tmp_path / "out") == 1
     assert run(tmp_path / "nothing", image_shards, tmp_path / "out") == 1
     small = make_tokenizer(tmp_path / "small", resolution=16)

@@ -1,4 +1,4 @@
-"""The adversarial terms: chance levels, the order of events, the adaptive weight."""
+"""Adversarial losses: chance levels, schedule, adaptive weight, LeCAM."""
 
 import pytest
 import torch
@@ -21,10 +21,10 @@ def test_hinge_at_chance_and_beyond_the_margin():
     assert hinge_generator_loss(far) < hinge_generator_loss(-far)
 
 
-def test_its_loss_counts_only_after_it_has_trained_and_then_ramps():
+def test_adversarial_loss_starts_after_the_discriminator_and_ramps_up():
     config = DiscriminatorConfig(train_from=10, start=20, ramp=4)
-    shares = [adversarial_ramp(step, config) for step in (0, 10, 19, 20, 21, 22, 23, 24, 1000)]
-    assert shares == [0, 0, 0, 0.25, 0.5, 0.75, 1, 1, 1]
+    factors = [adversarial_ramp(step, config) for step in (0, 10, 19, 20, 21, 22, 23, 24, 1000)]
+    assert factors == [0, 0, 0, 0.25, 0.5, 0.75, 1, 1, 1]
     with pytest.raises(ValueError, match="loss.discriminator.start"):
         DiscriminatorConfig(train_from=20, start=20)
 
@@ -36,24 +36,24 @@ def test_adaptive_weight_is_tamings_ratio_of_gradients_at_the_last_layer():
     reconstruction = last(torch.rand(2, 3, 8, 8))
     losses = (reconstruction - target).abs().mean(), 5 * critic(reconstruction).mean()
     at_last = [torch.autograd.grad(loss, last.weight, retain_graph=True)[0].norm() for loss in losses]
-    at_picture = [torch.autograd.grad(loss, reconstruction, retain_graph=True)[0] for loss in losses]
-    weight = adaptive_weight(reconstruction, *at_picture, last.weight)
+    at_reconstruction = [torch.autograd.grad(loss, reconstruction, retain_graph=True)[0] for loss in losses]
+    weight = adaptive_weight(reconstruction, *at_reconstruction, last.weight)
     torch.testing.assert_close(weight, at_last[0] / (at_last[1] + 1e-4))
     assert not weight.requires_grad
 
 
-def test_adaptive_weight_is_bounded_when_the_discriminator_is_silent():
+def test_adaptive_weight_is_bounded_without_an_adversarial_gradient():
     last = torch.nn.Conv2d(1, 1, 1)
     reconstruction = last(torch.ones(1, 1, 4, 4))
     huge = torch.full_like(reconstruction, 1e6)
     assert adaptive_weight(reconstruction, huge, torch.zeros_like(huge), last.weight) == 1e4
 
 
-def test_lecam_pulls_logits_back_only_beyond_the_other_sides_average():
+def test_lecam_penalizes_only_logits_beyond_the_other_average():
     lecam = LeCam(decay=0.5)
-    assert lecam(torch.full((4,), 2.0), torch.full((4,), -2.0)) == 4 + 4  # both averages begin at 0
+    assert lecam(torch.full((4,), 2.0), torch.full((4,), -2.0)) == 4 + 4  # both averages start at 0
     lecam(torch.full((4,), 4.0), torch.full((4,), -4.0))  # a second micro-batch of the step
-    assert lecam.real == 0  # nothing moves within a step
+    assert lecam.real == 0  # the averages do not change within a step
     lecam.end_step()
     assert lecam.real == 1.5 and lecam.generated == -1.5
     assert lecam(torch.full((4,), -3.0), torch.full((4,), 3.0)) == 0
@@ -62,10 +62,10 @@ def test_lecam_pulls_logits_back_only_beyond_the_other_sides_average():
     assert lecam.state_dict().keys() == {"real", "generated"}
 
 
-def test_lecam_follows_the_means_of_all_processes(monkeypatch):
+def test_lecam_averages_the_means_of_all_processes(monkeypatch):
     lecam = LeCam(decay=0.5)
     lecam(torch.full((4,), 2.0), torch.full((4,), -1.0))
     other = torch.tensor([4.0, -3.0, 1.0])  # means and micro-batches of another process
     monkeypatch.setattr(losses, "all_reduce_sum", lambda sums: sums + other)
     lecam.end_step()
-    assert (lecam.real, lecam.generated) == (1.5, -1.0)  # half the way to 3 and -2
+    assert (lecam.real, lecam.generated) == (1.5, -1.0)  # halfway to 3 and -2

@@ -1,4 +1,4 @@
-"""LPIPS: finite, frozen, and never silently random."""
+"""LPIPS: parity with the package, finite gradients, frozen, and verified weights."""
 
 import hashlib
 import warnings
@@ -16,7 +16,7 @@ RANDOM = PerceptualConfig("squeeze", "random")
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory):
-    """A state dict in torchvision's form, and its digest."""
+    """Return a state dict file in torchvision's format, and its digest."""
     net = Lpips(RANDOM).net
     state = {"features." + key.split(".", 1)[1]: value * 0.9 for key, value in net.state_dict().items()}
     path = tmp_path_factory.mktemp("weights") / "squeezenet.pth"
@@ -24,7 +24,7 @@ def backbone(tmp_path_factory):
     return path, hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_equals_the_package_where_the_package_is_finite():
+def test_equals_the_lpips_package_for_ordinary_images():
     ours = Lpips(RANDOM)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -34,7 +34,7 @@ def test_equals_the_package_where_the_package_is_finite():
     torch.testing.assert_close(ours(a, b), theirs(a, b).flatten(), atol=1e-6, rtol=1e-5)
 
 
-def test_grey_is_repeated_and_equal_images_are_at_no_distance():
+def test_grey_is_repeated_and_equal_images_have_distance_zero():
     net = Lpips(RANDOM)
     a, b = torch.rand(2, 1, 64, 64) * 2 - 1, torch.rand(2, 1, 64, 64) * 2 - 1
     torch.testing.assert_close(net(a, b), net(a.repeat(1, 3, 1, 1), b.repeat(1, 3, 1, 1)))
@@ -42,19 +42,19 @@ def test_grey_is_repeated_and_equal_images_are_at_no_distance():
 
 
 def test_gradient_is_finite_where_all_features_are_zero():
-    """A root of a sum of squares has an infinite slope at zero (PerceptualSimilarity#121, #69)."""
+    """The square root of a sum of squares has an infinite gradient at zero (PerceptualSimilarity#121, #69)."""
     net = Lpips(RANDOM)
     with torch.no_grad():
         for parameter in net.net.parameters():
-            parameter.zero_()  # every feature of every picture is 0
+            parameter.zero_()  # all features of all images are 0
     image = torch.full((1, 1, 64, 64), -1.0, requires_grad=True)
     distance = net(image, torch.full((1, 1, 64, 64), -1.0))
     (distance.sum() + image.sum()).backward()
     assert distance.item() == 0 and torch.isfinite(image.grad).all()
 
 
-def test_features_that_are_zero_have_a_unit_of_zero_and_a_finite_slope():
-    """Behind a ReLU a slope of NaN is masked away; the distance itself, or features of another layer, are not."""
+def test_zero_features_are_normalized_to_zero_with_a_finite_gradient():
+    """A ReLU would mask a NaN gradient; the distance itself, and features without a ReLU, would not."""
     features = torch.zeros(1, 8, 2, 2)
     features[0, :, 0, 0] = torch.arange(1.0, 9.0)
     features.requires_grad_()
@@ -70,13 +70,13 @@ def test_black_image_has_a_finite_gradient():
     assert torch.isfinite(image.grad).all() and image.grad.abs().sum() > 0
 
 
-def test_stays_in_evaluation_and_frozen_under_a_training_parent():
+def test_stays_frozen_in_evaluation_mode_in_a_training_parent():
     parent = torch.nn.Sequential(Lpips(RANDOM)).train()
     assert parent.training and not any(module.training for module in parent[0].modules())
     assert not any(p.requires_grad for p in parent.parameters())
 
 
-def test_random_weights_are_the_same_everywhere_and_leave_the_generator_alone():
+def test_random_weights_are_reproducible_and_keep_the_global_generator():
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
@@ -87,7 +87,7 @@ def test_random_weights_are_the_same_everywhere_and_leave_the_generator_alone():
     assert "random" in first.name
 
 
-def test_absent_weights_are_an_error_that_names_the_file_and_the_place(tmp_path, monkeypatch):
+def test_missing_weights_are_an_error_with_file_and_path(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     with pytest.raises(UserError, match=rf"squeezenet1_1-b8a52dc0\.pth.*{tmp_path}/checkpoints"):
         Lpips(PerceptualConfig("squeeze"))
@@ -95,7 +95,7 @@ def test_absent_weights_are_an_error_that_names_the_file_and_the_place(tmp_path,
         Lpips(PerceptualConfig("vgg", "/nowhere/vgg.pth"))
 
 
-def test_other_weights_are_refused_by_their_digest(backbone):
+def test_weights_with_another_digest_are_refused(backbone):
     path, digest = backbone
     with pytest.raises(UserError, match=f"{digest[:16]}.*expected b8a52dc0"):
         Lpips(PerceptualConfig("squeeze", str(path)))

@@ -1,4 +1,4 @@
-"""The perceptual distance by a net of radiographs: its features, its file, and errors without it."""
+"""The perceptual distance on radiograph features: layers, weight file, errors."""
 
 import hashlib
 
@@ -16,7 +16,7 @@ RANDOM = PerceptualConfig("xrv", "random")
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A whole DenseNet of one channel and 18 outputs, as torchxrayvision has it, and its file."""
+    """Return a DenseNet with one channel and 18 outputs as in torchxrayvision, its weight file and digest."""
     torch.manual_seed(3)
     net = densenet121(weights=None, num_classes=18).eval()
     net.features.conv0 = torch.nn.Conv2d(1, 64, 7, 2, 3, bias=False)
@@ -25,36 +25,36 @@ def saved(tmp_path_factory):
     return net, path, hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def pair(size=64):
+def image_pair(size=64):
     return torch.rand(2, 1, size, size) * 2 - 1, torch.rand(2, 1, size, size) * 2 - 1
 
 
-def test_it_compares_the_nets_own_features_in_its_own_range(saved):
+def test_distance_is_that_of_the_layers_features_in_the_nets_range(saved):
     net, path, digest = saved
     ours = build_perceptual(PerceptualConfig("xrv", str(path), digest[:16]))
     assert "xrv.pt" in ours.name and digest[:12] in ours.name
-    deep = {}
+    outputs = {}
     hooks = [getattr(net.features, name).register_forward_hook(
-        lambda _, __, out, name=name: deep.setdefault(name, []).append(out.clone()))
+        lambda _, __, out, name=name: outputs.setdefault(name, []).append(out.clone()))
         for name in ("relu0", "denseblock1", "denseblock2", "denseblock3", "norm5")]  # fmt: skip
-    a, b = pair()
+    a, b = image_pair()
     with torch.no_grad():
         net(a * 1024), net(b * 1024)
-        found = ours(a, b)
+        distance = ours(a, b)
     for hook in hooks:
         hook.remove()
-    cosines = [torch.nn.functional.cosine_similarity(x, y, dim=1).mean((1, 2)) for x, y in deep.values()]
-    torch.testing.assert_close(found, sum(2 - 2 * c for c in cosines) / 5, atol=1e-4, rtol=1e-3)
+    cosines = [torch.nn.functional.cosine_similarity(x, y, dim=1).mean((1, 2)) for x, y in outputs.values()]
+    torch.testing.assert_close(distance, sum(2 - 2 * c for c in cosines) / 5, atol=1e-4, rtol=1e-3)
 
 
-def test_equal_images_are_at_no_distance_and_grey_is_three_equal_channels():
+def test_equal_images_have_distance_zero_and_grey_equals_three_channels():
     net = build_perceptual(RANDOM)
-    a, b = pair()
+    a, b = image_pair()
     assert net(a, a).abs().max() == 0 and net(a, b).min() > 0
     torch.testing.assert_close(net(a, b), net(a.repeat(1, 3, 1, 1), b.repeat(1, 3, 1, 1)))
 
 
-def test_a_black_image_has_a_finite_gradient_and_the_net_none():
+def test_black_image_has_a_finite_gradient_and_the_net_is_frozen():
     net = torch.nn.Sequential(build_perceptual(RANDOM)).train()[0]
     image = torch.full((1, 1, 64, 64), -1.0, requires_grad=True)
     net(image, torch.rand(1, 1, 64, 64)).sum().backward()
@@ -63,7 +63,7 @@ def test_a_black_image_has_a_finite_gradient_and_the_net_none():
     assert not any(p.requires_grad for p in net.parameters())
 
 
-def test_files_that_are_absent_unnamed_others_or_pickled_modules_are_refused(saved, tmp_path):
+def test_missing_unidentified_wrong_or_pickled_files_are_refused(saved, tmp_path):
     net, path, digest = saved
     for weights, sha256, message in [
         ("", "", "path"),
@@ -81,9 +81,9 @@ def test_files_that_are_absent_unnamed_others_or_pickled_modules_are_refused(sav
             build_perceptual(PerceptualConfig("xrv", str(tmp_path / name), digest))
 
 
-def test_its_mean_is_not_called_lpips():
+def test_mean_distance_is_not_reported_as_lpips():
     fidelity = Fidelity(4, 64, build_perceptual(RANDOM))
-    a, b = pair()
+    a, b = image_pair()
     fidelity.add(a, b, torch.zeros(2, 2, 2, dtype=torch.int64))
-    figures = fidelity.figures()
-    assert figures["radiograph_distance"] > 0 and "lpips" not in figures
+    metrics = fidelity.figures()
+    assert metrics["radiograph_distance"] > 0 and "lpips" not in metrics

@@ -1,4 +1,4 @@
-"""Our modules against the packaged fork of taming: same weights in, same numbers out."""
+"""Parity with the packaged fork of taming: the same weights give the same outputs."""
 
 import contextlib
 import io
@@ -25,7 +25,7 @@ CONFIGS = {
         "resolution": 64, "in_channels": 1, "out_ch": 1, "ch": 32, "ch_mult": (1, 1, 2, 4), "num_res_blocks": 1,
         "attn_resolutions": (16 * 64,), "z_channels": 32, "n_embed": 128, "embed_dim": 8,
     },
-    "one level, widths that change inside, wide book": {
+    "one level, widths that change inside, large codebook": {
         "resolution": 16, "in_channels": 1, "out_ch": 1, "ch": 32, "ch_mult": (2,), "num_res_blocks": 3,
         "attn_resolutions": (16,), "z_channels": 8, "n_embed": 1024, "embed_dim": 4,
     },
@@ -54,7 +54,7 @@ def test_encoder_codes_and_decoder_equal_the_fork(name):
     torch.manual_seed(1)
     model = VQGAN({**config, "quantizer": "vq"}).eval()
     encoder, decoder = fork(config)
-    # Strict: one missing or further key fails here.
+    # Strict: a missing or additional key fails here.
     model.encoder.load_state_dict(encoder.state_dict(), strict=True)
     model.decoder.load_state_dict(decoder.state_dict(), strict=True)
     quantizer = VectorQuantizer2(config["n_embed"], config["embed_dim"], beta=0.25, sane_index_shape=True)
@@ -63,10 +63,10 @@ def test_encoder_codes_and_decoder_equal_the_fork(name):
         h = encoder(images)
         torch.testing.assert_close(model.encoder(images), h, atol=1e-4, rtol=1e-4)
         z = model.quant_conv(h)
-        # An untrained encoder's vectors lie close together: entries among them, so that many codes occur.
-        rows = z.permute(0, 2, 3, 1).reshape(-1, config["embed_dim"])
-        chosen = rows[torch.randint(len(rows), (config["n_embed"],))]
-        quantizer.embedding.weight.copy_(chosen + 0.3 * rows.std(0) * torch.randn_like(chosen))
+        # An untrained encoder's vectors are close together: sample the entries near them, so that many codes occur.
+        vectors = z.permute(0, 2, 3, 1).reshape(-1, config["embed_dim"])
+        chosen = vectors[torch.randint(len(vectors), (config["n_embed"],))]
+        quantizer.embedding.weight.copy_(chosen + 0.3 * vectors.std(0) * torch.randn_like(chosen))
         model.quantize.load_state_dict(quantizer.state_dict(), strict=True)
         z_q, _, (_, _, expected) = quantizer(z)
         assert torch.equal(model.quantize.lookup(z), expected)
@@ -77,8 +77,8 @@ def test_encoder_codes_and_decoder_equal_the_fork(name):
 
 
 @pytest.mark.parametrize("legacy", [True, False])
-def test_the_two_weights_give_both_of_tamings_losses(legacy):
-    """`legacy` puts beta on the codebook term, the paper's form on the commitment term (taming#46, #57)."""
+def test_loss_weights_reproduce_both_of_tamings_losses(legacy):
+    """`legacy` applies beta to the codebook loss, the paper to the commitment loss (taming#46, #57)."""
     torch.manual_seed(2)
     theirs = VectorQuantizer2(32, 4, beta=0.25, legacy=legacy)
     weights = (0.25, 1.0) if legacy else (1.0, 0.25)
@@ -117,7 +117,7 @@ def test_f16_1024_has_tamings_398_keys_and_its_shapes():
         keys |= {prefix + name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     parts = [sum(name.startswith(part) for name in keys) for part in ("encoder.", "decoder.", "loss.")]
     assert (len(keys), parts) == (398, [144, 194, 55])
-    # Anchors as TAMING.md states them.
+    # Anchors of the published checkpoint.
     assert keys["encoder.conv_in.weight"] == (128, 3, 3, 3)
     assert keys["encoder.down.2.block.0.nin_shortcut.weight"] == (256, 128, 1, 1)
     assert keys["encoder.down.4.attn.1.proj_out.weight"] == (512, 512, 1, 1)
@@ -136,20 +136,20 @@ def test_f16_1024_has_tamings_398_keys_and_its_shapes():
     assert sum(p.numel() for p in PatchDiscriminator(3, 64, 3, "batch").parameters()) == 2_765_633
 
 
-def test_attention_is_absent_where_no_level_has_that_height():
-    """Chameleon's tokenizer: 512 pixels, attention at 16, but the coarsest level is 32 high."""
+def test_no_level_has_attention_if_none_has_that_resolution():
+    """Chameleon's tokenizer: 512 pixels, attention at 16, but the coarsest level has a height of 32."""
     with torch.device("meta"):
         model = VQGAN({"resolution": 512, "ch": 32, "attn_resolutions": (16,), "quantizer": "vq"})
     assert not [name for name in model.state_dict() if ".attn." in name]
 
 
-def test_exported_unit_norm_codebook_gives_the_fork_the_same_codes():
+def test_normalized_codebook_gives_the_same_codes_in_the_fork():
     torch.manual_seed(4)
     model = VQGAN({"resolution": 16, "ch": 32, "ch_mult": (1,), "n_embed": 256, "embed_dim": 8, "z_channels": 8,
                    "attn_resolutions": (), "quantizer": "cosine_vq"})  # fmt: skip
     theirs = VectorQuantizer2(256, 8, beta=0.25, sane_index_shape=True)
     with torch.no_grad():
         model.quantize.embedding.weight.mul_(torch.rand(256, 1) + 0.5)  # the parameter's norm must not matter
-        theirs.embedding.weight.copy_(model.quantize.table())
+        theirs.embedding.weight.copy_(model.quantize.codebook())
         z = torch.randn(8, 8, 16, 16)
         assert torch.equal(theirs(z)[2][2], model.quantize.lookup(z))

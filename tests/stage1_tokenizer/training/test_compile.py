@@ -1,5 +1,5 @@
-"""torch.compile: the same course, also where the adaptive weight differentiates at the last layer; and the gradients
-of the fast way (compiled, channels last, bfloat16) are those of the plain one."""
+"""torch.compile: compiled training equals plain training, including the adaptive weight at the last layer, and
+gradients of the compiled, channels-last bfloat16 model equal the plain ones."""
 
 from functools import partialmethod
 
@@ -15,9 +15,9 @@ from tests.stage1_tokenizer.training.test_train import losses, write_config
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [[], ["--gradient_checkpointing"]], ids=["kept", "recomputed"])
-def test_a_compiled_run_takes_the_course_of_the_plain_one(options, image_shards, tmp_path, monkeypatch):
-    # Everything of the compiler but its code generation, which needs a C++ compiler and minutes.
+@pytest.mark.parametrize("options", [[], ["--gradient_checkpointing"]], ids=["plain", "checkpointed"])
+def test_compiled_training_equals_plain_training(options, image_shards, tmp_path, monkeypatch):
+    # Everything but the code generation, which needs a C++ compiler and takes minutes.
     monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager"))
     for name, more in (("plain", []), ("compiled", ["--compile", *options])):
         torch._dynamo.reset()
@@ -26,9 +26,9 @@ def test_a_compiled_run_takes_the_course_of_the_plain_one(options, image_shards,
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     plain, compiled = losses(tmp_path / "plain"), losses(tmp_path / "compiled")
     assert any("adaptive_weight" in line for line in compiled)
-    for mine, other in zip(compiled, plain, strict=True):
-        for name in mine.keys() & {"l1", "codebook", "discriminator", "adaptive_weight", "validation/psnr"}:
-            assert mine[name] == pytest.approx(other[name], rel=2e-3), (mine["step"], name)
+    for line, expected in zip(compiled, plain, strict=True):
+        for name in line.keys() & {"l1", "codebook", "discriminator", "adaptive_weight", "validation/psnr"}:
+            assert line[name] == pytest.approx(expected[name], rel=2e-3), (line["step"], name)
 
 
 @pytest.mark.slow
@@ -59,13 +59,13 @@ def test_a_model_of_many_levels_is_compiled_whole(monkeypatch):
         model(torch.rand(2, 1, 32, 32) * 2 - 1)
 
 
-CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="the compiler's kernels for a GPU need one")
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="compiled GPU kernels need a GPU")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=CUDA)])
-def test_gradients_compiled_channels_last_and_in_bfloat16_are_the_plain_ones(device, monkeypatch):
-    """pytorch#140913: GroupNorm of four channels a group at 64 x 64, compiled so, had wrong gradients in silence."""
+def test_compiled_channels_last_bfloat16_gradients_equal_the_plain_ones(device, monkeypatch):
+    """pytorch#140913: compiled GroupNorm of four channels per group at 64 x 64 had silently wrong gradients."""
     if device == "cpu":
         monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager"))
     torch.manual_seed(0)
@@ -79,8 +79,8 @@ def test_gradients_compiled_channels_last_and_in_bfloat16_are_the_plain_ones(dev
         model.zero_grad()
         with torch.autocast(device, torch.bfloat16, enabled=fast):
             z = model.encode(images)
-            picture = model.decode(z)  # past the lookup, which a rounding may send elsewhere
-        (picture.float() - images).square().mean().backward()
+            output = model.decode(z)  # without the lookup, whose codes may change by rounding
+        (output.float() - images).square().mean().backward()
         return {name: p.grad.flatten().double() for name, p in model.named_parameters() if p.grad is not None}
 
     plain = gradients(fast=False)
@@ -89,7 +89,7 @@ def test_gradients_compiled_channels_last_and_in_bfloat16_are_the_plain_ones(dev
     found = gradients(fast=True)
     assert found.keys() == plain.keys() and len(plain) > 50
     for name, expected in plain.items():
-        if expected.norm() > 1e-3 * max(one.norm() for one in plain.values()):  # a bias before a norm has none
-            angle = float(torch.nn.functional.cosine_similarity(found[name], expected, dim=0))
-            longer = float(found[name].norm() / expected.norm())
-            assert angle > 0.98 and abs(longer - 1) < 0.1, (name, angle, longer)
+        if expected.norm() > 1e-3 * max(g.norm() for g in plain.values()):  # a bias before a norm has no gradient
+            cosine = float(torch.nn.functional.cosine_similarity(found[name], expected, dim=0))
+            ratio = float(found[name].norm() / expected.norm())
+            assert cosine > 0.98 and abs(ratio - 1) < 0.1, (name, cosine, ratio)

@@ -1,4 +1,4 @@
-"""Training as a user runs it: as a script, killed and continued, with bad options."""
+"""Training from the command line: run folder, resuming after a kill, invalid options, failure messages."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from medunifier.stage1_tokenizer.train import main
 from medunifier.stage1_tokenizer.training.fidelity import Fidelity
 from tests.stage1_tokenizer.conftest import TINY
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SCRIPT = ROOT / "stage1_tokenizer" / "train.py"
 
 LOSS = {
@@ -54,14 +54,14 @@ def write_config(folder, shards, run_dir, **loop):
 
 
 def losses(run_dir):
-    """Every logged figure that is no time or memory, by step."""
-    noise = ("samples_per_s", "mfu", "data_wait_fraction", "memory_gib")
+    """Return all logged metrics except times and memory, by step."""
+    excluded = ("samples_per_s", "mfu", "data_wait_fraction", "memory_gib")
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in noise} for line in lines]
+    return [{name: value for name, value in line.items() if name not in excluded} for line in lines]
 
 
-def test_run_folder_holds_what_people_and_stage_2_need(whole):
-    _, run = whole
+def test_run_folder_has_checkpoints_images_metrics_and_tokenizer(finished_run):
+    _, run = finished_run
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"step-6", "step-8"}
     assert {path.name for path in (run / "pictures").iterdir()} == {
         "reconstructions-0000004.png", "reconstructions-0000008.png",
@@ -71,7 +71,7 @@ def test_run_folder_holds_what_people_and_stage_2_need(whole):
     assert [line["step"] for line in validation] == [4, 8]
     assert {"validation/ssim", "validation/codebook_usage", "validation/perplexity"} < validation[0].keys()
     training = [line for line in lines if "l1" in line]
-    # It trains from step 2 (counted from 0) and has a say from step 4: one counter for both networks.
+    # Counted from 0, the discriminator trains from step 2 and its loss counts from step 4: one counter for both.
     assert [line["step"] for line in training if "discriminator" in line] == [3, 4, 5, 6, 7, 8]
     assert [line["step"] for line in training if "adversarial" in line] == [5, 6, 7, 8]
     assert {"discriminator_accuracy", "adaptive_weight", "lr", "codebook", "commitment"} < training[-1].keys()
@@ -83,24 +83,24 @@ def test_run_folder_holds_what_people_and_stage_2_need(whole):
     assert "psnr" in (run / "tokenizer" / "README.md").read_text()
 
 
-def test_a_second_start_changes_nothing(whole, capsys):
-    config, run = whole
+def test_running_a_finished_run_again_changes_nothing(finished_run, capsys):
+    config, run = finished_run
     before = (run / "tokenizer" / "model.safetensors").stat().st_mtime_ns
     assert run_command(main, ["--config", str(config)]) == 0
     assert "done already" in capsys.readouterr().out
     assert (run / "tokenizer" / "model.safetensors").stat().st_mtime_ns == before
 
 
-def test_killed_and_continued_run_equals_the_uninterrupted_one_to_the_last_bit(whole, image_shards, tmp_path):
-    _, reference = whole
+def test_run_resumed_after_a_kill_is_bitwise_equal(finished_run, image_shards, tmp_path):
+    _, reference = finished_run
     run = tmp_path / "run"
     config = write_config(tmp_path, image_shards, run)
-    # As a script: its folder comes first on the path, where a module could hide one of the standard library.
+    # As a script: its folder comes first on sys.path, where a module could shadow one of the standard library.
     command = [sys.executable, str(SCRIPT), "--config", str(config)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment())
     metrics = run / "metrics.jsonl"
     deadline = time.monotonic() + 120
-    # After the checkpoint of step 4 and some steps beyond it: those are lost and done again.
+    # After the checkpoint of step 4 and some steps beyond it, which are lost and repeated.
     while not (metrics.is_file() and '"step": 5' in metrics.read_text()):
         assert process.poll() is None and time.monotonic() < deadline, process.stderr.read().decode()
         time.sleep(0.002)
@@ -110,19 +110,19 @@ def test_killed_and_continued_run_equals_the_uninterrupted_one_to_the_last_bit(w
     assert run_command(main, ["--config", str(config)]) == 0
     assert losses(run) == losses(reference)
     for name in ("model.safetensors", "codebook.safetensors"):
-        mine, theirs = load_file(run / "tokenizer" / name), load_file(reference / "tokenizer" / name)
-        assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
-    for path in (reference / "checkpoints" / "step-8").glob("*.safetensors"):  # both networks, as trained
-        mine, theirs = load_file(run / "checkpoints" / "step-8" / path.name), load_file(path)
-        assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
+        weights, expected = load_file(run / "tokenizer" / name), load_file(reference / "tokenizer" / name)
+        assert all(torch.equal(weights[key], expected[key]) for key in expected)
+    for path in (reference / "checkpoints" / "step-8").glob("*.safetensors"):  # both networks
+        weights, expected = load_file(run / "checkpoints" / "step-8" / path.name), load_file(path)
+        assert all(torch.equal(weights[key], expected[key]) for key in expected)
 
 
 def environment():
     return os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
-def test_bad_use_is_answered_in_one_line(image_shards, tmp_path, capsys, whole):
-    config, _ = whole
+def test_invalid_options_are_refused_in_one_line(image_shards, tmp_path, capsys, finished_run):
+    config, _ = finished_run
     no_weights = ["--loss.perceptual.net", "vgg", "--loss.perceptual.weights", "/nowhere.pth"]
     cases = [
         (["--model.colour", "red"], 2, "colour"),
@@ -137,15 +137,15 @@ def test_bad_use_is_answered_in_one_line(image_shards, tmp_path, capsys, whole):
         assert error.startswith("error: ") and part in error
 
 
-def test_loss_that_is_not_finite_stops_the_run_and_names_its_term(image_shards, tmp_path, capsys):
+def test_non_finite_loss_stops_the_run_and_is_named(image_shards, tmp_path, capsys):
     config = write_config(tmp_path, image_shards, tmp_path / "run")
     assert run_command(main, ["--config", str(config), "--optim.lr", "1e30", "--optim.max_grad_norm", "0"]) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "l1 = " in error and "step" in error
 
 
-def test_the_squared_error_has_its_weight_in_the_update(whole, image_shards, tmp_path):
-    _, reference = whole
+def test_l2_weight_changes_the_update(finished_run, image_shards, tmp_path):
+    _, reference = finished_run
     config = write_config(tmp_path, image_shards, tmp_path / "run")
     assert run_command(main, ["--config", str(config), "--loss.l2_weight", "0"]) == 0
     without = losses(tmp_path / "run")
@@ -154,31 +154,33 @@ def test_the_squared_error_has_its_weight_in_the_update(whole, image_shards, tmp
 
 
 @pytest.mark.parametrize("kind", ["ema_vq", "gumbel_vq"])
-def test_stopped_and_continued_run_keeps_every_moving_state(kind, image_shards, tmp_path):
-    """Discriminator, LeCAM's averages, weight average, moving codebook, temperature and noise, to the last bit."""
-    options = ["--optim.schedule", "constant", "--model.quantizer.kind", kind, "--model.quantizer.dead_code_interval", "2",
-               "--model.quantizer.dead_code_threshold", "0.9", "--loss.discriminator.lecam_weight", "0.1",
+def test_resumed_run_restores_all_state(kind, image_shards, tmp_path):
+    """Discriminator, LeCAM's averages, EMA, EMA codebook, temperature and noise are bitwise equal."""
+    options = ["--optim.schedule", "constant", "--model.quantizer.kind", kind,
+               "--model.quantizer.dead_code_interval", "2", "--model.quantizer.dead_code_threshold", "0.9",
+               "--loss.discriminator.lecam_weight", "0.1",
                "--loop.validate_every", "100"]  # fmt: skip
     runs = {}
-    for name, stops in (("whole", [6]), ("parts", [4, 6])):
+    for name, stops in (("uninterrupted", [6]), ("resumed", [4, 6])):
         config = write_config(tmp_path, image_shards, tmp_path / name)
         for steps in stops:
             assert run_command(main, ["--config", str(config), *options, "--loop.steps", str(steps)]) == 0
         runs[name] = tmp_path / name
     lines = {name: [line for line in losses(run) if "l1" in line] for name, run in runs.items()}
-    assert lines["parts"] == lines["whole"] and any(line.get("lecam", 0) > 0 for line in lines["whole"])
-    for path in (runs["whole"] / "checkpoints" / "step-6").glob("*.safetensors"):
-        mine, theirs = load_file(runs["parts"] / "checkpoints" / "step-6" / path.name), load_file(path)
-        assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
+    assert lines["resumed"] == lines["uninterrupted"]
+    assert any(line.get("lecam", 0) > 0 for line in lines["uninterrupted"])
+    for path in (runs["uninterrupted"] / "checkpoints" / "step-6").glob("*.safetensors"):
+        weights, expected = load_file(runs["resumed"] / "checkpoints" / "step-6" / path.name), load_file(path)
+        assert all(torch.equal(weights[key], expected[key]) for key in expected)
     frozen = {name: FrozenTokenizer.from_pretrained(run / "tokenizer").fingerprint for name, run in runs.items()}
-    assert frozen["whole"] == frozen["parts"]
+    assert frozen["uninterrupted"] == frozen["resumed"]
 
 
-def test_a_collapse_of_the_codebook_is_reported_when_it_happens(whole, image_shards, tmp_path, capsys, monkeypatch):
-    """Per-batch figures hide it (bytedance/1d-tokenizer#27): the validation set's usage is watched."""
+def test_codebook_collapse_is_warned_of_once(image_shards, tmp_path, capsys, monkeypatch):
+    """Per-batch usage hides a collapse (bytedance/1d-tokenizer#27), so usage of the validation set is monitored."""
     usage = iter([0.9, 0.5, 0.4, 0.8])
-    honest = Fidelity.figures
-    monkeypatch.setattr(Fidelity, "figures", lambda self: honest(self) | {"codebook_usage": next(usage)})
+    original = Fidelity.figures
+    monkeypatch.setattr(Fidelity, "figures", lambda self: original(self) | {"codebook_usage": next(usage)})
     config = write_config(tmp_path, image_shards, tmp_path / "run", validate_every=2)
     assert run_command(main, ["--config", str(config)]) == 0
     warnings = [line for line in capsys.readouterr().out.splitlines() if "collapses" in line]

@@ -1,4 +1,4 @@
-"""Phantom shards for the tests of evaluation."""
+"""Phantom shards shared by the evaluation tests."""
 
 import numpy as np
 import pytest

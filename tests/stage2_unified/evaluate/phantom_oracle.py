@@ -1,4 +1,4 @@
-"""Shards of phantoms, and an oracle that knows the truth and must be evaluated as perfect."""
+"""Phantom shards, and an oracle model that returns the ground truth."""
 
 import hashlib
 from collections import Counter, defaultdict
@@ -19,9 +19,9 @@ SIZE = 32
 
 
 def write_shards(root, studies, codes=None, source="phantom", masks=None):
-    """Image shards of (pixels, info) pairs, or token shards where ``codes`` are given; one shard a split.
+    """Write image shards of (pixels, info) pairs, or token shards if ``codes`` are passed; one shard per split.
 
-    ``masks`` are {finding: (H, W) booleans} of each study.
+    ``masks`` are {finding: (H, W) booleans} for each study.
     """
     splits = {}
     for split in ("train", "validate", "test"):
@@ -49,7 +49,7 @@ def write_shards(root, studies, codes=None, source="phantom", masks=None):
 
 
 def phantom_studies(count):
-    """(pixels, info) as ingest would write them."""
+    """Return (pixels, info) pairs in the format of ingest."""
     phantom, studies = Phantom(SIZE, 3), []
     for index in range(count):
         study = phantom.study(index)
@@ -69,7 +69,7 @@ def phantom_studies(count):
 
 
 class FakeTokenizer:
-    """Codes are a digest of the pixels: different images have different codes."""
+    """Encode an image to a digest of its pixels, so that different images have different codes."""
 
     fingerprint = "f" * 64
     image_size = SIZE
@@ -89,9 +89,9 @@ def _line(report):
 
 @dataclass
 class Oracle:
-    """Answers every question from the truth, of the study itself or, if ``shuffled``, of another one.
+    """Return the ground truth of the study or, if ``shuffled``, of another patient's study.
 
-    An embedding has a part for the text, equal for equal texts, and one for the findings.
+    An embedding concatenates a random vector of the text, equal for equal texts, and the findings.
     """
 
     studies: list
@@ -103,19 +103,19 @@ class Oracle:
 
     def __post_init__(self):
         count = len(self.studies)
-        # Every study answers for the one that stands a seventh of the archive further on: other patients.
-        self._answer = [(i + count // 7) % count if self.shuffled else i for i in range(count)]
+        # Shuffled: the study a seventh of the list further on, of another patient.
+        self._target = [(i + count // 7) % count if self.shuffled else i for i in range(count)]
         self._by_code = {code_of(pixels).tobytes(): i for i, (pixels, _) in enumerate(self.studies)}
         self._lines = [_line(info["report"]) for _, info in self.studies]
-        # Of studies with one report, those of the test split come first: whoever asks for all of these gets each.
+        # Studies with the same report, test split first, so that generating for all test studies returns each image.
         self._by_line = defaultdict(list)
         for i in sorted(range(count), key=lambda i: self.studies[i][1]["split"] != "test"):
             self._by_line[self._lines[i]].append(i)
 
     def _number(self, codes):
-        return self._answer[self._by_code[np.ascontiguousarray(codes).tobytes()]]
+        return self._target[self._by_code[np.ascontiguousarray(codes).tobytes()]]
 
-    def _text_part(self, line):
+    def _text_embedding(self, line):
         return np.random.default_rng(list(line.encode())).normal(size=256) / 16
 
     def embed_images(self, codes, views):
@@ -124,17 +124,17 @@ class Oracle:
             i = self._number(code)
             labels = self.studies[i][1]["labels"]
             findings = np.array([float(labels.get(name) == 1) for name in OBSERVATIONS])
-            rows.append(np.concatenate([self._text_part(self._lines[i]), findings]))
+            rows.append(np.concatenate([self._text_embedding(self._lines[i]), findings]))
         return np.array(rows)
 
     def embed_texts(self, reports):
         rows = []
         for report in reports:
             prompt = report["findings"].rstrip(".").lower().removeprefix("there is ")
-            # A denial points away from the finding, so that 0 lies between.
+            # A negative prompt points in the opposite direction, so that the threshold is 0.
             sign = -1.0 if prompt.startswith("no ") else 1.0
             finding = np.array([sign * (prompt.removeprefix("no ") == name.lower()) for name in OBSERVATIONS])
-            rows.append(np.concatenate([self._text_part(_line(report)) * (not finding.any()), finding]))
+            rows.append(np.concatenate([self._text_embedding(_line(report)) * (not finding.any()), finding]))
         return np.array(rows)
 
     def match(self, codes, views, reports):
@@ -145,17 +145,17 @@ class Oracle:
         return [dict(self.studies[self._number(code)][1]["report"]) for code in codes]
 
     def draw(self, reports, views, seed=0, guidance=2.0, temperature=1.0, top_k=None, top_p=None):
-        asked = Counter()
-        rows = []
+        requests = Counter()
+        codes = []
         for line in map(_line, reports):
             numbers = self._by_line[line]
-            rows.append(code_of(self.studies[self._answer[numbers[asked[line] % len(numbers)]]][0]))
-            asked[line] += 1
-        return np.stack(rows)
+            codes.append(code_of(self.studies[self._target[numbers[requests[line] % len(numbers)]]][0]))
+            requests[line] += 1
+        return np.stack(codes)
 
     def image_backbone(self, seed=None):
-        answer = self._answer if seed is None else None
-        return OracleBackbone(self, answer, seed)
+        target = self._target if seed is None else None
+        return OracleBackbone(self, target, seed)
 
     def decode(self, codes):
         rows = [self.studies[self._by_code[np.ascontiguousarray(code).tobytes()]][0] for code in codes]
@@ -163,35 +163,35 @@ class Oracle:
 
 
 class OracleBackbone(torch.nn.Module):
-    """States from which a linear head can read the truth of ``answer``; without one, noise that knows nothing.
+    """Backbone whose states contain the labels and masks of the studies ``target``; random states if it is None.
 
-    The state of the whole is the findings; those of the 4 x 4 codes are the 8 x 8 pixels of each mask there.
+    The pooled state holds the findings; the state of each of the 4 x 4 codes holds its 8 x 8 pixels of each mask.
     """
 
-    def __init__(self, oracle, answer, seed):
+    def __init__(self, oracle, target, seed):
         super().__init__()
         self._numbers = oracle._by_code
         labels = [[float(info["labels"].get(name) == 1) for name in OBSERVATIONS] for _, info in oracle.studies]
         marked = sorted({finding for masks in oracle.masks or [{}] for finding in masks})
-        cells = np.zeros((len(oracle.studies), 16, max(64 * len(marked), len(OBSERVATIONS))), dtype=np.float32)
+        patches = np.zeros((len(oracle.studies), 16, max(64 * len(marked), len(OBSERVATIONS))), dtype=np.float32)
         for i, masks in enumerate(oracle.masks or []):
             for finding, mask in masks.items():
                 f = marked.index(finding)
-                patches = mask.reshape(4, 8, 4, 8).transpose(0, 2, 1, 3).reshape(16, 64)
-                cells[i, :, 64 * f : 64 * (f + 1)] = patches
-        self.width = cells.shape[2]
-        whole = np.zeros((len(labels), self.width), dtype=np.float32)
-        whole[:, : len(OBSERVATIONS)] = labels
-        order = np.arange(len(labels)) if answer is None else np.array(answer)
-        self.whole, self.cells = torch.from_numpy(whole[order]), torch.from_numpy(cells[order])
-        if answer is None:
+                pixels = mask.reshape(4, 8, 4, 8).transpose(0, 2, 1, 3).reshape(16, 64)
+                patches[i, :, 64 * f : 64 * (f + 1)] = pixels
+        self.width = patches.shape[2]
+        pooled = np.zeros((len(labels), self.width), dtype=np.float32)
+        pooled[:, : len(OBSERVATIONS)] = labels
+        order = np.arange(len(labels)) if target is None else np.array(target)
+        self.pooled, self.patches = torch.from_numpy(pooled[order]), torch.from_numpy(patches[order])
+        if target is None:
             rng = torch.Generator().manual_seed(seed)
-            self.whole = torch.randn(self.whole.shape, generator=rng)
-            self.cells = torch.randn(self.cells.shape, generator=rng)
+            self.pooled = torch.randn(self.pooled.shape, generator=rng)
+            self.patches = torch.randn(self.patches.shape, generator=rng)
         self.gain = torch.nn.Parameter(torch.tensor(4.0))
 
     def inputs(self, codes, views):
         return (torch.tensor([self._numbers[np.ascontiguousarray(code).tobytes()] for code in codes]),)
 
     def forward(self, numbers):
-        return self.gain * self.whole[numbers], self.gain * self.cells[numbers]
+        return self.gain * self.pooled[numbers], self.gain * self.patches[numbers]

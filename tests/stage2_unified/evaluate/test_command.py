@@ -1,4 +1,4 @@
-"""The evaluate command: its files, its record of data and versions, and its refusals."""
+"""The evaluate command: output files, recorded data and versions, and errors."""
 
 import csv
 import json
@@ -19,7 +19,7 @@ from medunifier.stage1_tokenizer.model.vqgan import VQGAN
 from medunifier.stage2_unified.evaluate import command
 from medunifier.stage2_unified.evaluate.classifiers.heads import FineTuning
 from medunifier.stage2_unified.evaluate.command import EvaluateConfig, evaluate, main
-from medunifier.stage2_unified.evaluate.results import files as written_result
+from medunifier.stage2_unified.evaluate.results import files as result_files
 from medunifier.stage2_unified.evaluate.results.pictures import save_pictures
 from medunifier.stage2_unified.evaluate.results.result import TaskResult, defined
 from medunifier.stage2_unified.evaluate.subsets.studies import EvaluationData
@@ -43,36 +43,36 @@ def tokenizer_folder(tmp_path_factory):
     return folder
 
 
-def test_remnants_of_a_killed_evaluation_are_removed(image_shards, tmp_path):
+def test_partial_files_of_a_killed_evaluation_are_removed(image_shards, tmp_path):
     out = tmp_path / "r.json"
-    own = [tmp_path / f".partial-1-{name}" for name in ("r.json", "r.html", "r-reports.csv", "r-samples.npz")]
+    partial = [tmp_path / f".partial-1-{name}" for name in ("r.json", "r.html", "r-reports.csv", "r-samples.npz")]
     other = tmp_path / ".partial-1-others.json"
 
-    def leave():
-        for path in (*own, other):
+    def leave_partial_files():
+        for path in (*partial, other):
             path.write_text("half")
         (tmp_path / ".partial-1-r-pictures").mkdir()
 
-    leave()
+    leave_partial_files()
     config = EvaluateConfig(model="m", data=str(image_shards), out=str(out), split="absent")
     with pytest.raises(UserError, match="absent"):
         evaluate("reports", config, FakeTokenizer(), None, "")
-    assert list(tmp_path.iterdir()) == [other]  # of another evaluation, which its own start removes
-    leave()
+    assert list(tmp_path.iterdir()) == [other]  # of another evaluation, which removes it itself
+    leave_partial_files()
     data = EvaluationData(str(image_shards), FakeTokenizer(), 0).describe("test", {})
     options = {"task": "reports", "data": data, "model": {}, "command": "", "seed": 0, "bootstrap": 2}
-    written_result.write_result(out, results={}, **options)
+    result_files.write_result(out, results={}, **options)
     assert sorted(path.name for path in tmp_path.iterdir()) == [other.name, "r-pictures", "r.html", "r.json"]
 
 
-def test_all_tasks_in_one_file_and_one_page(studies, image_shards, tmp_path, monkeypatch):
+def test_all_tasks_are_written_to_one_result_and_one_page(studies, image_shards, tmp_path, monkeypatch):
     monkeypatch.setattr(
         command, "evaluate_tokenizer_task", lambda *_: TaskResult({"tokenizer.psnr": 30.0}, {"examples": []})
     )
     monkeypatch.setattr(
         synthesis,
         "FindingClassifier",
-        lambda images, truth, *_: lambda drawn: drawn.mean((1, 2))[:, None] * np.ones(truth.shape[1]),
+        lambda images, truth, *_: lambda generated: generated.mean((1, 2))[:, None] * np.ones(truth.shape[1]),
     )
     out = tmp_path / "sub" / "all.json"
     options = {"limit": 30, "bootstrap": 40, "finetune": FineTuning(steps=2)}
@@ -109,7 +109,7 @@ def test_all_tasks_in_one_file_and_one_page(studies, image_shards, tmp_path, mon
     assert "Source" not in Image.open(tmp_path / "sub" / "all-pictures" / "synthesis-real-0.png").info
 
 
-def test_token_shards_leave_out_what_needs_images(studies, token_shards, tmp_path):
+def test_token_shards_skip_tasks_that_need_images(studies, token_shards, tmp_path):
     options = {"limit": 30, "bootstrap": 5, "finetune": FineTuning(steps=2)}
     config = EvaluateConfig(model="m", data=str(token_shards), out=str(tmp_path / "a.json"), **options)
     result = evaluate("all", config, FakeTokenizer(), Oracle(studies), "")
@@ -132,14 +132,16 @@ def test_a_frozen_tokenizer_is_evaluated_alone(image_shards, tokenizer_folder, t
 
 
 def refusal(argv, capsys):
-    """Exit code and the one line on standard error."""
+    """Return the exit code and the one line on standard error."""
     code = run_command(main, argv)
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
     return code, lines[0]
 
 
-def test_refusals_are_one_line(image_shards, token_shards, tokenizer_folder, studies, tmp_path, capsys):
+def test_invalid_arguments_give_one_error_line(
+    image_shards, token_shards, tokenizer_folder, studies, tmp_path, capsys
+):
     out = ["--out", str(tmp_path / "o.json")]
     model, data = ["--model", str(tokenizer_folder)], ["--data", str(image_shards)]
     for argv, code, text in [
@@ -167,7 +169,7 @@ def test_data_without_reports_are_refused(studies, tmp_path):
         evaluate("reports", config, FakeTokenizer(), Oracle(silent), "")
 
 
-def test_figures_that_are_no_numbers_are_named_not_written():
+def test_metrics_that_are_not_finite_are_listed_as_undefined():
     assert defined({"a": 1.0, "b": float("nan"), "c": float("inf")}) == ({"a": 1.0}, ["b", "c"])
 
 
@@ -177,11 +179,11 @@ def test_image_names_cannot_leave_their_folder(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_reconstruction_is_not_marked_as_showing_no_patient(tmp_path):
+def test_generated_images_and_reconstructions_carry_their_notices(tmp_path):
     save_pictures(tmp_path, {name: np.zeros((2, 2)) for name in ("a-generated-0", "a-reconstruction-0", "a-real-0")})
-    said = [Image.open(tmp_path / f"a-{name}-0.png").info for name in ("generated", "reconstruction", "real")]
-    assert "shows no patient" in said[0]["Comment"] and said[1]["Source"] == "synthetic" and not said[2]
-    assert "may be a patient's" in said[1]["Comment"] and "no patient" not in said[1]["Comment"]
+    notices = [Image.open(tmp_path / f"a-{name}-0.png").info for name in ("generated", "reconstruction", "real")]
+    assert "shows no patient" in notices[0]["Comment"] and notices[1]["Source"] == "synthetic" and not notices[2]
+    assert "may be a patient's" in notices[1]["Comment"] and "no patient" not in notices[1]["Comment"]
 
 
 def test_out_must_be_json():
@@ -189,16 +191,16 @@ def test_out_must_be_json():
         main(["all", "--model", "m", "--data", "d", "--out", "x"])
 
 
-def test_a_result_is_written_last(tmp_path, studies, image_shards, monkeypatch):
+def test_the_json_is_written_last(tmp_path, studies, image_shards, monkeypatch):
     def full_disk(path, value):
         raise UserError("cannot write")
 
-    monkeypatch.setattr(written_result, "write_json", full_disk)
+    monkeypatch.setattr(result_files, "write_json", full_disk)
     config = EvaluateConfig(model="m", data=str(image_shards), out=str(tmp_path / "o.json"), limit=20, bootstrap=2)
     with pytest.raises(UserError, match="cannot write"):
         evaluate("zero-shot", config, FakeTokenizer(), Oracle(studies), "")
     assert not (tmp_path / "o.json").exists()
-    monkeypatch.setattr(written_result, "write_json", write_json)
+    monkeypatch.setattr(result_files, "write_json", write_json)
     evaluate("zero-shot", config, FakeTokenizer(), Oracle(studies), "")
     assert (tmp_path / "o.json").exists()
 
@@ -208,27 +210,27 @@ def run(studies, shards, out, trained_on, task="reports", sections=None):
     return evaluate(task, config, FakeTokenizer(), Oracle(studies, sections=trained_on), "")
 
 
-def test_a_model_of_other_sections_is_refused_unless_requested(studies, image_shards, tmp_path):
+def test_sections_that_the_model_was_not_trained_on_are_refused_unless_requested(studies, image_shards, tmp_path):
     out = tmp_path / "o.json"
     with pytest.raises(UserError, match="--sections findings"):
         run(studies, image_shards, out, "findings")
     assert not out.exists()
-    own = run(studies, image_shards, out, "findings", sections="findings")
-    assert own["notes"] == [] and own["data"]["sections"] == "findings"
+    matching = run(studies, image_shards, out, "findings", sections="findings")
+    assert matching["notes"] == [] and matching["data"]["sections"] == "findings"
     other = run(studies, image_shards, out, "findings", sections="findings+impression")
     assert "findings+impression" in other["notes"][0]
     assert other["notes"][0] in out.with_suffix(".html").read_text()
-    assert run(studies, image_shards, out, "findings", task="zero-shot")["notes"] == []  # no report is read
+    assert run(studies, image_shards, out, "findings", task="zero-shot")["notes"] == []  # needs no reports
 
 
-def test_published_ids_are_evaluated_and_no_others(studies, image_shards, tmp_path):
+def test_exactly_the_listed_ids_are_evaluated(studies, image_shards, tmp_path):
     ids = [info["study_id"] for _, info in studies if info["split"] == "test"][:25]
     (tmp_path / "ids.txt").write_text("\n".join(ids))
     config = EvaluateConfig("m", str(image_shards), str(tmp_path / "o.json"), limit=5, bootstrap=2)
     config = replace(config, ids=str(tmp_path / "ids.txt"))
     result = evaluate("reports", config, FakeTokenizer(), Oracle(studies), "")
     assert sorted(result["data"]["judged"]["reports"]["ids"]) == sorted(ids)
-    (tmp_path / "ids.txt").write_text("nobody")
+    (tmp_path / "ids.txt").write_text("unknown")
     with pytest.raises(UserError, match="1 of the 1.*test"):
         evaluate("reports", config, FakeTokenizer(), Oracle(studies), "")
     (tmp_path / "ids.json").write_text('{"names": []}')

@@ -1,4 +1,4 @@
-"""Comparison: the same studies, a paired bootstrap, and a refusal of anything else in words."""
+"""Comparison of two results by a paired bootstrap; results that are not comparable are refused."""
 
 import json
 
@@ -14,31 +14,31 @@ from tests.stage2_unified.evaluate.phantom_oracle import FakeTokenizer, Oracle, 
 
 @pytest.fixture(scope="module")
 def results(studies, image_shards, tmp_path_factory):
-    """Results of an oracle and of a shuffled one on the same 40 studies, and results with other options."""
+    """Results of an oracle and a shuffled oracle on the same 40 studies, and results with other options."""
     folder = tmp_path_factory.mktemp("results")
     other_shards = write_shards(tmp_path_factory.mktemp("other"), studies[:400])
 
-    def judge(name, task, shards=image_shards, shuffled=False, **options):
+    def write(name, task, shards=image_shards, shuffled=False, **options):
         config = EvaluateConfig(
             "m", str(shards), str(folder / f"{name}.json"), bootstrap=2, **{"limit": 40} | options
         )
         evaluate(task, config, FakeTokenizer(), Oracle(studies, shuffled=shuffled), "")
 
-    judge("best", "reports")
-    judge("worst", "reports", shuffled=True)
-    judge("data", "reports", shards=other_shards)
-    judge("split", "reports", split="validate")
-    judge("sections", "reports", sections="findings")
-    judge("draw", "reports", seed=1)
-    judge("size", "reports", limit=30)
-    judge("retrieval", "retrieval")
-    judge("shuffled-retrieval", "retrieval", shuffled=True)
-    judge("labels", "zero-shot", label_set="chexpert5")
-    judge("all-labels", "zero-shot")
+    write("best", "reports")
+    write("worst", "reports", shuffled=True)
+    write("data", "reports", shards=other_shards)
+    write("split", "reports", split="validate")
+    write("sections", "reports", sections="findings")
+    write("seed", "reports", seed=1)
+    write("size", "reports", limit=30)
+    write("retrieval", "retrieval")
+    write("shuffled-retrieval", "retrieval", shuffled=True)
+    write("labels", "zero-shot", label_set="chexpert5")
+    write("all-labels", "zero-shot")
     return folder
 
 
-def test_the_better_one_is_found_and_the_figures_are_those_of_the_results(results, capsys):
+def test_the_better_result_is_found_and_values_match_the_results(results, capsys):
     out = results / "comparison.json"
     main(
         ["compare", str(results / "best.json"), str(results / "worst.json"), "--out", str(out), "--bootstrap", "200"]
@@ -54,13 +54,13 @@ def test_the_better_one_is_found_and_the_figures_are_those_of_the_results(result
     assert not content["not_tested"]
 
 
-def test_a_result_is_no_better_than_itself(results):
-    found = compare(str(results / "best.json"), str(results / "best.json"), draws=50)
+def test_a_result_does_not_differ_from_itself(results):
+    found = compare(str(results / "best.json"), str(results / "best.json"), resamples=50)
     assert all(row["difference"] == 0 and row["p"] == 1 for row in found["figures"].values())
 
 
 def test_retrieval_is_compared_on_images_texts_and_pairs(results):
-    found = compare(str(results / "retrieval.json"), str(results / "shuffled-retrieval.json"), draws=100)
+    found = compare(str(results / "retrieval.json"), str(results / "shuffled-retrieval.json"), resamples=100)
     for name in ("retrieval.image_to_text_r1", "retrieval.text_to_image_r1", "matching.auroc"):
         assert found["figures"][name]["difference"] > 0.2 and found["figures"][name]["p"] < 0.05
 
@@ -71,7 +71,7 @@ def test_retrieval_is_compared_on_images_texts_and_pairs(results):
         ("best", "data", "data"),
         ("best", "split", "split"),
         ("best", "sections", "sections"),
-        ("best", "draw", "40 in"),
+        ("best", "seed", "40 in"),
         ("best", "size", "40 in"),
         ("best", "retrieval", "retrieval"),
         ("labels", "all-labels", "findings"),
@@ -92,20 +92,20 @@ def test_another_feature_net_is_refused(results, tmp_path):
         compare(str(results / "net-a.json"), str(results / "net-b.json"))
 
 
-def test_wrong_calls_and_files_are_answered_in_one_line(results, tmp_path, capsys):
+def test_invalid_arguments_and_files_give_one_error_line(results, tmp_path, capsys):
     best = str(results / "best.json")
-    (tmp_path / "odd.json").write_text("{}")
-    alone = json.loads((results / "best.json").read_text())
-    (tmp_path / "alone.json").write_text(json.dumps(alone))
-    alone.pop("samples")
-    (tmp_path / "bare.json").write_text(json.dumps(alone))
+    (tmp_path / "empty.json").write_text("{}")
+    content = json.loads((results / "best.json").read_text())
+    (tmp_path / "moved.json").write_text(json.dumps(content))
+    content.pop("samples")
+    (tmp_path / "no-samples.json").write_text(json.dumps(content))
     for argv, code, text in [
         (["compare", best], 2, "required: b"),
         (["compare", best, best, best], 2, "unrecognized"),
         (["compare", best, str(tmp_path / "none.json")], 1, "not found"),
-        (["compare", best, str(tmp_path / "odd.json")], 1, "is no result of `medunifier evaluate`"),
-        (["compare", best, str(tmp_path / "bare.json")], 1, "no scores by sample"),
-        (["compare", best, str(tmp_path / "alone.json")], 1, "must lie beside its result"),
+        (["compare", best, str(tmp_path / "empty.json")], 1, "is no result of `medunifier evaluate`"),
+        (["compare", best, str(tmp_path / "no-samples.json")], 1, "no scores by sample"),
+        (["compare", best, str(tmp_path / "moved.json")], 1, "must lie beside its result"),
         (["compare", best, best, "--bootstrap", "1"], 2, "bootstrap must be at least 2"),
     ]:
         assert run_command(main, argv) == code
@@ -113,11 +113,11 @@ def test_wrong_calls_and_files_are_answered_in_one_line(results, tmp_path, capsy
         assert len(lines) == 1 and text in lines[0], lines
 
 
-def test_undefined_figures_are_named_not_tested(results, monkeypatch):
+def test_undefined_metrics_are_listed_as_not_tested(results, monkeypatch):
     from medunifier.shared.metrics import samples
 
     monkeypatch.setitem(samples.KINDS, "bleu4", lambda *counts: float("nan"))
-    found = compare(str(results / "best.json"), str(results / "worst.json"), draws=10)
+    found = compare(str(results / "best.json"), str(results / "worst.json"), resamples=10)
     assert found["not_tested"] == {"reports.bleu4": "it is undefined on one of the two"}
     assert np.isfinite([row["p"] for row in found["figures"].values()]).all()
 

@@ -46,8 +46,8 @@ def answer(folder, request):
     return ids[len(request["prompt"]) :]
 
 
-def test_the_report_is_the_models_own(recipe, exported, model_folder, films_folder):
-    film = films_folder / "film0.png"
+def test_the_report_is_the_models_own(recipe, exported, model_folder, image_folder):
+    film = image_folder / "image0.png"
     request = recipe["report_request"](film, longest=10)
     written = answer(exported / "exported", json.loads(json.dumps(request)))
     pipeline = MedUnifierPipeline.from_pretrained(model_folder, "cpu")

@@ -1,4 +1,4 @@
-"""Generation: cached equals uncached, independent of the batch; guidance and filters follow their definitions."""
+"""Generation: equal with and without cache, independent of the batch; guidance and filters as defined."""
 
 import pytest
 import torch
@@ -16,44 +16,45 @@ def prompts(batch):
     return {"report": batch.report, "report_length": batch.report_length, "view": batch.images.view[:, 0]}
 
 
-def drawn_without_a_cache(model, report, view, guidance):
-    """Greedy, a row at a time, the whole row anew for each code."""
+def generated_without_cache(model, report, view, guidance):
+    """Generate one image greedily, encoding the whole sequence for each code."""
     v, codes = model.vocabulary, []
     texts = [report, torch.tensor([v["<uncond>"]])]
     for _ in range(model.config.image_tokens):
         logits = []
         for text in texts:
-            row = torch.cat([torch.tensor([v["<bos>"]]), text, torch.tensor([v["<emb_txt>"]]), view[None],
-                             torch.tensor([v["<boi>"]]), torch.tensor(codes).long() + v.offset])  # fmt: skip
-            hidden = model.model(inputs_embeds=model.embed_ids(row[None]), use_cache=False).last_hidden_state
+            sequence = torch.cat([torch.tensor([v["<bos>"]]), text, torch.tensor([v["<emb_txt>"]]), view[None],
+                                  torch.tensor([v["<boi>"]]), torch.tensor(codes).long() + v.offset])  # fmt: skip
+            hidden = model.model(inputs_embeds=model.embed_ids(sequence[None]), use_cache=False).last_hidden_state
             logits.append(model.image_logits(hidden[0, -1]))
         codes.append(int((logits[1] + guidance * (logits[0] - logits[1])).argmax()))
     return codes
 
 
 @torch.no_grad()
-def test_cached_guided_generation_equals_the_uncached_one(model):
-    batch = make_batch(rows=5)
-    drawn = generate_images(model, **prompts(batch), seeds=torch.arange(5), guidance=3.0, temperature=0)
-    for row in range(5):
-        report = batch.report[row, : batch.report_length[row]]
-        assert drawn[row].tolist() == drawn_without_a_cache(model, report, batch.images.view[row, 0], 3.0)
+def test_guided_generation_is_equal_with_and_without_cache(model):
+    batch = make_batch(studies=5)
+    generated = generate_images(model, **prompts(batch), seeds=torch.arange(5), guidance=3.0, temperature=0)
+    for index in range(5):
+        report = batch.report[index, : batch.report_length[index]]
+        expected = generated_without_cache(model, report, batch.images.view[index, 0], 3.0)
+        assert generated[index].tolist() == expected
 
 
-def test_a_row_depends_on_its_seed_and_not_on_its_batch(model):
-    batch = make_batch(rows=4)
+def test_an_image_depends_on_its_seed_and_not_on_its_batch(model):
+    batch = make_batch(studies=4)
     together = generate_images(model, **prompts(batch), seeds=torch.tensor([7, 8, 9, 7]))
-    for row, seed in enumerate([7, 8, 9, 7]):
-        some = {name: value[row : row + 1] for name, value in prompts(batch).items()}
-        alone = generate_images(model, **some, seeds=torch.tensor([seed]))
-        assert torch.equal(alone[0], together[row])
+    for index, seed in enumerate([7, 8, 9, 7]):
+        prompt = {name: value[index : index + 1] for name, value in prompts(batch).items()}
+        alone = generate_images(model, **prompt, seeds=torch.tensor([seed]))
+        assert torch.equal(alone[0], together[index])
     assert together.shape == (4, model.config.image_tokens) and together.max() < model.config.codebook_size
     other = generate_images(model, **prompts(batch), seeds=torch.tensor([1, 2, 3, 4]))
     assert not torch.equal(other, together)
 
 
-def test_no_guidance_is_one_row_and_the_report_alone(model):
-    batch = make_batch(rows=3)
+def test_guidance_of_one_equals_sampling_conditioned_on_the_report(model):
+    batch = make_batch(studies=3)
     plain = generate_images(model, **prompts(batch), seeds=torch.arange(3), guidance=1.0, temperature=0)
     paired = generate_images(model, **prompts(batch), seeds=torch.arange(3), guidance=1.0 + 1e-9, temperature=0)
     assert torch.equal(plain, paired)
@@ -62,8 +63,10 @@ def test_no_guidance_is_one_row_and_the_report_alone(model):
 def test_top_k_top_p_and_temperature_filter_as_defined():
     logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]])).repeat(2000, 1)
     seeds = torch.arange(2000)
-    free = _sample(logits, seeds, 0, 1.0, None, None)
-    assert torch.bincount(free, minlength=4) / 2000 == pytest.approx(torch.tensor([0.5, 0.3, 0.15, 0.05]), abs=0.04)
+    unfiltered = _sample(logits, seeds, 0, 1.0, None, None)
+    assert torch.bincount(unfiltered, minlength=4) / 2000 == pytest.approx(
+        torch.tensor([0.5, 0.3, 0.15, 0.05]), abs=0.04
+    )
     assert set(_sample(logits, seeds, 0, 1.0, 2, None).tolist()) == {0, 1}
     assert set(_sample(logits, seeds, 0, 1.0, None, 0.7).tolist()) == {0, 1}
     assert set(_sample(logits, seeds, 0, 1.0, None, 0.4).tolist()) == {0}
@@ -84,25 +87,25 @@ def test_the_noise_is_uniform_and_independent_between_seeds_steps_and_entries():
 
 
 @torch.no_grad()
-def test_text_by_generate_equals_a_loop_without_a_cache(model):
-    batch = make_batch(rows=3)
+def test_generated_text_is_equal_with_and_without_cache(model):
+    batch = make_batch(studies=3)
     ids = model.sequences.image_first(batch.images).ids
     generated = model.generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False, eos_token_id=None
     )
-    row = ids
+    expected = ids
     for _ in range(6):
-        row = torch.cat([row, model(input_ids=row).logits[:, -1:].argmax(-1)], dim=1)
-    assert torch.equal(generated, row)
+        expected = torch.cat([expected, model(input_ids=expected).logits[:, -1:].argmax(-1)], dim=1)
+    assert torch.equal(generated, expected)
     assert (generated[:, ids.shape[1] :] < model.vocabulary.offset).all()
 
 
-def test_beams_and_sampling_are_generates_own(model):
-    batch = make_batch(rows=2)
+def test_generate_supports_beams_and_sampling(model):
+    batch = make_batch(studies=2)
     ids = model.sequences.image_first(batch.images).ids
-    usual = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 5, "pad_token_id": model.vocabulary["<pad>"]}
-    beams = model.generate(ids, num_beams=3, num_return_sequences=2, **usual)
+    options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 5, "pad_token_id": model.vocabulary["<pad>"]}
+    beams = model.generate(ids, num_beams=3, num_return_sequences=2, **options)
     assert len(beams) == 4
     torch.manual_seed(1)
-    sampled = model.generate(ids, do_sample=True, top_k=5, temperature=2.0, **usual)
+    sampled = model.generate(ids, do_sample=True, top_k=5, temperature=2.0, **options)
     assert len(sampled) == 2

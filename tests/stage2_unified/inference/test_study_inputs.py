@@ -19,7 +19,7 @@ from medunifier.shared.errors import UserError
 from medunifier.stage1_tokenizer.cli.tokenize_shards import main as tokenize
 from medunifier.stage2_unified.cli.report import main as report
 from medunifier.stage2_unified.cli.synthesize import main as synthesize
-from medunifier.stage2_unified.evaluate.subsets.model_inputs import seen
+from medunifier.stage2_unified.evaluate.subsets.model_inputs import model_inputs
 from medunifier.stage2_unified.evaluate.subsets.studies import EvaluationData
 from medunifier.stage2_unified.inference.inputs import open_films, seen_of
 from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline
@@ -80,15 +80,17 @@ def test_reports_of_shards_see_both_views_and_the_prior(made, tmp_path):
         assert np.allclose(pipeline.embed_images(**one)[0], together[number], atol=1e-5)
     data = EvaluationData(str(made.codes), pipeline.tokenizer)
     studies = data.studies("train")
-    judged = seen(data, "train", studies, 2, prior=True)
+    judged = model_inputs(data, "train", studies, 2, prior=True)
     assert studies.ids == films.keys
     assert np.allclose(pipeline.embed_images(**judged.arguments), together, atol=1e-5)
-    some = judged.of([7, 2])
+    some = judged.select([7, 2])
     reports = [{"findings": "No effusion."}] * 2
     matched = pipeline.match(**some.arguments, reports=reports)
-    assert matched == pytest.approx(pipeline.match(**judged.of([2, 7]).arguments, reports=reports)[::-1], rel=1e-4)
+    assert matched == pytest.approx(
+        pipeline.match(**judged.select([2, 7]).arguments, reports=reports)[::-1], rel=1e-4
+    )
     images = EvaluationData(str(made.images), pipeline.tokenizer)
-    from_pixels = seen(images, "train", images.studies("train"), 2, prior=True)
+    from_pixels = model_inputs(images, "train", images.studies("train"), 2, prior=True)
     assert all((a == b).all() for a, b in zip(from_pixels.codes, judged.codes, strict=True))
     assert [p is None for p in from_pixels.priors] == [film.prior is None for film in read]
 

@@ -1,4 +1,4 @@
-"""Bidirectional images: the attention mask, and that every use of the model agrees on it."""
+"""Bidirectional images: the attention mask, and its use in every pass through the model."""
 
 from dataclasses import replace
 
@@ -15,35 +15,35 @@ from tests.stage2_unified.conftest import GRID, make_batch, make_config, make_mo
 TOKENS = GRID[0] * GRID[1]
 
 
-def rows_of(model, batch):
+def sequences_of(model, batch):
     return model.sequences.image_first(batch.images)
 
 
 def test_codes_attend_to_their_whole_image_and_to_nothing_later():
-    model, batch = make_model(), make_batch(rows=2, images=[2, 2], priors=[1, 1])
-    ids = rows_of(model, batch).ids
+    model, batch = make_model(), make_batch(studies=2, images=[2, 2], priors=[1, 1])
+    ids = sequences_of(model, batch).ids
     mask = bidirectional_image_mask(ids, model.vocabulary)[:, 0]
     is_code = ids[0] >= model.vocabulary.offset
-    begins = [4 + image * (TOKENS + 3) for image in range(3)]  # <bos> <prior> <view> <boi>, then <eoi> <view> <boi>
+    starts = [4 + image * (TOKENS + 3) for image in range(3)]  # <bos> <prior> <view> <boi>, then <eoi> <view> <boi>
     expected = torch.ones_like(mask[0]).tril()
-    for begin in begins:
-        assert is_code[begin : begin + TOKENS].all()
-        expected[begin : begin + TOKENS, begin : begin + TOKENS] = True
+    for start in starts:
+        assert is_code[start : start + TOKENS].all()
+        expected[start : start + TOKENS, start : start + TOKENS] = True
     assert is_code.sum() == 3 * TOKENS
     assert torch.equal(mask[0], expected) and torch.equal(mask[1], expected)
 
 
 def test_a_generated_image_stays_causal():
     model, batch = make_model(bidirectional_images=True), make_batch()
-    row, _ = model.sequences.text_first(batch.report, batch.report_length, batch.images)
-    assert bidirectional_image_mask(row.ids, model.vocabulary) is None
+    sequences, _ = model.sequences.text_first(batch.report, batch.report_length, batch.images)
+    assert bidirectional_image_mask(sequences.ids, model.vocabulary) is None
     text_only = model.sequences.prepend_bos(batch.report)
     assert bidirectional_image_mask(text_only, model.vocabulary) is None
 
 
-def test_pads_see_themselves_alone():
-    model, batch = make_model(), make_batch(rows=2, images=[1, 2])
-    ids, visible, _ = left_padded(rows_of(model, batch))
+def test_pads_attend_to_themselves_only():
+    model, batch = make_model(), make_batch(studies=2, images=[1, 2])
+    ids, visible, _ = left_padded(sequences_of(model, batch))
     mask = bidirectional_image_mask(ids, model.vocabulary, visible)[0, 0]
     pads = TOKENS + 3
     assert not visible[0, :pads].any() and torch.equal(mask[:pads], torch.eye(len(mask), dtype=torch.bool)[:pads])
@@ -51,22 +51,22 @@ def test_pads_see_themselves_alone():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("both_ways", [False, True])
-def test_the_first_code_attends_to_the_last_only_in_both_directions(both_ways):
-    model, batch = make_model(bidirectional_images=both_ways), make_batch(rows=2)
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_the_first_code_attends_to_the_last_only_if_bidirectional(bidirectional):
+    model, batch = make_model(bidirectional_images=bidirectional), make_batch(studies=2)
     states = []
     model.model.register_forward_hook(lambda _, __, output: states.append(output.last_hidden_state[:, 3]))
     model.encode_images(batch.images)
     changed = batch.images.codes.clone()
     changed[..., -1] = (changed[..., -1] + 1) % 16
     model.get_image_features(replace(batch.images, codes=changed))
-    assert torch.allclose(*states, atol=1e-6) != both_ways
+    assert torch.allclose(*states, atol=1e-6) != bidirectional
 
 
 @torch.no_grad()
-def test_the_embedding_of_a_padded_study_is_that_of_it_alone():
+def test_the_embedding_of_a_padded_study_equals_that_of_the_study_alone():
     model = make_model(bidirectional_images=True)
-    batch = make_batch(rows=3, images=[1, 2, 2], priors=[0, 1, 0])
+    batch = make_batch(studies=3, images=[1, 2, 2], priors=[0, 1, 0])
     together = model.get_image_features(batch.images)
     alone = model.get_image_features(ImageSpans(batch.images.codes[:1, :1], batch.images.view[:1, :1]))
     assert torch.allclose(together[:1], alone, atol=1e-5)
@@ -74,28 +74,27 @@ def test_the_embedding_of_a_padded_study_is_that_of_it_alone():
 
 @torch.no_grad()
 def test_generated_tokens_equal_uncached_passes_over_whole_sequences():
-    """Rows of unlike length, on the left of each its padding, by generate() with its cache and beams."""
+    """Sequences of different lengths, padded on the left, in generate() with its cache and with beams."""
     model = make_model(bidirectional_images=True).eval()
-    batch = make_batch(rows=3, images=[1, 2, 1])
-    rows = rows_of(model, batch)
-    ids, visible, _ = left_padded(rows)
-    written = model.generate(ids, attention_mask=visible.long(), max_new_tokens=5, do_sample=False, eos_token_id=-1)
+    batch = make_batch(studies=3, images=[1, 2, 1])
+    ids, visible, _ = left_padded(sequences_of(model, batch))
+    generated = model.generate(ids, attention_mask=visible.long(), max_new_tokens=5, do_sample=False, eos_token_id=-1)
     for number in range(3):
-        row = ids[number][visible[number]]
+        sequence = ids[number][visible[number]]
         for _ in range(5):
-            mask = bidirectional_image_mask(row[None], model.vocabulary)
-            hidden = model.model(inputs_embeds=model.embed_ids(row[None]), attention_mask=mask).last_hidden_state
-            row = torch.cat([row, model.text_logits(hidden[:, -1]).argmax(-1)])
-        assert torch.equal(row[-5:], written[number, -5:])
+            mask = bidirectional_image_mask(sequence[None], model.vocabulary)
+            hidden = model.model(inputs_embeds=model.embed_ids(sequence[None]), attention_mask=mask).last_hidden_state
+            sequence = torch.cat([sequence, model.text_logits(hidden[:, -1]).argmax(-1)])
+        assert torch.equal(sequence[-5:], generated[number, -5:])
     beams = model.generate(ids, attention_mask=visible.long(), max_new_tokens=5, num_beams=2, eos_token_id=-1)
-    assert beams.shape == written.shape
+    assert beams.shape == generated.shape
 
 
 def test_unsupported_uses_of_bidirectional_images_are_refused():
-    model, batch = make_model(bidirectional_images=True).eval(), make_batch(rows=2)
+    model, batch = make_model(bidirectional_images=True).eval(), make_batch(studies=2)
     with pytest.raises(UserError, match="both directions"):
         to_causal_lm(model)
-    ids = rows_of(model, batch).ids
+    ids = sequences_of(model, batch).ids
     cache = model(input_ids=ids[:, :4], use_cache=True)
     cache = cache.get("cache", cache.get("past_key_values"))
     for rest in (ids[:, 4:], ids[:, -1:]):
@@ -106,7 +105,7 @@ def test_unsupported_uses_of_bidirectional_images_are_refused():
         model(input_ids=ids)
 
 
-def test_a_folder_keeps_it_and_the_pipeline_works(tmp_path):
+def test_a_saved_model_stays_bidirectional_and_works_in_the_pipeline(tmp_path):
     folder = make_model_folder(tmp_path, bidirectional_images=True)
     pipeline = MedUnifierPipeline.from_pretrained(folder)
     assert pipeline.model.config.bidirectional_images and not make_config().bidirectional_images

@@ -1,13 +1,15 @@
-"""The shared computation equals one separate pass an objective; padding and neighbours change nothing."""
+"""The model: shared computation equals separate passes; padding and other studies of the batch have no effect."""
 
 from dataclasses import replace
 from functools import partialmethod
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy, normalize, pad
 from transformers import AutoConfig, AutoModel
 
+from medunifier.shared.errors import UserError
 from medunifier.stage2_unified.model.attention_mask import bidirectional_image_mask
 from medunifier.stage2_unified.model.configuration import MedUnifierConfig
 from medunifier.stage2_unified.model.modeling import MedUnifierForConditionalGeneration
@@ -20,38 +22,38 @@ from tests.stage2_unified.conftest import BACKBONE, GRID, losses_of, make_batch,
 
 
 def hidden_of(model, ids):
-    """One plain pass of a row of ids, nothing shared and nothing padded."""
+    """Return the hidden states of one sequence from a plain pass, without sharing or padding."""
     mask = bidirectional_image_mask(ids[None], model.vocabulary) if model.config.bidirectional_images else None
     return model.model(
         inputs_embeds=model.embed_ids(ids[None]), attention_mask=mask, use_cache=False
     ).last_hidden_state[0]
 
 
-def image_spans(v, codes, view, rows):
-    """Of each study the ids of its images, each ``<view> <boi> c1 … cN <eoi>``."""
+def image_spans(v, codes, view, studies):
+    """Return the spans ``<view> <boi> c1 … cN <eoi>`` of each study's images."""
     if view is None:
-        return [[] for _ in range(rows)]
+        return [[] for _ in range(studies)]
     boi, eoi = torch.tensor([v["<boi>"]]), torch.tensor([v["<eoi>"]])
-    codes, view = codes.view(rows, -1, codes.shape[-1]), view.view(rows, -1)
+    codes, view = codes.view(studies, -1, codes.shape[-1]), view.view(studies, -1)
     return [
         [torch.cat([view[i, s : s + 1], boi, codes[i, s] + v.offset, eoi]) for s in range(view.shape[1])
          if view[i, s] != v["<pad>"]]
-        for i in range(rows)
+        for i in range(studies)
     ]  # fmt: skip
 
 
 def one_pass_an_objective(model, batch):
-    """The losses as one would write them without sharing, a row at a time, from the rows of DESIGN."""
+    """Return the losses without shared computation, one sequence at a time, from the layouts in docs/model.md."""
     v, n = model.vocabulary, len(batch)
     special = lambda name: torch.tensor([v[name]])  # noqa: E731
     reports = [batch.report[i, : batch.report_length[i]] for i in range(n)]
-    earlier = [[torch.cat([special("<prior>"), span]) for span in spans] for spans in
+    priors = [[torch.cat([special("<prior>"), span]) for span in spans] for spans in
                image_spans(v, batch.images.prior_codes, batch.images.prior_view, n)]  # fmt: skip
-    own = image_spans(v, batch.images.codes, batch.images.view, n)
-    prefixes = [torch.cat([special("<bos>"), *earlier[i], *own[i], special("<emb_img>")]) for i in range(n)]
-    seen = [special("<uncond>") if batch.drop_text[i] else reports[i] for i in range(n)]
+    images = image_spans(v, batch.images.codes, batch.images.view, n)
+    prefixes = [torch.cat([special("<bos>"), *priors[i], *images[i], special("<emb_img>")]) for i in range(n)]
+    texts = [special("<uncond>") if batch.drop_text[i] else reports[i] for i in range(n)]
     image = torch.stack([hidden_of(model, prefix)[-1] for prefix in prefixes])
-    text = torch.stack([hidden_of(model, torch.cat([special("<bos>"), t, special("<emb_txt>")]))[-1] for t in seen])
+    text = torch.stack([hidden_of(model, torch.cat([special("<bos>"), t, special("<emb_txt>")]))[-1] for t in texts])
     image = normalize(image @ model.image_projection.weight.T, dim=-1)
     text = normalize(text @ model.text_projection.weight.T, dim=-1)
     similarity = model.logit_scale.exp() * image @ text.T
@@ -64,20 +66,22 @@ def one_pass_an_objective(model, batch):
     matching, report_losses, image_losses, z = [], [], [], []
     for i in range(n):
         for j, belongs in [(i, 1), (int(columns[i, 0]), 0), (int(columns[i, 1]), 0)]:
-            row = torch.cat([prefixes[i], reports[j], special("<eos>"), special("<match>")])
-            hidden = hidden_of(model, row)
+            sequence = torch.cat([prefixes[i], reports[j], special("<eos>"), special("<match>")])
+            hidden = hidden_of(model, sequence)
             logits = model.match_head(hidden[-1], hidden[len(prefixes[i]) - 1])
             matching.append(cross_entropy(logits[None], torch.tensor([belongs])))
-        row = torch.cat([prefixes[i], reports[i], special("<eos>")])
-        logits = hidden_of(model, row)[len(prefixes[i]) - 1 : -1] @ model.lm_head.weight[: v.offset].T
-        report_losses.append(cross_entropy(logits, row[len(prefixes[i]) :], reduction="none"))
+        sequence = torch.cat([prefixes[i], reports[i], special("<eos>")])
+        logits = hidden_of(model, sequence)[len(prefixes[i]) - 1 : -1] @ model.lm_head.weight[: v.offset].T
+        report_losses.append(cross_entropy(logits, sequence[len(prefixes[i]) :], reduction="none"))
         report_z = logits.logsumexp(-1).square()
         image_z = []
-        for number, span in enumerate(own[i]):
-            row = torch.cat([special("<bos>"), seen[i], special("<emb_txt>"), *earlier[i], *own[i][: number + 1]])
+        for number, span in enumerate(images[i]):
+            sequence = torch.cat(
+                [special("<bos>"), texts[i], special("<emb_txt>"), *priors[i], *images[i][: number + 1]]
+            )
             target = span[2:-1]
-            begin = len(row) - len(target) - 2
-            logits = hidden_of(model, row)[begin : begin + len(target)] @ model.lm_head.weight[v.offset :].T
+            start = len(sequence) - len(target) - 2
+            logits = hidden_of(model, sequence)[start : start + len(target)] @ model.lm_head.weight[v.offset :].T
             image_losses.append(cross_entropy(logits, target - v.offset, reduction="none"))
             image_z.append(logits.logsumexp(-1).square())
         z.append((report_z, torch.cat(image_z)))
@@ -91,11 +95,11 @@ def one_pass_an_objective(model, batch):
 
 
 RAGGED = {"images": [1, 2, 3, 1, 2, 2], "priors": [0, 1, 0, 2, 0, 1]}
-"""Studies that differ in how many images they have, and earlier ones."""
+"""Studies with different numbers of images and of prior images."""
 
 
 @pytest.mark.parametrize(
-    ("dropped", "even", "images"),
+    ("dropped", "equal_lengths", "images"),
     [
         ((), False, {}),
         ((1, 4), False, {}),
@@ -106,11 +110,11 @@ RAGGED = {"images": [1, 2, 3, 1, 2, 2], "priors": [0, 1, 0, 2, 0, 1]}
         ((), False, {"images": [1] * 6, "priors": [0, 1, 1, 0, 0, 1]}),
     ],
 )
-@pytest.mark.parametrize("both_ways", [False, True])
-def test_every_loss_equals_a_separate_pass_and_so_do_the_gradients(dropped, even, images, both_ways):
-    model = make_model(bidirectional_images=both_ways)
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_every_loss_and_gradient_equals_those_of_separate_passes(dropped, equal_lengths, images, bidirectional):
+    model = make_model(bidirectional_images=bidirectional)
     batch = make_batch(dropped=dropped, **images)
-    if even:
+    if equal_lengths:
         batch = replace(batch, report=batch.report[:, :1], report_length=torch.ones_like(batch.report_length))
     ours, separate = losses_of(model, batch), one_pass_an_objective(model, batch)
     for name, value in separate.items():
@@ -121,12 +125,12 @@ def test_every_loss_equals_a_separate_pass_and_so_do_the_gradients(dropped, even
     model.zero_grad()
     sum(weights[name] * value for name, value in separate.items()).backward()
     for name, parameter in model.named_parameters():
-        scale = parameter.grad.abs().max()
-        assert scale > 0, f"{name} gets no gradient"
-        assert (shared[name] - parameter.grad).abs().max() <= 2e-5 * scale, name
+        largest = parameter.grad.abs().max()
+        assert largest > 0, f"{name} gets no gradient"
+        assert (shared[name] - parameter.grad).abs().max() <= 2e-5 * largest, name
 
 
-def test_padding_changes_nothing(model, batch):
+def test_padding_has_no_effect(model, batch):
     wider = replace(batch, report=pad(batch.report, (0, 5), value=model.vocabulary["<pad>"]))
     plain, padded = losses_of(model, batch), losses_of(model, wider)
     assert 0 < plain.pop("padding_fraction") < padded.pop("padding_fraction")
@@ -137,22 +141,22 @@ def test_padding_changes_nothing(model, batch):
 
 def test_uneven_branches_run_in_two_groups_and_the_padding_fraction_is_exact(model, batch):
     shapes = []
-    model.model.layers[0].register_forward_pre_hook(lambda _, given: shapes.append(given[0].shape[:2]))
-    alike = replace(batch, report_length=torch.full_like(batch.report_length, batch.report.shape[1]))
-    assert losses_of(model, alike)["padding_fraction"] == 0 and len(shapes) == 3
+    model.model.layers[0].register_forward_pre_hook(lambda _, inputs: shapes.append(inputs[0].shape[:2]))
+    equal = replace(batch, report_length=torch.full_like(batch.report_length, batch.report.shape[1]))
+    assert losses_of(model, equal)["padding_fraction"] == 0 and len(shapes) == 3
     shapes.clear()
-    share = losses_of(model, batch)["padding_fraction"].item()
-    (rows, prefix), (_, text_first), (short, narrow), (long, wide) = shapes
-    assert short + long == 3 * rows and narrow < wide
+    fraction = losses_of(model, batch)["padding_fraction"].item()
+    (studies, prefix), (_, text_first), (short, narrow), (long, wide) = shapes
+    assert short + long == 3 * studies and narrow < wide
     branches = short * narrow + long * wide
-    needed = rows * prefix + int((batch.report_length + 3 + GRID[0] * GRID[1]).sum())
-    # Of the branches at least one a study is padded up to no more than its group's width.
-    computed = rows * (prefix + text_first) + branches
+    needed = studies * prefix + int((batch.report_length + 3 + GRID[0] * GRID[1]).sum())
+    # The branches need at least 3 tokens each, and at most the computed ones.
+    computed = studies * (prefix + text_first) + branches
     assert losses_of(model, batch)["tokens"] == computed
-    assert 1 - (needed + branches) / computed <= share <= 1 - (needed + 3 * rows * 3) / computed
+    assert 1 - (needed + branches) / computed <= fraction <= 1 - (needed + 3 * studies * 3) / computed
 
 
-def test_the_content_of_the_padding_changes_nothing(model, batch):
+def test_the_content_of_the_padding_has_no_effect(model, batch):
     noisy = batch.report.clone()
     real = torch.arange(noisy.shape[1]) < batch.report_length[:, None]
     noisy[~real] = 3
@@ -163,7 +167,7 @@ def test_the_content_of_the_padding_changes_nothing(model, batch):
 
 
 @torch.no_grad()
-def test_a_negatives_text_changes_its_own_branch_alone(model, batch):
+def test_the_text_of_a_negative_changes_only_its_branch(model, batch):
     prefix = model.encode_images(batch.images)
     reports = batch.report.repeat_interleave(3, 0)
     lengths = batch.report_length.repeat_interleave(3)
@@ -177,8 +181,8 @@ def test_a_negatives_text_changes_its_own_branch_alone(model, batch):
         assert not torch.equal(after[row, : lengths[row]], before[row, : lengths[row]])
 
 
-def test_a_study_with_the_same_report_everywhere_has_no_negative(model):
-    batch = make_batch(rows=4)
+def test_a_batch_of_equal_reports_has_no_negatives(model):
+    batch = make_batch(studies=4)
     batch = replace(batch, report_key=torch.zeros(4, dtype=torch.long))
     losses = losses_of(model, batch)
     assert losses["matching"].isfinite() and losses["loss"].isfinite()
@@ -186,7 +190,7 @@ def test_a_study_with_the_same_report_everywhere_has_no_negative(model):
     assert losses["matching"].item() == pytest.approx(-belongs.log().mean().item(), rel=1e-4)
 
 
-def test_features_and_matching_agree_with_training(model, batch):
+def test_features_and_matching_equal_those_of_training(model, batch):
     with torch.no_grad():
         image = model.get_image_features(batch.images)
         text = model.get_text_features(batch.report, batch.report_length)
@@ -214,7 +218,7 @@ def test_the_codebook_is_frozen_and_must_fit(model):
         model.set_codebook(torch.zeros(3, 4))
 
 
-def test_saved_and_loaded_it_gives_the_same_losses_and_auto_classes_know_it(model, batch, tmp_path):
+def test_a_saved_model_loads_with_the_same_losses_also_by_auto_classes(model, batch, tmp_path):
     model.eval()
     model.save_pretrained(tmp_path)
     assert (tmp_path / "model.safetensors").is_file()
@@ -224,10 +228,29 @@ def test_saved_and_loaded_it_gives_the_same_losses_and_auto_classes_know_it(mode
             assert torch.equal(losses_of(loaded, batch)[name], value), name
 
 
+def test_a_folder_with_the_configuration_of_an_older_version_is_refused(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(path.read_text().replace('"codebook_size"', '"codes"'))
+    for load in (AutoConfig.from_pretrained, MedUnifierForConditionalGeneration.from_pretrained):
+        with pytest.raises(UserError, match="older version.*codes.*codebook_size"):
+            load(tmp_path)
+
+
+def test_a_folder_with_the_weights_of_an_older_version_is_refused(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["log_scale"] = weights.pop("logit_scale")
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    for load in (AutoModel.from_pretrained, MedUnifierForConditionalGeneration.from_pretrained):
+        with pytest.raises(UserError, match="logit_scale.*log_scale.*older version"):
+            load(tmp_path)
+
+
 @pytest.mark.parametrize("objective", ["contrast", "matching", "report", "image"])
 def test_each_objective_alone_overfits_one_batch(objective):
     weights = dict.fromkeys(["contrast", "matching", "report", "image", "z"], 0.0) | {objective: 1.0}
-    model, batch = make_model(), make_batch(rows=4)
+    model, batch = make_model(), make_batch(studies=4)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(100):
         optimizer.zero_grad()
@@ -239,7 +262,7 @@ def test_each_objective_alone_overfits_one_batch(objective):
     pytest.fail(f"{objective} is {losses[objective]:.3f} after 100 steps on one batch")
 
 
-def test_layers_computed_again_in_the_backward_pass_give_the_same_gradients(model, batch):
+def test_gradient_checkpointing_gives_the_same_gradients(model, batch):
     def gradients():
         model.zero_grad()
         losses_of(model, batch)["loss"].backward()
@@ -249,28 +272,28 @@ def test_layers_computed_again_in_the_backward_pass_give_the_same_gradients(mode
     for layer in model.model.layers:
         layer.mlp.register_forward_pre_hook(lambda *_: passes.append(1))
     gradients()
-    once = len(passes)
+    without_checkpointing = len(passes)
     passes.clear()
     model.gradient_checkpointing_enable()
     again = gradients()
-    assert len(passes) == 2 * once > 0
+    assert len(passes) == 2 * without_checkpointing > 0
     for name, gradient in plain.items():
         assert torch.equal(again[name], gradient), name
     model.gradient_checkpointing_disable()
     passes.clear()
     gradients()
-    assert len(passes) == once
+    assert len(passes) == without_checkpointing
 
 
-@pytest.mark.parametrize("recomputed", [False, True])
-def test_compiled_layers_share_their_graphs_and_give_the_same_gradients(recomputed, monkeypatch):
-    # All of the compiler but its code generation, which needs a C++ compiler and minutes.
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_compiled_layers_share_their_graphs_and_give_the_same_gradients(checkpointing, monkeypatch):
+    # The whole compiler without its code generation, which needs a C++ compiler and minutes.
     monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="aot_eager"))
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     model = make_model(text_config=BACKBONE | {"num_hidden_layers": 4})
-    batches = [make_batch(), make_batch(seed=1, rows=7), make_batch(**RAGGED)]
-    if recomputed:
+    batches = [make_batch(), make_batch(seed=1, studies=7), make_batch(**RAGGED)]
+    if checkpointing:
         model.gradient_checkpointing_enable()
 
     def gradients(batch):
@@ -290,7 +313,7 @@ def test_compiled_layers_share_their_graphs_and_give_the_same_gradients(recomput
     assert not torch._dynamo.utils.counters["graph_break"]
 
 
-def test_the_rotary_base_reaches_the_backbone():
+def test_rope_theta_reaches_the_backbone():
     def frequencies(base):
         backbone = BackboneConfig(
             hidden_dim=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=24, rope_theta=base

@@ -12,25 +12,25 @@ from medunifier.stage2_unified.objectives.matching import matching_accuracy, mat
 ALL = torch.ones(6, dtype=torch.bool)
 
 
-def similarity(rows=6, scale=10.0, seed=0):
+def similarity(studies=6, scale=10.0, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    image, text = (normalize(torch.randn(rows, 8, generator=generator), dim=-1) for _ in range(2))
+    image, text = (normalize(torch.randn(studies, 8, generator=generator), dim=-1) for _ in range(2))
     return contrastive_similarity(image, text, torch.tensor(scale))
 
 
 def test_contrast_equals_two_cross_entropies_when_all_reports_and_patients_differ():
-    logits, own = similarity(), torch.arange(6)
-    expected = (cross_entropy(logits, own) + cross_entropy(logits.T, own)) / 2
-    assert contrastive_loss(logits, own, own, ALL).item() == pytest.approx(expected.item(), rel=1e-6)
+    logits, labels = similarity(), torch.arange(6)
+    expected = (cross_entropy(logits, labels) + cross_entropy(logits.T, labels)) / 2
+    assert contrastive_loss(logits, labels, labels, ALL).item() == pytest.approx(expected.item(), rel=1e-6)
 
 
-def test_contrast_is_at_chance_without_scale():
+def test_contrast_is_at_chance_if_the_scale_is_zero():
     assert contrastive_loss(similarity(scale=0.0), torch.arange(6), torch.arange(6), ALL).item() == pytest.approx(
         math.log(6)
     )
 
 
-def test_equal_reports_are_positives_so_swapping_their_studies_changes_nothing():
+def test_equal_reports_are_positives_so_swapping_their_studies_has_no_effect():
     logits, report = similarity(), torch.tensor([0, 0, 1, 2, 3, 4])
     swapped = logits[:, [1, 0, 2, 3, 4, 5]]
     patients = torch.arange(6)
@@ -40,30 +40,30 @@ def test_equal_reports_are_positives_so_swapping_their_studies_changes_nothing()
     assert contrastive_loss(swapped, patients, patients, ALL) != contrastive_loss(logits, patients, patients, ALL)
 
 
-def test_another_study_of_the_patient_is_no_negative():
-    logits, own = similarity(), torch.arange(6)
+def test_another_study_of_the_patient_is_not_a_negative():
+    logits, labels = similarity(), torch.arange(6)
     patients = torch.tensor([0, 0, 1, 2, 3, 4])
     changed = logits.clone()
-    changed[0, 1] = changed[1, 0] = 50.0  # as alike as can be
-    assert contrastive_loss(changed, own, patients, ALL) == contrastive_loss(logits, own, patients, ALL)
-    assert contrastive_loss(changed, own, own, ALL) > contrastive_loss(logits, own, own, ALL) + 1
+    changed[0, 1] = changed[1, 0] = 50.0  # very similar
+    assert contrastive_loss(changed, labels, patients, ALL) == contrastive_loss(logits, labels, patients, ALL)
+    assert contrastive_loss(changed, labels, labels, ALL) > contrastive_loss(logits, labels, labels, ALL) + 1
 
 
-def test_a_study_whose_text_was_dropped_is_no_text_and_has_no_row():
-    logits, own = similarity(), torch.arange(6)
-    seen = ALL.clone()
-    seen[2] = False
+def test_a_study_whose_text_was_dropped_takes_no_part():
+    logits, labels = similarity(), torch.arange(6)
+    has_text = ALL.clone()
+    has_text[2] = False
     changed = logits.clone()
     changed[:, 2] = 99.0  # the embedding of <uncond>: it must not matter
-    assert contrastive_loss(changed, own, own, seen) == contrastive_loss(logits, own, own, seen)
+    assert contrastive_loss(changed, labels, labels, has_text) == contrastive_loss(logits, labels, labels, has_text)
     rows = [0, 1, 3, 4, 5]
     expected = (
         cross_entropy(logits[rows][:, rows], torch.arange(5)) + cross_entropy(logits.T[rows], torch.tensor(rows))
     ) / 2
-    assert contrastive_loss(logits, own, own, seen).item() == pytest.approx(expected.item(), rel=1e-6)
+    assert contrastive_loss(logits, labels, labels, has_text).item() == pytest.approx(expected.item(), rel=1e-6)
 
 
-def test_contrast_of_one_is_refused_and_gradients_are_finite():
+def test_contrast_of_one_study_is_refused_and_gradients_are_finite():
     with pytest.raises(ValueError, match="at least 2"):
         contrastive_loss(torch.zeros(1, 1), torch.zeros(1), torch.zeros(1), torch.ones(1, dtype=torch.bool))
     logits = similarity().requires_grad_()
@@ -71,33 +71,33 @@ def test_contrast_of_one_is_refused_and_gradients_are_finite():
     assert logits.grad.isfinite().all() and logits.grad.abs().sum() > 0
 
 
-def test_negatives_are_allowed_ones_the_same_from_one_seed_and_hard():
+def test_negatives_are_allowed_hard_and_reproducible():
     logits = torch.zeros(6, 6)
     logits[:, 3] = 4.0
     allowed = ~torch.eye(6, dtype=torch.bool)
-    allowed[0] = False  # nothing may be drawn for image 0
-    drawn = torch.stack([sample_negatives(logits, allowed, seed)[0] for seed in range(300)])
+    allowed[0] = False  # no report may be sampled for image 0
+    negatives = torch.stack([sample_negatives(logits, allowed, seed)[0] for seed in range(300)])
     usable = sample_negatives(logits, allowed, 0)[1]
     assert usable.tolist() == [False] + [True] * 5
     for image in range(1, 6):
-        assert (drawn[:, image] != image).all()
-    # exp(4) = 54.6 against four or three others: image -> text draws report 3 nearly always.
-    assert (drawn[:, 1, 0] == 3).float().mean() > 0.85
+        assert (negatives[:, image] != image).all()
+    # Odds of exp(4) = 54.6 against three or four others: by image -> text, report 3 is sampled nearly always.
+    assert (negatives[:, 1, 0] == 3).float().mean() > 0.85
     assert (sample_negatives(logits, allowed, 9)[0] == sample_negatives(logits, allowed, 9)[0]).all()
 
 
 def test_the_second_negative_follows_the_text_to_image_similarity():
     logits = torch.zeros(4, 4)
-    logits[1, 2] = 6.0  # report 2 takes image 1 for its own, and image 1 is alike to it alone
+    logits[1, 2] = 6.0  # report 2 is as close to image 1 as to its own image
     logits[2, 2] = 6.0
     logits[1, 3] = 5.9
-    logits[3, 3] = logits[0, 3] = logits[2, 3] = 12.0  # report 3 prefers every other image
-    drawn = torch.stack([sample_negatives(logits, ~torch.eye(4, dtype=torch.bool), s)[0] for s in range(200)])
-    towards = (drawn[:, 1] == 3).float().mean(dim=0)
-    assert towards[0] > 0.4 and towards[1] < 0.1
+    logits[3, 3] = logits[0, 3] = logits[2, 3] = 12.0  # report 3 is more similar to every other image
+    negatives = torch.stack([sample_negatives(logits, ~torch.eye(4, dtype=torch.bool), s)[0] for s in range(200)])
+    frequency = (negatives[:, 1] == 3).float().mean(dim=0)  # of report 3 as a negative of image 1, by direction
+    assert frequency[0] > 0.4 and frequency[1] < 0.1
 
 
-def test_matching_counts_only_what_means_something():
+def test_matching_ignores_unusable_negatives():
     logits = torch.randn(3, 3, 2, generator=torch.Generator().manual_seed(0))
     total = matching_loss(logits, torch.tensor([True, True, False]))
     target = torch.tensor([[1, 0, 0]] * 3)
@@ -107,7 +107,7 @@ def test_matching_counts_only_what_means_something():
     assert total.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
-def test_balanced_accuracy_of_an_oracle_its_opposite_and_a_constant():
+def test_balanced_accuracy_of_perfect_inverted_and_constant_predictions():
     right = torch.zeros(4, 3, 2)
     right[:, 0, 1] = right[:, 1:, 0] = 1.0
     usable = torch.ones(4, dtype=torch.bool)
@@ -122,6 +122,6 @@ def test_token_loss_is_a_sum_and_chance_is_the_logarithm():
     logits, target = torch.zeros(5, 8), torch.tensor([0, 3, 7, 1, 1])
     total, z = token_loss(logits, target)
     assert total.item() == pytest.approx(5 * math.log(8)) and z.item() == pytest.approx(5 * math.log(8) ** 2)
-    levels = chance_levels(global_batch=32, text_classes=100, codes=512)
+    levels = chance_levels(global_batch=32, text_classes=100, image_classes=512)
     assert levels["matching"] == pytest.approx(0.6365, abs=1e-4)
     assert levels["contrast"] == pytest.approx(math.log(32)) and levels["image"] == pytest.approx(math.log(512))

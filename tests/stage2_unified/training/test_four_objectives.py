@@ -1,4 +1,4 @@
-"""The training step as a module: its checkpoints have the model's names, and the logit scale stays bounded."""
+"""The training step as a module: checkpoint names, bounds of the logit scale, and one loss for each objective."""
 
 import math
 from types import SimpleNamespace
@@ -41,11 +41,11 @@ def make_task(model, lr):
     return UnifiedTask(objectives, [optimizer], accelerator, config, None, None, processor, None)
 
 
-def test_a_logit_scale_above_its_bound_comes_back_and_can_go_down_again(model, batch):
+def test_a_logit_scale_above_its_bound_is_clamped_and_can_decrease_again(model, batch):
     with torch.no_grad():
         model.logit_scale.fill_(LIMIT + 1)
     losses_of(model, batch)["contrast"].backward()
-    assert model.logit_scale.grad > 0  # of an untrained model at this scale: it has to go down
+    assert model.logit_scale.grad > 0  # an untrained model decreases such a scale
     model.zero_grad()
     task = make_task(model, lr=1e-3)
     assert task.step([batch], step=0)["logit_scale"].item() == pytest.approx(math.exp(LIMIT + 1), rel=1e-5)
@@ -74,7 +74,7 @@ def test_a_checkpoint_has_the_names_of_the_model_and_loads_into_another(model, t
             parameter.add_(1.0)
     accelerator.load_state(str(tmp_path))
     assert all(torch.equal(value, saved[name]) for name, value in model.state_dict().items())
-    # Within another module, as DistributedDataParallel holds it.
+    # Wrapped in another module, as by DistributedDataParallel.
     outer, other = (torch.nn.ModuleDict({"module": FourObjectives(m, LossWeights())}) for m in (model, make_model()))
     assert set(outer.state_dict()) == {f"module.{name}" for name in saved}
     other.load_state_dict(outer.state_dict())

@@ -1,4 +1,4 @@
-"""Muon: its iteration makes orthogonal, it agrees with torch's own, and the optimizers share out the parameters."""
+"""Muon: the iteration orthogonalises, updates agree with torch's, and each parameter has one optimizer."""
 
 import pytest
 import torch
@@ -10,16 +10,16 @@ from tests.stage2_unified.conftest import make_model
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (12, 40), (40, 12)])
-def test_singular_values_come_near_one(shape):
+def test_singular_values_become_about_one(shape):
     torch.manual_seed(0)
     matrices = torch.randn(3, *shape) * torch.tensor([1e-3, 1.0, 1e3])[:, None, None]
     values = torch.linalg.svdvals(orthogonalise(matrices))
     assert values.min() > 0.3 and values.max() < 1.3
-    assert torch.linalg.svdvals(matrices).max() > 100  # they were far from it
+    assert torch.linalg.svdvals(matrices).max() > 100  # far from one before
 
 
-def test_directions_are_kept():
-    """U S V' becomes about U V': the product with the polar factor is close to the identity's."""
+def test_singular_vectors_are_kept():
+    """The result is close to U V' for a matrix U S V'."""
     torch.manual_seed(0)
     matrix = torch.randn(8, 20)
     u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
@@ -27,13 +27,13 @@ def test_directions_are_kept():
     assert cosine > 0.97
 
 
-def test_a_matrix_of_zeros_stays():
+def test_a_matrix_of_zeros_stays_zero():
     assert torch.equal(orthogonalise(torch.zeros(4, 6)), torch.zeros(4, 6))
 
 
 @pytest.mark.parametrize("shape", [(24, 24), (16, 40), (40, 16)])
 def test_agrees_with_torch(shape):
-    """torch's computes in bfloat16: 8 bits of each of some 50 products."""
+    """torch's Muon computes in bfloat16, so about 50 products are rounded to 8 bits."""
     torch.manual_seed(0)
     start = torch.randn(shape)
     ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
@@ -53,12 +53,12 @@ def test_agrees_with_torch(shape):
 def test_an_update_has_the_size_of_adamw():
     torch.manual_seed(0)
     matrix = torch.nn.Parameter(torch.zeros(32, 96))
-    matrix.grad = torch.randn(32, 96) * 1e4  # whatever the gradient's size
+    matrix.grad = torch.randn(32, 96) * 1e4  # the update must not depend on the gradient's size
     Muon([matrix], lr=0.1).step()
     assert float(matrix.detach().square().mean().sqrt()) == pytest.approx(0.1 * 0.2, rel=0.25)
 
 
-def test_takes_matrices_alone():
+def test_parameters_other_than_matrices_are_refused():
     with pytest.raises(ValueError, match="matrices"):
         Muon([torch.nn.Parameter(torch.zeros(3))])
 
@@ -72,7 +72,7 @@ def test_every_parameter_has_one_optimizer(kind):
     assert len(optimizers) == (2 if kind == "muon" else 1)
 
 
-def test_muon_holds_the_layers_matrices_alone():
+def test_muon_has_only_the_matrices_of_the_layers():
     model = make_model()
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     muon = make_optimizers(model, DecoderOptimConfig())[1]

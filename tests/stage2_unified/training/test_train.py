@@ -1,4 +1,4 @@
-"""The training as a user runs it: killed and continued to the last bit, finished once, wrong uses in a line."""
+"""Stage-2 training from the command line: exact resumption, export, FSDP2, and errors in one line."""
 
 import json
 import os
@@ -55,7 +55,7 @@ OPTIONS = {
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Token shards of a few phantoms by an untrained tokenizer, as the commands make them."""
+    """Token shards of a few phantoms, made by the commands with an untrained tokenizer."""
     root = tmp_path_factory.mktemp("made")
     write_archive(PhantomConfig(out=root / "tree", studies=40, seed=0, size=SIZE, lateral_fraction=0.6, history=True))
     ingest(IngestConfig("phantom", str(root / "tree"), str(root / "images"), size=SIZE, workers=1))
@@ -80,16 +80,16 @@ def _fresh_accelerator():
 
 
 def lines(run):
-    """The logged figures that depend on no clock."""
+    """Return the logged figures that do not depend on time."""
     timed = {"samples_per_s", "tokens_per_s", "mfu", "data_wait_fraction", "memory_gib"}
     content = (run / "metrics.jsonl").read_text().splitlines()
     return [{name: v for name, v in json.loads(line).items() if name not in timed} for line in content]
 
 
-def test_killed_and_started_again_it_equals_the_uninterrupted_run_to_the_last_bit(root, made, tmp_path, capsys):
-    shortly = {"loop__steps": 8, "loop__checkpoint_every": 2, "loop__validate_every": 4}
-    train(arguments(made, tmp_path / "whole", **shortly))
-    killed = arguments(made, tmp_path / "killed", **shortly)
+def test_a_killed_and_restarted_training_equals_the_uninterrupted_one_bit_for_bit(root, made, tmp_path, capsys):
+    short = {"loop__steps": 8, "loop__checkpoint_every": 2, "loop__validate_every": 4}
+    train(arguments(made, tmp_path / "whole", **short))
+    killed = arguments(made, tmp_path / "killed", **short)
     command = [sys.executable, str(root / "stage2_unified" / "train.py"), *killed]
     process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
@@ -97,14 +97,14 @@ def test_killed_and_started_again_it_equals_the_uninterrupted_run_to_the_last_bi
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert not (tmp_path / "killed" / "model").exists(), "it finished before it was killed"
+    assert not (tmp_path / "killed" / "model").exists(), "the training finished before it was killed"
     train(killed)
     assert "continuing" in capsys.readouterr().out
     assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
     weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "killed")]
     assert weights[0] == weights[1]
 
-    # A third start finds everything done; and what was exported works.
+    # A third start finds the run finished; the exported model works.
     train(killed)
     assert "done already" in capsys.readouterr().out
     for name in ("curves.png", "config.yaml", "pictures/drawn-0000008.png", "pictures/reports-0000008.txt"):
@@ -121,17 +121,17 @@ def check_pipeline(pipeline):
     assert pipeline.embed_texts(reports).shape == pipeline.embed_images(codes, views).shape
     probability = pipeline.match(codes, views, reports)
     assert probability.min() > 0 and probability.max() < 1
-    drawn = pipeline.draw(reports, views, seed=5)
+    generated = pipeline.draw(reports, views, seed=5)
     pipeline.batch_size = 2
-    assert (pipeline.draw(reports, views, seed=5) == drawn).all()
-    assert pipeline.decode(drawn).shape == (3, SIZE, SIZE)
+    assert (pipeline.draw(reports, views, seed=5) == generated).all()
+    assert pipeline.decode(generated).shape == (3, SIZE, SIZE)
     written = pipeline.write_reports(codes, views, max_new_tokens=5)
     assert len(written) == 3 and set(written[0]) == {"findings", "impression"}
 
 
 @pytest.fixture
 def fails(capsys):
-    """``fails(arguments, code, *words)``: one line on standard error that holds the words."""
+    """Return ``fails(arguments, code, *words)``: check the exit code and for one line of error with these words."""
 
     def check(arguments, code, *words):
         assert run_command(train, arguments) == code
@@ -142,7 +142,7 @@ def fails(capsys):
     return check
 
 
-def test_wrong_uses_are_one_line(fails, made, tmp_path):
+def test_wrong_options_give_one_line_of_error(fails, made, tmp_path):
     run = tmp_path / "run"
     fails(arguments(made, run, loop__stepz=1), 2, "loop.stepz")
     fails(arguments(made, run, model__num_heads=3, model__num_kv_heads=2), 2, "model.num_heads")
@@ -154,24 +154,24 @@ def test_wrong_uses_are_one_line(fails, made, tmp_path):
 
 
 def test_data_without_text_is_refused(fails, made, tmp_path):
-    silent = tmp_path / "silent"
-    shutil.copytree(made.codes, silent)
-    manifest = json.loads((silent / MANIFEST).read_text())
+    without_text = tmp_path / "without_text"
+    shutil.copytree(made.codes, without_text)
+    manifest = json.loads((without_text / MANIFEST).read_text())
     for split, shards in manifest["splits"].items():
         dataset = ShardDataset(made.codes, split)
-        rows = []
+        samples = []
         for sample in (dataset[number] for number in range(len(dataset))):
             info = sample.info | {"report": {"findings": "", "impression": " ", "text": ""}}
-            rows.append((sample.key, {"codes.npy": encode_npy(sample.codes), "json": encode_info(info)}))
+            samples.append((sample.key, {"codes.npy": encode_npy(sample.codes), "json": encode_info(info)}))
         name = next(iter(shards))
-        manifest["splits"][split] = {name: write_shard(silent / name, rows)}
-    (silent / MANIFEST).write_text(json.dumps(manifest))
-    fails(arguments(made, tmp_path / "run", data__shards=silent), 1, "no text in the data")
+        manifest["splits"][split] = {name: write_shard(without_text / name, samples)}
+    (without_text / MANIFEST).write_text(json.dumps(manifest))
+    fails(arguments(made, tmp_path / "run", data__shards=without_text), 1, "no text in the data")
 
 
-def test_two_views_and_the_prior_are_trained_and_recorded_in_the_model(made, tmp_path, capsys, fails):
-    seeing = {"data__max_views": 2, "data__view_dropout": 0.3, "data__prior": "true", "loop__checkpoint_every": 2}
-    train(arguments(made, tmp_path / "run", **seeing, loop__steps=4, loop__validate_every=4))
+def test_two_views_and_a_prior_are_trained_and_saved_in_the_configuration(made, tmp_path, capsys, fails):
+    views = {"data__max_views": 2, "data__view_dropout": 0.3, "data__prior": "true", "loop__checkpoint_every": 2}
+    train(arguments(made, tmp_path / "run", **views, loop__steps=4, loop__validate_every=4))
     assert "have a prior study" in capsys.readouterr().out
     figures = [line for line in lines(tmp_path / "run") if "validation/loss" in line]
     assert figures and all(np.isfinite(figures[-1][f"validation/{name}"]) for name in ("report", "image"))
@@ -184,17 +184,17 @@ def test_two_views_and_the_prior_are_trained_and_recorded_in_the_model(made, tmp
     written = pipeline.write_reports([grid, grid[:1]], [["PA", "LATERAL"], ["AP"]], [None, (grid[0], "PA")])
     assert len(written) == 2
     check_pipeline(pipeline)
-    alone = made.root / "alone"  # the same shards, of which nobody knows the order
-    shutil.copytree(made.codes, alone)
-    manifest = json.loads((alone / MANIFEST).read_text())
+    unordered = made.root / "unordered"  # the same shards, without the order of the studies
+    shutil.copytree(made.codes, unordered)
+    manifest = json.loads((unordered / MANIFEST).read_text())
     dataset, name = ShardDataset(made.codes, "train"), next(iter(manifest["splits"]["train"]))
-    rows = [
+    samples = [
         (sample.key, {"codes.npy": encode_npy(sample.codes), "json": encode_info(sample.info | {"visit": None})})
         for sample in (dataset[number] for number in range(len(dataset)))
     ]
-    manifest["splits"]["train"] = {name: write_shard(alone / name, rows)}
-    (alone / MANIFEST).write_text(json.dumps(manifest))
-    fails(arguments(made, tmp_path / "none", **seeing, data__shards=alone), 1, "data.prior", "ingest again")
+    manifest["splits"]["train"] = {name: write_shard(unordered / name, samples)}
+    (unordered / MANIFEST).write_text(json.dumps(manifest))
+    fails(arguments(made, tmp_path / "none", **views, data__shards=unordered), 1, "data.prior", "ingest again")
     fails(arguments(made, tmp_path / "none", data__view_dropout=0.3), 2, "data.max_views")
     fails(arguments(made, tmp_path / "none", data__max_views=0), 2, "data.max_views")
 
@@ -252,9 +252,9 @@ def test_another_number_of_processes_continues_over_the_same_studies(made, tmp_p
 
 
 @pytest.mark.slow
-def test_two_sharded_processes_equal_one_and_their_checkpoints_need_no_sharding(root, made, tmp_path):
-    usual = {"optim__kind": "adamw", "optim__schedule": "constant", "loop__accumulation": 1}
-    train(arguments(made, tmp_path / "one", **usual, loop__batch_size=8, loop__steps=8))
+def test_two_fsdp_processes_equal_one_and_write_unsharded_checkpoints(root, made, tmp_path):
+    common = {"optim__kind": "adamw", "optim__schedule": "constant", "loop__accumulation": 1}
+    train(arguments(made, tmp_path / "one", **common, loop__batch_size=8, loop__steps=8))
     launch = [
         sys.executable,
         "-m",
@@ -267,7 +267,7 @@ def test_two_sharded_processes_equal_one_and_their_checkpoints_need_no_sharding(
         root / "stage2_unified" / "train.py",
     ]
     for steps in (4, 8):  # the second continues from the first one's checkpoint
-        options = arguments(made, tmp_path / "two", **usual, loop__batch_size=4, loop__steps=steps)
+        options = arguments(made, tmp_path / "two", **common, loop__batch_size=4, loop__steps=steps)
         subprocess.run([*map(str, launch), *options], check=True, capture_output=True, timeout=300)
     one, two = ({line["step"]: line for line in lines(tmp_path / run) if "loss" in line} for run in ("one", "two"))
     assert one.keys() == two.keys() == {2, 4, 6, 8}
@@ -282,6 +282,6 @@ def test_two_sharded_processes_equal_one_and_their_checkpoints_need_no_sharding(
         assert torch.allclose(exported[name], weight, atol=1e-4), name
     for name in ("drawn-0000008.png", "reports-0000008.txt"):
         assert (tmp_path / "two" / "pictures" / name).is_file()
-    shortly = arguments(made, tmp_path / "bf16", **usual, loop__steps=2, loop__mixed_precision="bf16")
-    subprocess.run([*map(str, launch), *shortly], check=True, capture_output=True, timeout=300)
+    short = arguments(made, tmp_path / "bf16", **common, loop__steps=2, loop__mixed_precision="bf16")
+    subprocess.run([*map(str, launch), *short], check=True, capture_output=True, timeout=300)
     assert MedUnifierForConditionalGeneration.from_pretrained(tmp_path / "bf16" / "model").dtype == torch.float32

@@ -1,4 +1,4 @@
-"""However a step is split over processes and micro-batches: losses, gradients and sampled negatives are the same."""
+"""Splitting a step over processes and micro-batches does not change losses, gradients or sampled negatives."""
 
 import os
 from dataclasses import fields
@@ -22,40 +22,40 @@ from tests.two_processes import two_processes
 
 
 def part(batch: StudyBatch, number: int, parts: int) -> StudyBatch:
-    """Some of the rows, padded to their own longest report and their own most images."""
+    """Return one of ``parts`` equal parts of a batch, padded to its longest report and most images."""
     size = len(batch) // parts
-    mine = slice(number * size, (number + 1) * size)
+    studies = slice(number * size, (number + 1) * size)
     values = {f.name: getattr(batch, f.name) for f in fields(batch)}
-    rows = StudyBatch(**{name: v[mine] if isinstance(v, Tensor) else v for name, v in values.items()})
-    rows.report = rows.report[:, : int(rows.report_length.max())]
+    result = StudyBatch(**{name: v[studies] if isinstance(v, Tensor) else v for name, v in values.items()})
+    result.report = result.report[:, : int(result.report_length.max())]
     spans = batch.images
     if spans.prior_view is None:
-        rows.images = ImageSpans(spans.codes[mine], spans.view[mine], unpadded=spans.unpadded)
-        return rows
+        result.images = ImageSpans(spans.codes[studies], spans.view[studies], unpadded=spans.unpadded)
+        return result
     pad = make_config().vocabulary["<pad>"]
-    images, earlier = (int((view[mine] != pad).sum(1).max()) for view in (spans.view, spans.prior_view))
-    rows.images = ImageSpans(
-        spans.codes[mine, :images], spans.view[mine, :images],
-        spans.prior_codes[mine, :earlier], spans.prior_view[mine, :earlier],
+    images, priors = (int((view[studies] != pad).sum(1).max()) for view in (spans.view, spans.prior_view))
+    result.images = ImageSpans(
+        spans.codes[studies, :images], spans.view[studies, :images],
+        spans.prior_codes[studies, :priors], spans.prior_view[studies, :priors],
     )  # fmt: skip
-    return rows
+    return result
 
 
 def one_step(batches: list[StudyBatch]) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """Figures of a training step over these micro-batches, and the weights after it."""
+    """Return the figures of a training step over these micro-batches, and the weights after it."""
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=len(batches))
-    plain = make_model()
+    model = make_model()
     objectives, optimizer = accelerator.prepare(
-        FourObjectives(plain, LossWeights()), torch.optim.SGD(plain.parameters(), lr=1.0)
+        FourObjectives(model, LossWeights()), torch.optim.SGD(model.parameters(), lr=1.0)
     )
     config = Stage2Config(
         DataConfig("codes"), "tokenizer", "run", optim=DecoderOptimConfig(lr=1.0, warmup_steps=0, max_grad_norm=0.0)
     )
-    processor = SimpleNamespace(vocabulary=plain.vocabulary)
+    processor = SimpleNamespace(vocabulary=model.vocabulary)
     task = UnifiedTask(objectives, [optimizer], accelerator, config, None, None, processor, None)
     figures = {name: float(value) for name, value in task.step(batches, step=3).items()}
-    return figures, {name: parameter.detach() for name, parameter in plain.named_parameters()}
+    return figures, {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
 def _worker(rank: int, port: int, folder: Path) -> None:
@@ -65,7 +65,7 @@ def _worker(rank: int, port: int, folder: Path) -> None:
     steps = []
     for batch in (whole_batch(), uneven_batch()):
         steps.append(one_step([part(batch, rank, 2)]))
-        # The stream deals a micro-batch to every process before the next one begins.
+        # The stream gives a micro-batch to every process before the next one begins.
         steps.append(one_step([part(batch, rank, 4), part(batch, 2 + rank, 4)]))
     torch.save(steps, folder / f"{rank}.pt")
     dist.barrier()
@@ -73,34 +73,34 @@ def _worker(rank: int, port: int, folder: Path) -> None:
 
 
 def whole_batch() -> StudyBatch:
-    return make_batch(rows=8, dropped=(1, 6))
+    return make_batch(studies=8, dropped=(1, 6))
 
 
 def uneven_batch() -> StudyBatch:
-    """The first half has up to three images and earlier ones, the second one image a study and none before."""
-    return make_batch(rows=8, dropped=(1, 6), images=[3, 1, 2, 2, 1, 1, 1, 1], priors=[0, 2, 1, 0, 0, 0, 0, 0])
+    """Return a batch whose first half has up to three images and priors; the second has one image and no prior."""
+    return make_batch(studies=8, dropped=(1, 6), images=[3, 1, 2, 2, 1, 1, 1, 1], priors=[0, 2, 1, 0, 0, 0, 0, 0])
 
 
-def check_same_step(figures, weights, whole_figures, whole_weights):
+def check_same_step(figures, weights, expected_figures, expected_weights):
     for name in ("contrast", "matching", "report", "image", "z", "loss", "gradient_norm"):
-        assert figures[name] == pytest.approx(whole_figures[name], rel=1e-5), name
+        assert figures[name] == pytest.approx(expected_figures[name], rel=1e-5), name
     before = dict(make_model().named_parameters())
-    for name, weight in whole_weights.items():
+    for name, weight in expected_weights.items():
         change = (weight - before[name]).abs().max()
         assert change > 0 and (weights[name] - weight).abs().max() <= 5e-5 * change, name
 
 
 @pytest.mark.parametrize("studies", [whole_batch, uneven_batch])
-def test_accumulation_and_its_cached_gradients_equal_the_large_batch_for_every_loss(studies):
+def test_accumulation_with_gradient_caching_equals_the_large_batch_for_every_loss(studies):
     figures, weights = one_step([part(studies(), number, 4) for number in range(4)])
     check_same_step(figures, weights, *one_step([studies()]))
 
 
-def test_two_processes_equal_one_and_so_do_two_of_two_micro_batches(tmp_path):
+def test_two_processes_equal_one_with_and_without_accumulation(tmp_path):
     with two_processes(_worker, tmp_path):
-        wholes = [one_step([batch]) for batch in (whole_batch(), uneven_batch())]
+        unsplit = [one_step([batch]) for batch in (whole_batch(), uneven_batch())]
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
-    for number, ((first, weights), (second, same)) in enumerate(zip(*ranks, strict=True)):
-        whole = wholes[number // 2]
-        check_same_step({name: (first[name] + second[name]) / 2 for name in first}, weights, *whole)
-        assert all(torch.equal(weights[name], same[name]) for name in weights)
+    for number, ((first, weights), (second, other_weights)) in enumerate(zip(*ranks, strict=True)):
+        means = {name: (first[name] + second[name]) / 2 for name in first}
+        check_same_step(means, weights, *unsplit[number // 2])
+        assert all(torch.equal(weights[name], other_weights[name]) for name in weights)

@@ -1,4 +1,4 @@
-"""The finding classifier that evaluates generated images must itself be able to classify."""
+"""The classifier of findings that evaluates generated images learns findings, deterministically."""
 
 import numpy as np
 import torch
@@ -8,7 +8,7 @@ from medunifier.stage2_unified.evaluate.classifiers.classifier import FindingCla
 
 
 def squares(count, seed):
-    """A bright square at the left, at the right, both or neither: two findings that only differ in place."""
+    """Images with a bright square on the left, the right, both or neither: two findings by position."""
     rng = np.random.default_rng(seed)
     images = rng.normal(0.4, 0.05, size=(count, 64, 64)).astype(np.float32)
     truth = rng.integers(0, 2, size=(count, 2)).astype(float)
@@ -17,15 +17,15 @@ def squares(count, seed):
     return images.clip(0, 1), truth
 
 
-def test_it_learns_findings_by_their_place_and_ignores_uncertain_labels():
+def test_findings_are_learned_by_position_and_uncertain_labels_are_ignored():
     images, truth = squares(300, 0)
     truth[::5, 0] = np.nan
     classifier = FindingClassifier(images, truth, steps=40)
-    unseen, answers = squares(100, 1)
-    assert macro_auroc(answers, classifier(unseen)) > 0.95
+    test_images, test_truth = squares(100, 1)
+    assert macro_auroc(test_truth, classifier(test_images)) > 0.95
 
 
-def test_it_is_a_function_of_its_seed_and_leaves_the_global_one_alone():
+def test_training_depends_on_its_seed_and_keeps_the_global_random_state():
     images, truth = squares(64, 0)
     torch.manual_seed(7)
     before = torch.get_rng_state()
@@ -34,7 +34,7 @@ def test_it_is_a_function_of_its_seed_and_leaves_the_global_one_alone():
     assert (torch.get_rng_state() == before).all()
 
 
-def test_images_of_any_size_are_read():
+def test_images_of_any_size_are_resized():
     images, truth = squares(64, 0)
     large = images.repeat(2, axis=1).repeat(2, axis=2)
     classifier = FindingClassifier(images, truth, steps=1)

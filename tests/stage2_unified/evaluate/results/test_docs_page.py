@@ -7,17 +7,17 @@ from medunifier.shared.config import parse_subcommand
 from medunifier.stage2_unified.evaluate import command
 from medunifier.stage2_unified.evaluate.classifiers.heads import FineTuning
 from medunifier.stage2_unified.evaluate.command import TASKS, EvaluateConfig
-from medunifier.stage2_unified.evaluate.subsets import subset as draws
+from medunifier.stage2_unified.evaluate.subsets import subset
 from medunifier.stage2_unified.inference.prompts import LABEL_SETS, STYLES
 
-TABLES = {"evaluate": command.SUBCOMMANDS, "subset": draws.SUBCOMMANDS}
+TABLES = {"evaluate": command.SUBCOMMANDS, "subset": subset.SUBCOMMANDS}
 
 
 def page_of(root):
     return (root / "docs" / "evaluation.md").read_text(encoding="utf-8")
 
 
-def test_its_commands_are_understood(root):
+def test_its_commands_parse(root):
     blocks = re.findall(r"```sh\n(.*?)```", page_of(root), re.DOTALL)
     shown = set()
     for line in (line for block in blocks for line in block.splitlines() if line):
@@ -25,7 +25,7 @@ def test_its_commands_are_understood(root):
         assert program == "medunifier"
         shown.add(parse_subcommand(TABLES[verb], arguments, prog=verb, metavar="TASK", description="")[0])
     tasks = {"tokenizer", "retrieval", "reports", "synthesis"}  # as ``all``
-    assert shown == {*command.SUBCOMMANDS, *draws.SUBCOMMANDS} - tasks
+    assert shown == {*command.SUBCOMMANDS, *subset.SUBCOMMANDS} - tasks
 
 
 def test_its_options_exist(root):
@@ -42,7 +42,7 @@ def test_its_options_exist(root):
     assert set(re.findall(r"--finetune\.(\w+)", page_of(root))) <= set(vars(FineTuning()))
 
 
-def test_it_names_every_style_every_set_and_every_task(root):
+def test_it_names_every_prompt_style_label_set_and_task(root):
     page = page_of(root)
     missing = [name for name in (*STYLES, *LABEL_SETS, *TASKS) if f"`{name}`" not in page]
     assert not missing

@@ -1,4 +1,4 @@
-"""The page of a result file: each metric once, with definition and interval; findings with a verdict."""
+"""The page of a result file shows each metric once, with definition and interval, and findings with a verdict."""
 
 import json
 import re
@@ -30,7 +30,7 @@ def rows_of(html):
     ]
 
 
-def test_each_metric_stands_on_the_page_once_with_its_interval(result, monkeypatch):
+def test_each_metric_is_shown_once_with_its_interval(result, monkeypatch):
     first_cells = [row[0] for row in rows_of(rendered(result, monkeypatch)) if row]
     names = [name for name in result["metrics"] if not name.endswith(".baseline")]
     assert [first_cells.count(name) for name in names] == [1] * len(names)
@@ -72,7 +72,7 @@ def test_held_out_phantoms_are_not_called_real(result, monkeypatch):
     assert "held-out radiograph" in rendered(result, monkeypatch, source="openi")
 
 
-def test_a_finding_below_its_threshold_is_named_and_marked(result, monkeypatch):
+def test_findings_below_their_threshold_are_listed_and_marked(result, monkeypatch):
     result["details"]["reports"]["per_finding"]["Lung Lesion"]["f1"] = 0.62
     result["details"]["synthesis"]["per_finding"]["generated"]["Lung Opacity"] = 0.7
     least = {"reports": 0.8, "synthesis": 0.8, "finetune": 0.0}

@@ -1,4 +1,4 @@
-"""The sample of studies: a pure function of the seed, of frontal views, and only of what can be evaluated."""
+"""Evaluated studies: sampled by seed, with a frontal image and the evaluated sections, from matching shards."""
 
 import numpy as np
 import pytest
@@ -9,12 +9,12 @@ from tests.stage2_unified.evaluate.phantom_oracle import FakeTokenizer, code_of,
 
 
 def test_a_subset_depends_on_the_seed_alone(image_shards):
-    draws = [EvaluationData(str(image_shards), FakeTokenizer(), seed).studies("test", 20).ids for seed in (0, 0, 1)]
-    assert draws[0] == draws[1] != draws[2]
-    assert len(set(draws[0])) == 20
+    samples = [EvaluationData(str(image_shards), FakeTokenizer(), seed).studies("test", 20).ids for seed in (0, 0, 1)]
+    assert samples[0] == samples[1] != samples[2]
+    assert len(set(samples[0])) == 20
 
 
-def test_limit_zero_takes_all_and_a_high_limit_what_there_is(image_data):
+def test_limit_zero_and_a_high_limit_select_all(image_data):
     everything = image_data.studies("test").ids
     assert len(everything) == 60 and image_data.studies("test", 1000).ids == everything
 
@@ -33,7 +33,7 @@ def variants(studies, **change):
     return [(pixels, info | change) for pixels, info in studies[:40]]
 
 
-def test_studies_without_a_report_are_for_tasks_without_text(studies, tmp_path):
+def test_studies_without_a_report_are_excluded_from_tasks_with_text(studies, tmp_path):
     empty = {"findings": "", "impression": " ", "text": ""}
     data = EvaluationData(str(write_shards(tmp_path, variants(studies, report=empty))), FakeTokenizer())
     assert len(data.studies("test", with_text=False)) == 4
@@ -41,7 +41,7 @@ def test_studies_without_a_report_are_for_tasks_without_text(studies, tmp_path):
         data.studies("test")
 
 
-def test_lateral_views_are_left_out_and_unknown_ones_are_not(studies, tmp_path):
+def test_lateral_views_are_excluded_and_unknown_views_are_not(studies, tmp_path):
     lateral = write_shards(tmp_path / "lateral", variants(studies, views=["LL"]))
     with pytest.raises(UserError, match="frontal"):
         EvaluationData(str(lateral), FakeTokenizer()).studies("test")
@@ -53,8 +53,8 @@ def test_only_the_sections_of_the_manifest_are_evaluated(studies, tmp_path):
     root = write_shards(tmp_path, studies[:40])
     manifest = root / "manifest.json"
     manifest.write_text(manifest.read_text().replace("findings+impression", "impression"))
-    judged = EvaluationData(str(root), FakeTokenizer()).studies("test")
-    assert all(report["findings"] == "" and report["impression"] for report in judged.reports)
+    evaluated = EvaluationData(str(root), FakeTokenizer()).studies("test")
+    assert all(report["findings"] == "" and report["impression"] for report in evaluated.reports)
 
 
 def test_codes_of_another_tokenizer_are_refused(token_shards):
@@ -72,12 +72,12 @@ def test_images_of_another_size_are_refused(image_shards):
         data.codes("test", data.studies("test"))
 
 
-def test_a_folder_without_a_manifest_is_named(tmp_path):
+def test_a_folder_without_a_manifest_is_refused(tmp_path):
     with pytest.raises(UserError, match="not found"):
         EvaluationData(str(tmp_path / "nowhere"), FakeTokenizer())
 
 
-def test_the_most_frequent_report_is_the_usual_one(studies, tmp_path):
+def test_the_most_frequent_report_is_returned_with_all_labels(studies, tmp_path):
     usual = {"findings": "Clear.", "impression": "Normal.", "text": "Clear. Normal."}
     changed = [(pixels, info | {"report": usual} if i % 2 else info) for i, (pixels, info) in enumerate(studies[:60])]
     labels, text = EvaluationData(str(write_shards(tmp_path, changed)), FakeTokenizer()).all_labels_and_texts("train")

@@ -1,4 +1,4 @@
-"""Fine-tuning: what an oracle's states earn and what noise earns, by labels and by masks; and the real network."""
+"""Fine-tuning on the states of an oracle, of random noise and of a real network, with labels and with masks."""
 
 import json
 from dataclasses import replace
@@ -26,7 +26,7 @@ MARKED = ("Lung Lesion", "Pleural Effusion")
 def masks(studies):
     phantom = Phantom(SIZE, 3)
     everything = [phantom.masks(index) for index in range(len(studies))]
-    # Two of them: the oracle's states are as wide as they are many.
+    # Two findings only, since the width of the oracle's states grows with their number.
     return [{name: mask for name, mask in found.items() if name in MARKED} for found in everything]
 
 
@@ -35,13 +35,13 @@ def masked_shards(studies, masks, tmp_path_factory):
     return write_shards(tmp_path_factory.mktemp("masked"), studies, masks=masks)
 
 
-def judge(shards, oracle, **options):
+def evaluated(shards, oracle, **options):
     data = EvaluationData(str(shards), FakeTokenizer())
     return evaluate_finetune(EvaluationContext(oracle, data, **{"limit": 0, "finetune": QUICK} | options))
 
 
-def test_an_oracles_states_are_at_the_ceiling_and_noise_is_at_chance(image_shards, studies):
-    result = judge(image_shards, Oracle(studies))
+def test_oracle_states_reach_the_ceiling_and_noise_is_at_chance(image_shards, studies):
+    result = evaluated(image_shards, Oracle(studies))
     figures = result.metrics
     assert figures["finetune.full_auroc_100"] > 0.99 and figures["finetune.linear_auroc_100"] == 1
     assert figures["finetune.full_accuracy_100"] > 0.97 > figures["finetune.full_accuracy_100.baseline"]
@@ -51,18 +51,18 @@ def test_an_oracles_states_are_at_the_ceiling_and_noise_is_at_chance(image_shard
     low, high = result.samples["finetune"].intervals(50, 0)["finetune.gain_10"]
     assert 0.2 < low < gain < high
     assert "segmentation" not in result.details  # the shards have no masks
-    worst = judge(image_shards, Oracle(studies, shuffled=True)).metrics
-    for way in ("linear", "full"):
-        assert worst[f"finetune.{way}_auroc_100"] == pytest.approx(0.5, abs=0.12)
+    worst = evaluated(image_shards, Oracle(studies, shuffled=True)).metrics
+    for method in ("linear", "full"):
+        assert worst[f"finetune.{method}_auroc_100"] == pytest.approx(0.5, abs=0.12)
 
 
-def test_dice_of_an_oracle_of_a_shuffled_oracle_and_of_noise(masked_shards, studies, masks):
-    result = judge(masked_shards, Oracle(studies, masks=masks), finetune=BY_MASKS)
+def test_dice_of_oracle_shuffled_oracle_and_noise(masked_shards, studies, masks):
+    result = evaluated(masked_shards, Oracle(studies, masks=masks), finetune=BY_MASKS)
     figures = result.metrics
-    for way in ("frozen", "full"):
-        # Short of 1, since a head learns a pixel from training images alone that mark it.
-        assert figures[f"finetune.{way}_dice_100"] > 0.85
-        assert figures[f"finetune.{way}_dice_all_100"] > figures[f"finetune.{way}_dice_all_100.baseline"]
+    for method in ("frozen", "full"):
+        # Below 1, since a head cannot learn pixels that no training mask contains.
+        assert figures[f"finetune.{method}_dice_100"] > 0.85
+        assert figures[f"finetune.{method}_dice_all_100"] > figures[f"finetune.{method}_dice_all_100.baseline"]
     assert figures["finetune.scratch_dice_100"] < figures["finetune.scratch_dice_100.baseline"] < 0.6
     assert figures["finetune.dice_gain_100"] == pytest.approx(
         figures["finetune.full_dice_100"] - figures["finetune.scratch_dice_100"]
@@ -75,25 +75,25 @@ def test_dice_of_an_oracle_of_a_shuffled_oracle_and_of_noise(masked_shards, stud
         assert row["images"] == sum((mask == 1).any() for mask in truth[finding]) >= 5
     assert tuple(found["findings"]) == MARKED
     assert {row["finding"] for row in found["examples"]} == found["findings"].keys()
-    stranger = Oracle(studies, shuffled=True, masks=masks)
-    shuffled = judge(masked_shards, stranger, finetune=replace(BY_MASKS, scratch=False)).metrics
+    other_patients = Oracle(studies, shuffled=True, masks=masks)
+    shuffled = evaluated(masked_shards, other_patients, finetune=replace(BY_MASKS, scratch=False)).metrics
     assert shuffled["finetune.full_dice_100"] < shuffled["finetune.full_dice_100.baseline"] + 0.05
 
 
-def test_a_stated_finding_without_a_mask_is_unknown_and_a_silent_one_is_empty(studies, masks, tmp_path):
+def test_a_missing_mask_is_unknown_for_a_stated_finding_and_empty_otherwise(studies, masks, tmp_path):
     finding = "Pleural Effusion"
-    lost = [i for i, (_, info) in enumerate(studies) if info["labels"].get(finding) == 1][::3]
-    some = [{} if i in lost else dict(found) for i, found in enumerate(masks)]
-    data = EvaluationData(str(write_shards(tmp_path, studies, masks=some)), FakeTokenizer())
+    missing = [i for i, (_, info) in enumerate(studies) if info["labels"].get(finding) == 1][::3]
+    kept = [{} if i in missing else dict(found) for i, found in enumerate(masks)]
+    data = EvaluationData(str(write_shards(tmp_path, studies, masks=kept)), FakeTokenizer())
     test = data.studies("test", with_text=False)
     found = data.masks("test", test)[finding]
     names = {info["study_id"]: i for i, (_, info) in enumerate(studies)}
     for row, study in enumerate(test.ids):
         i = names[study]
-        if i in lost:
+        if i in missing:
             assert (found[row] == -1).all()
-        elif finding in some[i]:
-            assert (found[row] == some[i][finding]).all()
+        elif finding in kept[i]:
+            assert (found[row] == kept[i][finding]).all()
         else:
             assert (found[row] == 0).all()
 
@@ -105,25 +105,25 @@ def test_unknown_labels_and_masks_have_no_gradient():
     loss.backward()
     assert loss.item() == pytest.approx(np.log(2)) and logits.grad.nonzero().tolist() == [[0, 0], [0, 2]]
     maps = torch.zeros(2, 2, 4, 4, requires_grad=True)
-    places = torch.zeros(2, 2, 4, 4, dtype=torch.int8)
-    places[0, 1] = places[1, 0] = -1
-    MaskHead.loss(maps, places).backward()
+    targets = torch.zeros(2, 2, 4, 4, dtype=torch.int8)
+    targets[0, 1] = targets[1, 0] = -1
+    MaskHead.loss(maps, targets).backward()
     assert maps.grad.abs().amax(dim=(2, 3)).nonzero().tolist() == [[0, 0], [1, 1]]
-    assert MaskHead.loss(maps, torch.full_like(places, -1)).item() == 0
+    assert MaskHead.loss(maps, torch.full_like(targets, -1)).item() == 0
 
 
-def test_a_codes_pixels_are_where_the_code_is():
+def test_a_code_is_mapped_to_the_pixels_that_it_covers():
     head = MaskHead(3, 2, (2, 3), 12)
-    cells = torch.zeros(1, 6, 3)
-    base = head(torch.zeros(1, 3), cells)
-    cells[0, 4] = 1.0  # second row, second column
-    moved = (head(torch.zeros(1, 3), cells) - base)[0].abs().sum(dim=0).nonzero()
+    patches = torch.zeros(1, 6, 3)
+    base = head(torch.zeros(1, 3), patches)
+    patches[0, 4] = 1.0  # second row, second column
+    moved = (head(torch.zeros(1, 3), patches) - base)[0].abs().sum(dim=0).nonzero()
     assert base.shape == (1, 2, 12, 12)
     assert moved.amin(dim=0).tolist() == [6, 4] and moved.amax(dim=0).tolist() == [11, 7]
 
 
-def test_a_frozen_backbone_is_not_changed_and_an_epoch_has_every_study_once():
-    seen = []
+def test_a_frozen_backbone_is_unchanged_and_an_epoch_has_every_study_once():
+    visited = []
 
     class Backbone(torch.nn.Module):
         width = 2
@@ -133,21 +133,21 @@ def test_a_frozen_backbone_is_not_changed_and_an_epoch_has_every_study_once():
             self.weight = torch.nn.Parameter(torch.ones(2))
 
         def forward(self, rows):
-            seen.extend(rows.flatten().tolist())
+            visited.extend(rows.flatten().tolist())
             return rows * self.weight, rows[:, None] * self.weight
 
     x, truth = torch.arange(10.0)[:, None].expand(-1, 2), torch.ones(10, 1)
     options = FineTuning(steps=5, batch_size=4, rate=0.1)
     for frozen in (True, False):
-        seen.clear()
+        visited.clear()
         backbone = Backbone()
         train_head(backbone, FindingHead(2, 1), (x,), truth, options, 0, frozen, "test")
         assert (backbone.weight == 1).all() == frozen
-        assert sorted(seen[::2]) == sorted([*range(10)] * 2)
+        assert sorted(visited[::2]) == sorted([*range(10)] * 2)
 
 
-def test_doubt_is_read_as_the_options_say(studies, tmp_path):
-    """With doubt as presence a finding that is only ever doubted in training can be learned."""
+def test_uncertain_labels_are_ignored_or_mapped(studies, tmp_path):
+    """A finding that is only uncertain in training can be learned if uncertain is mapped to present."""
     changed = [
         (pixels, info | {"labels": {"Edema": (-1 if info["split"] == "train" else 1) * (i % 2)}})
         for i, (pixels, info) in enumerate(studies[:200])
@@ -155,7 +155,7 @@ def test_doubt_is_read_as_the_options_say(studies, tmp_path):
     shards = write_shards(tmp_path, changed)
     known = Oracle([(p, info | {"labels": {"Edema": abs(info["labels"]["Edema"])}}) for p, info in changed])
     figures = {
-        rule: judge(shards, known, finetune=replace(QUICK, steps=0, uncertain=rule)).metrics[
+        rule: evaluated(shards, known, finetune=replace(QUICK, steps=0, uncertain=rule)).metrics[
             "finetune.linear_auroc_100"
         ]
         for rule in ("ignore", "chexpert")
@@ -164,34 +164,34 @@ def test_doubt_is_read_as_the_options_say(studies, tmp_path):
 
 
 def test_only_a_named_label_set_is_evaluated(image_shards, studies):
-    result = judge(image_shards, Oracle(studies), label_set="chexpert5", finetune=replace(QUICK, steps=0))
+    result = evaluated(image_shards, Oracle(studies), label_set="chexpert5", finetune=replace(QUICK, steps=0))
     assert set(result.details["positives"]) <= {
         "Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion",
     }  # fmt: skip
 
 
-def test_the_command_with_a_real_network(model_folder, phantom_shards, tmp_path, capsys):
-    """Untrained and tiny: it runs, and writes every figure with its interval and the recipe on the page."""
+def test_the_command_runs_a_real_network(model_folder, phantom_shards, tmp_path, capsys):
+    """With a tiny untrained network the command writes every metric with its interval, and the recipe."""
     out = tmp_path / "o.json"
     recipe = ["--finetune.steps", "3", "--finetune.batch_size", "4", "--finetune.shares", "[50]", "--bootstrap", "5"]
     main(["finetune", "--model", str(model_folder), "--data", str(phantom_shards), "--out", str(out), *recipe])
     result = json.loads(out.read_text())
     figures, intervals = result["metrics"], result["details"]["finetune"]["intervals"]
-    for way in ("linear", "full", "scratch"):
-        assert 0 <= figures[f"finetune.{way}_auroc_50"] <= 1 and f"finetune.{way}_auroc_50" in intervals
+    for method in ("linear", "full", "scratch"):
+        assert 0 <= figures[f"finetune.{method}_auroc_50"] <= 1 and f"finetune.{method}_auroc_50" in intervals
     assert "finetune.gain_50" in figures and result["details"]["finetune"]["train_studies"] == {"50 %": 16}
     page = out.with_suffix(".html").read_text()
     assert "50 % of the labels: 16 studies" in page and "full, 50 %" in page
     assert result["details"]["finetune"]["recipe"]["steps"] == 3
 
 
-def test_the_page_shows_where_findings_were_marked(masked_shards, studies, masks, tmp_path):
+def test_the_page_shows_predicted_masks(masked_shards, studies, masks, tmp_path):
     config = EvaluateConfig(
         "m", str(masked_shards), str(tmp_path / "o.json"), limit=0, bootstrap=5, finetune=BY_MASKS
     )
     evaluate("finetune", config, FakeTokenizer(), Oracle(studies, masks=masks), "")
     page = (tmp_path / "o.html").read_text()
-    assert "Where findings were marked" in page and "Dice by finding" in page and "Pleural Effusion, Dice" in page
+    assert "Predicted masks" in page and "Dice by finding" in page and "Pleural Effusion, Dice" in page
     figures = json.loads((tmp_path / "o.json").read_text())["details"]["finetune"]["intervals"]
     assert figures["finetune.full_dice_100"][0] > 0.7
 
@@ -204,12 +204,12 @@ def test_invalid_recipes_are_refused(wrong):
         main(["finetune", "--model", "m", "--data", "d", "--out", "o.json", *wrong])
 
 
-def test_the_aurocs_are_scikit_learns(image_shards, studies):
-    result = judge(image_shards, Oracle(studies, shuffled=True))
+def test_auroc_equals_scikit_learn(image_shards, studies):
+    result = evaluated(image_shards, Oracle(studies, shuffled=True))
     table = result.samples["finetune"].columns
     truth = table["truth"]
-    for way in ("linear", "full", "scratch"):
-        scores = table[f"score_{way}_100"]
+    for method in ("linear", "full", "scratch"):
+        scores = table[f"score_{method}_100"]
         known = [~np.isnan(truth[:, f]) for f in range(truth.shape[1])]
         each = [roc_auc_score(truth[k, f], scores[k, f]) for f, k in enumerate(known)]
-        assert result.metrics[f"finetune.{way}_auroc_100"] == pytest.approx(np.mean(each))
+        assert result.metrics[f"finetune.{method}_auroc_100"] == pytest.approx(np.mean(each))

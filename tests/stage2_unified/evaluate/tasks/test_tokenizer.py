@@ -1,4 +1,4 @@
-"""The tokenizer task: figures of a lossless and of a coarse tokenizer, and its notes on nets and labels."""
+"""The tokenizer task with a lossless, a coarse and a wrong tokenizer, and its record of networks and labels."""
 
 import json
 
@@ -19,9 +19,9 @@ from tests.stage2_unified.evaluate.phantom_oracle import SIZE, write_shards
 
 
 class GreyLevels:
-    """A code for every 8-bit grey level of squares of ``cell`` pixels: with one pixel nothing is lost."""
+    """Encode the mean 8-bit grey level of squares of ``cell`` pixels; lossless with one pixel."""
 
-    image_size, codes, fingerprint = SIZE, 256, "a" * 64
+    image_size, codebook_size, fingerprint = SIZE, 256, "a" * 64
     codebook = torch.zeros(256, 1)
 
     def __init__(self, cell=1):
@@ -38,12 +38,12 @@ class GreyLevels:
         return self.encode_indices(stack[:, None]).numpy()
 
 
-def judge(tokenizer, shards, **options):
+def evaluated(tokenizer, shards, **options):
     return evaluate_tokenizer_task(tokenizer, EvaluationData(str(shards), tokenizer), TokenizerEvaluation(**options))
 
 
-def test_a_lossless_tokenizer_loses_no_finding(image_shards):
-    result = judge(GreyLevels(), image_shards, feature_net="random", classifier_steps=20, bootstrap=5)
+def test_a_lossless_tokenizer_preserves_all_findings(image_shards):
+    result = evaluated(GreyLevels(), image_shards, feature_net="random", classifier_steps=20, bootstrap=5)
     metrics = result.metrics
     assert metrics["tokenizer.psnr"] == 100 and metrics["tokenizer.rfid"] < 1e-6
     assert metrics["tokenizer.rfid.baseline"] > 0
@@ -59,27 +59,27 @@ def test_a_lossless_tokenizer_loses_no_finding(image_shards):
 
 
 def test_a_coarse_tokenizer_loses_findings_and_has_a_large_rfid(image_shards):
-    metrics = judge(GreyLevels(16), image_shards, classifier_steps=150, feature_net="random").metrics
+    metrics = evaluated(GreyLevels(16), image_shards, classifier_steps=150, feature_net="random").metrics
     assert metrics["tokenizer.label_auroc.real"] > 0.65 and metrics["tokenizer.label_auroc.baseline"] == 0.5
     assert metrics["tokenizer.label_auroc_change"] < -0.05
     assert metrics["tokenizer.rfid"] > 1e-3 * metrics["tokenizer.rfid.baseline"] > 0
 
 
-class OfStrangers(GreyLevels):
-    """Loses no pixel, and gives every radiograph that of the patient before it in the batch."""
+class WrongPatient(GreyLevels):
+    """Decode every radiograph losslessly as that of the previous patient in the batch."""
 
     def decode_indices(self, codes):
         return super().decode_indices(codes).roll(1, dims=0)
 
 
 def test_reconstructions_of_other_patients_are_at_chance(image_shards):
-    metrics = judge(OfStrangers(), image_shards, classifier_steps=150).metrics
+    metrics = evaluated(WrongPatient(), image_shards, classifier_steps=150).metrics
     assert metrics["tokenizer.label_auroc.real"] > 0.65
     assert metrics["tokenizer.label_auroc"] == pytest.approx(0.5, abs=0.12)
     assert metrics["tokenizer.psnr"] < metrics["tokenizer.psnr.baseline"]
 
 
-def test_the_result_and_its_page_name_every_net(image_shards, tmp_path):
+def test_the_result_and_its_page_name_every_network(image_shards, tmp_path):
     config = EvaluateConfig(
         "m", str(image_shards), str(tmp_path / "r.json"), tokenizer_limit=30, classifier_steps=20, bootstrap=5,
         feature_net="random", perceptual=PerceptualConfig("squeeze", "random"),
@@ -95,16 +95,16 @@ def test_the_result_and_its_page_name_every_net(image_shards, tmp_path):
     assert "AUROC by finding" in page and "reconstructions" in page and "tokenizer.rfid" in page
 
 
-def test_missing_weights_of_a_net_are_named(image_shards):
+def test_missing_network_weights_are_named_in_the_error(image_shards):
     with pytest.raises(UserError, match="inception_v3"):
-        judge(GreyLevels(), image_shards, feature_net="inception_v3")
+        evaluated(GreyLevels(), image_shards, feature_net="inception_v3")
     with pytest.raises(UserError, match="vgg16-397923af.pth at /nowhere"):
-        judge(GreyLevels(), image_shards, perceptual=PerceptualConfig("vgg", "/nowhere/vgg16-397923af.pth"))
+        evaluated(GreyLevels(), image_shards, perceptual=PerceptualConfig("vgg", "/nowhere/vgg16-397923af.pth"))
 
 
 def test_data_without_labels_are_evaluated_without_findings(studies, tmp_path):
-    bare = [(pixels, info | {"labels": {}}) for pixels, info in studies[:60]]
-    config = EvaluateConfig("m", str(write_shards(tmp_path / "d", bare)), str(tmp_path / "r.json"))
+    unlabelled = [(pixels, info | {"labels": {}}) for pixels, info in studies[:60]]
+    config = EvaluateConfig("m", str(write_shards(tmp_path / "d", unlabelled)), str(tmp_path / "r.json"))
     evaluate("tokenizer", config, GreyLevels(), None, "")
     result = json.loads((tmp_path / "r.json").read_text())
     assert "tokenizer.label_auroc" not in result["metrics"] and result["metrics"]["tokenizer.psnr"] == 100
@@ -119,7 +119,7 @@ def test_three_channels_are_shown_as_their_mean(image_shards):
         "attn_resolutions": [], "z_channels": 8, "n_embed": 32, "embed_dim": 4, "norm_groups": 4,
     }))  # fmt: skip
     tokenizer = FrozenTokenizer(model)
-    result = judge(tokenizer, image_shards, classifier_steps=0)
+    result = evaluated(tokenizer, image_shards, classifier_steps=0)
     first = EvaluationData(str(image_shards), tokenizer).dataset("test")[0].images[0]
     decoded = tokenizer.decode_indices(torch.from_numpy(tokenizer.encode_images([first])))[0]
     assert decoded.std(dim=0).max() > 0.01  # an untrained model's channels differ
