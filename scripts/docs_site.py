@@ -1,7 +1,7 @@
-"""Hooks of mkdocs: the README is the first page, and a link to a file of the project shows that file.
+"""Hooks of mkdocs: use the README as the first page and show linked source files.
 
-On the disk and in a repository's browser a page's ``../stage2_unified/model/modeling.py`` leads to the file. The site has no
-such folder, so each file that is linked gets a page of its own under ``source/``.
+In the repository, a link such as ``../shared/errors.py`` opens the file. The site has no such folder, so every linked
+file gets a page under ``source/``.
 """
 
 import posixpath

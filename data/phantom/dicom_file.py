@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy import ndarray
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import RLELossless
+from pydicom.uid import UID, RLELossless
 
 Value = str | int | tuple[str, ...]
 
@@ -25,8 +25,8 @@ def encode_dicom(elements: Mapping[str, Value], pixels: ndarray, syntax: str) ->
     """
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = syntax
-    dataset.file_meta.ImplementationClassUID = IMPLEMENTATION_UID
+    dataset.file_meta.TransferSyntaxUID = UID(syntax)
+    dataset.file_meta.ImplementationClassUID = UID(IMPLEMENTATION_UID)
     dataset.file_meta.ImplementationVersionName = "MEDUNIFIER"  # pydicom's default changes with its version
     for name, value in elements.items():
         setattr(dataset, name, list(value) if isinstance(value, tuple) else value)

@@ -23,8 +23,8 @@ class ClassifyConfig:
     """Score findings in radiographs (a file, a folder, shards) by the sentences that state and deny them.
 
     ``similarity`` and ``denial_similarity`` are cosines; ``statement_over_denial`` is the softmax of the two at the
-    model's temperature: 0.5 = undecided. It is not calibrated. ``sampled_probability`` is the share of sampled reports
-    that state the finding.
+    model's temperature: 0.5 = undecided. It is not calibrated. ``sampled_probability`` is the fraction of
+    sampled reports that state the finding.
     """
 
     model: str

@@ -240,7 +240,7 @@ def _card(tokenizer: FrozenTokenizer) -> str:
 
 {research_notice(TOKENIZER_LIMITS, markdown=True)}
 
-`{ENCODER}` turns radiographs of {size} x {size} pixels into {height} x {width} codes out of {tokenizer.codebook_size},
+`{ENCODER}` turns radiographs of {size} x {size} pixels into {height} x {width} codes of {tokenizer.codebook_size},
 `{DECODER}` turns codes into radiographs. Any number of them at once. `{SIDECAR}` says all of it for programs.
 
     import numpy as np, onnxruntime

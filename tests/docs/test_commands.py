@@ -40,7 +40,7 @@ NOT_RUN = {
     r"--feature_net inception": "files of weights; tests/stage1_tokenizer/test_evaluate.py has their like",
     r"--format onnx": "half a minute; tests/stage2_unified/export/test_tokenizer_onnx.py runs the command",
     r"--generated": "sets of images of another system; tests/stage2_unified/evaluate/external/test_external.py",
-    r"subset (5|8)x200|CheXpert": "CheXpert's table; tests/stage2_unified/evaluate/subsets/test_subset.py writes its like",
+    r"subset (5|8)x200|CheXpert": "CheXpert's table; tests/stage2_unified/evaluate/subsets/test_subset.py writes one",
     r"--source (?!phantom|dicom-folder --root /data)": "an archive of patients; tests/data/sources builds its layout",
     r"evaluate (all|TASK|tokenizer|synthesis|finetune)": "minutes; tests/stage2_unified/evaluate judges every task",
     r"^accelerate": "minutes; run by the slow test below",

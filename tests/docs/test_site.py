@@ -52,7 +52,7 @@ def test_the_api_page_documents_the_public_names(root):
     import medunifier
 
     named = re.findall(r"^::: ([\w.]+)$", (root / "docs" / "api.md").read_text(), re.MULTILINE)
-    assert sorted(named) == sorted(f"{module}.{name}" for name, module in medunifier._NAMES.items())
+    assert sorted(named) == sorted(f"{module}.{name}" for name, module in medunifier._MODULES.items())
 
 
 def test_links_out_of_docs_are_led_to_pages_of_the_site(root, monkeypatch):

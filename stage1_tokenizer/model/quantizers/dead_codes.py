@@ -68,8 +68,8 @@ class DeadCodeReplacementQuantizer(Quantizer):
             return
         generator = torch.Generator().manual_seed(int(self.steps))
         world, total = world_size(), len(vectors) * world_size() * vectors.shape[1]
-        # Positions in the global batch, in the order of the stream: micro-batch, process, vector. Each once, as long as
-        # there are enough.
+        # Positions in the global batch, in stream order: micro-batch, process, vector. Each is used once, if there
+        # are enough.
         positions = torch.randperm(total, generator=generator)[torch.arange(len(dead)) % total].to(vectors.device)
         part, vector = positions // vectors.shape[1], positions % vectors.shape[1]
         mine = part % world == rank()

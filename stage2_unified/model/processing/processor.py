@@ -148,9 +148,9 @@ class MedUnifierProcessor(PushFolder):
         with checked_model_folder(folder, "a model"):
             config = MedUnifierConfig.from_pretrained(folder)
         frozen = FrozenTokenizer.from_pretrained(folder / IMAGE_TOKENIZER)
-        if config.grid != list(frozen.grid) or config.codes != frozen.codebook_size:
+        if config.grid != list(frozen.grid) or config.codebook_size != frozen.codebook_size:
             raise UserError(
-                f"{folder}: the model reads {config.codes} codes on a grid {config.grid}, its image tokenizer writes "
+                f"{folder}: the model reads {config.codebook_size} codes on a grid {config.grid}, its image tokenizer writes "
                 f"{frozen.codebook_size} on {list(frozen.grid)}: they do not belong together"
             )
         return cls(load_text_tokenizer(str(folder)), frozen, config)

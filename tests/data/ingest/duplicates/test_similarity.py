@@ -19,7 +19,7 @@ SIZE = 128
 
 
 def copied(image: np.ndarray, cut_fraction: float) -> np.ndarray:
-    """Return a degraded copy: cropped at two sides, brighter, lower contrast, two thirds the size, JPEG; as in a shard."""
+    """Return a degraded copy: cropped at two sides, brighter, lower contrast, two thirds the size, JPEG."""
     cut = round(cut_fraction * len(image))
     inner = image[cut:, cut:] * 0.88 + 0.06
     small = Image.fromarray(np.asarray(inner * 255 + 0.5, np.uint8))
