@@ -1,1 +1,1 @@
-"""`medunifier ingest`: from an archive to image shards."""
+"""`medunifier ingest`: convert an archive to image shards."""

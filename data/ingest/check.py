@@ -1,4 +1,4 @@
-"""``medunifier ingest --check``: what an archive holds, before hours are spent on it. Writes nothing."""
+"""``medunifier ingest --check``: report what an archive contains and what cannot be read. Writes nothing."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -26,20 +26,20 @@ _JOB_IMAGES = 32
 
 @dataclass(frozen=True)
 class SourceReport:
-    """What the check found."""
+    """Counts and problems found by :func:`check_source`."""
 
     counts: dict[str, int]
-    """patients, studies, images, studies with a report, studies with labels of the data set's own."""
+    """patients, studies, images, studies with a report, studies with labels from the data set."""
     splits: dict[str, int]
-    """Studies by official split; "drawn at ingest" has those without one."""
+    """Studies by official split; "assigned at ingest" counts those without one."""
     views: dict[str, int]
-    """Images by view position; "not stated" where the tables have none, "other" for a text that is no position."""
+    """Images by view position; "not stated" where the tables have none, "other" for any other text."""
     missing: list[Path]
     decoded: int
     unreadable: list[tuple[Path, str]]
-    """File and reason, of the images that were tried."""
+    """File and reason, of the images that were decoded."""
     problems: dict[str, int]
-    """Reason -> rows, of what the source left out or did without."""
+    """Reason -> number of table rows that the source skipped or used incompletely."""
 
 
 def check_source(
@@ -53,37 +53,37 @@ def check_source(
     chest_only: bool = False,
     names: bool = False,
 ) -> SourceReport:
-    """Look for every file, decode ``images`` of them (0 = all), and print the table.
+    """Check that every file exists, decode ``images`` of them (0 = all), and print a table.
 
     Args:
-        archive, source, root: what is checked.
-        images: how many are decoded.
-        workers, cluster: where.
-        burned_in, chest_only: which images are accepted, as in ingest.
-        names: also print the first names of files that are missing or unreadable; they may name patients.
+        archive, source, root: the archive to check, and its source and root folder for the table's title.
+        images: number of images to decode, evenly spaced; 0 = all.
+        workers, cluster: as in :func:`open_executor`.
+        burned_in, chest_only: whether to accept burned-in text and to require chest radiographs, as in ingest.
+        names: also print the first missing or unreadable file names, which may contain patient names.
 
     Raises:
-        UserError: after the table, if ingest could not succeed: no image can be read, or an official split
-            puts one patient on two sides.
+        UserError: after printing the table, if ingest would fail: no image can be read, or the official splits
+            place one patient in two splits.
     """
     paths = [view.path for record in archive.records for view in record.views]
     missing = [path for path in paths if not path.is_file()]
     absent = set(missing)
-    tried = _spread([path for path in paths if path not in absent], images)
-    try_them = partial(try_images, burned_in=burned_in, chest_only=chest_only)
-    unreadable = _unreadable(tried, workers, cluster, try_them)
+    sampled = _evenly_spaced([path for path in paths if path not in absent], images)
+    check_batch = partial(try_images, burned_in=burned_in, chest_only=chest_only)
+    unreadable = _unreadable(sampled, workers, cluster, check_batch)
     report = SourceReport(
         counts=_counts(archive.records),
-        splits=dict(Counter(record.split or "drawn at ingest" for record in archive.records)),
+        splits=dict(Counter(record.split or "assigned at ingest" for record in archive.records)),
         views=dict(Counter(_position(v.position) for r in archive.records for v in r.views).most_common()),
         missing=missing,
-        decoded=len(tried),
+        decoded=len(sampled),
         unreadable=unreadable,
         problems=dict(Counter(problem.reason for problem in archive.problems).most_common()),
     )
     _print(report, archive, source, root, names)
-    if len(unreadable) == len(tried):
-        reason = f"; the first: {unreadable[0][1]}" if unreadable else f": {len(missing)} files are missing"
+    if len(unreadable) == len(sampled):
+        reason = f"; first reason: {unreadable[0][1]}" if unreadable else f": {len(missing)} files are missing"
         raise UserError(f"{root}: no image can be read{reason}")
     official_splits(archive.records)
     return report
@@ -99,33 +99,33 @@ def _counts(records: Sequence[StudyRecord]) -> dict[str, int]:
         "studies": len(records),
         "images": sum(len(record.views) for record in records),
         "studies with a report": sum(bool(r.report or r.findings or r.impression) for r in records),
-        "studies with own labels": sum(record.labels is not None for record in records),
+        "studies with labels": sum(record.labels is not None for record in records),
     }
 
 
-def _spread(paths: list[Path], images: int) -> list[Path]:
-    """So many of the paths, at even distances: archives are ordered, and their ends differ."""
+def _evenly_spaced(paths: list[Path], images: int) -> list[Path]:
+    """Return ``images`` evenly spaced paths, since archives are ordered and their ends differ."""
     if not images or images >= len(paths):
         return paths
     return [paths[number * len(paths) // images] for number in range(images)]
 
 
 def _unreadable(
-    paths: list[Path], workers: int, cluster: str, try_them: Callable[..., Any]
+    paths: list[Path], workers: int, cluster: str, check_batch: Callable[..., Any]
 ) -> list[tuple[Path, str]]:
     jobs = [paths[begin : begin + _JOB_IMAGES] for begin in range(0, len(paths), _JOB_IMAGES)]
     found: list[tuple[Path, str]] = []
     with Progress(len(paths), "check", "images") as progress, open_executor(workers, cluster) as pool:
-        for tried, refused in run_jobs(try_them, jobs, pool):
+        for checked, refused in run_jobs(check_batch, jobs, pool):
             found += refused
-            progress.advance(tried, unreadable=len(found))
+            progress.advance(checked, unreadable=len(found))
     return sorted(found)
 
 
 def try_images(
     paths: Sequence[Path], burned_in: bool, chest_only: bool = False
 ) -> tuple[int, list[tuple[Path, str]]]:
-    """How many were tried, and those that ingest would refuse, with the reason."""
+    """Return the number of paths, and (path, reason) of those that ingest would refuse."""
     refused = []
     for path in paths:
         try:
@@ -151,14 +151,14 @@ def _print(report: SourceReport, archive: Archive, source: str, root: str, names
     for prefix, rows in sections:
         for name, count in rows.items():
             table.add_row(f"{prefix}{name}", f"{count:,}")
-    # Names of files may hold brackets, which are no mark-up.
+    # File names may contain brackets, which rich would parse as markup.
     console = Console(markup=False, highlight=False)
     console.print(table)
     if not names:
         for reason, count in Counter(reason for _, reason in report.unreadable).most_common(_SHOWN):
             console.print(f"unreadable: {reason} ({count:,})", soft_wrap=True)
         if report.missing or report.unreadable or archive.problems:
-            console.print("--check_names true prints names of these files and lines of tables")
+            console.print("--check_names true prints these file names and table lines")
         return
     _print_first(console, "missing", (str(path) for path in report.missing), len(report.missing))
     _print_first(console, "unreadable", (f"{path}: {why}" for path, why in report.unreadable), len(report.unreadable))

@@ -1,8 +1,8 @@
-"""``medunifier ingest``: any chest radiograph archive in, clean shards out.
+"""``medunifier ingest``: convert an archive of chest radiographs to image shards with a manifest.
 
-Records come from a source, patients are split and get pseudonyms, and every shard is one independent job.
-A killed ingest continues with the shards that are missing; what it writes does not depend on how often it
-was interrupted or on how many workers it had. ``--check`` only looks (:mod:`data.source_check`).
+A source yields study records, patients are assigned to splits and get pseudonyms, and every shard is written by an
+independent job. An interrupted ingest resumes with the missing shards; the output does not depend on interruptions or
+on the number of workers. ``--check`` only reports (:mod:`medunifier.data.ingest.check`).
 """
 
 import csv
@@ -60,14 +60,14 @@ from medunifier.shared.errors import UserError
 from medunifier.shared.files.settings_record import begin_or_continue, refuse_other_settings
 from medunifier.shared.progress import Progress
 
-_UNFINISHED = ".ingest"  # reports of finished shards, until the manifest takes their place
-_WITHOUT = "without"  # in it: shards that lost duplicates, until all of them are there
+_UNFINISHED = ".ingest"  # reports of finished shards, until the manifest replaces them
+_WITHOUT = "without"  # subfolder: shards rewritten without duplicates, until all of them are written
 REJECTS = "rejects.csv"
 _SHOWN_REASONS = 5
-_FITTED: dict[Fit, str] = {"pad": "padded with black", "crop": "cut to the square in the middle"}
+_FIT_DESCRIPTION: dict[Fit, str] = {"pad": "padded with black", "crop": "cropped to the central square"}
 
 LATER_SETTINGS = {"fit": "pad", "window": "header", "chest_only": False}
-"""Left out of a plan's digest where they have these values, so that what older versions wrote is known again."""
+"""Omitted from a plan's digest at these values, so that shards of older versions are recognized."""
 
 
 @dataclass(frozen=True)
@@ -75,72 +75,72 @@ class IngestConfig:
     """Read an archive of chest radiographs and write image shards with a manifest."""
 
     source: str
-    """Which adapter: phantom, mimic-cxr, mimic-cxr-jpg, chexpert, chexpert-plus, openi, r2gen, padchest, vindr, rsna,
-    siim, nih, covidx, csv, dicom-folder."""
+    """Source adapter: phantom, mimic-cxr, mimic-cxr-jpg, chexpert, chexpert-plus, openi, r2gen, padchest, vindr,
+    rsna, siim, nih, covidx, csv, dicom-folder."""
     root: str
-    """The archive's top folder, or its fsspec URL (s3://bucket/mimic-cxr)."""
+    """Root folder of the archive, or its fsspec URL (s3://bucket/mimic-cxr)."""
     out: str = ""
-    """Folder for the shards; not needed with --check."""
+    """Output folder for the shards; not needed with --check."""
     check: bool = False
-    """Say what is there, what is missing and what cannot be read, and write nothing."""
+    """Report what is present, missing and unreadable, and write nothing."""
     check_images: int = 100
-    """Images that --check decodes, spread over the archive; 0 = all."""
+    """Images that --check decodes, evenly spaced over the archive; 0 = all."""
     check_names: bool = False
-    """Let --check also print names of files and lines of tables, which may name patients."""
+    """With --check, also print file names and table lines, which may contain patient names."""
     size: int = 256
-    """Side of the square images, in pixels; the aspect is kept."""
+    """Side of the square output images, in pixels; the aspect ratio is kept."""
     fit: Fit = "pad"
-    """pad: the whole film, black at its shorter sides. crop: the largest square in its middle."""
+    """pad: the whole image, padded with black to a square. crop: the largest central square."""
     window: Windowing = "header"
-    """header: grey levels as the DICOM file's VOI table or first window shows them. full: all that its bits allow."""
+    """header: apply the VOI LUT or first window of the DICOM file. full: the full range of the stored bits."""
     chest_only: bool = False
-    """Refuse DICOM films whose header says that they are no radiographs, or not of the chest."""
+    """Refuse DICOM files whose header states that they are not radiographs, or not of the chest."""
     bits: Literal[8, 16] = 8
-    """Depth of the written PNGs."""
+    """Bit depth of the written PNGs."""
     text: Literal["findings", "impression", "findings+impression"] = "findings+impression"
-    """Which sections make the training text."""
+    """Report sections used as training text."""
     unsectioned: Unsectioned = "leave_out"
-    """Reports in which neither findings nor impression has a header: leave_out writes no text of them and counts them
-    in the manifest; findings takes the whole report, or its last paragraph, and with it what else stands there."""
+    """Reports in which neither findings nor impression has a header. leave_out: write no text and count them in the
+    manifest. findings: use the whole report, or its last paragraph, including any clinical history in it."""
     workers: int = 0
-    """Processes; 0 = one a core."""
+    """Worker processes; 0 = one per core."""
     cluster: str = ""
-    """Address of a Dask scheduler (tcp://HOST:PORT) to run the jobs on, in place of local processes."""
+    """Address of a Dask scheduler (tcp://HOST:PORT) to run the jobs on, instead of local processes."""
     shard_studies: int = 256
-    """Studies a shard."""
+    """Studies per shard."""
     validate_fraction: float = 0.1
-    """Share of the patients for validation, where the source has no official split."""
+    """Fraction of the patients for validation, where the source has no official split."""
     test_fraction: float = 0.1
-    """Share of the patients for the test, likewise."""
+    """Fraction of the patients for testing, where the source has no official split."""
     burned_in: Literal["refuse", "accept"] = "refuse"
-    """DICOM files whose header says that words are burned into the picture."""
+    """What to do with DICOM files whose header declares burned-in text (BurnedInAnnotation YES)."""
     duplicates: Literal["report", "remove", "ignore"] = "report"
-    """Images that come twice, exactly or nearly: list them in duplicates.csv; also leave out of train what stands in
-    validate, and out of both what stands in test; or do not look."""
+    """Exact and near-duplicate images. report: list them in duplicates.csv. remove: also remove from train what is in
+    validate or test, and from validate what is in test. ignore: do not search."""
     redact: str = ""
-    """Patterns whose matches in reports become "___", by name and with commas between: dates, times, phones, names,
-    numbers, or all; without any the free text is taken as it is."""
+    """Comma-separated names of patterns whose matches in reports are replaced by "___": dates, times, phones, names,
+    numbers, or all. Empty: free text is kept unchanged."""
     redact_file: str = ""
-    """File with further patterns, one regular expression a line."""
+    """File with additional patterns, one regular expression per line."""
     find: str = ""
-    """A study's or patient's pseudonym: print which files of the archive it stands for, and write nothing."""
+    """Pseudonym of a study or patient: print its files in the archive, and write nothing."""
     masks: str = ""
-    """Folder of masks, IMAGE.FINDING.png ("1234.pleural-effusion.png" for the file 1234.dcm), the finding white, of
-    the image's own size: they go into the shards. SIIM's are in its table."""
+    """Folder of masks to add to the shards, named IMAGE.FINDING.png ("1234.pleural-effusion.png" for 1234.dcm), white
+    where the finding is, of the same size as the image. SIIM's masks are in its table."""
     key_file: str = DEFAULT_KEY_FILE
-    """Key of the pseudonyms; made when absent. Keep it to link later studies, delete it to make them final."""
+    """Pseudonym key file; created if absent. Keep it to link later studies, delete it to make them irreversible."""
     options: SourceOptions = field(default_factory=SourceOptions)
-    """What some sources need to know beside the folder."""
+    """Options of individual sources."""
 
     def __post_init__(self) -> None:
         if not self.out and not self.check and not self.find:
-            raise ValueError("give --out DIR for the shards, or --check to look without writing")
+            raise ValueError("give --out DIR for the shards, or --check to report without writing")
         if is_url(self.out):
-            raise ValueError(f"out must be a folder of this machine, got {self.out}: copy the finished shards there")
+            raise ValueError(f"out must be a local folder, got {self.out}: copy the finished shards there")
         if self.check_images < 0:
             raise ValueError(f"check_images must be at least 0, got {self.check_images}")
         if not 16 <= self.size <= 4096:
-            raise ValueError(f"size must lie in 16 ... 4096, got {self.size}")
+            raise ValueError(f"size must be 16 to 4096, got {self.size}")
         if self.shard_studies < 1 or self.workers < 0:
             raise ValueError("shard_studies must be at least 1 and workers at least 0")
         if min(self.validate_fraction, self.test_fraction) < 0 or self.validate_fraction + self.test_fraction >= 1:
@@ -171,10 +171,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def ingest(config: IngestConfig) -> dict[str, Any]:
-    """Write the shards of ``config``, or what an interrupted run left to do; returns the manifest.
+    """Write the shards of ``config``, resuming an interrupted run, and return the manifest.
 
     Raises:
-        UserError: for an unreadable source, a folder that holds other shards, a full disk.
+        UserError: for an unreadable source, a folder with shards of other settings, a full disk.
     """
     out = Path(config.out)
     key = load_key(config.key_file)
@@ -188,7 +188,7 @@ def ingest(config: IngestConfig) -> dict[str, Any]:
     if (out / MANIFEST).is_file():
         manifest = read_json(out / MANIFEST, "a shard folder")
         refuse_other_settings(out, {"plan": manifest.get("plan")}, {"plan": plan})
-        shutil.rmtree(out / _UNFINISHED, ignore_errors=True)  # killed after the manifest, its last but one act
+        shutil.rmtree(out / _UNFINISHED, ignore_errors=True)  # a previous run was killed after writing the manifest
         remove_partial(out)
         print(f"{out} is complete already: {_summary(manifest)}")
         return dict(manifest)
@@ -198,8 +198,8 @@ def ingest(config: IngestConfig) -> dict[str, Any]:
         try:
             _run(config, jobs, todo)
         except WorkerDied:
-            # A film may have ended the codec: what was begun is read apart now. A second death with nothing
-            # finished in between has another cause.
+            # An image may have crashed the codec: begun shards are now read with isolated decoding. A second crash
+            # without progress in between has another cause.
             if died and len(todo) == sum(not job.report.is_file() for job in jobs):
                 raise
             died = True
@@ -227,16 +227,16 @@ def _run(config: IngestConfig, jobs: Sequence[ShardJob], todo: Sequence[ShardJob
 
 
 def _duplicates(jobs: Sequence[ShardJob], key: bytes) -> Duplicates:
-    strict_first = sorted(jobs, key=lambda job: -SPLITS.index(_split(job)))
-    pictures, digests = [], []
-    for job in strict_first:
-        names = [(pseudonym(key, "patient", r.patient_id), pseudonym(key, "study", r.study_id)) for r in job.records]
+    strictest_first = sorted(jobs, key=lambda job: -SPLITS.index(_split(job)))
+    images, digests = [], []
+    for job in strictest_first:
+        ids = [(pseudonym(key, "patient", r.patient_id), pseudonym(key, "study", r.study_id)) for r in job.records]
         for row in job_fingerprints(job):
-            patient, study = names[row["record"]]
+            patient, study = ids[row["record"]]
             view, image = int(row["view"]), int(row["image"])
-            pictures.append(ShardImage(patient, study, view, image, _split(job), job.shard.name))
+            images.append(ShardImage(patient, study, view, image, _split(job), job.shard.name))
             digests.append(row["digest"].tobytes())
-    return find_duplicates(pictures, digests, (job_fingerprints(job)["thumbnail"] for job in strict_first))
+    return find_duplicates(images, digests, (job_fingerprints(job)["thumbnail"] for job in strictest_first))
 
 
 def _split(job: ShardJob) -> str:
@@ -277,21 +277,21 @@ def _transform(config: IngestConfig) -> Transform:
 def _plan(
     config: IngestConfig, records: Sequence[StudyRecord], key: bytes, out: Path, transform: Transform
 ) -> list[ShardJob]:
-    """Studies in the order of their pseudonyms (so that a shard mixes patients), cut into shards by split."""
+    """Return the shard jobs of each split: studies in order of their pseudonyms, so that a shard mixes patients."""
     jobs = []
     for split in SPLITS:
-        of_split = sorted(
+        studies = sorted(
             (record for record in records if record.split == split),
             key=lambda record: pseudonym(key, "study", record.study_id),
         )
-        for number, begin in enumerate(range(0, len(of_split), config.shard_studies)):
+        for number, begin in enumerate(range(0, len(studies), config.shard_studies)):
             name = shard_name(split, number)
             jobs.append(
                 ShardJob(
                     shard=out / name,
                     report=out / _UNFINISHED / f"{name}.json",
                     source=config.source,
-                    records=tuple(of_split[begin : begin + config.shard_studies]),
+                    records=tuple(studies[begin : begin + config.shard_studies]),
                     transform=transform,
                     key=key,
                     fingerprints=config.duplicates != "ignore",
@@ -301,9 +301,9 @@ def _plan(
 
 
 def _plan_digest(config: IngestConfig, jobs: Sequence[ShardJob], key: bytes, transform: Transform) -> str:
-    """What the shards will hold, as far as it can be told before reading pixels; keyed, so it betrays no id.
+    """Return a keyed digest of everything that determines the shards before pixels are read; it reveals no id.
 
-    The order of the visits is not in it, nor are options that came later at their defaults: older shards stay known.
+    It omits the order of visits, and newer options at their defaults, so that shards of older versions match.
     """
     digest, root = hashlib.sha256(key), as_path(config.root)
     options = asdict(config.options)
@@ -323,7 +323,7 @@ def _plan_digest(config: IngestConfig, jobs: Sequence[ShardJob], key: bytes, tra
                         [[below(view.path, root), view.position] for view in record.views],
                         [record.report, record.findings, record.impression],
                         dict(record.labels) if record.labels is not None else None,
-                        # Not told where there are none: the shards of earlier versions are known again.
+                        # Nothing is added without masks, so that shards of earlier versions are recognized.
                         *[
                             [number, finding, getattr(mask, "name", mask)]
                             for number, view in enumerate(record.views)
@@ -336,18 +336,18 @@ def _plan_digest(config: IngestConfig, jobs: Sequence[ShardJob], key: bytes, tra
 
 
 def _begin(out: Path, plan: str) -> None:
-    """Open the folder for this plan, or take up an interrupted run of it."""
+    """Start the folder for this plan, or resume an interrupted run of it."""
     marker = out / _UNFINISHED / "plan.json"
     if begin_or_continue(marker, {"plan": plan}, out):
         _remove_remnants(out)
         for begun in (out / _UNFINISHED).glob(f"*{BEGUN}"):
-            begun.unlink()  # whoever stopped the run from outside is no reason to read films apart, which is slow
+            begun.unlink()  # a run stopped from outside is no reason for isolated decoding, which is slow
     else:
-        remove_partial(out / _UNFINISHED)  # of a run that was killed as it wrote its plan
+        remove_partial(out / _UNFINISHED)  # of a run that was killed while writing its plan
 
 
 def _remove_remnants(out: Path) -> None:
-    """Remove what dead workers had half written: it holds images of patients."""
+    """Remove partial files of dead workers, which contain patient images."""
     for folder in (out, out / _UNFINISHED, out / _UNFINISHED / _WITHOUT):
         remove_partial(folder)
 
@@ -370,8 +370,8 @@ def _finish(
     if duplicates and config.duplicates == "remove":
         rows |= {job.shard.name: read_json(job.report, "a shard's report")["row"] for job in removals}
         rejects += [
-            {"study_id": picture.study, "view": picture.view, "reason": f"duplicate of an image in {split}"}
-            for picture, split in duplicates.cross_split.items()
+            {"study_id": image.study, "view": image.view, "reason": f"duplicate of an image in {split}"}
+            for image, split in duplicates.cross_split.items()
         ]
     splits: dict[str, dict[str, Any]] = {split: {} for split in SPLITS}
     for name, row in rows.items():
@@ -388,13 +388,13 @@ def _finish(
         "transform": {
             "size": config.size,
             "bits": config.bits,
-            "resize": "aspect kept, anti-aliased, " + _FITTED[config.fit],
+            "resize": "aspect kept, anti-aliased, " + _FIT_DESCRIPTION[config.fit],
             "window": config.window,
             "chest_only": config.chest_only,
             "text": config.text,
             "unsectioned": config.unsectioned,
             "burned_in": config.burned_in,
-            # The user's own patterns may be names of patients: their number must do.
+            # Only the number: the user's patterns may be patient names.
             "redact": {
                 "built_in": config.redact,
                 "own_patterns": len(transform.redact) - len(patterns(config.redact, "")),
@@ -414,19 +414,19 @@ def _finish(
         "duplicates": {"option": config.duplicates, **(duplicates.counts() if duplicates else {})},
         "splits": splits,
     }
-    # Rows that never became a study have no pseudonym either.
+    # Table rows that never became a study have no pseudonym.
     rejects += [{"study_id": "", "view": "", "reason": p.reason} for p in problems]
     _write_rejects(out / REJECTS, rejects)
     if duplicates:
         write_duplicates(out / DUPLICATES, duplicates)
-    _remove_remnants(out)  # a cluster may have repeated the job of a worker that died
-    # The manifest comes last: where it is, all else is.
+    _remove_remnants(out)  # a cluster may have repeated the job of a dead worker
+    # The manifest is written last: its presence means that everything else is complete.
     write_json(out / MANIFEST, manifest)
     shutil.rmtree(out / _UNFINISHED)
     for reason, count in _reasons(rejects).most_common(_SHOWN_REASONS):
         print(f"left out: {reason} ({count})", file=sys.stderr)
     if rejects:
-        print(f"all are in {out / REJECTS}; --find STUDY tells the files of a study in it", file=sys.stderr)
+        print(f"full list: {out / REJECTS}; --find STUDY prints the files of a study in it", file=sys.stderr)
     _report_unsectioned(texts, config.unsectioned)
     if duplicates and duplicates.rows:
         _print_duplicates(duplicates, config.duplicates == "remove", out)
@@ -434,11 +434,12 @@ def _finish(
 
 
 def _report_unsectioned(counts: dict[str, int], unsectioned: Unsectioned) -> None:
-    bare, other = counts["without_headers"], counts["without_sections"]
-    if bare or other:
-        fate = "taken as findings" if unsectioned == "findings" else "left out (--unsectioned findings takes them)"
+    unsplit, other = counts["without_headers"], counts["without_sections"]
+    if unsplit or other:
+        action = "used as findings" if unsectioned == "findings" else "left out (--unsectioned findings uses it)"
         print(
-            f"{bare} reports without section headers, {other} without findings and impression: their text was {fate}",
+            f"{unsplit} reports without section headers, {other} without findings and impression: "
+            f"their text was {action}",
             file=sys.stderr,
         )
 
@@ -446,13 +447,15 @@ def _report_unsectioned(counts: dict[str, int], unsectioned: Unsectioned) -> Non
 def _print_duplicates(duplicates: Duplicates, removed: bool, out: Path) -> None:
     counts = duplicates.counts()
     print(
-        f"duplicates: {counts['exact']} exact, {counts['near']} near ones; {counts['of_another_patient']} repeat an "
-        f"image of another patient, {counts['in_another_split']} stand in two splits; see {out / DUPLICATES}",
+        f"duplicates: {counts['exact']} exact, {counts['near']} near; {counts['of_another_patient']} repeat an "
+        f"image of another patient, {counts['in_another_split']} are in two splits; see {out / DUPLICATES}",
         file=sys.stderr,
     )
     if counts["in_another_split"] and not removed:
         print(
-            "what stands in two splits leaks; --duplicates remove, with another --out, leaves it out", file=sys.stderr
+            "duplicates across splits leak test data into training; "
+            "--duplicates remove, with another --out, removes them",
+            file=sys.stderr,
         )
 
 
@@ -473,5 +476,5 @@ def _summary(manifest: dict[str, Any]) -> str:
         f"{split} {sum(row['samples'] for row in rows.values())}" for split, rows in manifest["splits"].items()
     )
     problems = sum(counts["source_problems"].values())
-    told = f", {problems} problems of the source's tables" if problems else ""
-    return f"{counts['kept_studies']} studies ({by_split}), {counts['rejected_images']} images rejected{told}"
+    suffix = f", {problems} problems in the source's tables" if problems else ""
+    return f"{counts['kept_studies']} studies ({by_split}), {counts['rejected_images']} images rejected{suffix}"

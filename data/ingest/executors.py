@@ -1,4 +1,4 @@
-"""Where independent jobs run: processes of this machine, or a Dask cluster, behind one interface."""
+"""Run independent jobs in local processes or on a Dask cluster, through one interface."""
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
@@ -13,12 +13,12 @@ Result = TypeVar("Result")
 
 
 class WorkerDied(UserError):
-    """A process ended in the middle of a job, here or (several times) on the cluster; what was finished is kept."""
+    """A worker process died during a job, locally or (repeatedly) on the cluster; finished jobs are kept."""
 
 
 @contextmanager
 def open_executor(workers: int, cluster: str = "") -> Iterator[Executor]:
-    """Processes of this machine, or the workers of the Dask scheduler at ``cluster`` (``tcp://host:port``).
+    """Open a pool of local processes, or of the workers of the Dask scheduler at ``cluster`` (``tcp://host:port``).
 
     Raises:
         UserError: if Dask is not installed or the scheduler does not answer.
@@ -40,21 +40,21 @@ def open_executor(workers: int, cluster: str = "") -> Iterator[Executor]:
 
 
 def run_jobs(function: Callable[[Job], Result], jobs: Iterable[Job], executor: Executor) -> Iterator[Result]:
-    """Results as they come. The first failure cancels what has not begun.
+    """Yield results as they complete. The first failure cancels jobs that have not started.
 
     Raises:
-        WorkerDied: out of memory, say, or of a codec that crashed.
+        WorkerDied: if a worker process died, for example out of memory or in a crashing codec.
     """
     futures: list[Future[Result]] = [executor.submit(function, job) for job in jobs]
     try:
         for future in as_completed(futures):
             yield future.result()
     except Exception as error:
-        # Dask's own exception is told by its name, since Dask need not be installed.
+        # Dask's exception is recognized by name, since Dask is optional.
         if not isinstance(error, BrokenProcessPool) and type(error).__name__ != "KilledWorker":
             raise
         raise WorkerDied(
-            "a worker process died, probably for want of memory: try fewer --workers; the same command continues"
+            "a worker process died, probably out of memory: try fewer --workers; the same command continues"
         ) from None
     finally:
         for future in futures:

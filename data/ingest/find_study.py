@@ -1,4 +1,4 @@
-"""``medunifier ingest --find``: the way back from a pseudonym to the archive, for whoever holds both and the key."""
+"""``medunifier ingest --find``: map a pseudonym back to files of the archive, given the key."""
 
 from collections.abc import Sequence
 
@@ -8,10 +8,10 @@ from medunifier.shared.errors import UserError
 
 
 def find_study(records: Sequence[StudyRecord], key: bytes, name: str) -> list[str]:
-    """A line a film of the study or patient with the pseudonym ``name``: study's pseudonym, view's number, path.
+    """Return a line per image of the study or patient with pseudonym ``name``: study pseudonym, view index, path.
 
     Raises:
-        UserError: if no study and no patient has it.
+        UserError: if no study and no patient has this pseudonym.
     """
     lines = []
     for record in records:
@@ -20,7 +20,7 @@ def find_study(records: Sequence[StudyRecord], key: bytes, name: str) -> list[st
             lines += [f"{study} view {number}: {view.path}" for number, view in enumerate(record.views)]
     if not lines:
         raise UserError(
-            f"no study and no patient of this archive has the pseudonym {name}: is it the same --root, --options and "
-            "--key_file as at ingest?"
+            f"no study and no patient of this archive has the pseudonym {name}; pass the same --root, --options and "
+            "--key_file as at ingest"
         )
     return lines

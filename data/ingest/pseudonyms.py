@@ -1,4 +1,4 @@
-"""Keyed pseudonyms: the same patient gets the same name again, and nobody without the key can go back."""
+"""Keyed pseudonyms: stable for a patient or study, and not reversible without the key."""
 
 import hashlib
 import hmac
@@ -14,13 +14,13 @@ KEY_BYTES = 32
 
 
 def load_key(path: str) -> bytes:
-    """The user's key; made (readable by its owner alone) when it is first needed.
+    """Return the user's key; create it, readable by its owner only, if the file is absent.
 
-    It never enters a shard or a manifest. Whoever keeps it can link new studies to old ones; whoever
-    deletes it makes the pseudonyms final.
+    It is never written to a shard or a manifest. Keeping it allows linking new studies to old ones; deleting it makes
+    the pseudonyms irreversible.
 
     Raises:
-        UserError: if the file cannot be made, or is not a key.
+        UserError: if the file cannot be created, or is not a key.
     """
     file = Path(path).expanduser()
     try:
@@ -30,9 +30,9 @@ def load_key(path: str) -> bytes:
                 created.write(secrets.token_hex(KEY_BYTES) + "\n")
         key = bytes.fromhex(read_bounded(file, 4 * KEY_BYTES).decode("ascii").strip())
     except FileExistsError:
-        return load_key(path)  # another process was faster
+        return load_key(path)  # another process created it first
     except OSError as error:
-        raise UserError(f"cannot use the key file {file}: {error.strerror}; name another with --key_file") from None
+        raise UserError(f"cannot use the key file {file}: {error.strerror}; pass another with --key_file") from None
     except ValueError:
         raise UserError(f"{file} is not a key file: expected {KEY_BYTES} bytes in hexadecimal") from None
     if len(key) != KEY_BYTES:
@@ -41,11 +41,11 @@ def load_key(path: str) -> bytes:
 
 
 def pseudonym(key: bytes, kind: str, name: str) -> str:
-    """16 hexadecimal digits for a patient or study (``kind``), by HMAC-SHA256."""
+    """Return 16 hexadecimal digits for a patient or study (``kind``), by HMAC-SHA256."""
     return hmac.new(key, f"{kind}:{name}".encode(errors="surrogatepass"), hashlib.sha256).hexdigest()[:16]
 
 
 def uniform(key: bytes, name: str) -> float:
-    """A number in [0, 1) that depends on the key and the name alone: where a patient falls in a split."""
+    """Return a number in [0, 1) that depends only on the key and the name; it decides a patient's split."""
     digest = hmac.new(key, f"split:{name}".encode(errors="surrogatepass"), hashlib.sha256).digest()
     return int.from_bytes(digest[:8], "big") / 2**64

@@ -1,4 +1,4 @@
-"""One shard of an ingest: studies in, a tar out. A pure function, so it runs on any worker and may run twice."""
+"""Write one shard of an ingest from study records: a pure function that can run on any worker and be repeated."""
 
 import faulthandler
 import os
@@ -29,51 +29,51 @@ from medunifier.shared.files.grey_levels import to_grey_levels
 Unsectioned = Literal["leave_out", "findings"]
 
 COUNTS = ("redacted", "without_headers", "without_sections")
-"""What a shard's report counts in its texts."""
+"""Counts of report texts in a shard's report."""
 
 BEGUN = ".begun"
-"""Of a file beside the shard's report, in place before the first film is read."""
+"""Suffix of a marker file beside the shard's report, written before the first image is read."""
 
 
 @dataclass(frozen=True)
 class Transform:
-    """What happens to pixels and texts; recorded in the manifest."""
+    """Processing of pixels and texts; recorded in the manifest."""
 
     size: int
     bits: int
     text: str
     burned_in: bool = False
-    """Take films whose header says that words are burned in."""
+    """Accept images whose header declares burned-in text."""
     redact: tuple[str, ...] = ()
-    """Regular expressions whose matches in reports become ``___``."""
+    """Regular expressions whose matches in reports are replaced by ``___``."""
     fit: Fit = "pad"
-    """How a film becomes a square."""
+    """How an image is fitted to a square."""
     window: Windowing = "header"
-    """What is shown of a DICOM film's grey levels."""
+    """Which grey levels of a DICOM file are mapped to [0, 1]."""
     chest_only: bool = False
-    """Refuse films whose header says that they are no radiographs of the chest."""
+    """Refuse images whose header states that they are not chest radiographs."""
     unsectioned: Unsectioned = "leave_out"
-    """What happens to a report in which neither findings nor impression has a header."""
+    """How to treat a report in which neither findings nor impression has a header."""
 
 
 @dataclass(frozen=True)
 class ShardJob:
-    """The studies of one shard and where it goes. ``key`` is the pseudonym key: in memory only."""
+    """The studies of one shard and its path. ``key`` is the pseudonym key: in memory only."""
 
     shard: Path
     report: Path
-    """Written last, with the manifest's row and the rejects: where it is, the shard is finished."""
+    """Written last, with the manifest's row and the rejects: its presence means that the shard is finished."""
     source: str
     records: tuple[StudyRecord, ...]
     transform: Transform
     key: bytes
     fingerprints: bool = True
-    """Keep those of the pictures beside the report, to look for duplicates."""
+    """Store the images' fingerprints beside the report, for the duplicate search."""
 
 
 @dataclass
 class _Tally:
-    """What a shard's report tells beside the manifest's row. It lies among the shards for a while: no path in it."""
+    """Contents of a shard's report besides the manifest's row. Stored beside the shards, so it holds no path."""
 
     fingerprints: list[np.ndarray] = field(default_factory=list)
 
@@ -86,13 +86,13 @@ class _Tally:
 
 
 def run_shard_job(job: ShardJob) -> Path:
-    """Write the shard, then its report; returns the report's path.
+    """Write the shard, then its report, and return the report's path.
 
-    A shard that this run began before and did not finish may hold a film that ends its reader: its films are
-    read apart. Which way they are read changes no byte of the shard.
+    A shard that this run began before and did not finish may contain an image that crashes its decoder, so its images
+    are read with isolated decoding. The shard's bytes do not depend on how the images are decoded.
     """
     begun = job.report.with_suffix(BEGUN)
-    read = read_isolated if begun.exists() else _read_watched
+    read = read_isolated if begun.exists() else _read_with_timeout
     write_json(begun, {})
     tally = _Tally()
     row = write_shard(job.shard, _samples(job, tally, read))
@@ -105,7 +105,7 @@ def run_shard_job(job: ShardJob) -> Path:
 
 
 def job_fingerprints(job: ShardJob) -> np.ndarray:
-    """Those of a finished job's pictures, in the shard's order: (N,) of :data:`data.fingerprints.FINGERPRINT`."""
+    """Return the fingerprints of a finished job's images, in the shard's order: (N,) of :data:`FINGERPRINT`."""
     return np.load(_fingerprints_path(job), allow_pickle=False)
 
 
@@ -113,10 +113,10 @@ def _fingerprints_path(job: ShardJob) -> Path:
     return job.report.with_suffix(".npy")
 
 
-def _read_watched(path: Path, size: int, fit: Fit, window: Windowing) -> Radiograph:
-    """The film, or the end of this process if a codec never returns: nothing in Python can interrupt it."""
-    with open(os.devnull, "w") as nowhere:
-        faulthandler.dump_traceback_later(MAX_SECONDS, exit=True, file=nowhere)
+def _read_with_timeout(path: Path, size: int, fit: Fit, window: Windowing) -> Radiograph:
+    """Read the image; end this process if a codec hangs, since nothing in Python can interrupt it."""
+    with open(os.devnull, "w") as devnull:
+        faulthandler.dump_traceback_later(MAX_SECONDS, exit=True, file=devnull)
         try:
             return read_image(path, size, fit, window)
         finally:
@@ -126,27 +126,27 @@ def _read_watched(path: Path, size: int, fit: Fit, window: Windowing) -> Radiogr
 def _samples(
     job: ShardJob, tally: _Tally, read: Callable[[Path, int, Fit, Windowing], Radiograph]
 ) -> Iterator[tuple[str, dict[str, bytes]]]:
-    how = job.transform
-    for place, record in enumerate(job.records):
+    transform = job.transform
+    for position, record in enumerate(job.records):
         study = pseudonym(job.key, "study", record.study_id)
         members: dict[str, bytes] = {}
         views: list[str] = []
         for number, view in enumerate(record.views):
             try:
-                radiograph = read(view.path, how.size, how.fit, how.window)
-                check_burned_in(radiograph, how.burned_in)
-                if how.chest_only:
+                radiograph = read(view.path, transform.size, transform.fit, transform.window)
+                check_burned_in(radiograph, transform.burned_in)
+                if transform.chest_only:
                     check_chest(radiograph)
-                masks = read_masks(view.masks, radiograph.stored, how.size, how.fit)
+                masks = read_masks(view.masks, radiograph.stored, transform.size, transform.fit)
             except UnreadableImage as error:
                 tally.rejects.append({"study_id": study, "view": number, "reason": error.reason})
                 continue
-            pixels = to_grey_levels(radiograph.pixels, how.bits)
+            pixels = to_grey_levels(radiograph.pixels, transform.bits)
             members[f"{len(views)}.png"] = encode_png(pixels)
             for finding, mask in masks.items():
                 members[member_name(len(views), finding)] = encode_png(mask.astype(np.uint8) * np.uint8(255))
             if job.fingerprints:
-                tally.fingerprints.append(fingerprint(pixels, place, number, len(views)))
+                tally.fingerprints.append(fingerprint(pixels, position, number, len(views)))
             views.append(view_position(view.position) or view_position(radiograph.view))
         if views:
             members["json"] = encode_info(_info(job, record, study, views, tally))
@@ -157,14 +157,14 @@ def _info(job: ShardJob, record: StudyRecord, study: str, views: list[str], tall
     sections = _sections(record, job.transform.unsectioned, tally)
     if job.transform.redact:
         for name in sections:
-            # On one line first: a pattern is not to miss what a line break cuts in two.
+            # Join lines first, so that a pattern also matches across a line break.
             sections[name], count = redact(one_line(sections[name]), job.transform.redact)
             tally.redacted += count
     text = training_text(sections, job.transform.text)
     labels = record.labels
     if labels is None:
-        whole = " ".join(sections.get(name, "") for name in ("findings", "impression")).strip()
-        labels = label_report(whole) if whole else {}
+        text_to_label = " ".join(sections.get(name, "") for name in ("findings", "impression")).strip()
+        labels = label_report(text_to_label) if text_to_label else {}
     return {
         "study_id": study,
         "patient_id": pseudonym(job.key, "patient", record.patient_id),
@@ -181,10 +181,10 @@ def _info(job: ShardJob, record: StudyRecord, study: str, views: list[str], tall
 
 
 def _sections(record: StudyRecord, unsectioned: Unsectioned, tally: _Tally) -> dict[str, str]:
-    """Return findings and impression, and nothing else: other sections may hold what identifies a patient."""
+    """Return findings and impression only: other sections may contain identifying text."""
     if record.findings is not None or record.impression is not None:
-        whole = {"findings": record.findings or "", "impression": record.impression or ""}
-        return {name: section_text(text, name) for name, text in whole.items()}
+        stated = {"findings": record.findings or "", "impression": record.impression or ""}
+        return {name: section_text(text, name) for name, text in stated.items()}
     if not record.report.strip():
         return {}
     sections = split_sections(record.report) if record.mimic_form else split_plain_sections(record.report)

@@ -1,4 +1,4 @@
-"""Splits by patient, where a source has no official ones."""
+"""Assign patients to splits where a source has no official ones."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,40 +11,40 @@ from medunifier.shared.errors import UserError
 def assign_splits(
     records: Sequence[StudyRecord], key: bytes, validate_fraction: float, test_fraction: float
 ) -> list[StudyRecord]:
-    """Every record with a split: the official one, else one drawn by patient.
+    """Return every record with a split: the official one, otherwise one assigned by patient.
 
-    A patient's place depends on the key and the patient alone, so a grown archive keeps its splits. But no
-    split of three patients or more stays empty: the lowest and the highest patient fill validate and test.
-    Of an official "train+validate" the validation patients are drawn alike, and its test is left alone.
+    A patient's split depends only on the key and the patient, so a growing archive keeps its splits. With three
+    patients or more no split stays empty: the patients with the lowest and highest value fill validate and test.
+    Validation patients of an official "train+validate" are assigned in the same way; its test split is unchanged.
 
     Raises:
-        UserError: if an official split puts one patient on two sides.
+        UserError: if the official splits place one patient in two splits.
     """
     official = official_splits(records)
-    place = {record.patient_id: uniform(key, record.patient_id) for record in records}
-    ranked = sorted(place, key=place.__getitem__)
-    drawn = {patient: _split(place[patient], validate_fraction, test_fraction) for patient in ranked}
+    value = {record.patient_id: uniform(key, record.patient_id) for record in records}
+    ranked = sorted(value, key=value.__getitem__)
+    assigned = {patient: _split(value[patient], validate_fraction, test_fraction) for patient in ranked}
     if len(ranked) >= len(SPLITS):
         if validate_fraction > 0:
-            drawn[ranked[0]] = "validate"
+            assigned[ranked[0]] = "validate"
         if test_fraction > 0:
-            drawn[ranked[-1]] = "test"
-        if "train" not in drawn.values():
-            drawn[ranked[len(ranked) // 2]] = "train"
-    divided = [patient for patient in ranked if official.get(patient) == TRAIN_AND_VALIDATE]
-    for patient in divided:
-        official[patient] = "validate" if place[patient] < validate_fraction else "train"
-    if len(divided) >= 2 and validate_fraction > 0:
-        official[divided[0]], official[divided[-1]] = "validate", "train"
-    return [replace(r, split=official.get(r.patient_id) or drawn[r.patient_id]) for r in records]
+            assigned[ranked[-1]] = "test"
+        if "train" not in assigned.values():
+            assigned[ranked[len(ranked) // 2]] = "train"
+    to_divide = [patient for patient in ranked if official.get(patient) == TRAIN_AND_VALIDATE]
+    for patient in to_divide:
+        official[patient] = "validate" if value[patient] < validate_fraction else "train"
+    if len(to_divide) >= 2 and validate_fraction > 0:
+        official[to_divide[0]], official[to_divide[-1]] = "validate", "train"
+    return [replace(r, split=official.get(r.patient_id) or assigned[r.patient_id]) for r in records]
 
 
 def official_splits(records: Sequence[StudyRecord]) -> dict[str, str]:
-    """Patient -> official split, for the patients that have one.
+    """Return patient -> official split, for the patients that have one.
 
     Raises:
-        UserError: if a split is unknown, or puts one patient on two sides. It counts studies in the source's order
-            and names none, since what a command prints may be kept where no identifier belongs.
+        UserError: if a split is unknown, or one patient is in two splits. The message gives positions of studies in
+            the source's order instead of names, since a command's output may be logged where identifiers must not be.
     """
     official: dict[str, str] = {}
     first: dict[str, int] = {}
@@ -52,19 +52,19 @@ def official_splits(records: Sequence[StudyRecord]) -> dict[str, str]:
         if record.split is None:
             continue
         if record.split not in (*SPLITS, TRAIN_AND_VALIDATE):
-            raise UserError(f"study {number} of {len(records)}: its split is none of {', '.join(SPLITS)}")
-        before = official.setdefault(record.patient_id, record.split)
-        if before != record.split:
+            raise UserError(f"study {number} of {len(records)}: its split is not one of {', '.join(SPLITS)}")
+        previous = official.setdefault(record.patient_id, record.split)
+        if previous != record.split:
             raise UserError(
-                f"the source's own splits leak: studies {first[record.patient_id]} and {number} of {len(records)}, "
-                f"counted in the source's order, are of one patient, in {before} and in {record.split}; "
-                "--options.official_splits false splits all patients anew, whole"
+                f"the official splits leak: studies {first[record.patient_id]} and {number} of {len(records)}, "
+                f"in the source's order, belong to one patient, but are in {previous} and {record.split}; "
+                "--options.official_splits false assigns new splits by patient"
             )
         first.setdefault(record.patient_id, number)
     return official
 
 
-def _split(place: float, validate_fraction: float, test_fraction: float) -> str:
-    if place < validate_fraction:
+def _split(value: float, validate_fraction: float, test_fraction: float) -> str:
+    if value < validate_fraction:
         return "validate"
-    return "test" if place >= 1 - test_fraction else "train"
+    return "test" if value >= 1 - test_fraction else "train"

@@ -1,1 +1,1 @@
-"""Near-duplicate images in an archive: fingerprints, search, removal."""
+"""Duplicate and near-duplicate images in an archive: fingerprints, search, removal."""

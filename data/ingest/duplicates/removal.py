@@ -1,7 +1,7 @@
-"""Pictures taken out of finished shards: what is left is what would be there had they been refused on reading.
+"""Remove images from finished shards; the result equals shards from which they had been refused on reading.
 
-A shard that loses a picture is written again under `.ingest`, and takes its old place only when all of them are
-there. So a kill at any moment leaves shards that the same command can finish: each step looks at what is done.
+Each affected shard is rewritten under `.ingest`, and the originals are replaced only when all are written. So after a
+kill at any moment the same command can finish: each step checks what is already done.
 """
 
 import os
@@ -19,21 +19,21 @@ from medunifier.shared.files.input_files import parse_json
 
 @dataclass(frozen=True)
 class RemovalJob:
-    """One shard, and the pictures that it is to lose, as (study's pseudonym, number of the picture)."""
+    """One shard, and the images to remove from it, as (study pseudonym, index of the image)."""
 
     shard: Path
     without: Path
-    """Where the new shard waits."""
+    """Temporary path of the rewritten shard."""
     report: Path
     """Written last, with the manifest's row."""
     removed: frozenset[tuple[str, int]]
 
 
-def removal_jobs(pictures: Sequence[ShardImage], out: Path, folder: Path) -> list[RemovalJob]:
-    """A job for each shard of ``out`` that loses a picture; what they write waits in ``folder``."""
+def removal_jobs(images: Sequence[ShardImage], out: Path, folder: Path) -> list[RemovalJob]:
+    """Return a job for each shard of ``out`` with an image to remove; the jobs write to ``folder``."""
     removed = defaultdict(set)
-    for picture in pictures:
-        removed[picture.shard].add((picture.study, picture.image))
+    for image in images:
+        removed[image.shard].add((image.study, image.image))
     return [
         RemovalJob(out / name, folder / name, folder / f"{name}.json", frozenset(removed[name]))
         for name in sorted(removed)
@@ -41,13 +41,13 @@ def removal_jobs(pictures: Sequence[ShardImage], out: Path, folder: Path) -> lis
 
 
 def run_removal_job(job: RemovalJob) -> Path:
-    """Write the shard without its pictures, then the report; returns the report's path."""
+    """Write the shard without the removed images, then the report, and return the report's path."""
     write_json(job.report, {"row": write_shard(job.without, _samples(job))})
     return job.report
 
 
 def replace_shards(jobs: Sequence[RemovalJob]) -> None:
-    """The new shards, all of them written, take the places of the old. Some may have done so before a kill."""
+    """Replace the original shards by the rewritten ones. Some may have been replaced before a kill."""
     for job in jobs:
         for new, old in ((job.without, job.shard), (index_path(job.without), index_path(job.shard))):
             if new.exists():
@@ -57,12 +57,12 @@ def replace_shards(jobs: Sequence[RemovalJob]) -> None:
 def _samples(job: RemovalJob) -> Iterator[tuple[str, dict[str, bytes]]]:
     for study, members in read_samples(job.shard):
         info = parse_json(members["json"], job.shard, "a study")
-        left = [number for number in range(len(info["views"])) if (study, number) not in job.removed]
-        if left:
-            info["views"] = [info["views"][number] for number in left]
+        remaining = [number for number in range(len(info["views"])) if (study, number) not in job.removed]
+        if remaining:
+            info["views"] = [info["views"][number] for number in remaining]
             kept = {
-                f"{place}.{name.partition('.')[2]}": content  # the picture, then its masks
-                for place, number in enumerate(left)
+                f"{index}.{name.partition('.')[2]}": content  # the image, then its masks
+                for index, number in enumerate(remaining)
                 for name, content in members.items()
                 if name.partition(".")[0] == str(number)
             }

@@ -1,7 +1,7 @@
-"""The same picture twice in an archive: which images repeat which, and which `--duplicates remove` leaves out.
+"""Find exact and near-duplicate images in an archive, and those that `--duplicates remove` leaves out.
 
-Every image is compared with every other. For 377,110 images (MIMIC-CXR) these are 7e10 pairs, as products of
-matrices; what they let through is looked at pair by pair. Nothing here depends on how the work was shared out.
+Every image is compared with every other. For 377,110 images (MIMIC-CXR) these are 7e10 pairs, computed as matrix
+products; only candidates are compared pair by pair. The result does not depend on the number of workers.
 """
 
 import csv
@@ -19,98 +19,97 @@ from medunifier.shared.artifacts import atomic_file
 from medunifier.shared.progress import Progress
 
 DUPLICATES = "duplicates.csv"
-_ROWS, _COLUMNS = 2048, 8192  # of one product: 64 MiB
+_ROWS, _COLUMNS = 2048, 8192  # size of one product: 64 MiB
 
 
 @dataclass(frozen=True, slots=True)
 class ShardImage:
-    """An image of the shards: whose it is, where it lies. The ids are pseudonyms."""
+    """An image of the shards: its patient, study and position. The ids are pseudonyms."""
 
     patient: str
     study: str
     view: int
-    """Number of the view in its study, as the source counts: that of ``rejects.csv`` and ``--find``."""
+    """Index of the view in its study, in the source's order: as in ``rejects.csv`` and ``--find``."""
     image: int
-    """Number of the picture in its sample."""
+    """Index of the image in its sample."""
     split: str
     shard: str
 
 
 @dataclass(frozen=True)
 class Duplicate:
-    """``picture`` repeats ``first``, which stands in the same split or in one that is held out more strictly."""
+    """``image`` repeats ``first``, which is in the same split or a stricter one (test > validate > train)."""
 
-    picture: ShardImage
+    image: ShardImage
     first: ShardImage
     exact: bool
     distance: float
-    """1 - correlation of near-duplicates, 0 of exact ones."""
+    """1 - correlation for near-duplicates, 0 for exact ones."""
 
 
 @dataclass(frozen=True)
 class Duplicates:
-    """What was found."""
+    """Result of :func:`find_duplicates`."""
 
     rows: list[Duplicate]
     cross_split: dict[ShardImage, str]
-    """Pictures whose group has one in a split before which their own gives way, and that split."""
+    """Images whose duplicate group extends into a stricter split, and that split. Dropped by `remove`."""
 
     def counts(self) -> dict[str, int]:
-        """For the manifest: pictures that repeat another, and of those the ones that matter."""
+        """Return counts for the manifest: duplicates, and those across splits or patients."""
         return {
             "exact": sum(row.exact for row in self.rows),
             "near": sum(not row.exact for row in self.rows),
             "in_another_split": len(self.cross_split),
-            "of_another_patient": sum(row.picture.patient != row.first.patient for row in self.rows),
+            "of_another_patient": sum(row.image.patient != row.first.patient for row in self.rows),
         }
 
 
 def find_duplicates(
-    pictures: Sequence[ShardImage], digests: Sequence[bytes], thumbnails: Iterable[ndarray]
+    images: Sequence[ShardImage], digests: Sequence[bytes], thumbnails: Iterable[ndarray]
 ) -> Duplicates:
-    """Which pictures repeat others, and which of them give way.
+    """Find images that repeat others, and those that leak across splits.
 
-    Pictures that are alike make a group, also where two of them are alike only by way of a third. A group of n has
-    n - 1 rows, each of which ties one more to it: ten thousand like pictures make ten thousand rows, and not fifty
-    million.
+    Duplicates form groups (connected components of the similarity graph). A group of n has n - 1 rows, each of which
+    links one more image to it: ten thousand similar images make ten thousand rows, not fifty million.
 
-    Where a group stands in several splits, train gives way to validate and both to test: what a model is judged by
-    must be unknown to it, and must not shrink because somebody trains. The whole group goes, though some of it be
-    like the held-out picture only by way of a third: a picture too few in train costs little, a leak the evaluation.
-    Within a split nothing gives way, whoever the patients are: nothing leaks there, and which of two reports is the
-    right one cannot be told. The table names them.
+    If a group spans several splits, its images in train are dropped in favour of validate, and both in favour of
+    test: evaluation data must be unknown to the model, and must not shrink. This applies to the whole group, also to
+    images that are linked to the held-out one only through a third: a missing training image costs little, a leak
+    invalidates the evaluation. Within a split nothing is dropped, whether the patients are the same or not: nothing
+    leaks there, and which of two reports is correct is unknown. The table lists them.
 
     Args:
-        pictures: N pictures, those of test first and those of train last, else in an order that does not depend on
-            chance: it decides which of a group is the first.
+        images: N images, those of test first and those of train last, otherwise in a deterministic order: it decides
+            which image of a group is the first.
         digests: N digests of their pixels.
-        thumbnails: theirs in blocks of (…, 64, 64) uint8, N in all. Read once, so that they need not all be in memory
-            twice: 377,110 are 1.5 GB.
+        thumbnails: their thumbnails in blocks of (…, 64, 64) uint8, N in all. Iterated once, so that they need not be
+            in memory twice: 377,110 take 1.5 GB.
     """
-    strictness = [SPLITS.index(picture.split) for picture in pictures]
+    strictness = [SPLITS.index(image.split) for image in images]
     if strictness != sorted(strictness, reverse=True):
-        raise ValueError("pictures of stricter splits must come first")
-    groups = np.arange(len(pictures))  # the lowest number of the group that each is in: the strictest split's
+        raise ValueError("images of stricter splits must come first")
+    groups = np.arange(len(images))  # lowest index of each image's group, which is in its strictest split
     rows = []
     for number, first in _exact(digests):
         groups[number] = first
-        rows.append(Duplicate(pictures[number], pictures[first], True, 0.0))
-    different = np.flatnonzero(groups == np.arange(len(groups)))
-    for number, first, distance in _near(_selected(thumbnails, different)):
-        number, first = int(different[number]), int(different[first])
+        rows.append(Duplicate(images[number], images[first], True, 0.0))
+    unique = np.flatnonzero(groups == np.arange(len(groups)))
+    for number, first, distance in _near(_selected(thumbnails, unique)):
+        number, first = int(unique[number]), int(unique[first])
         low, high = sorted((groups[number], groups[first]))
         groups[groups == high] = low
-        rows.append(Duplicate(pictures[number], pictures[first], False, distance))
+        rows.append(Duplicate(images[number], images[first], False, distance))
     cross_split = {
-        picture: pictures[group].split
-        for picture, group in zip(pictures, groups.tolist(), strict=True)
-        if picture.split != pictures[group].split
+        image: images[group].split
+        for image, group in zip(images, groups.tolist(), strict=True)
+        if image.split != images[group].split
     }
     return Duplicates(rows, cross_split)
 
 
 def _selected(blocks: Iterable[ndarray], numbers: ndarray) -> ndarray:
-    """(len(numbers), 64, 64) uint8: these, in rising order, of all that the blocks hold."""
+    """Return the thumbnails with these ascending ``numbers`` from the blocks: (len(numbers), 64, 64) uint8."""
     selected, begin, done = np.empty((len(numbers), CELLS, CELLS), np.uint8), 0, 0
     for block in blocks:
         end = int(np.searchsorted(numbers, begin + len(block)))
@@ -120,18 +119,18 @@ def _selected(blocks: Iterable[ndarray], numbers: ndarray) -> ndarray:
 
 
 def _exact(digests: Sequence[bytes]) -> Iterator[tuple[int, int]]:
-    """(number, number of the first with the same digest)."""
-    seen: dict[bytes, int] = {}
+    """Yield (index, index of the first image with the same digest)."""
+    first_index: dict[bytes, int] = {}
     for number, digest in enumerate(digests):
-        first = seen.setdefault(digest, number)
+        first = first_index.setdefault(digest, number)
         if first != number:
             yield number, first
 
 
 def _near(thumbnails: ndarray) -> Iterator[tuple[int, int, float]]:
-    """(number, lower number, distance) of near-duplicates; pairs that others tie together already are passed over."""
-    likeness, groups = ThumbnailSimilarity(thumbnails), np.arange(len(thumbnails))
-    vectors = likeness.vectors
+    """Yield (index, lower index, distance) of near-duplicates; pairs already in one group are skipped."""
+    similarity, groups = ThumbnailSimilarity(thumbnails), np.arange(len(thumbnails))
+    vectors = similarity.vectors
     with Progress(len(thumbnails), "compare", "images") as progress:
         for row in range(0, len(vectors), _ROWS):
             block = vectors[row : row + _ROWS].astype(np.float32)
@@ -139,11 +138,11 @@ def _near(thumbnails: ndarray) -> Iterator[tuple[int, int, float]]:
                 products = block @ vectors[column : column + _COLUMNS].astype(np.float32).T
                 firsts, numbers = np.nonzero(products >= CANDIDATE * COARSE_NORM**2)
                 firsts, numbers = firsts + row, numbers + column
-                untied = (firsts < numbers) & (groups[firsts] != groups[numbers])
-                for first, number in zip(firsts[untied].tolist(), numbers[untied].tolist(), strict=True):
+                ungrouped = (firsts < numbers) & (groups[firsts] != groups[numbers])
+                for first, number in zip(firsts[ungrouped].tolist(), numbers[ungrouped].tolist(), strict=True):
                     if groups[first] == groups[number]:
                         continue
-                    correlation = likeness.of(first, number)
+                    correlation = similarity.correlation(first, number)
                     if correlation >= NEAR:
                         groups[groups == groups[number]] = groups[first]
                         yield number, first, round(1 - correlation, 4)
@@ -151,14 +150,14 @@ def _near(thumbnails: ndarray) -> Iterator[tuple[int, int, float]]:
 
 
 def write_duplicates(path: Path, duplicates: Duplicates) -> None:
-    """``duplicates.csv``: a row a picture that repeats another; pseudonyms, no path."""
+    """Write ``duplicates.csv``: a row per image that repeats another, with pseudonyms and no path."""
     with atomic_file(path) as partial, open(partial, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        names = ["study_id", "view", "split"]
-        writer.writerow(["kind", *names, *(f"first_{name}" for name in names), "same_patient", "distance"])
+        columns = ["study_id", "view", "split"]
+        writer.writerow(["kind", *columns, *(f"first_{name}" for name in columns), "same_patient", "distance"])
         for row in duplicates.rows:
-            this, first = row.picture, row.first
+            image, first = row.image, row.first
             writer.writerow(
-                ["exact" if row.exact else "near", this.study, this.view, this.split, first.study, first.view]
-                + [first.split, "yes" if this.patient == first.patient else "no", row.distance]
+                ["exact" if row.exact else "near", image.study, image.view, image.split, first.study, first.view]
+                + [first.split, "yes" if image.patient == first.patient else "no", row.distance]
             )

@@ -1,4 +1,6 @@
+import numpy as np
 import pytest
+from PIL import Image
 
 from medunifier.data.ingest.check import check_source
 from medunifier.data.ingest.command import main
@@ -9,10 +11,12 @@ from medunifier.shared.errors import UsageError, UserError
 
 
 @pytest.fixture
-def root(tmp_path, film):
+def root(tmp_path):
     root = tmp_path / "tree"
+    root.mkdir()
     for number in range(6):
-        film(root / f"{number}.png")
+        pixels = np.random.default_rng(number).integers(0, 256, (40, 32), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / f"{number}.png")
     (root / "4.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
     (root / "5.png").unlink()
     views = ("PA", "PA", "AP", "LATERAL", "", "")
@@ -28,19 +32,19 @@ def check(root, images=0):
     return check_source(read_source("csv", root, SourceOptions()), "csv", str(root), images, workers=1, cluster="")
 
 
-def test_it_counts_what_is_there_and_what_is_not(root):
+def test_check_counts_present_missing_and_unreadable_files(root):
     report = check(root)
     assert report.counts == {
-        "patients": 3, "studies": 6, "images": 6, "studies with a report": 4, "studies with own labels": 0,
+        "patients": 3, "studies": 6, "images": 6, "studies with a report": 4, "studies with labels": 0,
     }  # fmt: skip
-    assert report.splits == {"train": 4, "drawn at ingest": 2}
+    assert report.splits == {"train": 4, "assigned at ingest": 2}
     assert report.views == {"PA": 2, "AP": 1, "LATERAL": 1, "not stated": 2}
     assert report.missing == [root / "5.png"] and report.decoded == 5
     assert [path.name for path, _ in report.unreadable] == ["4.png"]
     assert report.problems == {"row without image": 1}
 
 
-def test_a_sample_is_spread_over_the_archive(root):
+def test_decoded_images_are_evenly_spaced(root):
     assert check(root, images=2).decoded == 2
     assert check(root, images=2).unreadable == []  # the first and the middle one
     assert check(root, images=99).decoded == 5
@@ -58,7 +62,7 @@ def test_the_command_prints_a_table_and_writes_nothing(root, tmp_path, monkeypat
     assert sorted(tmp_path.rglob("*")) == before  # no shard, no key
 
 
-def test_names_of_files_are_printed_by_option_alone(root, tmp_path, capsys):
+def test_file_names_are_printed_only_with_check_names(root, tmp_path, capsys):
     command = ["--source", "csv", "--root", str(root), "--check", "--check_images", "0", "--workers", "1"]
     main(command)
     output = capsys.readouterr().out
@@ -68,13 +72,13 @@ def test_names_of_files_are_printed_by_option_alone(root, tmp_path, capsys):
     assert f"missing: {root / '5.png'}" in output and f"unreadable: {root / '4.png'}: not readable" in output
 
 
-def test_a_view_that_is_no_position_is_counted_and_not_printed(root, capsys):
+def test_an_unknown_view_position_is_counted_as_other_and_not_printed(root, capsys):
     (root / "manifest.csv").write_text("image,view\n0.png,Miller\n1.png,PA\n2.png,\n")
     assert check(root).views == {"other": 1, "PA": 1, "not stated": 1}
     assert "Miller" not in capsys.readouterr().out
 
 
-def test_what_ingest_could_not_do_fails_the_check(root):
+def test_check_fails_if_no_image_can_be_read(root):
     for number in range(4):
         (root / f"{number}.png").unlink()
     with pytest.raises(UserError, match="no image.*PNG"):
@@ -84,7 +88,7 @@ def test_what_ingest_could_not_do_fails_the_check(root):
         check(root)
 
 
-def test_a_leak_between_official_splits_fails_it_and_can_be_split_anew(root):
+def test_check_fails_if_official_splits_leak_and_new_splits_do_not(root):
     (root / "manifest.csv").write_text("image,patient_id,split\n0.png,p,train\n1.png,p,test\n2.png,q,test\n")
     with pytest.raises(UserError, match="official_splits false"):
         check(root)
@@ -101,9 +105,9 @@ def test_neither_out_nor_check_is_a_usage_error(root):
 def test_the_exit_code_is_0_only_if_ingest_could_succeed(root, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     command = ["--source", "csv", "--root", str(root), "--check", "--workers", "1"]
-    assert run_command(main, command) == 0  # some files are missing and broken: they will be left out
+    assert run_command(main, command) == 0  # missing and broken files will be left out
     capsys.readouterr()
-    for content, said in (
+    for content, message in (
         ("file,patient_id\n0.png,p\n", "patient_id"),
         ("image,split\n0.png,dev\n", "dev"),
         ("image\nabsent.png\n", "missing"),
@@ -112,5 +116,5 @@ def test_the_exit_code_is_0_only_if_ingest_could_succeed(root, monkeypatch, tmp_
         (root / "manifest.csv").write_text(content)
         assert run_command(main, command) == 1
         error = capsys.readouterr().err.splitlines()
-        assert said in error[-1] and "Traceback" not in "".join(error)
+        assert message in error[-1] and "Traceback" not in "".join(error)
     assert not (tmp_path / "home").exists()

@@ -1,4 +1,4 @@
-"""The cluster's side of the executors, with a stand-in for Dask: the real one is in test_killed_ingest.py."""
+"""Executors on a cluster, with a fake Dask client; test_killed_ingest.py uses the real one."""
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +11,7 @@ from medunifier.shared.errors import UserError
 
 
 class KilledWorker(Exception):
-    """As distributed.scheduler.KilledWorker: a job took down several workers."""
+    """Like distributed.scheduler.KilledWorker: a job killed several workers."""
 
 
 class Client:
@@ -27,7 +27,7 @@ class Client:
         pass
 
     def get_executor(self, pure):
-        assert pure is False  # a job that runs again must not be answered from an earlier run
+        assert pure is False  # a repeated job must not return a cached result
         return ThreadPoolExecutor(2)
 
 
@@ -57,7 +57,7 @@ def test_the_error_of_a_job_is_not_changed(dask):
         list(run_jobs(refuse, [1, 2, 3], pool))
 
 
-def test_missing_scheduler_and_missing_dask_are_named(dask, monkeypatch):
+def test_a_missing_scheduler_or_missing_dask_is_reported(dask, monkeypatch):
     with (
         pytest.raises(UserError, match="tcp://nobody:1"),
         open_executor(1, "tcp://nobody:1"),

@@ -1,4 +1,4 @@
-"""A disk that is really full: one line, nothing half-written, and the same command continues once there is room."""
+"""Ingest on a full disk: one line of error, no partial file, and the same command resumes once there is space."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 from medunifier.data.ingest.command import IngestConfig, ingest
 from medunifier.data.phantom.command import PhantomConfig, write_archive
 
-# In a mount namespace of its own, so that the small disk is this process' alone and goes with it.
+# In a private mount namespace, so that the small disk is visible to this process only and disappears with it.
 SCRIPT = """
 set -e
 mount -t tmpfs -o size=96k none "$DISK"
@@ -26,12 +26,12 @@ echo "second $?"
 
 def test_ingest_on_a_full_disk(tmp_path):
     if subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode:
-        pytest.skip("this machine lets no test mount a small disk (unshare -rm)")
+        pytest.skip("this machine does not allow mounting a small disk (unshare -rm)")
     write_archive(PhantomConfig(out=tmp_path / "tree", studies=20, seed=0, size=64))
     options = {"source": "phantom", "root": tmp_path / "tree", "size": 64, "workers": 1, "shard_studies": 4}
-    ingest(IngestConfig(**{**options, "root": str(options["root"]), "out": str(tmp_path / "roomy")}))
+    ingest(IngestConfig(**{**options, "root": str(options["root"]), "out": str(tmp_path / "reference")}))
     (tmp_path / "disk").mkdir()
-    # What the front door does, without the seconds that it takes to import both stages.
+    # As the `medunifier` command does, without the seconds for importing both stages.
     start = (
         "import sys; from medunifier.data.ingest.command import main; "
         "from medunifier.shared.command import run_command; "
@@ -51,7 +51,7 @@ def test_ingest_on_a_full_disk(tmp_path):
     error = (tmp_path / "log").read_text()
     assert "No space left on device; free some space" in error.strip().splitlines()[-1]
     assert "Traceback" not in error
-    roomy = subprocess.run(
-        ["bash", "-c", "sha256sum * | sort"], cwd=tmp_path / "roomy", capture_output=True, text=True, check=True
+    reference = subprocess.run(
+        ["bash", "-c", "sha256sum * | sort"], cwd=tmp_path / "reference", capture_output=True, text=True, check=True
     )
-    assert lines[-len(roomy.stdout.splitlines()) :] == roomy.stdout.splitlines()
+    assert lines[-len(reference.stdout.splitlines()) :] == reference.stdout.splitlines()

@@ -18,25 +18,25 @@ from medunifier.shared.errors import UserError
 from tests.data.images.test_dicom import RAMP, film, saved
 
 
-def test_a_crop_is_the_middle_of_the_image_at_a_larger_scale() -> None:
-    picture = np.zeros((60, 100), np.float32)
-    picture[:, 20:80] = np.linspace(0, 1, 60, dtype=np.float32)[:, None]
-    cut = fit_square(picture, 60, "crop")
-    assert np.allclose(cut, picture[:, 20:80], atol=1e-6)
-    assert np.allclose(fit_square(picture.T, 60, "crop"), cut.T, atol=1e-6)
-    half = fit_square(picture, 30, "crop")
-    assert half.shape == (30, 30) and half[:, 0].max() > 0.9  # no black side is left
-    assert fit_square(picture, 30)[:6].max() == 0  # where padding leaves two
+def test_crop_is_the_centre_of_the_image_at_a_larger_scale() -> None:
+    image = np.zeros((60, 100), np.float32)
+    image[:, 20:80] = np.linspace(0, 1, 60, dtype=np.float32)[:, None]
+    cut = fit_square(image, 60, "crop")
+    assert np.allclose(cut, image[:, 20:80], atol=1e-6)
+    assert np.allclose(fit_square(image.T, 60, "crop"), cut.T, atol=1e-6)
+    half = fit_square(image, 30, "crop")
+    assert half.shape == (30, 30) and half[:, 0].max() > 0.9  # no black margin
+    assert fit_square(image, 30)[:6].max() == 0  # padding adds two
 
 
-def test_a_crop_of_odd_margins_is_centred() -> None:
+def test_a_crop_with_an_odd_number_of_pixels_to_remove_is_centred() -> None:
     symmetric = np.abs(np.linspace(-1, 1, 91, dtype=np.float32))[None, :].repeat(40, 0)
     cut = fit_square(symmetric, 20, "crop")
     assert np.allclose(cut, cut[:, ::-1], atol=1e-5)
 
 
-def test_full_shows_the_range_of_the_bits_whatever_the_header_names(tmp_path: Path) -> None:
-    path = tmp_path / "film.dcm"
+def test_window_full_ignores_the_window_and_lut_of_the_header(tmp_path: Path) -> None:
+    path = tmp_path / "image.dcm"
     table = Dataset()
     table.LUTDescriptor, table.LUTData = [4096, 0, 16], (np.arange(4096, dtype=np.uint16) // 2).tolist()
     table["LUTDescriptor"].VR, table["LUTData"].VR = "US", "US"
@@ -48,9 +48,9 @@ def test_full_shows_the_range_of_the_bits_whatever_the_header_names(tmp_path: Pa
     assert np.allclose(read_image(saved(inverse, path), window="full").pixels, 1 - RAMP / 4095, atol=1e-6)
 
 
-FILMS = {
+HEADERS = {
     "chest": {},
-    "silent": {"Modality": "", "BodyPartExamined": ""},
+    "unstated": {"Modality": "", "BodyPartExamined": ""},
     "thorax": {"Modality": "DX", "BodyPartExamined": "THORAX ERWACHSEN"},
     "hand": {"BodyPartExamined": "EXTREMITY"},
     "slice": {"Modality": "CT"},
@@ -61,10 +61,10 @@ FILMS = {
 def tree(tmp_path: Path) -> Path:
     tree = tmp_path / "tree"
     tree.mkdir()
-    for name, changes in FILMS.items():
+    for name, changes in HEADERS.items():
         saved(film(WindowCenter=2048, WindowWidth=1001, **changes), tree / f"{name}.dcm")
     Image.fromarray((RAMP >> 4).astype(np.uint8)).save(tree / "picture.png")
-    names = [f"{name}.dcm" for name in FILMS] + ["picture.png"]
+    names = [f"{name}.dcm" for name in HEADERS] + ["picture.png"]
     (tree / "manifest.csv").write_text("\n".join(["image", *names]) + "\n")
     return tree
 
@@ -83,7 +83,7 @@ def _ingested(tree: Path, out: Path, **options: object) -> tuple[dict, ShardData
     return ingest(config), ShardDataset(out, "train")
 
 
-def test_what_is_no_chest_radiograph_is_refused_by_option(tree: Path, tmp_path: Path) -> None:
+def test_chest_only_refuses_other_modalities_and_body_parts(tree: Path, tmp_path: Path) -> None:
     manifest, _ = _ingested(tree, tmp_path / "all")
     assert manifest["counts"]["kept_studies"] == 6 and manifest["transform"]["chest_only"] is False
     manifest, _ = _ingested(tree, tmp_path / "chest", chest_only=True)
@@ -99,22 +99,25 @@ def test_what_is_no_chest_radiograph_is_refused_by_option(tree: Path, tmp_path: 
 def test_fit_and_window_reach_the_shards_and_the_manifest(tree: Path, tmp_path: Path) -> None:
     plain, padded = _ingested(tree, tmp_path / "plain")
     assert plain["transform"]["resize"].endswith("padded with black") and plain["transform"]["window"] == "header"
-    other, cut = _ingested(tree, tmp_path / "cut", fit="crop", window="full")
-    assert other["transform"]["resize"].endswith("cut to the square in the middle")
+    other, cropped = _ingested(tree, tmp_path / "cut", fit="crop", window="full")
+    assert other["transform"]["resize"].endswith("cropped to the central square")
     assert other["transform"]["window"] == "full"
     keys = {padded[number].key: number for number in range(len(padded))}
-    for number in range(len(cut)):
-        before, after = padded[keys[cut[number].key]].images[0], cut[number].images[0]
-        assert before[0].max() == 0 and after[0].max() > 0  # 32 x 40 pixels: black above and below, or none
+    for number in range(len(cropped)):
+        padded_image, cropped_image = padded[keys[cropped[number].key]].images[0], cropped[number].images[0]
+        assert (
+            padded_image[0].max() == 0 and cropped_image[0].max() > 0
+        )  # 32 x 40 pixels: padded above and below, or cropped
     with pytest.raises(UserError, match="other settings"):
         _ingested(tree, tmp_path / "plain", fit="crop")
 
 
 def test_isolated_decoding_gives_the_same_pixels(tree: Path) -> None:
-    for how in (("pad", "full"), ("crop", "header")):
-        here, apart = read_image(tree / "chest.dcm", 16, *how), read_isolated(tree / "chest.dcm", 16, *how)
-        assert np.array_equal(here.pixels, apart.pixels)
-    assert not np.array_equal(here.pixels, read_image(tree / "chest.dcm", 16).pixels)
+    for options in (("pad", "full"), ("crop", "header")):
+        direct = read_image(tree / "chest.dcm", 16, *options)
+        isolated = read_isolated(tree / "chest.dcm", 16, *options)
+        assert np.array_equal(direct.pixels, isolated.pixels)
+    assert not np.array_equal(direct.pixels, read_image(tree / "chest.dcm", 16).pixels)
 
 
 def test_a_mask_is_cropped_like_its_image(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_any_number_of_workers_writes_the_same_bytes(archive, tmp_path):
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
-def test_a_second_start_changes_nothing_and_other_options_are_refused(archive, tmp_path, capsys):
+def test_a_second_run_changes_nothing_and_other_options_are_refused(archive, tmp_path, capsys):
     ingest(config(archive, tmp_path / "out"))
     before = contents(tmp_path / "out")
     ingest(config(archive, tmp_path / "out"))
@@ -60,7 +60,7 @@ def test_a_second_start_changes_nothing_and_other_options_are_refused(archive, t
         ingest(config(archive, tmp_path / "out", size=64))
 
 
-def test_no_identifier_of_the_archive_leaves_it(archive, tmp_path):
+def test_no_identifier_of_the_archive_is_written(archive, tmp_path):
     ingest(config(archive, tmp_path / "out"))
     records = read_source("phantom", archive, SourceOptions()).records
     names = {record.study_id for record in records} | {record.patient_id for record in records}
@@ -83,9 +83,9 @@ def test_unreadable_images_are_rejected_with_a_reason_and_never_replaced(tmp_pat
     assert manifest["counts"]["kept_studies"] == 2 and manifest["counts"]["rejected_images"] == 3
     rejects = read_csv(tmp_path / "out" / "rejects.csv")
     assert len(rejects) == 3 and all(row["reason"] for row in rejects)
-    told = capsys.readouterr().err
-    assert "constant image" in told
-    assert ".png" not in told  # logs are kept and sent about; whoever wants the path asks with --find
+    printed = capsys.readouterr().err
+    assert "constant image" in printed
+    assert ".png" not in printed  # logs are kept and shared; --find prints the path
 
 
 def test_a_source_without_a_readable_image_is_refused_and_leaves_nothing(tmp_path):
@@ -101,7 +101,7 @@ def test_a_source_without_a_readable_image_is_refused_and_leaves_nothing(tmp_pat
         ingest(config(tmp_path / "empty", tmp_path / "out"))
 
 
-def test_sixteen_bits_keep_what_eight_lose(tmp_path):
+def test_sixteen_bit_shards_keep_sixteen_bits(tmp_path):
     root = tmp_path / "tree"
     root.mkdir()
     ramp = np.linspace(0, 65535, 48 * 48).reshape(48, 48).astype(np.uint16)
@@ -122,7 +122,7 @@ def test_csv_columns_sections_labels_and_splits(tmp_path):
     first, second = read_source("csv", tmp_path, SourceOptions(image="file")).records
     assert [view.position for view in first.views] == ["PA", "LATERAL"]
     assert (first.findings, first.impression, first.split) == ("Heart is big.", "", "validate")
-    assert first.labels == {"Pleural Effusion": 1, "Cardiomegaly": 1}  # a hernia is none of the fourteen
+    assert first.labels == {"Pleural Effusion": 1, "Cardiomegaly": 1}  # hernia is not one of the fourteen
     assert second.labels is None and second.patient_id != first.patient_id
     with pytest.raises(UserError, match="image.*file"):
         read_source("csv", tmp_path, SourceOptions())
@@ -140,17 +140,17 @@ def test_dicom_folder_groups_by_header_and_finds_reports(archive, tmp_path):
     assert len(single.views) == 1 and single.report == ""
 
 
-def test_patients_are_split_whole_and_a_grown_archive_keeps_its_splits():
+def test_patients_are_not_divided_and_a_growing_archive_keeps_its_splits():
     key = bytes(32)
     few = [StudyRecord(f"s{n}", f"p{n // 2}", ()) for n in range(400)]
     many = few + [StudyRecord(f"t{n}", f"q{n}", ()) for n in range(400)]
     small = {record.study_id: record.split for record in assign_splits(few, key, 0.1, 0.2)}
     large = {record.study_id: record.split for record in assign_splits(many, key, 0.1, 0.2)}
     assert all(small[f"s{n}"] == small[f"s{n + 1}"] for n in range(0, 400, 2))
-    # The lowest and the highest patient alone may move: they fill splits that would be empty.
+    # Only the patients with the lowest and highest value may move: they fill splits that would be empty.
     assert sum(small[name] != large[name] for name in small) <= 4
-    shares = [list(small.values()).count(split) / 400 for split in ("train", "validate", "test")]
-    assert shares == pytest.approx([0.7, 0.1, 0.2], abs=0.07)
+    fractions = [list(small.values()).count(split) / 400 for split in ("train", "validate", "test")]
+    assert fractions == pytest.approx([0.7, 0.1, 0.2], abs=0.07)
 
 
 def test_small_archives_have_all_three_splits():

@@ -1,4 +1,4 @@
-"""Identifiers planted wherever a DICOM archive can hold one: none is found in any byte that ingest gives out."""
+"""Identifiers planted in every part of a DICOM archive do not appear in any byte that ingest writes or prints."""
 
 import csv
 import io
@@ -27,11 +27,11 @@ from tests.stage1_tokenizer.conftest import TINY
 
 
 def _word(number: int) -> str:
-    """Sixteen characters or fewer, so that every VR takes it; a substring of no other and of nothing else."""
+    """Return a unique word of at most sixteen characters, valid in every VR and a substring of no other text."""
     return f"QZX{number:02d}WVJK"
 
 
-# Attribute or tag, VR, in the order of the planted numbers. One of every VR of text.
+# Attribute -> VR, in the order of the planted words. At least one of every text VR.
 TEXTS = {
     "PatientName": "PN", "PatientID": "LO", "OtherPatientNames": "PN", "PatientAddress": "LO",
     "PatientMotherBirthName": "PN", "AccessionNumber": "SH", "StudyID": "SH", "ReferringPhysicianName": "PN",
@@ -51,7 +51,7 @@ FOLDERS = tuple(_word(number) for number in (50, 51, 52, 53))
 OTHERS = tuple(_word(number) for number in range(60, 68))
 
 
-def _film() -> Dataset:
+def _dataset() -> Dataset:
     dataset = film()
     for number, (name, _) in enumerate(TEXTS.items()):
         setattr(dataset, name, _word(number))
@@ -82,12 +82,12 @@ def _planted() -> list[str]:
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Path:
-    """Films with the identifiers in their headers, in folders and files of such names, some of them damaged."""
+    """DICOM files with the identifiers in headers, folder names and file names, some of them damaged."""
     root = tmp_path / "archive"
     for number in range(9):
         folder = root / f"{FOLDERS[0]}-{number % 4}" / FOLDERS[1]
         folder.mkdir(parents=True, exist_ok=True)
-        dataset = _film()
+        dataset = _dataset()
         dataset.PatientID += str(number % 4)
         dataset.StudyInstanceUID += f".{number}"
         path = folder / f"{FOLDERS[2]}_{number}.dcm"
@@ -100,18 +100,18 @@ def archive(tmp_path: Path) -> Path:
         dataset.save_as(path, enforce_file_format=True)
         data = path.read_bytes()
         if number == 7:
-            data = data.replace(b"2048\\5", b"QZX00W")  # a word where a number should be
+            data = data.replace(b"2048\\5", b"QZX00W")  # text in place of a number
         elif number == 8:
             data = data.replace(b"IS\x02\x001 ", b"IS\x02\x00QZ")
-        path.write_bytes(_word(63).encode() + data[len(_word(63)) :])  # the preamble is free for any use
-    picture = root / FOLDERS[3] / f"{FOLDERS[2]}.dcm"
-    picture.parent.mkdir()
-    picture.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(300))
+        path.write_bytes(_word(63).encode() + data[len(_word(63)) :])  # the preamble may hold anything
+    png = root / FOLDERS[3] / f"{FOLDERS[2]}.dcm"
+    png.parent.mkdir()
+    png.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(300))
     return root
 
 
 def _all_bytes(folder: Path) -> bytes:
-    """Every byte of every file, of every member of a tar, of every image as pixels and as its chunks unpacked."""
+    """Return all bytes of files, of tar members, and of images as pixels and as decompressed chunks."""
     found = [str(path.relative_to(folder)).encode() for path in folder.rglob("*")]
     for path in folder.rglob("*"):
         if not path.is_file():
@@ -134,7 +134,7 @@ def _unpacked_chunks(png: bytes) -> list[bytes]:
     while at < len(png):
         length, kind = int.from_bytes(png[at : at + 4], "big"), png[at + 4 : at + 8]
         body = png[at + 8 : at + 8 + length]
-        assert kind in (b"IHDR", b"IDAT", b"IEND"), f"a {kind!r} chunk, which could hold words"
+        assert kind in (b"IHDR", b"IDAT", b"IEND"), f"a {kind!r} chunk, which could hold text"
         found.append(zlib.decompress(body) if kind == b"IDAT" else body)
         at += 12 + length
     return found
@@ -150,7 +150,7 @@ def _leaked(planted: list[str], output: bytes) -> list[str]:
     ]
 
 
-def test_none_of_forty_identifiers_leaves_the_archive(archive: Path, tmp_path: Path, root: Path) -> None:
+def test_no_planted_identifier_is_written_or_printed(archive: Path, tmp_path: Path, root: Path) -> None:
     planted = _planted()
     assert len(set(planted)) == len(planted) >= 40
     headers = b"".join(path.read_bytes() + str(path).encode() for path in archive.rglob("*") if path.is_file())
@@ -164,15 +164,15 @@ def test_none_of_forty_identifiers_leaves_the_archive(archive: Path, tmp_path: P
         *arguments,
     ]
     ran = subprocess.run(command, cwd=root, capture_output=True, check=True)
-    said = (ran.stdout + ran.stderr).replace(str(tmp_path).encode(), b"")
-    assert not _leaked(planted, said)
+    printed = (ran.stdout + ran.stderr).replace(str(tmp_path).encode(), b"")
+    assert not _leaked(planted, printed)
     assert not _leaked(planted, _all_bytes(out))
     rejects = read_csv(out / "rejects.csv")
-    assert len(rejects) == 5, rejects  # four of the films, and what says that it is a PNG
+    assert len(rejects) == 5, rejects  # four DICOM files, and the broken PNG
     assert ShardDataset(out, "train")[0].info["views"] == [""]
 
 
-def test_token_shards_hold_none_either(archive: Path, tmp_path: Path) -> None:
+def test_token_shards_hold_no_planted_identifier(archive: Path, tmp_path: Path) -> None:
     shards, tokens = tmp_path / "out", tmp_path / "tokens"
     ingest(IngestConfig(source="dicom-folder", root=str(archive), out=str(shards), size=32, workers=1))
     torch.manual_seed(0)
@@ -183,7 +183,9 @@ def test_token_shards_hold_none_either(archive: Path, tmp_path: Path) -> None:
     assert not _leaked(_planted(), _all_bytes(tokens))
 
 
-def test_a_killed_ingest_has_left_none_either(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_ingest_leaves_no_planted_identifier(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -194,7 +196,7 @@ def test_a_killed_ingest_has_left_none_either(archive: Path, tmp_path: Path, mon
     assert not _leaked(_planted(), _all_bytes(tmp_path / "out"))
 
 
-def test_whoever_holds_archive_and_key_finds_a_refused_file(
+def test_find_prints_the_path_of_a_refused_file(
     archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--source", "dicom-folder", "--root", str(archive), "--workers", "1"]

@@ -1,4 +1,4 @@
-"""An archive on a server is checked and ingested where it lies; the shards are those of a local copy."""
+"""A remote archive is checked and ingested directly; its shards equal those of a local copy."""
 
 import pytest
 
@@ -16,28 +16,28 @@ def archive(tmp_path):
     return tmp_path / "server" / "tree"
 
 
-def test_a_remote_archive_gives_the_shards_of_a_local_one(archive, served, tmp_path, capsys):
+def test_remote_and_local_archives_give_the_same_shards(archive, served, tmp_path, capsys):
     url, end = served(archive.parent)
-    shared = {"source": "phantom", "size": 48, "workers": 2, "shard_studies": 2}
-    ingest(IngestConfig(**shared, root=str(archive), out=str(tmp_path / "near")))
-    ingest(IngestConfig(**shared, root=f"{url}/tree", out=str(tmp_path / "far")))
-    assert contents(tmp_path / "far") == contents(tmp_path / "near")
-    radiograph = next(archive.rglob("*.dcm"))
-    assert (read_radiograph(f"{url}/tree/{radiograph.relative_to(archive)}") == read_radiograph(radiograph)).all()
+    options = {"source": "phantom", "size": 48, "workers": 2, "shard_studies": 2}
+    ingest(IngestConfig(**options, root=str(archive), out=str(tmp_path / "local")))
+    ingest(IngestConfig(**options, root=f"{url}/tree", out=str(tmp_path / "remote")))
+    assert contents(tmp_path / "remote") == contents(tmp_path / "local")
+    path = next(archive.rglob("*.dcm"))
+    assert (read_radiograph(f"{url}/tree/{path.relative_to(archive)}") == read_radiograph(path)).all()
 
-    radiograph.unlink()
+    path.unlink()
     capsys.readouterr()
     main(["--source", "phantom", "--root", f"{url}/tree", "--check", "--check_names", "true", "--workers", "1"])
-    told = capsys.readouterr().out
-    assert f"missing: {url}/tree/{radiograph.relative_to(archive)}" in told
+    printed = capsys.readouterr().out
+    assert f"missing: {url}/tree/{path.relative_to(archive)}" in printed
 
     end()
     with pytest.raises(UserError, match=r"127\.0\.0\.1"):
-        ingest(IngestConfig(**shared, root=f"{url}/tree", out=str(tmp_path / "gone")))
+        ingest(IngestConfig(**options, root=f"{url}/tree", out=str(tmp_path / "gone")))
     assert not (tmp_path / "gone").exists()
 
 
-def test_a_server_that_goes_away_rejects_no_image(archive, served, tmp_path, monkeypatch):
+def test_a_lost_connection_rejects_no_image(archive, served, tmp_path, monkeypatch):
     url, end = served(archive.parent)
     config = IngestConfig(source="phantom", root=f"{url}/tree", out=str(tmp_path / "out"), size=48, workers=1)
     plan = command._plan
@@ -54,7 +54,7 @@ def test_a_server_that_goes_away_rejects_no_image(archive, served, tmp_path, mon
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
-def test_shards_are_written_to_this_machine():
+def test_remote_output_folders_are_refused():
     with pytest.raises(UsageError, match="out.*s3://b/y|out must"):
         main(["--source", "phantom", "--root", "s3://b/x", "--out", "s3://b/y"])
     with pytest.raises(UserError, match="pip install s3fs"):

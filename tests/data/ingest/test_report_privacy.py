@@ -1,4 +1,4 @@
-"""What of a report reaches the shards: findings and impression, from any source, and nothing else by default."""
+"""Only findings and impression of a report are written to shards by default, for any source."""
 
 import json
 import tarfile
@@ -72,7 +72,7 @@ def root(tmp_path: Path) -> Path:
         ("r2gen", _r2gen),
     ],
 )
-def test_the_clinical_history_is_in_no_shard(
+def test_the_clinical_history_is_not_written(
     root: Path, source: str, write: Callable[[Path, list[str]], None]
 ) -> None:
     write(root, [FULL, FULL.replace("HISTORY", "Clinical History"), FULL.replace("\n\n", " ")])
@@ -82,7 +82,7 @@ def test_the_clinical_history_is_in_no_shard(
     assert not [path for path in (root.parent / "out").rglob("*") if SECRET.encode() in path.read_bytes()]
 
 
-def test_reports_without_headers_are_counted_and_left_out_unless_asked_for(
+def test_reports_without_headers_are_counted_and_left_out_by_default(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _dicom_folder(root, [FULL, HEADERLESS, HEADERLESS, OTHER, ""])
@@ -92,11 +92,11 @@ def test_reports_without_headers_are_counted_and_left_out_unless_asked_for(
     assert "2 reports without section headers" in capsys.readouterr().err
     texts = sorted(info["report"]["text"] for info in _infos(root.parent / "out"))
     assert texts == ["", "", "", "", "The lungs are clear. No effusion."]
-    with pytest.raises(UserError, match="another ingest"):
+    with pytest.raises(UserError, match="other settings"):
         ingest(_config(root, "dicom-folder", unsectioned="findings"))
-    taken = root.parent / "taken"
-    manifest = ingest(_config(root, "dicom-folder", unsectioned="findings", out=str(taken)))
+    used = root.parent / "used"
+    manifest = ingest(_config(root, "dicom-folder", unsectioned="findings", out=str(used)))
     assert manifest["transform"]["unsectioned"] == "findings"
     assert manifest["counts"]["reports_without_headers"] == 2
-    texts = [info["report"]["findings"] for info in _infos(taken)]
+    texts = [info["report"]["findings"] for info in _infos(used)]
     assert texts.count(HEADERLESS) == 2 and OTHER.partition("\n\n")[2] in texts

@@ -1,4 +1,4 @@
-"""Pictures that come twice: which are tied to which, what gives way, and what ingest writes of it."""
+"""Duplicate images: grouping, removal across splits, and the files that ingest writes."""
 
 import csv
 import json
@@ -29,41 +29,43 @@ def _noise(number: int) -> np.ndarray:
     return np.random.default_rng(number).normal(size=(16, 16)).repeat(8, 0).repeat(8, 1)
 
 
-def _fingerprints(pictures: list[np.ndarray]) -> np.ndarray:
-    grey = (np.asarray(np.clip(values * 30 + 128, 1, 255), np.uint8) for values in pictures)
+def _fingerprints(images: list[np.ndarray]) -> np.ndarray:
+    grey = (np.asarray(np.clip(values * 30 + 128, 1, 255), np.uint8) for values in images)
     return np.array([fingerprint(pixels, 0, 0, 0) for pixels in grey], FINGERPRINT)
 
 
-def _picture(number: int, split: str = "train") -> ShardImage:
+def _image(number: int, split: str = "train") -> ShardImage:
     return ShardImage(f"p{number}", f"s{number:03d}", 0, 0, split, f"{split}-000000.tar")
 
 
 def _found(pictures: list[ShardImage], prints: np.ndarray) -> Duplicates:
-    """With the stricter splits first, and the thumbnails in blocks of any size."""
+    """Search with the stricter splits first, and the thumbnails in blocks of different sizes."""
     order = sorted(range(len(pictures)), key=lambda n: -("train", "validate", "test").index(pictures[n].split))
     blocks = np.split(prints["thumbnail"][order], [1, 1, 3])
     return find_duplicates([pictures[n] for n in order], [prints["digest"][n].tobytes() for n in order], blocks)
 
 
-def test_a_picture_alike_only_by_way_of_a_third_is_of_its_group_and_gives_way_with_it() -> None:
+def test_images_linked_through_a_third_are_one_group() -> None:
     held_out, other = _noise(0), _noise(1)
-    mixed = [(1 - share) * held_out + share * other for share in (0.36, 0.2, 0)]
+    mixed = [(1 - weight) * held_out + weight * other for weight in (0.36, 0.2, 0)]
     prints = _fingerprints([*mixed, _noise(2)])
-    likeness = ThumbnailSimilarity(prints["thumbnail"])
-    assert likeness.of(0, 1) >= NEAR and likeness.of(1, 2) >= NEAR > likeness.of(0, 2)
-    pictures = [_picture(0), _picture(1, "validate"), _picture(2, "test"), _picture(3)]
+    similarity = ThumbnailSimilarity(prints["thumbnail"])
+    assert similarity.correlation(0, 1) >= NEAR and similarity.correlation(1, 2) >= NEAR > similarity.correlation(
+        0, 2
+    )
+    pictures = [_image(0), _image(1, "validate"), _image(2, "test"), _image(3)]
     found = _found(pictures, prints)
     assert found.cross_split == {pictures[0]: "test", pictures[1]: "test"}
-    assert {(row.picture, row.first) for row in found.rows} == {
+    assert {(row.image, row.first) for row in found.rows} == {
         (pictures[1], pictures[2]),
         (pictures[0], pictures[1]),
     }
     assert found.counts() == {"exact": 0, "near": 2, "in_another_split": 2, "of_another_patient": 2}
 
 
-def test_n_equal_pictures_make_n_minus_one_rows_and_within_a_split_none_gives_way() -> None:
+def test_n_equal_images_make_n_minus_one_rows_and_none_is_removed_within_a_split() -> None:
     prints = _fingerprints([_noise(0)] * 20 + [_noise(1)] * 3)
-    pictures = [_picture(n) for n in range(20)] + [_picture(20, "test"), _picture(21), _picture(22, "validate")]
+    pictures = [_image(n) for n in range(20)] + [_image(20, "test"), _image(21), _image(22, "validate")]
     found = _found(pictures, prints)
     assert found.counts() == {"exact": 21, "near": 0, "in_another_split": 2, "of_another_patient": 21}
     assert found.cross_split == {pictures[21]: "test", pictures[22]: "test"}
@@ -73,9 +75,9 @@ def test_n_equal_pictures_make_n_minus_one_rows_and_within_a_split_none_gives_wa
         find_duplicates(pictures, [bytes(1)] * 23, [])
 
 
-def test_blocks_of_any_size_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_result_does_not_depend_on_the_block_size(monkeypatch: pytest.MonkeyPatch) -> None:
     pictures = [_noise(n // 3) * (1 + 0.2 * (n % 3)) + 0.1 * _noise(1000 + n) for n in range(60)]
-    named = [_picture(n, ("train", "validate", "test")[n % 3]) for n in range(60)]
+    named = [_image(n, ("train", "validate", "test")[n % 3]) for n in range(60)]
     prints = _fingerprints(pictures)
     whole = _found(named, prints)
     assert whole.counts()["near"] == 40 == len(whole.cross_split)
@@ -87,25 +89,25 @@ def test_blocks_of_any_size_find_the_same(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Thirty patients with official splits. Films of train come again: one exactly and one nearly in test, one in
-    validate, one as another patient's in train, one in the same study; of a study with two views one comes again."""
+    """Thirty patients with official splits. Images of train are repeated: one exactly and one nearly in test, one in
+    validate, one for another patient in train, one in the same study; one view of a two-view study is repeated."""
     root = tmp_path_factory.mktemp("tree")
     phantom = Phantom(128, 0)
     rows = ["image,patient_id,study_id,view,findings,split"]
 
-    def add(name: str, film: np.ndarray, patient: int, study: int, split: str) -> None:
-        Image.fromarray(np.asarray(film * 255 + 0.5, np.uint8)).save(root / name)
+    def add(name: str, pixels: np.ndarray, patient: int, study: int, split: str) -> None:
+        Image.fromarray(np.asarray(pixels * 255 + 0.5, np.uint8)).save(root / name)
         rows.append(f"{name},Miller{patient},Visit{study},PA,Lungs are clear.,{split}")
 
-    films = [phantom.study(20 * number).images[0] for number in range(30)]
-    for number, film in enumerate(films):
-        add(f"{number}.png", film, number, number, ("train", "train", "validate", "test")[number % 4])
+    images = [phantom.study(20 * number).images[0] for number in range(30)]
+    for number, image in enumerate(images):
+        add(f"{number}.png", image, number, number, ("train", "train", "validate", "test")[number % 4])
     add("two.png", phantom.study(777).images[0], 0, 0, "train")
-    add("exact.png", films[0], 40, 40, "test")
-    add("near.png", copied(films[1], 0.01) / 255, 41, 41, "test")
-    add("validate.png", films[4], 42, 42, "validate")
-    add("stranger.png", films[5], 43, 43, "train")
-    add("twice.png", films[8], 8, 8, "train")
+    add("exact.png", images[0], 40, 40, "test")
+    add("near.png", copied(images[1], 0.01) / 255, 41, 41, "test")
+    add("validate.png", images[4], 42, 42, "validate")
+    add("stranger.png", images[5], 43, 43, "train")
+    add("twice.png", images[8], 8, 8, "train")
     (root / "manifest.csv").write_text("\n".join(rows) + "\n")
     return root
 
@@ -125,7 +127,7 @@ def _table(path: Path) -> list[dict[str, str]]:
 
 
 def _study(number: int) -> str:
-    """The pseudonym of a study of the tree, whose source names it by patient and study."""
+    """Return the pseudonym of a study of the tree, which its source identifies by patient and study."""
     return pseudonym(load_key(DEFAULT_KEY_FILE), "study", f"Miller{number}/Visit{number}")
 
 
@@ -134,11 +136,11 @@ def _reported(out: Path) -> set[tuple[str, ...]]:
     return {tuple(row[column] for column in columns) for row in _table(out / "duplicates.csv")}
 
 
-def test_the_report_names_every_planted_duplicate_and_changes_no_shard(
+def test_report_lists_every_planted_duplicate_and_changes_no_shard(
     tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     manifest = ingest(_config(tree, tmp_path / "report"))
-    told = capsys.readouterr()
+    printed = capsys.readouterr()
     ingest(_config(tree, tmp_path / "ignore", duplicates="ignore"))
     report, ignore = _contents(tmp_path / "report"), _contents(tmp_path / "ignore")
     assert report.keys() - ignore.keys() == {"duplicates.csv"}
@@ -155,13 +157,13 @@ def test_the_report_names_every_planted_duplicate_and_changes_no_shard(
     assert ("exact", _study(8), "1", "train", _study(8), "0", "train", "yes") in found
     near = next(row for row in _table(tmp_path / "report" / "duplicates.csv") if row["kind"] == "near")
     assert 0 < float(near["distance"]) <= 1 - NEAR
-    assert "4 exact, 1 near" in told.err and "--duplicates remove" in told.err
+    assert "4 exact, 1 near" in printed.err and "--duplicates remove" in printed.err
     written = b"".join(path.read_bytes() for path in (tmp_path / "report").rglob("*"))
     assert b"Miller" not in written and b"Visit" not in written and b".png," not in written
 
 
 def _samples(out: Path) -> Iterator[tuple[str, str, list[bytes], dict[str, object]]]:
-    """(shard, key, pictures, json) read with nothing of ours but the names."""
+    """Yield (shard, key, images, json), read with the standard library only."""
     for path in sorted(out.glob("*.tar")):
         with tarfile.open(path) as tar:
             members = {entry.name: tar.extractfile(entry).read() for entry in tar}  # type: ignore[union-attr]
@@ -170,25 +172,25 @@ def _samples(out: Path) -> Iterator[tuple[str, str, list[bytes], dict[str, objec
             yield path.name, key, pictures, json.loads(members[f"{key}.json"])
 
 
-def test_removal_leaves_out_what_stands_in_a_stricter_split_and_nothing_else(tree: Path, tmp_path: Path) -> None:
+def test_removal_drops_only_duplicates_of_a_stricter_split(tree: Path, tmp_path: Path) -> None:
     ingest(_config(tree, tmp_path / "report"))
     manifest = ingest(_config(tree, tmp_path / "remove", duplicates="remove"))
-    gone = {(_study(0), 0): "test", (_study(1), 0): "test", (_study(4), 0): "validate"}
+    removed = {(_study(0), 0): "test", (_study(1), 0): "test", (_study(4), 0): "validate"}
     expected = []
     for shard, key, pictures, info in _samples(tmp_path / "report"):
-        left = [number for number in range(len(pictures)) if (key, number) not in gone]
-        if left:
+        remaining = [number for number in range(len(pictures)) if (key, number) not in removed]
+        if remaining:
             views = info["views"]
             assert isinstance(views, list)
-            kept = {**info, "views": [views[number] for number in left]}
-            expected.append((shard, key, [pictures[number] for number in left], kept))
+            kept = {**info, "views": [views[number] for number in remaining]}
+            expected.append((shard, key, [pictures[number] for number in remaining], kept))
     found = list(_samples(tmp_path / "remove"))
     assert found == expected
-    assert len(next(row for row in found if row[1] == _study(0))[2]) == 1  # its other view stays
+    assert len(next(row for row in found if row[1] == _study(0))[2]) == 1  # its other view is kept
     assert not {_study(1), _study(4)} & {row[1] for row in found}
 
     rejects = {(row["study_id"], int(row["view"])): row["reason"] for row in _table(tmp_path / "remove/rejects.csv")}
-    assert rejects == {place: f"duplicate of an image in {split}" for place, split in gone.items()}
+    assert rejects == {key: f"duplicate of an image in {split}" for key, split in removed.items()}
     assert manifest["duplicates"]["option"] == "remove" and manifest["counts"]["rejected_images"] == 3
     assert manifest["counts"]["kept_studies"] == len(found)
     assert _reported(tmp_path / "remove") == _reported(tmp_path / "report")
@@ -202,14 +204,14 @@ def test_removal_leaves_out_what_stands_in_a_stricter_split_and_nothing_else(tre
 
 
 class _Killed(BaseException):
-    """As SIGKILL: no code of ours sees it."""
+    """Stands in for SIGKILL: no code of the package catches it."""
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_removal_killed_after_any_of_its_acts_ends_with_the_same_bytes(
+def test_a_removal_killed_after_any_rename_resumes_to_the_same_bytes(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
-    """Its acts are renames: of a shard, its index, its report, then of each into its place. It does one to three."""
+    """Every start does one to three renames (shard, index, report, then each into place) before it is killed."""
     ingest(_config(tree, tmp_path / "undisturbed", duplicates="remove"))
     config = _config(tree, tmp_path / "out", duplicates="remove", workers=workers)
     replace, left = os.replace, 0

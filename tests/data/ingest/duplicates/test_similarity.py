@@ -39,7 +39,7 @@ def linked_pairs(patients: list[str], images: list[np.ndarray]) -> set[tuple[int
     named = [ShardImage(patient, str(n), 0, 0, "train", "train-000000.tar") for n, patient in enumerate(patients)]
     prints = np.array([fingerprint(pixels, 0, 0, 0) for pixels in images], FINGERPRINT)
     found = find_duplicates(named, [row["digest"].tobytes() for row in prints], [prints["thumbnail"]])
-    return {(int(row.first.study), int(row.picture.study)) for row in found.rows}
+    return {(int(row.first.study), int(row.image.study)) for row in found.rows}
 
 
 def test_only_copies_of_phantoms_are_duplicates() -> None:
