@@ -1,7 +1,7 @@
-"""The file of a shard on this machine: where it lies, or its copy in the cache; its checksum is looked at first.
+"""Return the local file of a shard, downloading remote shards to a cache; the checksum is verified first.
 
-A copy of a remote shard bears the checksum as its name, so it cannot go stale, and shards of several folders with
-one content are fetched once. ``MEDUNIFIER_CACHE`` names the cache; it may be deleted at any time.
+A cached copy is named by its checksum, so it cannot become stale, and shards with the same content in several folders
+are downloaded once. ``MEDUNIFIER_CACHE`` sets the cache folder, which may be deleted at any time.
 """
 
 import fcntl
@@ -14,49 +14,49 @@ from medunifier.shared.errors import UserError
 
 
 def cache_folder() -> Path:
-    """Where copies of remote shards are kept."""
+    """Return the folder for copies of remote shards."""
     return Path(os.environ.get("MEDUNIFIER_CACHE") or Path.home() / ".cache" / "medunifier")
 
 
 def checked_shard(root: str, name: str, sha256: str) -> Path:
-    """A file of this machine with the shard's bytes, as its manifest promises them.
+    """Return a local file with the shard's bytes, verified against the manifest's checksum.
 
-    Reading a shard of 10 MB for its checksum takes 7 ms (1.5 GB/s), once a process; its pages are then in memory
-    for the samples that are read next.
+    Computing the checksum of a shard of 10 MB takes 7 ms (1.5 GB/s), once per process; its pages are then in the page
+    cache for the samples that are read next.
 
     Raises:
-        UserError: if the shard is absent, cut short or changed.
+        UserError: if the shard is absent, truncated or changed.
     """
     if is_url(root):
-        return _fetched(f"{root}/{name}", sha256)
+        return _cached_copy(f"{root}/{name}", sha256)
     path = Path(root) / name
     if not path.is_file():
         raise UserError(f"shard {path} is in the manifest but not on disk; copy it here or make the shards again")
-    _check(path, sha256, path, "Copy it again from where it came, or remove the folder and make the shards again")
+    _check(path, sha256, path, "Copy it again from its origin, or remove the folder and make the shards again")
     return path
 
 
-def _check(file: Path, sha256: str, place: Path | str, remedy: str) -> None:
+def _check(file: Path, sha256: str, location: Path | str, remedy: str) -> None:
     if (found := sha256_file(file)) != sha256:
         raise UserError(
-            f"shard {place} is damaged: its checksum is {found[:12]}…, the manifest says {sha256[:12]}…. {remedy}"
+            f"shard {location} is damaged: its checksum is {found[:12]}…, the manifest has {sha256[:12]}…. {remedy}"
         )
 
 
-def _fetched(url: str, sha256: str) -> Path:
+def _cached_copy(url: str, sha256: str) -> Path:
     copy = cache_folder() / "shards" / f"{sha256}.tar"
     if copy.is_file() and sha256_file(copy) == sha256:
         return copy
     copy.parent.mkdir(parents=True, exist_ok=True)
-    # Workers begin at the same shards: one fetches, the others wait for it.
+    # Workers start with the same shards: one downloads, the others wait for it.
     with open(copy.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (copy.is_file() and sha256_file(copy) == sha256):
-            _fetch(url, sha256, copy)
+            _download(url, sha256, copy)
     return copy
 
 
-def _fetch(url: str, sha256: str, copy: Path) -> None:
+def _download(url: str, sha256: str, copy: Path) -> None:
     system, path = filesystem(url)
     remove_partial(copy.parent)
     with atomic_file(copy) as partial:
@@ -64,5 +64,5 @@ def _fetch(url: str, sha256: str, copy: Path) -> None:
             with remote_errors_as_user_errors(url):
                 system.get_file(path, str(partial))
         except FileNotFoundError:
-            raise UserError(f"shard {url} is in the manifest but not there; copy it there again") from None
-        _check(partial, sha256, url, "If it happens again, copy the shard there again")
+            raise UserError(f"shard {url} is in the manifest but absent; upload it again") from None
+        _check(partial, sha256, url, "If it happens again, upload the shard again")

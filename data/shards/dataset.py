@@ -1,8 +1,8 @@
-"""WebDataset shards with an index of member offsets: written byte for byte the same, read at random.
+"""WebDataset shards with an index of member offsets: deterministic bytes, random access.
 
-A shard is a plain tar that stock ``webdataset.WebDataset`` reads: one sample a study, members
-``{study}.0.png``, ``{study}.1.png``, … or ``{study}.codes.npy``, and ``{study}.json``. Beside it lies
-``{shard}.index.json``; it is rebuilt from the tar where it is missing.
+A shard is a plain tar that stock ``webdataset.WebDataset`` reads: one sample per study, with members
+``{study}.0.png``, ``{study}.1.png``, … or ``{study}.codes.npy``, and ``{study}.json``. ``{shard}.index.json`` beside
+it is rebuilt from the tar if missing.
 """
 
 import io
@@ -40,8 +40,8 @@ class Sample:
 
     ``images`` are (H, W) uint8 or uint16 arrays (image shards), ``codes`` (images, h, w) integers (token
     shards); the other is empty. ``info`` is the sample's ``json``: study_id, patient_id, views, split,
-    report, labels, source, and visit where the source tells the order of a patient's studies. ``prior`` is
-    the study before, where a reader of several looks for it.
+    report, labels, source, and visit if the source has the order of a patient's studies. ``prior`` is the prior
+    study, set by datasets that look it up.
     """
 
     key: str
@@ -57,11 +57,11 @@ def shard_name(split: str, number: int) -> str:
 
 
 def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> dict[str, Any]:
-    """Write a tar and its index by rename; the bytes depend on the samples alone (no times, no owners).
+    """Write a tar and its index atomically; the bytes depend only on the samples (no times, no owners).
 
     Args:
-        path: the shard's final place.
-        samples: (key, {member's extension: bytes}) in the order in which they are to lie.
+        path: the shard's final path.
+        samples: (key, {member's extension: bytes}) in the order in which to write them.
 
     Returns:
         The manifest's row: ``{"samples", "bytes", "sha256"}``.
@@ -76,33 +76,33 @@ def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) 
                     tar.addfile(entry, io.BytesIO(content))
                 count += 1
         row: dict[str, Any] = {"samples": count, "bytes": partial.stat().st_size, "sha256": sha256_file(partial)}
-    # After the shard: an index without its shard would be taken for a finished one.
+    # After the shard, so that an index never exists without its shard.
     write_index(path, scan_shard(path), row["sha256"])
     return row
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
-    """(H, W) uint8 or uint16 -> PNG bytes."""
+    """Encode (H, W) uint8 or uint16 pixels as PNG bytes."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG", compress_level=4)
     return buffer.getvalue()
 
 
 def encode_npy(array: np.ndarray) -> bytes:
-    """An array as the bytes of a ``.npy`` file, without pickle."""
+    """Encode an array as the bytes of a ``.npy`` file, without pickle."""
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return buffer.getvalue()
 
 
 def decode_npy(content: bytes | memoryview) -> np.ndarray:
-    """What :func:`encode_npy` wrote; a writable array of its own.
+    """Decode the bytes of :func:`encode_npy` to a writable array.
 
-    ``np.load`` reads the header as a Python literal, which takes 80 of the 90 µs that it needs for 256 codes.
-    All shards of a run share a few headers, so each is read once.
+    ``np.load`` parses the header as a Python literal, which takes 80 of the 90 µs that it needs for 256 codes.
+    All shards of a run share a few headers, so parsed headers are cached.
 
     Raises:
-        ValueError: if it is no such file, is cut short, or needs pickle.
+        ValueError: if it is not such a file, is truncated, or needs pickle.
     """
     if bytes(content[:8]) != _NPY_MAGIC:
         raise ValueError("not a .npy file of version 1.0")
@@ -121,31 +121,31 @@ def _npy_layout(header: bytes) -> tuple[np.dtype[Any], int, tuple[int, ...], Lit
     np.lib.format.read_magic(file)
     shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
     if dtype.hasobject:
-        raise ValueError("an array of Python objects is not read")
+        raise ValueError("arrays of Python objects are not supported")
     return dtype, math.prod(shape), shape, "F" if fortran_order else "C"
 
 
 def encode_info(info: Mapping[str, Any]) -> bytes:
-    """A sample's ``json`` member."""
+    """Encode a sample's ``json`` member."""
     return json.dumps(info, sort_keys=True, ensure_ascii=False).encode()
 
 
 def read_manifest(root: str | Path) -> dict[str, Any]:
-    """The ``manifest.json`` of a shard folder, local or an fsspec URL.
+    """Return the ``manifest.json`` of a shard folder, local or at an fsspec URL.
 
     Raises:
-        UserError: if the folder has none, or a newer format than this version reads, or the manifest names shards
-            outside the folder or states impossible values.
+        UserError: if the folder has none, or its format version is not supported, or the manifest names shards
+            outside the folder or has invalid values.
     """
     root = as_path(root)
     what = "a shard folder (made by `medunifier ingest` or `tokenize`)"
     if isinstance(root, RemotePath):
-        place = f"{root}/{MANIFEST}"
+        address = f"{root}/{MANIFEST}"
         try:
-            manifest = parse_json(read_at_most(root / MANIFEST, MAX_JSON_BYTES), place, what)
+            manifest = parse_json(read_at_most(root / MANIFEST, MAX_JSON_BYTES), address, what)
         except OSError as error:
-            reason = "it is not there" if isinstance(error, FileNotFoundError) else error.strerror
-            raise UserError(f"{place} cannot be read: {reason}; give the address of a shard folder") from None
+            reason = "not found" if isinstance(error, FileNotFoundError) else error.strerror
+            raise UserError(f"{address} cannot be read: {reason}; pass the address of a shard folder") from None
     else:
         manifest = read_json(root / MANIFEST, what)
     version = manifest.get("format_version")
@@ -153,48 +153,48 @@ def read_manifest(root: str | Path) -> dict[str, Any]:
         raise UserError(f"{root} has format version {version}, this medunifier reads {FORMAT_VERSION}")
     _check_splits(manifest.get("splits"), f"{root}/{MANIFEST}")
     for names, expected in _MANIFEST_TYPES.items():
-        parent, _, name = names.rpartition(".")  # a parent stands in the table before what is in it
-        within = manifest.get(parent, {}) if parent else manifest
-        if not isinstance(within.get(name, expected()), expected):
+        parent, _, name = names.rpartition(".")  # the table lists a parent before its entries
+        container = manifest.get(parent, {}) if parent else manifest
+        if not isinstance(container.get(name, expected()), expected):
             raise UserError(f"{root}/{MANIFEST} has no valid {names}: expected {expected.__name__}")
     return dict(manifest)
 
 
 def _check_splits(splits: Any, where: str) -> None:
-    """Check what becomes a path or a number of samples, of whatever types a manifest has it.
+    """Check manifest entries, of any type, that are used as paths, sample counts or checksums.
 
     Raises:
-        UserError: for a shard's name with a folder in it, or a row without its number of samples and its checksum.
+        UserError: for a shard name that contains a folder, or a row without sample count or checksum.
     """
     if not isinstance(splits, dict) or not all(isinstance(rows, dict) for rows in splits.values()):
-        raise UserError(f"{where} has no splits with their shards: it is not a manifest of shards")
+        raise UserError(f"{where} has no valid splits: it is not a manifest of shards")
     for split, rows in splits.items():
         bare_name(split, where)
         for name, row in rows.items():
             bare_name(name, where)
             samples, checksum = (row.get("samples"), row.get("sha256")) if isinstance(row, dict) else (None, None)
             if type(samples) is not int or samples < 0:
-                raise UserError(f"{where} states no number of samples for shard {name}")
-            # The checksum is the name of a remote shard's copy in the cache.
+                raise UserError(f"{where} has no valid number of samples for shard {name}")
+            # The checksum becomes the file name of a remote shard's cached copy.
             if not isinstance(checksum, str) or not _SHA256.fullmatch(checksum):
-                raise UserError(f"{where} states no SHA-256 checksum for shard {name}")
+                raise UserError(f"{where} has no valid SHA-256 checksum for shard {name}")
 
 
 _MANIFEST_TYPES: dict[str, type] = {
     "source": str, "counts": dict, "transform": dict, "transform.text": str, "tokenizer": dict,
     "tokenizer.fingerprint": str, "tokenizer.precision": str,
 }  # fmt: skip
-"""Of what stands in a manifest beside its shards, as far as a reader relies on it."""
+"""Types of the other manifest entries that readers rely on."""
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
 _DAMAGE = (ValueError, TypeError, ArithmeticError, LookupError, SyntaxError, MemoryError)
-"""What decoders raise on damaged members."""
+"""Exceptions that decoders raise on damaged members."""
 
 
-def _decoded(key: str, members: Mapping[str, memoryview]) -> Sample:
-    """A sample of its members; one of ``_DAMAGE`` if they are damaged or do not belong together."""
-    info = _decoded_info(members["json"])
+def _decode_sample(key: str, members: Mapping[str, memoryview]) -> Sample:
+    """Decode a sample; raise one of ``_DAMAGE`` if its members are damaged or inconsistent."""
+    info = _decode_info(members["json"])
     images: list[np.ndarray] = []
     while (name := f"{len(images)}.png") in members:
         images.append(decode_png(members[name]))
@@ -207,8 +207,8 @@ def _decoded(key: str, members: Mapping[str, memoryview]) -> Sample:
     return Sample(key=key, info=info, images=tuple(images), codes=codes)
 
 
-def _decoded_info(content: memoryview) -> dict[str, Any]:
-    """A sample's ``json``, its types checked as far as readers rely on them."""
+def _decode_info(content: memoryview) -> dict[str, Any]:
+    """Decode a sample's ``json`` and check the types that readers rely on."""
     info: dict[str, Any] = decode_json(content)
     report, labels, views = info.get("report", {}), info.get("labels", {}), info.get("views")
     if (
@@ -222,22 +222,22 @@ def _decoded_info(content: memoryview) -> dict[str, Any]:
         or not {str, type(None)}.issuperset((type(info.get("patient_id")), type(info.get("split"))))
         or type(info.get("visit", 0)) is not int
     ):
-        raise ValueError("its json is not that of a study: study_id, views, report, labels")
+        raise ValueError("its json is not a study's: check study_id, patient_id, split, visit, views, report, labels")
     return info
 
 
 class ShardDataset:
-    """The samples of one split, by number, from local or remote shards.
+    """Map-style dataset of the samples of one split, from local or remote shards.
 
     Args:
-        path: folder or fsspec URL with a ``manifest.json``; remote shards are cached whole when first read.
+        path: folder or fsspec URL with a ``manifest.json``; remote shards are downloaded to the cache on first use.
         split: ``train``, ``validate`` or ``test``.
 
-    A shard's checksum is compared with the manifest's when it is first read in a process.
+    A shard's checksum is verified against the manifest when it is first read in a process.
 
     Raises:
-        UserError: if the folder is no shard folder, or the split is absent or empty; when a sample is read, if its
-            shard is absent, cut short or changed.
+        UserError: if the folder is not a shard folder, or the split is absent or empty; when a sample is read, if its
+            shard is absent, truncated or changed.
     """
 
     def __init__(self, path: str | Path, split: str) -> None:
@@ -252,7 +252,7 @@ class ShardDataset:
         self._checksums = [shards[name]["sha256"] for name, _ in self._shards]
         self._paths: dict[int, Path] = {}
         self._indices: dict[int, list[tuple[str, Members]]] = {}
-        self._files: dict[int, int] = {}  # open file descriptors, one a shard and a process
+        self._files: dict[int, int] = {}  # open file descriptors, one per shard and process
         self._process = os.getpid()
 
     def __len__(self) -> int:
@@ -265,12 +265,12 @@ class ShardDataset:
         """Read sample ``number`` (0 … len - 1), with its pixels or codes."""
         key, members = self._members(number)
         try:
-            return _decoded(key, members)
+            return _decode_sample(key, members)
         except _DAMAGE as error:
             raise self._damaged(number, key, error) from error
 
     def masks(self, number: int, image: int) -> dict[str, np.ndarray]:
-        """{finding: (H, W) booleans} of one image of sample ``number``, as far as its source has masks."""
+        """Return {finding: (H, W) bool} of one image of sample ``number``; empty without masks."""
         key, members = self._members(number)
         try:
             return masks_of_image(members, image)
@@ -278,10 +278,10 @@ class ShardDataset:
             raise self._damaged(number, key, error) from error
 
     def info(self, number: int) -> dict[str, Any]:
-        """The ``json`` of sample ``number`` alone, without decoding an image."""
+        """Return the ``json`` of sample ``number`` without decoding images."""
         key, members = self._members(number, only="json")
         try:
-            return _decoded_info(members["json"])
+            return _decode_info(members["json"])
         except _DAMAGE as error:
             raise self._damaged(number, key, error) from error
 
@@ -293,28 +293,28 @@ class ShardDataset:
         )
 
     def infos(self) -> Iterator[dict[str, Any]]:
-        """Every sample's ``json``, in order."""
+        """Yield every sample's ``json``, in order."""
         return (self.info(number) for number in range(len(self)))
 
     def _members(self, number: int, only: str | None = None) -> tuple[str, dict[str, memoryview]]:
-        """Key and members (or one of them) of a sample."""
+        """Return the key and the members (or only one of them) of a sample."""
         if not 0 <= number < len(self):
             raise IndexError(f"sample {number} of {len(self)}")
         shard = bisect_right(self._starts, number) - 1
         file = self._open(shard)
-        key, places = self._indices[shard][number - self._starts[shard]]
+        key, ranges = self._indices[shard][number - self._starts[shard]]
         if only is not None:
-            places = {only: places[only]}
-        # The members of a sample lie one behind the other: one read for all. And pread, which has no shared
-        # file position, so that forked workers cannot disturb each other.
-        begin, size = next(iter(places.values()))
+            ranges = {only: ranges[only]}
+        # The members of a sample are contiguous: one read for all. pread has no shared file position, so forked
+        # workers cannot interfere.
+        begin, size = next(iter(ranges.values()))
         end = begin + size
-        for offset, size in places.values():
+        for offset, size in ranges.values():
             begin, end = min(begin, offset), max(end, offset + size)
         span = memoryview(os.pread(file, end - begin, begin))
         if len(span) != end - begin:
-            raise UserError(f"shard {self._shards[shard][0]} of {self.root} was cut short while it was being read")
-        return key, {name: span[offset - begin : offset - begin + size] for name, (offset, size) in places.items()}
+            raise UserError(f"shard {self._shards[shard][0]} of {self.root} was cut short while being read")
+        return key, {name: span[offset - begin : offset - begin + size] for name, (offset, size) in ranges.items()}
 
     def _open(self, shard: int) -> int:
         if self._process != os.getpid():

@@ -1,9 +1,9 @@
-"""Samples in an order that is a pure function of (seed, epoch, position); the state is one integer.
+"""Data loading in an order that is a pure function of (seed, epoch, position); the state is one integer.
 
 There is no shuffle buffer and no iterable dataset: position *p* of the endless stream is sample
-``order(seed, p // n)[p % n]``. So a resumed run sees what the uninterrupted one would have seen, at any
-number of processes and workers; every sample is seen once an epoch; every rank takes equally many steps.
-`accelerator.prepare` never sees the loader (Accelerate 1.15 reads an iterable on rank 0 alone by default).
+``order(seed, p // n)[p % n]``. So a resumed run reads the same samples as an uninterrupted one, with any number of
+processes and workers; every sample is read once per epoch; every rank takes the same number of steps. The loader is
+not passed to `accelerator.prepare` (Accelerate 1.15 reads an iterable on rank 0 only by default).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +14,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from medunifier.data.shards.dataset import Sample
-from medunifier.shared.training.distributed import rank as own_rank
+from medunifier.shared.training.distributed import rank as current_rank
 from medunifier.shared.training.distributed import world_size
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Studies(Protocol):
-    """Samples by number, such as a :class:`data.shards.ShardDataset` or a choice out of one."""
+    """Map-style dataset of samples, such as a :class:`ShardDataset` or a subset of one."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, number: int, /) -> Sample: ...
@@ -30,17 +30,17 @@ class Studies(Protocol):
 
 @lru_cache(maxsize=2)
 def epoch_order(samples: int, seed: int, epoch: int) -> np.ndarray:
-    """The permutation of ``range(samples)`` in which an epoch visits them."""
+    """Return the permutation of ``range(samples)`` of an epoch."""
     return np.random.default_rng((seed, epoch)).permutation(samples)
 
 
 def sample_at(position: int, samples: int, seed: int) -> int:
-    """Number of the sample at ``position`` of the endless stream."""
+    """Return the index of the sample at ``position`` of the endless stream."""
     return int(epoch_order(samples, seed, position // samples)[position % samples])
 
 
 class _Positions(Sampler[list[int]]):
-    """Batches of stream positions for one rank, from a global position on, without end."""
+    """Endless batches of stream positions for one rank, starting at a global position."""
 
     def __init__(self, start: int, batch_size: int, rank: int, world: int) -> None:
         self._start, self._batch, self._rank, self._world = start, batch_size, rank, world
@@ -53,7 +53,7 @@ class _Positions(Sampler[list[int]]):
 
 
 class _Stream(Dataset[tuple[int, Sample]]):
-    """The endless stream as a dataset that maps positions to samples."""
+    """Dataset that maps positions of the endless stream to samples."""
 
     def __init__(self, dataset: Studies, seed: int) -> None:
         self._dataset, self._seed = dataset, seed
@@ -73,17 +73,17 @@ def sample_stream(
     world: int = 1,
     workers: int = 0,
 ) -> Iterator[Any]:
-    """Endless batches of this rank.
+    """Return an endless iterator over the batches of this rank.
 
     Args:
         dataset: samples of one split.
-        collate: makes a batch of ``[(position, sample), …]``; the position seeds whatever is drawn for the
-            sample, so that it does not depend on the worker that draws it.
-        batch_size: samples a batch and rank.
-        seed: of the order.
-        position: samples that all ranks together have already consumed: the whole state.
-        rank, world: this process, and how many there are.
-        workers: loader processes; 0 reads in this one.
+        collate: makes a batch of ``[(position, sample), …]``; the position seeds all random choices
+            for the sample, so that they do not depend on the worker.
+        batch_size: samples per batch and rank.
+        seed: seed of the order.
+        position: samples already consumed by all ranks together: the whole state.
+        rank, world: rank of this process, and number of processes.
+        workers: loader processes; 0 reads in this process.
     """
     loader = DataLoader(
         _Stream(dataset, seed),
@@ -98,7 +98,7 @@ def sample_stream(
 def training_stream(
     dataset: Studies, collate: Callable[[Sequence[tuple[int, Sample]]], Any], loop: "LoopConfig"
 ) -> Callable[[int], Iterator[Any]]:
-    """What the training loop asks for: opens this process' batches at a position, as ``loop`` says."""
+    """Return a function that opens this process' batches at a position, with the settings of ``loop``."""
 
     def open_at(position: int) -> Iterator[Any]:
         return sample_stream(
@@ -107,7 +107,7 @@ def training_stream(
             batch_size=loop.batch_size,
             seed=loop.seed,
             position=position,
-            rank=own_rank(),
+            rank=current_rank(),
             world=world_size(),
             workers=loop.workers,
         )
@@ -124,11 +124,11 @@ def batches_once(
     world: int = 1,
     limit: int | None = None,
 ) -> Iterator[Any]:
-    """This rank's share of one pass in the shards' order, the last batch smaller: for validation and judging.
+    """Yield this rank's batches of one pass in the shards' order, without shuffling; the last may be smaller.
 
     Sample i goes to rank ``i % world``; ``limit`` bounds the samples of all ranks together.
     """
     count = len(dataset) if limit is None else min(limit, len(dataset))
-    mine = range(rank, count, world)
-    for begin in range(0, len(mine), batch_size):
-        yield collate([(number, dataset[number]) for number in mine[begin : begin + batch_size]])
+    indices = range(rank, count, world)
+    for begin in range(0, len(indices), batch_size):
+        yield collate([(number, dataset[number]) for number in indices[begin : begin + batch_size]])

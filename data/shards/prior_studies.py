@@ -1,4 +1,4 @@
-"""Which study of a patient came before which: told in the shards by a number, so that no date need be in them."""
+"""Order of a patient's studies, stored in the shards as a visit number, so that they need no dates."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,27 +9,30 @@ from medunifier.data.records import StudyRecord
 
 
 def number_visits(records: Sequence[StudyRecord]) -> list[StudyRecord]:
-    """Every record with its ``visit``: the place of its ``taken`` among those of its patient, from 0.
+    """Return every record with its ``visit``: the rank of its ``taken`` time among those of its patient, from 0.
 
-    Studies of one moment share a number, since nobody can tell which came first; without a moment there is none.
+    Studies with equal times share a number, since their order is unknown; a study without time has none.
     """
-    moments: dict[str, set[str]] = defaultdict(set)
+    times: dict[str, set[str]] = defaultdict(set)
     for record in records:
         if record.taken:
-            moments[record.patient_id].add(record.taken)
-    places = {patient: {taken: place for place, taken in enumerate(sorted(of))} for patient, of in moments.items()}
-    return [replace(r, visit=places[r.patient_id][r.taken] if r.taken else None) for r in records]
+            times[record.patient_id].add(record.taken)
+    visits = {
+        patient: {taken: visit for visit, taken in enumerate(sorted(all_taken))}
+        for patient, all_taken in times.items()
+    }
+    return [replace(r, visit=visits[r.patient_id][r.taken] if r.taken else None) for r in records]
 
 
 def prior_study_indices(infos: Iterable[Mapping[str, Any]]) -> list[int | None]:
-    """Of each study the number of the one that its patient had before it.
+    """Return for each study the index of its prior study.
 
     Args:
-        infos: the ``json`` of every sample of one split, in the split's order: so no study of another split is found.
+        infos: the ``json`` of every sample of one split, in order, so that a prior is always of the same split.
 
     Returns:
-        Numbers in that order; None for a first study, and where the shards do not tell the order. Of several studies
-        of one earlier moment it is the first in the split's order.
+        Indices in that order; None for a first study, and if the shards do not have the order. If several studies
+        share the latest earlier time, the first of them in the split's order.
     """
     visits = [(str(info["patient_id"]), info.get("visit")) for info in infos]
     first: dict[str, dict[int, int]] = defaultdict(dict)
@@ -39,5 +42,5 @@ def prior_study_indices(infos: Iterable[Mapping[str, Any]]) -> list[int | None]:
     latest: dict[tuple[str, int], int] = {}
     for patient, numbers in first.items():
         ordered = sorted(numbers)
-        latest |= {(patient, visit): numbers[before] for before, visit in zip(ordered, ordered[1:], strict=False)}
+        latest |= {(patient, visit): numbers[previous] for previous, visit in zip(ordered, ordered[1:], strict=False)}
     return [None if visit is None else latest.get((patient, visit)) for patient, visit in visits]

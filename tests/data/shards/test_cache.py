@@ -1,4 +1,4 @@
-"""Shards at a URL: read through a cache of copies, each under the checksum that its manifest promises."""
+"""Remote shards are read through a cache of copies named by their checksums."""
 
 import fsspec
 import pytest
@@ -17,7 +17,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def remote(tmp_path):
-    """A shard folder in fsspec's memory, and its URL."""
+    """Yield the URL of a shard folder in fsspec's memory file system."""
     local = tmp_path / "local"
     local.mkdir()
     write_folder(local)
@@ -29,17 +29,17 @@ def remote(tmp_path):
     memory.store.clear()
 
 
-def test_remote_samples_are_those_of_the_local_folder(remote, tmp_path):
-    here, there = ShardDataset(tmp_path / "local", "train"), ShardDataset(remote + "/", "train")
-    assert len(there) == len(here) == 8
+def test_remote_and_local_samples_are_equal(remote, tmp_path):
+    local, remote_dataset = ShardDataset(tmp_path / "local", "train"), ShardDataset(remote + "/", "train")
+    assert len(remote_dataset) == len(local) == 8
     for number in (7, 0, 4):
-        assert there[number].info == here[number].info
-        assert (there[number].codes == here[number].codes).all()
+        assert remote_dataset[number].info == local[number].info
+        assert (remote_dataset[number].codes == local[number].codes).all()
 
 
-def test_each_shard_is_fetched_once(remote, cache):
+def test_each_shard_is_downloaded_once(remote, cache):
     assert ShardDataset(remote, "train")[7].info["n"] == 7
-    assert len(list(cache.rglob("*.tar"))) == 1  # only the shard that was asked for
+    assert len(list(cache.rglob("*.tar"))) == 1  # only the requested shard
     fsspec.filesystem("memory").rm("/bucket/shards/train-000001.tar")
     assert ShardDataset(remote, "train")[6].info["n"] == 6
     with pytest.raises(UserError, match=r"memory://bucket/shards/train-000000\.tar"):
@@ -47,21 +47,21 @@ def test_each_shard_is_fetched_once(remote, cache):
         _ = ShardDataset(remote, "train")[0]
 
 
-def test_what_a_killed_process_has_half_fetched_is_removed(remote, cache):
+def test_partial_downloads_of_a_killed_process_are_removed(remote, cache):
     (cache / "shards").mkdir(parents=True)
     (cache / "shards" / ".partial-1-abc.tar").write_text("half")
     _ = ShardDataset(remote, "train")[0]
     assert not list(cache.rglob(".partial-*")) and len(list(cache.rglob("*.tar"))) == 1
 
 
-def test_a_damaged_copy_is_fetched_again(remote, cache):
+def test_a_damaged_copy_is_downloaded_again(remote, cache):
     expected = ShardDataset(remote, "train")[0].codes
     (copy,) = cache.rglob("*.tar")
     copy.write_bytes(copy.read_bytes()[:-600])
     assert (ShardDataset(remote, "train")[0].codes == expected).all()
 
 
-def test_a_shard_damaged_at_its_place_is_named_and_not_kept(remote, cache):
+def test_a_damaged_remote_shard_is_reported_and_not_cached(remote, cache):
     memory = fsspec.filesystem("memory")
     content = memory.cat_file("/bucket/shards/train-000001.tar")
     memory.pipe_file("/bucket/shards/train-000001.tar", content[:600] + b"?" + content[601:])
@@ -72,7 +72,7 @@ def test_a_shard_damaged_at_its_place_is_named_and_not_kept(remote, cache):
     assert ShardDataset(remote, "train")[7].info["n"] == 7
 
 
-def test_shards_of_a_web_server(tmp_path, served):
+def test_shards_are_read_from_a_web_server(tmp_path, served):
     local = tmp_path / "local"
     local.mkdir()
     write_folder(local)
@@ -85,7 +85,7 @@ def test_shards_of_a_web_server(tmp_path, served):
         ShardDataset(f"{url}/local", "train")
 
 
-def test_an_absent_file_system_package_is_named():
+def test_a_missing_file_system_package_is_reported():
     with pytest.raises(UserError, match="pip install s3fs"):
         ShardDataset("s3://bucket/shards", "train")
     with pytest.raises(UserError, match="nowhere://"):

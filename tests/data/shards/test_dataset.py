@@ -21,7 +21,7 @@ from medunifier.shared.errors import UserError
 
 
 def write_folder(root, counts=(5, 3), bits=8):
-    """Shards of the train split; the pixels of a sample are its number."""
+    """Write shards of the train split; the pixels of a sample equal its index."""
     rows, number = {}, 0
     for shard, count in enumerate(counts):
         samples = []
@@ -58,7 +58,7 @@ def test_stock_webdataset_reads_the_shards(tmp_path):
     assert samples[3]["__key__"] == "0003" and samples[3]["0.png"].shape == (4, 6)
 
 
-def test_the_bytes_depend_on_the_samples_alone(tmp_path):
+def test_the_bytes_depend_only_on_the_samples(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         write_folder(tmp_path / name)
@@ -66,7 +66,7 @@ def test_the_bytes_depend_on_the_samples_alone(tmp_path):
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
 
 
-def test_a_missing_or_damaged_index_is_made_again(tmp_path):
+def test_a_missing_or_damaged_index_is_rebuilt(tmp_path):
     write_folder(tmp_path)
     index = index_path(tmp_path / "train-000000.tar")
     content = index.read_bytes()
@@ -77,7 +77,7 @@ def test_a_missing_or_damaged_index_is_made_again(tmp_path):
         assert index.read_bytes() == content
 
 
-def test_damaged_and_missing_shards_are_named(tmp_path):
+def test_damaged_and_missing_shards_are_reported(tmp_path):
     with pytest.raises(UserError, match=r"not found.*shard folder"):
         ShardDataset(tmp_path / "absent", "train")
     write_folder(tmp_path)
@@ -88,7 +88,7 @@ def test_damaged_and_missing_shards_are_named(tmp_path):
     for damaged in (content[: 512 * 3], content[:-1], content[:700] + b"?" + content[701:]):
         shard.write_bytes(damaged)
         dataset = ShardDataset(tmp_path, "train")
-        assert dataset[4].info["n"] == 4  # of the other shard
+        assert dataset[4].info["n"] == 4  # in the other shard
         with pytest.raises(UserError, match=r"train-000001\.tar.*damaged"):
             _ = dataset[7]
     (tmp_path / "train-000001.tar").unlink()
@@ -96,7 +96,7 @@ def test_damaged_and_missing_shards_are_named(tmp_path):
         _ = ShardDataset(tmp_path, "train")[7]
 
 
-def test_a_shard_cut_short_under_the_reader_is_an_error(tmp_path):
+def test_a_shard_truncated_while_open_is_an_error(tmp_path):
     dataset = ShardDataset(write_folder(tmp_path), "train")
     assert dataset[0].info["n"] == 0
     os.truncate(tmp_path / "train-000000.tar", 512 * 3)
@@ -107,17 +107,17 @@ def test_a_shard_cut_short_under_the_reader_is_an_error(tmp_path):
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 3, 4)])
 @pytest.mark.parametrize("dtype", ["u1", "<u2", ">i4", "<f8", "?"])
-def test_npy_is_decoded_as_numpy_does(dtype, shape, order):
+def test_npy_decoding_matches_numpy(dtype, shape, order):
     array = np.asarray(np.random.default_rng(0).integers(0, 100, shape).astype(dtype), order=order)
     content = encode_npy(array)
     expected = np.load(io.BytesIO(content))
-    for source in (content, memoryview(b"?" + content)[1:]):  # also from an odd address
+    for source in (content, memoryview(b"?" + content)[1:]):  # also unaligned
         found = decode_npy(source)
         assert found.dtype == expected.dtype and found.shape == expected.shape and found.flags.writeable
         assert (found == expected).all()
 
 
-def test_npy_with_objects_or_cut_short_is_refused():
+def test_npy_with_objects_or_truncated_is_refused():
     objects = io.BytesIO()
     np.save(objects, np.array([{}], dtype=object), allow_pickle=True)
     for content in (objects.getvalue(), encode_npy(np.arange(9))[:-1]):
@@ -129,19 +129,19 @@ def numbers(samples):
     return [(position, sample.info["n"]) for position, sample in samples]
 
 
-def test_every_sample_once_an_epoch_at_any_number_of_processes(tmp_path):
+def test_every_sample_is_read_once_per_epoch_with_any_number_of_processes(tmp_path):
     dataset = ShardDataset(write_folder(tmp_path), "train")
-    seen = {}
+    steps_by_world = {}
     for world in (1, 2, 4):
         streams = [
             sample_stream(dataset, numbers, batch_size=8 // world, seed=3, rank=r, world=world) for r in range(world)
         ]
         steps = [[entry for stream in streams for entry in next(stream)] for _ in range(3)]
         for step in steps:
-            assert sorted(n for _, n in step) == list(range(8))  # 8 positions a step: one epoch
-        seen[world] = steps
-    assert seen[1] == seen[2] == seen[4]
-    assert len({tuple(n for _, n in step) for step in seen[1]}) == 3  # another order each epoch
+            assert sorted(n for _, n in step) == list(range(8))  # 8 positions per step: one epoch
+        steps_by_world[world] = steps
+    assert steps_by_world[1] == steps_by_world[2] == steps_by_world[4]
+    assert len({tuple(n for _, n in step) for step in steps_by_world[1]}) == 3  # another order each epoch
 
 
 def test_resume_continues_the_order_with_other_workers(tmp_path):
@@ -159,7 +159,7 @@ def test_order_is_a_function_of_seed_epoch_and_position():
     assert [sample_at(p, 100, 5) for p in range(200, 300)] == list(epoch_order(100, 5, 2))
 
 
-def test_one_evaluation_pass_covers_all_without_repeats(tmp_path):
+def test_an_evaluation_pass_reads_every_sample_once(tmp_path):
     dataset = ShardDataset(write_folder(tmp_path), "train")
     both = [entry for rank in (0, 1) for batch in batches_once(dataset, numbers, batch_size=3, rank=rank, world=2)
             for entry in batch]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Shard folders that others wrote: nothing outside is read or written, and whatever is wrong is one error."""
+"""Malicious shard folders: nothing outside is read or written, and every defect is a UserError."""
 
 import io
 import json
@@ -34,7 +34,7 @@ def change_manifest(root, change):
 
 
 def one_sample(root, members):
-    """A folder of one sample with these members."""
+    """Write a folder with one sample of these members."""
     root.mkdir()
     return with_tar(root, [(f"s.{name}", content, tarfile.REGTYPE) for name, content in members.items()])
 
@@ -50,7 +50,7 @@ def with_tar(root, entries, samples=1):
     return root
 
 
-def test_a_manifest_names_shards_of_its_own_folder_alone(tmp_path):
+def test_manifests_with_shards_outside_their_folder_are_refused(tmp_path):
     root = write_folder(tmp_path)
     content = (root / MANIFEST).read_text()
     for name in ("../../elsewhere/test-000000.tar", "/tmp/x.tar", "a/b.tar", "..", "", "x\0.tar", "\ud800.tar"):
@@ -61,7 +61,7 @@ def test_a_manifest_names_shards_of_its_own_folder_alone(tmp_path):
                 read_manifest(root)
 
 
-def test_impossible_values_of_a_manifest_are_refused(tmp_path):
+def test_invalid_manifest_values_are_refused(tmp_path):
     root = write_folder(tmp_path)
     content = (root / MANIFEST).read_text()
 
@@ -107,15 +107,15 @@ def test_a_remote_manifest_cannot_write_outside_the_cache(tmp_path, monkeypatch)
     memory.store.clear()
 
 
-def test_an_impossible_index_is_made_again_from_the_shard(tmp_path):
+def test_an_invalid_index_is_rebuilt_from_the_shard(tmp_path):
     root = write_folder(tmp_path)
     path = index_path(root / SHARD)
     good = path.read_bytes()
-    for place in ([-512, 10], [0, -1], [10**10, 10], [512, 10**10], [2**80, 1], [1, 2**80], ["0", 1], [1.5, 1],
+    for byte_range in ([-512, 10], [0, -1], [10**10, 10], [512, 10**10], [2**80, 1], [1, 2**80], ["0", 1], [1.5, 1],
                   [True, 1], [None, 1], [0], [0, 1, 2], 3, None, {}):  # fmt: skip
         for member in ("json", "0.png", "../x"):
             index = json.loads(good)
-            index["members"][1][1][member] = place
+            index["members"][1][1][member] = byte_range
             path.write_text(json.dumps(index))
             sample = ShardDataset(root, "train")[1]
             assert sample.info["n"] == 1 and sample.images[0][1, 1] == 1
@@ -128,7 +128,7 @@ def test_an_impossible_index_is_made_again_from_the_shard(tmp_path):
         assert ShardDataset(root, "train").info(1)["n"] == 1
 
 
-def test_a_tar_of_anything_but_samples_is_refused(tmp_path):
+def test_a_tar_with_other_entries_than_samples_is_refused(tmp_path):
     info = encode_info(GOOD)
     plain = [("s.0.png", PNG, tarfile.REGTYPE), ("s.json", info, tarfile.REGTYPE)]
     assert with_tar(tmp_path, plain) and ShardDataset(tmp_path, "train")[0].info == GOOD
@@ -145,11 +145,11 @@ def test_a_tar_of_anything_but_samples_is_refused(tmp_path):
             list(read_samples(tmp_path / SHARD))
 
 
-def test_damaged_tar_headers_are_one_error(tmp_path):
-    """Every byte of the first headers changed: sizes beyond the file, negative ones, other kinds of entries."""
+def test_damaged_tar_headers_are_user_errors(tmp_path):
+    """Changed header fields: sizes beyond the file, negative sizes, other entry types."""
     with_tar(tmp_path, [("s.0.png", PNG, tarfile.REGTYPE), ("s.json", encode_info(GOOD), tarfile.REGTYPE)])
     content = (tmp_path / SHARD).read_bytes()
-    negative = b"\xff" * 12  # base-256 of -1, in the field of the size
+    negative = b"\xff" * 12  # base-256 of -1, in the size field
     damaged = [content[:124] + size + content[136:] for size in (negative, b"77777777777\0", b"\x80" + b"\xff" * 11)]
     damaged += [content[:156] + bytes([kind]) + content[157:] for kind in b"LKxgSX\xff"]
     for changed in damaged:
@@ -164,7 +164,7 @@ def test_damaged_tar_headers_are_one_error(tmp_path):
             assert all("json" in members for _, members in samples)
 
 
-def test_a_damaged_sample_is_one_error_that_names_it(tmp_path):
+def test_a_damaged_sample_is_a_user_error_with_its_key(tmp_path):
     info, codes = encode_info(GOOD), encode_npy(np.zeros((1, 2, 2), np.uint16))
     objects = io.BytesIO()
     np.save(objects, np.array([{}], dtype=object), allow_pickle=True)
@@ -212,7 +212,7 @@ def test_tokenize_writes_nothing_outside_its_folder(tmp_path, capsys):
     assert victim.read_bytes() == before and list(victim.parent.iterdir()) == [victim]
 
 
-def test_a_written_shard_is_read_by_the_same_rules(tmp_path):
+def test_writing_refuses_names_that_reading_refuses(tmp_path):
     with pytest.raises(UserError, match=r"\.\./s"):
         write_shard(tmp_path / SHARD, [("../s", {"json": encode_info(GOOD)})])
     assert not list(tmp_path.iterdir())

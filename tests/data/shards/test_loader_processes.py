@@ -1,4 +1,4 @@
-"""Two gloo processes: every sample once an epoch, and a resume elsewhere continues the same stream."""
+"""Two gloo processes read every sample once per epoch, and another layout resumes the same stream."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from medunifier.data.shards.loader import sample_stream, training_stream
 from medunifier.shared.training.loop import LoopConfig
 from tests.data.shards.test_dataset import write_folder
 
-SAMPLES, BATCH, STEPS = 13, 2, 10  # an epoch is no multiple of what the two read in a step
+SAMPLES, BATCH, STEPS = 13, 2, 10  # an epoch is not a multiple of the global batch
 
 
 def pairs(samples):
@@ -18,43 +18,43 @@ def pairs(samples):
 
 
 def _worker(rank: int, folder: Path) -> None:
-    """Reads a few steps, then opens the stream anew where all ranks together stood, with other workers."""
+    """Read a few steps, then reopen the stream at the global position with another number of workers."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     dataset = ShardDataset(folder / "shards", "train")
-    mine = []
+    batches = []
     for begin, end, workers in ((0, 4, 0), (4, STEPS, rank + 1)):
         loop = LoopConfig(batch_size=BATCH, seed=5, workers=workers)
         stream = training_stream(dataset, pairs, loop)(begin * loop.global_batch())
-        mine += [next(stream) for _ in range(begin, end)]
+        batches += [next(stream) for _ in range(begin, end)]
     gathered = [None, None]
-    dist.all_gather_object(gathered, mine)
+    dist.all_gather_object(gathered, batches)
     dist.barrier()
     dist.destroy_process_group()
     if rank == 0:
-        (folder / "seen").write_text(repr(gathered))
+        (folder / "positions").write_text(repr(gathered))
 
 
-def test_two_processes_see_every_sample_once_an_epoch_and_one_continues_where_they_stopped(tmp_path):
+def test_two_processes_read_each_epoch_once_and_one_process_resumes_their_stream(tmp_path):
     (tmp_path / "shards").mkdir()
     write_folder(tmp_path / "shards", counts=(6, 4, 3))
-    context = mp.get_context("fork")  # spawned ones would spend their time importing torch
+    context = mp.get_context("fork")  # spawn would spend the time importing torch
     processes = [context.Process(target=_worker, args=(rank, tmp_path)) for rank in range(2)]
     for process in processes:
         process.start()
     for process in processes:
         process.join(timeout=120)
         assert process.exitcode == 0
-    first, second = eval((tmp_path / "seen").read_text())
-    seen = [entry for step in zip(first, second, strict=True) for batch in step for entry in batch]
-    assert [position for position, _ in seen] == list(range(2 * BATCH * STEPS))
-    numbers = [number for _, number in seen]
+    first, second = eval((tmp_path / "positions").read_text())
+    read = [entry for step in zip(first, second, strict=True) for batch in step for entry in batch]
+    assert [position for position, _ in read] == list(range(2 * BATCH * STEPS))
+    numbers = [number for _, number in read]
     epochs = [numbers[begin : begin + SAMPLES] for begin in range(0, len(numbers) - SAMPLES + 1, SAMPLES)]
     assert len(epochs) == 3 and all(sorted(epoch) == list(range(SAMPLES)) for epoch in epochs)
-    assert len(set(map(tuple, epochs))) == 3  # each in another order
+    assert len(set(map(tuple, epochs))) == 3  # each in a different order
 
-    # One process with two workers takes over in the middle of an epoch, with another batch.
+    # One process with two workers resumes in the middle of an epoch, with another batch size.
     dataset = ShardDataset(tmp_path / "shards", "train")
     position = 2 * BATCH * 5
     stream = sample_stream(dataset, pairs, batch_size=3, seed=5, position=position, workers=2)
     continued = [entry for _ in range(6) for entry in next(stream)]
-    assert continued == seen[position : position + 18]
+    assert continued == read[position : position + 18]

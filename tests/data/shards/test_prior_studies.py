@@ -1,4 +1,4 @@
-"""The order of a patient's studies and their priors: never a later study, never another patient's."""
+"""Visit numbers and prior studies: never a later study, never another patient's."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +13,7 @@ def records(studies):
     return [StudyRecord(str(number), patient, (), taken=taken) for number, (patient, taken) in enumerate(studies)]
 
 
-def test_visits_are_numbered_by_time_whatever_the_order_of_the_source():
+def test_visits_are_numbered_by_time_in_any_source_order():
     days = [("a", "20310405"), ("b", "20310101"), ("a", "20300101"), ("a", ""), ("a", "20310405"), ("a", "20320101")]
     assert [record.visit for record in number_visits(records(days))] == [1, 0, 0, None, 1, 2]
 
@@ -22,14 +22,14 @@ def test_visits_are_numbered_by_time_whatever_the_order_of_the_source():
 def test_the_prior_is_the_patients_latest_earlier_study(studies):
     numbered = number_visits(records(studies))
     infos = [{"patient_id": r.patient_id, "visit": r.visit} for r in numbered]
-    for number, before in enumerate(prior_study_indices(infos)):
+    for number, prior in enumerate(prior_study_indices(infos)):
         patient, taken = studies[number]
         earlier = [t for p, t in studies if p == patient and "" < t < taken]
         if not taken or not earlier:
-            assert before is None
+            assert prior is None
         else:
-            assert studies[before] == (patient, max(earlier))
+            assert studies[prior] == (patient, max(earlier))
 
 
-def test_shards_without_an_order_have_no_prior():
+def test_shards_without_visit_numbers_have_no_prior():
     assert prior_study_indices([{"patient_id": "a"}, {"patient_id": "a"}]) == [None, None]
