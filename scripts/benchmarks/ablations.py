@@ -1,9 +1,9 @@
-"""What each objective gives and takes: all four at once, each alone, each left out, trained and judged alike.
+"""Ablation of the objectives: all four together, each alone, and each left out, on the same data.
 
 Every run is a training by ``stage2_unified/train.py`` with the same configuration, data, order and number of steps;
-only the weights of the losses differ. One more run has all four, and reads images in both directions. Each is judged
-by ``medunifier evaluate`` on what its losses could teach it. Whatever is finished is kept under ``runs`` and not made
-again; a training that was stopped continues.
+only the weights of the losses differ. One more run has all four and bidirectional images. ``medunifier evaluate``
+evaluates each run on the tasks of its objectives. Finished runs are kept under ``runs`` and not repeated; a training
+that was stopped continues.
 """
 
 import json
@@ -28,43 +28,43 @@ RUNS = {
     **{f"without {name}": (name,) for name in OBJECTIVES},
 }
 """Name of a run -> objectives whose weight is 0."""
-BOTH_WAYS = "all four, images read in both directions"
-RUNS[BOTH_WAYS] = ()
+BIDIRECTIONAL = "all four, images read in both directions"
+RUNS[BIDIRECTIONAL] = ()
 
-# Task of `evaluate` -> figure -> (what it is called, the objective that teaches it).
-FIGURES = {
+# Task of `evaluate` -> metric -> (its label, the objective that trains it).
+METRICS = {
     "retrieval": {
         "retrieval.image_to_text_r10": ("R@10, image to report", "contrast"),
         "retrieval.text_to_image_r10": ("R@10, report to image", "contrast"),
         "matching.auroc": ("matching, AUROC", "matching"),
     },
-    "reports": {"reports.clinical_f1_micro": ("clinical F1 of written reports, micro", "report")},
-    "synthesis": {"synthesis.label_auroc": ("label AUROC of drawn radiographs", "image")},
+    "reports": {"reports.clinical_f1_micro": ("clinical F1 of generated reports, micro", "report")},
+    "synthesis": {"synthesis.label_auroc": ("label AUROC of generated radiographs", "image")},
 }
 
 
 @dataclass(frozen=True)
 class Config:
-    """Train the four objectives together, each alone and each left out, and judge every run."""
+    """Train with the four objectives together, each alone and each left out, and evaluate every run."""
 
     out: str
-    """File for the table, NAME.json; NAME.md lies beside it."""
+    """File for the table, NAME.json; the page is written to NAME.md."""
     runs: str
-    """Folder of the trainings; what is finished there is not made again."""
+    """Folder of the trainings; finished ones are not repeated."""
     images: str
-    """Image shards, which synthesis is judged against."""
+    """Image shards that the models are evaluated on."""
     codes: str
     """Token shards of the same studies."""
     tokenizer: str
-    """The frozen tokenizer that made them."""
+    """Folder of the frozen tokenizer that made the token shards."""
     preset: str = "configs/stage2/demo.yaml"
     """Configuration of every training."""
     steps: int = 400
-    """Of each training."""
+    """Steps of each training."""
     limit: int = 200
-    """Test studies that are judged."""
+    """Number of test studies for the evaluation."""
     only: str = ""
-    """One run alone, such as "image alone"; empty = all that are missing."""
+    """Name of a single run, such as "image alone"; empty = all missing runs."""
     threads: int = 1
     """CPU threads; 0 = all cores."""
 
@@ -76,36 +76,39 @@ class Config:
 
 
 def rows(config: Config) -> list[Row]:
-    """All four objectives (ours) beside each of the other runs (peer), where the run was taught the figure."""
+    """Compare all four objectives (ours) with each other run (peer), for the metrics of its objectives."""
     for name, left_out in RUNS.items():
         if config.only in ("", name):
             _run(config, name, left_out)
-    judged = {
+    evaluated = {
         name: read_json(path, "a run of this benchmark")["figures"]
         for name in RUNS
         if (path := _folder(config, name) / "judged.json").is_file()
     }
-    missing = [name for name in RUNS if name not in judged]
+    missing = [name for name in RUNS if name not in evaluated]
     if missing:
-        print(f"still to be trained: {', '.join(missing)}")
+        print(f"not trained yet: {', '.join(missing)}")
     with atomic_file(Path(config.out).with_suffix(".md")) as partial_file:
-        partial_file.write_text(_page(config, judged), encoding="utf-8")
-    together = judged.get("all four")
+        partial_file.write_text(_page(config, evaluated), encoding="utf-8")
+    together = evaluated.get("all four")
     if together is None:
         return []
     return [
         Row(
-            f"{called}: all four beside {name}", together[figure], figures[figure], together[figure] / figures[figure]
+            f"{label}: all four against {name}",
+            together[metric],
+            values[metric],
+            together[metric] / values[metric],
         )
-        for name, figures in judged.items()
+        for name, values in evaluated.items()
         if name != "all four"
-        for figure, (called, _) in _figures().items()
-        if figures.get(figure)
+        for metric, (label, _) in _metrics().items()
+        if values.get(metric)
     ]
 
 
-def _figures() -> dict[str, tuple[str, str]]:
-    return {name: value for task in FIGURES.values() for name, value in task.items()}
+def _metrics() -> dict[str, tuple[str, str]]:
+    return {name: value for task in METRICS.values() for name, value in task.items()}
 
 
 def _folder(config: Config, name: str) -> Path:
@@ -118,29 +121,29 @@ def _run(config: Config, name: str, left_out: tuple[str, ...]) -> None:
         return
     print(f"{name}: {config.steps} steps", flush=True)
     start = time.perf_counter()
-    changed = [f"--weights.{objective}=0" for objective in left_out]
-    _train(config, folder, [*changed, "--model.bidirectional_images=true"] if name == BOTH_WAYS else changed)
+    options = [f"--weights.{objective}=0" for objective in left_out]
+    _train(config, folder, [*options, "--model.bidirectional_images=true"] if name == BIDIRECTIONAL else options)
     seconds = time.perf_counter() - start
-    figures: dict[str, float] = {}
-    for task, named in FIGURES.items():
-        taught = [figure for figure, (_, objective) in named.items() if objective not in left_out]
-        if not taught:
+    values: dict[str, float] = {}
+    for task, labels in METRICS.items():
+        trained = [metric for metric, (_, objective) in labels.items() if objective not in left_out]
+        if not trained:
             continue
-        options = EvaluateConfig(
+        evaluation = EvaluateConfig(
             model=str(folder / "model"),
             data=config.images,
             out=str(folder / f"{task}.json"),
             limit=config.limit,
-            temperature=0.6,  # as the demo draws
+            temperature=0.6,  # as in the demo
         )
-        tokenizer, pipeline = load_model(options.model, task, None)
-        metrics = evaluate(task, options, tokenizer, pipeline, f"medunifier evaluate {task}")["metrics"]
-        figures |= {figure: metrics[figure] for figure in taught}
-    write_json(folder / "judged.json", {"figures": figures, "training_seconds": seconds, "steps": config.steps})
+        tokenizer, pipeline = load_model(evaluation.model, task, None)
+        metrics = evaluate(task, evaluation, tokenizer, pipeline, f"medunifier evaluate {task}")["metrics"]
+        values |= {metric: metrics[metric] for metric in trained}
+    write_json(folder / "judged.json", {"figures": values, "training_seconds": seconds, "steps": config.steps})
 
 
 def _train(config: Config, folder: Path, options: list[str]) -> None:
-    """One training in a process of its own, as a user starts it."""
+    """Run one training in a subprocess, by the command that a user would run."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--num_processes", "1"]
     command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     command += ["stage2_unified/train.py", "--config", str(ROOT / config.preset), "--run_dir", str(folder.resolve())]
@@ -149,35 +152,36 @@ def _train(config: Config, folder: Path, options: list[str]) -> None:
     command += ["--loop.validate_every", str(config.steps), "--loop.threads", str(config.threads)]
     command += options
     if subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False).returncode:
-        raise UserError(f"the training in {folder} failed, its message stands above; the same command continues it")
+        raise UserError(f"the training in {folder} failed with the message above; the same command continues it")
 
 
-def _page(config: Config, judged: dict[str, dict[str, float]]) -> str:
-    about, named = machine(), _figures()
+def _page(config: Config, evaluated: dict[str, dict[str, float]]) -> str:
+    about, labels = machine(), _metrics()
     lines = [
-        "# What each objective gives and takes",
+        "# Ablation of the training objectives",
         "",
-        f"`medunifier bench ablations{_changed(config)}` on {time.strftime('%Y-%m-%d', time.gmtime())}: every run is "
-        f"`{config.preset}` for {config.steps} steps on the same studies in the same order, with the weights of some "
-        f"losses at 0; judged on {config.limit} test studies of its data. A dash: the run was not taught that. "
-        "Short trainings of a small model: they compare, and are not what a long one reaches.",
+        f"`medunifier bench ablations{_changed(config)}` on {time.strftime('%Y-%m-%d', time.gmtime())}. Every run "
+        f"trains `{config.preset}` for {config.steps} steps on the same studies in the same order, with the weights "
+        f"of the excluded losses set to 0, and is evaluated on {config.limit} test studies of the same data. A dash: "
+        "the run was not trained on that objective. These are short trainings of a small model: the values compare "
+        "objectives and are below those of long training.",
         "",
         f"Machine: {about['cpu']}, {config.threads} thread(s), torch {about['torch']}. "
         f"Data: {json.dumps(read_json(Path(config.images) / 'manifest.json', 'image shards')['source'])}.",
         "",
-        f"| run | {' | '.join(called for called, _ in named.values())} |",
-        f"|---|{'---|' * len(named)}",
+        f"| run | {' | '.join(label for label, _ in labels.values())} |",
+        f"|---|{'---|' * len(labels)}",
     ]
-    for name, figures in judged.items():
-        shown = [f"{figures[figure]:.3f}" if figure in figures else "–" for figure in named]
-        lines.append(f"| {name} | {' | '.join(shown)} |")
+    for name, values in evaluated.items():
+        cells = [f"{values[metric]:.3f}" if metric in values else "–" for metric in labels]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 
 
 def _changed(config: Config) -> str:
-    """The options that are not at their defaults, folders by their kind alone."""
-    given: dict[str, Any] = {f.name: getattr(config, f.name) for f in fields(config)}
+    """Return the options that are not at their defaults, with placeholders for paths."""
+    values: dict[str, Any] = {f.name: getattr(config, f.name) for f in fields(config)}
     paths = {"out": "FILE.json", "runs": "DIR", "images": "DIR", "codes": "DIR", "tokenizer": "DIR"}
     return "".join(
-        f" --{f.name} {paths.get(f.name, given[f.name])}" for f in fields(config) if given[f.name] != f.default
+        f" --{f.name} {paths.get(f.name, values[f.name])}" for f in fields(config) if values[f.name] != f.default
     )

@@ -1,7 +1,7 @@
-"""Radiographs drawn a second, with guidance: ours beside stock ``generate()`` on the exported causal LM.
+"""Image generation with guidance, images/s: ours against stock ``generate()`` on the exported causal LM.
 
-The peer is ``transformers``' own: ``guidance_scale`` with ``negative_prompt_ids`` and the image codes alone allowed,
-the same prompts, the same number of codes. It takes one negative prompt that all rows share, as ours do.
+The peer uses ``guidance_scale`` and ``negative_prompt_ids`` of ``transformers``, with only image codes allowed, the
+same prompts and the same number of codes. All its sequences share one negative prompt, as in ours.
 """
 
 from functools import partial
@@ -22,7 +22,7 @@ TARGETS = {1: 1.5, 8: 1.8}
 
 
 def rows(config: BenchConfig) -> list[Row]:
-    """A row a batch size: images/s, float32, top-k 100."""
+    """Measure images/s for each batch size, in float32 with top-k 100."""
     torch.manual_seed(0)
     model = _model().eval()
     stock = to_causal_lm(model)
@@ -58,7 +58,7 @@ def _prompts(model: MedUnifierForConditionalGeneration, batch: int) -> dict[str,
 
 
 def ours(model: MedUnifierForConditionalGeneration, prompt: dict[str, Tensor], temperature: float = 1.0) -> Tensor:
-    """(B, N) codes."""
+    """Generate (B, N) codes."""
     return generate_images(
         model,
         prompt["report"],
@@ -83,16 +83,16 @@ def peer(
     prompt: dict[str, Tensor],
     temperature: float = 1.0,
 ) -> Tensor:
-    """(B, N) codes by stock ``generate()``."""
+    """Generate (B, N) codes with stock ``generate()``."""
     ids = _prompt_ids(model, **prompt)
     negative = torch.full((len(ids), 1), model.vocabulary[UNCOND])
     without = _prompt_ids(model, negative, torch.ones(len(ids), dtype=torch.long), prompt["view"])
-    _, drawing = generation_configs(model.config)
-    usual = {"do_sample": True, "temperature": temperature, "top_k": 100} if temperature else {"do_sample": False}
-    drawn: Tensor = stock.generate(
+    _, image_config = generation_configs(model.config)
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 100} if temperature else {"do_sample": False}
+    generated: Tensor = stock.generate(
         ids,
         attention_mask=torch.ones_like(ids),
         negative_prompt_ids=without,
-        generation_config=GenerationConfig(**{**drawing.to_diff_dict(), **usual, "guidance_scale": GUIDANCE}),
+        generation_config=GenerationConfig(**{**image_config.to_diff_dict(), **sampling, "guidance_scale": GUIDANCE}),
     )
-    return drawn[:, ids.shape[1] :] - model.vocabulary.offset
+    return generated[:, ids.shape[1] :] - model.vocabulary.offset

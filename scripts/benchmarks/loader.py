@@ -78,7 +78,7 @@ def _waiting(dataset: ShardDataset, config: BenchConfig) -> Row:
         if number:  # the first opens files and warms up
             waited, computed = waited + ready - begin, computed + time.perf_counter() - ready
     share = waited / (waited + computed)
-    what = f"share of a training step ({shape.studies} studies of {shape.what}) that waits for data; peer: what may"
+    what = f"share of a training step ({shape.studies} studies of {shape.name}) that waits for data; peer: what may"
     return Row(what, share, MOST_WAIT, MOST_WAIT / share, 1.0)
 
 

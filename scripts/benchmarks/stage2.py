@@ -1,9 +1,9 @@
-"""A training step of the four objectives: each token computed once, against one pass an objective and a stock model.
+"""A training step of the four objectives with a shared prefix, against one pass per objective and a stock model.
 
-The first peer has the same backbone, heads, batch and drawn negatives; it runs, as public code does, the image row,
-the text row, the three matching rows, the report row and the image-generation row each for itself. The second is
-``transformers``' own ``Qwen3ForCausalLM`` with its own loss on as many tokens as ours computes, in rows of their mean
-length: what its ratio lacks to 1 is what the four objectives cost beside the arithmetic of the decoder.
+The first peer has the same backbone, heads, batch and number of negatives; as in public code, it encodes the image,
+the text, the three image-report pairs for matching, the report and the generated image in separate sequences. The
+second is ``Qwen3ForCausalLM`` of ``transformers`` with its own loss on as many tokens as ours computes, in sequences
+of their mean length: the difference of its ratio from 1 is the overhead of the four objectives over the decoder.
 """
 
 from dataclasses import dataclass
@@ -28,9 +28,9 @@ from medunifier.stage2_unified.training.four_objectives import FourObjectives
 
 @dataclass(frozen=True)
 class Shape:
-    """A batch: ``grid`` of codes, reports of ``shortest`` to ``longest`` ids."""
+    """A batch of studies with a ``grid`` of codes and reports of ``shortest`` to ``longest`` ids."""
 
-    what: str
+    name: str
     studies: int
     grid: tuple[int, int]
     shortest: int
@@ -52,7 +52,7 @@ TARGET, OVERHEAD_TARGET = 2.2, 1 / 1.1
 
 
 def rows(config: BenchConfig) -> list[Row]:
-    """Steps a second, forward and backward, float32."""
+    """Measure steps/s, forward and backward, in float32."""
     torch.manual_seed(0)
     table = []
     for shape in (PHANTOMS, RADIOGRAPHS):
@@ -60,9 +60,9 @@ def rows(config: BenchConfig) -> list[Row]:
         objectives, batch = FourObjectives(model, LossWeights()), _batch(model, shape)
         table.append(
             paired(
-                f"four objectives against one pass each, {shape.studies} studies of {shape.what}, steps/s",
+                f"four objectives against one pass each, {shape.studies} studies of {shape.name}, steps/s",
                 partial(_step_together, objectives, batch),
-                partial(_step_apart, objectives, batch),
+                partial(_step_separate, objectives, batch),
                 config,
                 TARGET,
             )
@@ -80,9 +80,9 @@ def rows(config: BenchConfig) -> list[Row]:
         )
     )
     weights = sum(p.numel() for p in model.model.layers.parameters() if p.dim() == 2)
-    rate = 6 * weights * ids.numel() * table[-1].ours  # a product and its two gradients, two operations an entry
-    share = rate / peak_flops("no")
-    print(f"ours: {rate / 1e9:.1f} GFLOP/s in the layers' products, {share:.0%} of a lone product's here")
+    rate = 6 * weights * ids.numel() * table[-1].ours  # FLOP/s: a product and its two gradients, 2 FLOP per entry
+    mfu = rate / peak_flops("no")
+    print(f"ours: {rate / 1e9:.1f} GFLOP/s in the matrix products of the layers, MFU {mfu:.0%}")
     return table
 
 
@@ -90,7 +90,7 @@ def _step_together(objectives: FourObjectives, batch: StudyBatch) -> None:
     _step(objectives, objectives(batch)["loss"])
 
 
-def _step_apart(objectives: FourObjectives, batch: StudyBatch) -> None:
+def _step_separate(objectives: FourObjectives, batch: StudyBatch) -> None:
     _step(objectives, one_pass_an_objective(objectives, batch))
 
 
@@ -122,22 +122,22 @@ def _batch(model: MedUnifierForConditionalGeneration, shape: Shape) -> StudyBatc
 
 
 def _as_many_tokens(objectives: FourObjectives, batch: StudyBatch) -> Tensor:
-    """(5 B, L) ids, as many as pass through ours: a prefix, three branches and a text-first row a study."""
+    """Return (5 B, L) ids, as many as ours computes: a prefix, three branches and a text-first sequence per study."""
     computed, model = [], objectives.model
-    hook = model.model.layers[0].register_forward_pre_hook(lambda _, given: computed.append(given[0].shape[:2]))
+    hook = model.model.layers[0].register_forward_pre_hook(lambda _, inputs: computed.append(inputs[0].shape[:2]))
     with torch.no_grad():
         objectives(batch)
     hook.remove()
-    tokens = sum(rows * length for rows, length in computed)
+    tokens = sum(sequences * length for sequences, length in computed)
     length = tokens // (5 * len(batch))
     return torch.randint(0, model.vocabulary.offset, (tokens // length, length))
 
 
 def one_pass_an_objective(objectives: FourObjectives, batch: StudyBatch) -> Tensor:
-    """The same weighted sum of losses, every objective with padded rows of its own."""
+    """Return the same weighted sum of losses, with separate padded sequences for every objective."""
     model, weights = objectives.model, objectives.weights
     v, n = model.vocabulary, len(batch)
-    here = torch.arange(n)
+    studies = torch.arange(n)
 
     def run(ids: Tensor) -> Tensor:
         hidden: Tensor = model.model(inputs_embeds=model.embed_ids(ids), use_cache=False).last_hidden_state
@@ -147,27 +147,27 @@ def one_pass_an_objective(objectives: FourObjectives, batch: StudyBatch) -> Tens
         return torch.full((count, 1), v[name])
 
     prefix = model.sequences.image_first(batch.images).ids
-    begin, length = prefix.shape[1] - 1, batch.report_length
+    emb_img, length = prefix.shape[1] - 1, batch.report_length
     image = model.image_embedding(run(prefix)[:, -1])
     text = model.get_text_features(batch.report, length)
     similarity = model.logit_scale.exp() * image @ text.T
     contrast = contrastive_loss(similarity, batch.report_key, batch.patient_key, ~batch.drop_text)
 
-    chosen = torch.stack([here, here.roll(1), here.roll(2)], dim=1).flatten()
+    chosen = torch.stack([studies, studies.roll(1), studies.roll(2)], dim=1).flatten()
     tail = torch.cat([special("<eos>", 3 * n), special("<match>", 3 * n)], dim=1)
     branch = append(batch.report[chosen], length[chosen], tail, v[PAD])
     hidden = run(torch.cat([prefix.repeat_interleave(3, 0), branch], 1))
-    at_match = hidden[torch.arange(3 * n), begin + length[chosen] + 2]
-    matching = cross_entropy(model.match_head(at_match, hidden[:, begin]), torch.tensor([1, 0, 0]).repeat(n))
+    at_match = hidden[torch.arange(3 * n), emb_img + length[chosen] + 2]
+    matching = cross_entropy(model.match_head(at_match, hidden[:, emb_img]), torch.tensor([1, 0, 0]).repeat(n))
 
     target = append(batch.report, length, special("<eos>"), v[PAD])
     real = torch.arange(target.shape[1]) <= length[:, None]
-    report = model.text_logits(run(torch.cat([prefix, target], 1))[:, begin:-1][real])
+    report = model.text_logits(run(torch.cat([prefix, target], 1))[:, emb_img:-1][real])
 
     codes = batch.images.codes[:, 0]
     text_first = model.sequences.text_first(batch.report, length, batch.images)[0].ids
     positions = (length + 3)[:, None] + torch.arange(codes.shape[1])
-    image_logits = model.image_logits(run(text_first)[here[:, None], positions]).flatten(0, 1)
+    image_logits = model.image_logits(run(text_first)[studies[:, None], positions]).flatten(0, 1)
     losses = {
         "contrast": contrast,
         "matching": matching,

@@ -24,7 +24,7 @@ def bench(monkeypatch):
         return subprocess.CompletedProcess(command, 0)
 
     def evaluate(task, *_):
-        return {"metrics": dict.fromkeys(module.FIGURES[task], 0.5)}
+        return {"metrics": dict.fromkeys(module.METRICS[task], 0.5)}
 
     monkeypatch.setattr(module, "subprocess", SimpleNamespace(run=run))
     monkeypatch.setattr(module, "load_model", lambda *_: (None, None))
@@ -71,7 +71,7 @@ def test_the_page_shows_no_figure_that_a_run_was_not_trained_for_and_no_path(ben
     bench.rows(config())
     page = (tmp_path / "a.md").read_text()
     (alone,) = [line for line in page.splitlines() if line.startswith("| image alone")]
-    assert alone.count("–") == len(bench._figures()) - 1 and alone.count("0.500") == 1
+    assert alone.count("–") == len(bench._metrics()) - 1 and alone.count("0.500") == 1
     assert str(tmp_path) not in page
 
 
