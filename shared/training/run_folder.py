@@ -50,13 +50,18 @@ class RunFolder:
     def _open(self, config: Any, may_change: tuple[str, ...]) -> None:
         saved = self.path / CONFIG
         if saved.is_file():
+            current = config_to_dict(config)
             differences = [
                 line
-                for line in config_differences(
-                    with_later_options(load_saved_config(saved), config), config_to_dict(config)
-                )
+                for line in config_differences(with_later_options(load_saved_config(saved), config), current)
                 if line.split(":")[0] not in may_change
             ]
+            unknown = [line.split(":")[0] for line in differences if not _has_option(current, line.split(":")[0])]
+            if unknown:
+                raise UserError(
+                    f"{saved} was written by an older version of medunifier (unknown options: {', '.join(unknown)}): "
+                    "give another --run_dir, or continue the run with that version"
+                )
             if differences:
                 raise UserError(
                     f"{self.path} holds a run with another configuration ({'; '.join(differences)}): "
@@ -121,6 +126,16 @@ class RunFolder:
         """Flush and close the TensorBoard writer."""
         if self._writer is not None:
             self._writer.close()
+
+
+def _has_option(config: dict[str, Any], key: str) -> bool:
+    """Return whether a configuration has the option with a dotted key."""
+    value: Any = config
+    for name in key.split("."):
+        if not isinstance(value, dict) or name not in value:
+            return False
+        value = value[name]
+    return True
 
 
 def export_once(folder: Path, own: str, found: Callable[[], str], write: Callable[[], object]) -> None:

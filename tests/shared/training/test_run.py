@@ -29,6 +29,14 @@ def test_a_run_continues_with_the_same_configuration_alone(tmp_path):
         RunFolder(tmp_path / "run", Config(seed=2, steps=5), may_change=("steps",))
 
 
+def test_a_run_of_an_older_version_is_refused(tmp_path):
+    RunFolder(tmp_path / "run", Config())
+    saved = tmp_path / "run" / "config.yaml"
+    saved.write_text(saved.read_text() + "recompute_activations: true\nmodel: {kv_heads: 4}\n")
+    with pytest.raises(UserError, match="older version.*model, recompute_activations"):
+        RunFolder(tmp_path / "run", Config(), may_change=("gradient_checkpointing",))
+
+
 def test_remnants_of_a_killed_run_are_removed_wherever_they_lie(tmp_path):
     RunFolder(tmp_path, Config())
     remnants = [tmp_path / folder / ".partial-1-x.png" for folder in ("", "pictures", "checkpoints")]
