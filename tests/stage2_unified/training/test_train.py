@@ -147,7 +147,7 @@ def test_wrong_options_give_one_line_of_error(fails, made, tmp_path):
     fails(arguments(made, run, loop__stepz=1), 2, "loop.stepz")
     fails(arguments(made, run, model__num_heads=3, model__num_kv_heads=2), 2, "model.num_heads")
     fails(arguments(made, run, tokenizer=made.root / "other"), 1, "another tokenizer", "tokenize the data again")
-    fails(arguments(made, run, tokenizer=made.root / "absent"), 1, "absent", "tokenizer's folder")
+    fails(arguments(made, run, tokenizer=made.root / "absent"), 1, "absent", "tokenizer folder")
     fails(arguments(made, run, data__shards=made.root / "absent"), 1, "absent", "shard folder")
     fails(arguments(made, run, data__shards=made.root / "images"), 1, "medunifier tokenize")
     assert not run.exists()
