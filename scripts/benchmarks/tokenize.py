@@ -75,7 +75,7 @@ def rows(config: BenchConfig) -> list[Row]:
     }
     precision = resolve_precision("auto", "cpu")
     speed = paired(
-        f"taming f16 encode, 256 px, same weights, float32, {gflop['taming'] / BATCH:.0f} GFLOP an image, images/s",
+        f"taming f16 encode, 256 px, same weights, float32, {gflop['taming'] / BATCH:.0f} GFLOP per image, images/s",
         lambda: ours.encode_indices(images),
         lambda: peer.encode_indices(images),
         config,
@@ -83,7 +83,7 @@ def rows(config: BenchConfig) -> list[Row]:
         units=float(BATCH),
     )
     preset_speed = paired(
-        f"cxr_f16 encode ({precision}, {gflop['cxr_f16'] / BATCH:.0f} GFLOP an image) "
+        f"cxr_f16 encode ({precision}, {gflop['cxr_f16'] / BATCH:.0f} GFLOP per image) "
         "against taming f16 (float32), 256 px, images/s",
         lambda: preset.encode_indices(images, precision),
         lambda: peer.encode_indices(images),
