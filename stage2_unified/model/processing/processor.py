@@ -150,8 +150,8 @@ class MedUnifierProcessor(PushFolder):
         frozen = FrozenTokenizer.from_pretrained(folder / IMAGE_TOKENIZER)
         if config.grid != list(frozen.grid) or config.codebook_size != frozen.codebook_size:
             raise UserError(
-                f"{folder}: the model reads {config.codebook_size} codes on a grid {config.grid}, its image tokenizer writes "
-                f"{frozen.codebook_size} on {list(frozen.grid)}: they do not belong together"
+                f"{folder}: the model expects {config.codebook_size} codes on a grid {config.grid}, "
+                f"its image tokenizer has {frozen.codebook_size} on {list(frozen.grid)}: they do not belong together"
             )
         return cls(load_text_tokenizer(str(folder)), frozen, config)
 
