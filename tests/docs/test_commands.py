@@ -125,7 +125,7 @@ def test_every_command_is_shown_somewhere_and_no_reason_is_left_over(root):
 
 
 @pytest.fixture
-def workplace(root, tmp_path, monkeypatch, model_folder, phantom_shards, films_folder):
+def workplace(root, tmp_path, monkeypatch, model_folder, phantom_shards, image_folder):
     """A folder with what the pages' commands find: a model, a tokenizer, images, an archive, tables."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(root / "configs")
@@ -135,7 +135,7 @@ def workplace(root, tmp_path, monkeypatch, model_folder, phantom_shards, films_f
                              (f"{run}/stage2/model", model_folder)):  # fmt: skip
             (tmp_path / name).parent.mkdir(parents=True)
             (tmp_path / name).symlink_to(target)
-    shutil.copytree(films_folder, "films")
+    shutil.copytree(image_folder, "films")
     (tmp_path / "films" / "broken.png").unlink()
     save_synthetic_dicom(tmp_path / "film.dcm", Phantom(48, 3).study(4).images[0], "a phantom", "PA")
     phantom(["--out=tree", "--studies=40", "--size=48", "--seed=3"])

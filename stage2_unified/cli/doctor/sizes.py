@@ -71,7 +71,7 @@ def _stage1(name: str, values: dict[str, Any]) -> Size:
     config = model_config(values["model"])
     with torch.device("meta"):
         model = VQGAN(config)
-        side, channels = config.resolution // model.front_end.shrink, config.in_channels * model.front_end.expansion
+        side, channels = config.resolution // model.front_end.stride, config.in_channels * model.front_end.channel_multiplier
         # Behind the front end, which keeps nothing of note and needs a device that computes.
         images = torch.empty(1, channels, side, side)
     kept = bytes_kept(model, lambda: model.decoder(model.post_quant_conv(model.quant_conv(model.encoder(images)))))

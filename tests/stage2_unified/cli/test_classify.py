@@ -53,8 +53,8 @@ def test_several_sentences_are_a_mean_or_the_largest_and_none_denied_has_no_pref
         assert np.isnan(scores.preference).all() and np.isnan(scores.denial).all()
 
 
-def test_files_to_json_lines_and_shards_to_csv(model_folder, films_folder, phantom_shards, tmp_path, capsys):
-    assert classify(model_folder, "--input", films_folder, "--labels", "chexpert5") == 0
+def test_files_to_json_lines_and_shards_to_csv(model_folder, image_folder, phantom_shards, tmp_path, capsys):
+    assert classify(model_folder, "--input", image_folder, "--labels", "chexpert5") == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(rows) == 6 and sum("error" in row for row in rows) == 1
     scores = rows[-1]["findings"]["Pleural Effusion"]
@@ -63,7 +63,7 @@ def test_files_to_json_lines_and_shards_to_csv(model_folder, films_folder, phant
     assert 0 < scores["statement_over_denial"] < 1
 
     own = ["--labels", "edema, cardiac pacemaker", "--drafts", "3", "--out", tmp_path / "drafts.csv"]
-    assert classify(model_folder, "--input", films_folder, *own) == 0
+    assert classify(model_folder, "--input", image_folder, *own) == 0
     with open(tmp_path / "drafts.csv", newline="") as file:
         drafted = [row for row in csv.DictReader(file) if not row["error"]]
     assert len(drafted) == 5 and {row["cardiac pacemaker sampled_probability"] for row in drafted} == {""}

@@ -22,19 +22,19 @@ def rows_of(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_a_folder_gives_one_row_per_file_with_errors(model_folder, films_folder, tmp_path, capsys):
+def test_a_folder_gives_one_row_per_file_with_errors(model_folder, image_folder, tmp_path, capsys):
     out = tmp_path / "reports.jsonl"
-    assert report(model_folder, "--input", films_folder, "--out", out, "--view", "AP") == 0
+    assert report(model_folder, "--input", image_folder, "--out", out, "--view", "AP") == 0
     assert "1 of them unreadable" in capsys.readouterr().out
     rows = rows_of(out)
-    assert [row["path"] for row in rows] == sorted(map(str, films_folder.rglob("*.png")))
+    assert [row["path"] for row in rows] == sorted(map(str, image_folder.rglob("*.png")))
     broken = [row for row in rows if "error" in row]
-    assert [row["path"] for row in broken] == [str(films_folder / "broken.png")] and "PNG" in broken[0]["error"]
+    assert [row["path"] for row in broken] == [str(image_folder / "broken.png")] and "PNG" in broken[0]["error"]
     read = next(row for row in rows if "error" not in row)
     assert {"findings", "impression", "labels", "notice"} <= read.keys() and read["view"] == "AP"
-    assert report(model_folder, "--input", films_folder, "--out", out, "--view", "AP") == 0
+    assert report(model_folder, "--input", image_folder, "--out", out, "--view", "AP") == 0
     assert "done already" in capsys.readouterr().out
-    assert report(model_folder, "--input", films_folder, "--out", out, "--view", "PA") == 1
+    assert report(model_folder, "--input", image_folder, "--out", out, "--view", "PA") == 1
     assert "another --out" in capsys.readouterr().err
 
 
@@ -49,8 +49,8 @@ def test_a_view_position_that_is_no_term_of_the_field_is_not_written(model_folde
     assert [row["view"] for row in rows_of(out)] == ["", "LL"] and "MILLER" not in out.read_text()
 
 
-def test_stopped_and_started_again_it_equals_the_uninterrupted_run(model_folder, films_folder, tmp_path, monkeypatch):
-    assert report(model_folder, "--input", films_folder, "--out", tmp_path / "whole.jsonl") == 0
+def test_stopped_and_started_again_it_equals_the_uninterrupted_run(model_folder, image_folder, tmp_path, monkeypatch):
+    assert report(model_folder, "--input", image_folder, "--out", tmp_path / "whole.jsonl") == 0
     seen, label = [], report_command.label_report
 
     def stop_at_the_third(text):
@@ -61,10 +61,10 @@ def test_stopped_and_started_again_it_equals_the_uninterrupted_run(model_folder,
 
     stopped = tmp_path / "stopped.jsonl"
     monkeypatch.setattr(report_command, "label_report", stop_at_the_third)
-    assert report(model_folder, "--input", films_folder, "--out", stopped) == 130
+    assert report(model_folder, "--input", image_folder, "--out", stopped) == 130
     assert not stopped.exists() and (tmp_path / "stopped.jsonl.unfinished").is_file()
     before = len(seen)
-    assert report(model_folder, "--input", films_folder, "--out", stopped) == 0
+    assert report(model_folder, "--input", image_folder, "--out", stopped) == 0
     assert len(seen) - before == 5 - 1  # the broken file and the first film were done before
     assert stopped.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
@@ -93,8 +93,8 @@ def test_studies_of_shards_are_encoded_independently_of_their_batch(model_folder
     (["--input", "{films}", "--split=test"], "no shard folder"),
     (["--input", "{films}/broken.png"], "none of the 1 files could be read"),
 ])  # fmt: skip
-def test_wrong_use_is_one_line(model_folder, films_folder, tmp_path, capsys, options, words):
-    options = [option.format(films=films_folder) for option in options]
+def test_wrong_use_is_one_line(model_folder, image_folder, tmp_path, capsys, options, words):
+    options = [option.format(films=image_folder) for option in options]
     assert report(model_folder, *options, "--out", tmp_path / "x.jsonl") == 1
     error = capsys.readouterr().err
     assert words in error and not list(tmp_path.iterdir())

@@ -118,22 +118,22 @@ def test_a_stopped_build_continues_and_equals_the_uninterrupted_one(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["stopped", "whole"]
 
 
-def test_files_may_be_indexed_and_the_broken_are_named(model_folder, films_folder, tmp_path, capsys):
-    assert retrieve(model_folder, "--data", films_folder, "--index", tmp_path / "index") == 0
+def test_files_may_be_indexed_and_the_broken_are_named(model_folder, image_folder, tmp_path, capsys):
+    assert retrieve(model_folder, "--data", image_folder, "--index", tmp_path / "index") == 0
     assert "5 studies, 1 unreadable" in capsys.readouterr().out
     about = json.loads((tmp_path / "index" / "index.json").read_text())
     assert about["studies"] == 5 and about["unreadable"][0]["path"].endswith("broken.png")
 
 
 def test_an_index_of_another_model_or_of_other_data_is_refused(
-    index, model_folder, other_model_folder, films_folder, tmp_path, capsys
+    index, model_folder, other_model_folder, image_folder, tmp_path, capsys
 ):
     assert retrieve(other_model_folder, "--index", index, "--text", "Edema.") == 1
     assert "built by model" in capsys.readouterr().err
-    assert retrieve(model_folder, "--data", films_folder, "--index", index) == 1
+    assert retrieve(model_folder, "--data", image_folder, "--index", index) == 1
     assert "other data" in capsys.readouterr().err
     assert retrieve(model_folder, "--index", tmp_path, "--text", "Edema.") == 1
     assert "not an index" in capsys.readouterr().err
     assert retrieve(model_folder, "--index", index) == 2
-    assert retrieve(model_folder, "--index", index, "--image", films_folder / "broken.png") == 1
+    assert retrieve(model_folder, "--index", index, "--image", image_folder / "broken.png") == 1
     assert "cannot be read as a radiograph" in capsys.readouterr().err
