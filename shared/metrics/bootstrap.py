@@ -1,4 +1,4 @@
-"""Bootstrap intervals that resample patients, since the studies of one patient are no independent draws."""
+"""Bootstrap intervals over patients, since studies of one patient are not independent samples."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -27,11 +27,11 @@ def resamples(patients: Sequence[str], draws: int, seed: int = 0) -> Iterator[np
     begins = np.cumsum(sizes) - sizes
     rng = np.random.default_rng(seed)
     for _ in range(draws):
-        drawn = rng.integers(len(sizes), size=len(sizes))
-        # Begin of each drawn patient, repeated for its rows, plus 0, 1, … within the patient.
-        ends = np.cumsum(sizes[drawn])
-        within = np.arange(ends[-1]) - np.repeat(ends - sizes[drawn], sizes[drawn])
-        yield order[np.repeat(begins[drawn], sizes[drawn]) + within]
+        sampled = rng.integers(len(sizes), size=len(sizes))
+        # First row of each sampled patient, repeated for its rows, plus 0, 1, … within the patient.
+        ends = np.cumsum(sizes[sampled])
+        within = np.arange(ends[-1]) - np.repeat(ends - sizes[sampled], sizes[sampled])
+        yield order[np.repeat(begins[sampled], sizes[sampled]) + within]
 
 
 def percentile_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
@@ -51,7 +51,7 @@ def bootstrap_interval(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Percentile interval of a statistic over patients drawn with replacement.
+    """Return the percentile interval of a statistic over patients sampled with replacement.
 
     Args:
         statistic: maps row numbers (with repetitions) to the figure; NaN where a draw leaves it undefined.

@@ -120,26 +120,26 @@ def precision_at_k(scores: np.ndarray, query_class: np.ndarray, candidate_class:
 
 
 def rerank(scores: np.ndarray, top: int, match: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
-    """Scores whose first ``top`` candidates a query stand in the order of a second, dearer judge.
+    """Re-rank the first ``top`` candidates of each query by a second, more expensive score.
 
-    The others follow behind in their old order: a candidate that the first judge does not bring forward the
+    The others follow behind in their old order: a candidate that the first score does not rank high the
     second one never sees.
 
     Args:
         scores: (queries, candidates) floats, higher is nearer.
-        top: how many candidates a query are judged again.
-        match: (P,) query numbers and (P,) candidate numbers -> (P,) finite scores of the second judge.
+        top: number of candidates per query to re-rank.
+        match: (P,) query numbers and (P,) candidate numbers -> (P,) finite second scores.
 
     Returns:
-        (queries, candidates) floats that rank as said; of equal second scores the first judge's order decides.
+        (queries, candidates) floats that rank as said; equal second scores keep the first order.
     """
     queries, candidates = scores.shape
     top = min(top, candidates)
     first = np.argsort(-scores, axis=1, kind="stable")[:, :top]  # (queries, top)
-    judged = match(np.repeat(np.arange(queries), top), first.ravel()).reshape(queries, top)
-    # Ranks in place of scores: the two judges' scales do not meet. Equal second scores keep the first order.
+    second = match(np.repeat(np.arange(queries), top), first.ravel()).reshape(queries, top)
+    # Ranks in place of scores: the two scores have different scales. Equal second scores keep the first order.
     ranks = rankdata(scores, axis=1)
-    place = np.argsort(np.argsort(-judged, axis=1, kind="stable"), axis=1)
+    place = np.argsort(np.argsort(-second, axis=1, kind="stable"), axis=1)
     np.put_along_axis(ranks, first, candidates + top - place.astype(float), axis=1)
     return ranks
 

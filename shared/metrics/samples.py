@@ -73,7 +73,7 @@ class Samples:
     """Rows that figures are made of.
 
     Attributes:
-        unit: what a row is ("study", "drawn image", …).
+        unit: what a row is ("study", "generated image", …).
         ids: (N,) names of the rows; two systems are compared on equal ones.
         patients: (N,) whose rows are resampled together.
         columns: arrays of N rows.
@@ -98,13 +98,13 @@ class Samples:
 
     def intervals(self, draws: int, seed: int) -> dict[str, tuple[float, float]]:
         """95 % bootstrap interval by patient of every figure, over the same resamples."""
-        drawn = np.array(
+        resampled = np.array(
             [
                 [self.value(metric, rows) for metric in self.statistics]
                 for rows in resamples(self.patients, draws, seed)
             ]
         )
-        return {metric: percentile_interval(drawn[:, i]) for i, metric in enumerate(self.statistics)}
+        return {metric: percentile_interval(resampled[:, i]) for i, metric in enumerate(self.statistics)}
 
 
 def paired_difference(a: Samples, b: Samples, metric: str, draws: int, seed: int) -> dict[str, Any]:

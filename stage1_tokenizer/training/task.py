@@ -204,8 +204,8 @@ class TokenizerTask:
         originals, reconstructions = (
             np.concatenate(side)[: self.config.data.pictures] for side in zip(*pictures, strict=True)
         )
-        drawn = labelled_rows([("originals", originals), ("reconstructions", reconstructions)], scale=2)
-        self._run.picture("reconstructions", step, drawn)
+        picture = labelled_rows([("originals", originals), ("reconstructions", reconstructions)], scale=2)
+        self._run.picture("reconstructions", step, picture)
         figures = fidelity.figures()
         self._warn_of_collapse(step, figures["codebook_usage"])
         return figures

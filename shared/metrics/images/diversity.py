@@ -1,4 +1,4 @@
-"""Variety of the images drawn for one prompt: MS-SSIM between them, lower is more varied."""
+"""Diversity of the images generated from one prompt: mean pairwise MS-SSIM, lower is more diverse."""
 
 from itertools import combinations
 
@@ -20,7 +20,7 @@ def scales_of(size: int) -> int:
 
 
 def similarity_within(images: np.ndarray) -> float:
-    """Mean MS-SSIM over all pairs of images drawn for one prompt.
+    """Return the mean MS-SSIM over all pairs of images generated from one prompt.
 
     Below 176 pixels there are fewer than five scales; their weights are then brought to a sum of 1, and the
     figure is comparable only at that size: :func:`scales_of` says how many there are.

@@ -1,4 +1,4 @@
-"""Precision, recall, density and coverage: fidelity and diversity of drawn images, told apart.
+"""Precision, recall, density and coverage: fidelity and diversity of generated images, measured separately.
 
 A Fréchet distance is one number for both. CheXGenBench found precision .782 beside recall .041 in one model:
 sharp radiographs, all of a kind.
@@ -17,10 +17,10 @@ class Manifold:
     """One value an image; the means are the figures.
 
     Attributes:
-        precision: (M,) 1 where a drawn image lies within some real image's sphere.
-        density: (M,) spheres of real images around a drawn image, over k: more than 1 is possible.
-        recall: (N,) 1 where a real image lies within some drawn image's sphere.
-        coverage: (N,) 1 where a real image's sphere holds a drawn image.
+        precision: (M,) 1 where a generated image lies within some real image's sphere.
+        density: (M,) spheres of real images around a generated image, over k: more than 1 is possible.
+        recall: (N,) 1 where a real image lies within some generated image's sphere.
+        coverage: (N,) 1 where a real image's sphere holds a generated image.
     """
 
     precision: np.ndarray
@@ -29,7 +29,7 @@ class Manifold:
     coverage: np.ndarray
 
 
-def manifold(real: np.ndarray, drawn: np.ndarray, neighbours: int = NEIGHBOURS) -> Manifold:
+def manifold(real: np.ndarray, generated: np.ndarray, neighbours: int = NEIGHBOURS) -> Manifold:
     """Compare two sets by spheres that reach to each image's k-th nearest of its own set.
 
     Precision and recall after Kynkäänniemi et al. (2019), density and coverage after Naeem et al. (2020),
@@ -37,25 +37,25 @@ def manifold(real: np.ndarray, drawn: np.ndarray, neighbours: int = NEIGHBOURS) 
     in Naeem's code.
 
     Args:
-        real, drawn: (N, D) and (M, D) features.
+        real, generated: (N, D) and (M, D) features.
         neighbours: k; 5 is usual.
 
     Raises:
         ValueError: if a side has no more than k images.
     """
-    if min(len(real), len(drawn)) <= neighbours:
+    if min(len(real), len(generated)) <= neighbours:
         raise ValueError(
-            f"{neighbours} neighbours need more than {neighbours} images a side, got {len(real)} and {len(drawn)}"
+            f"{neighbours} neighbours need more than {neighbours} images a side, got {len(real)} and {len(generated)}"
         )
-    real, drawn = np.asarray(real, dtype=np.float64), np.asarray(drawn, dtype=np.float64)
-    apart = cdist(real, drawn)  # (N, M)
-    real_radius, drawn_radius = _radius(real, neighbours), _radius(drawn, neighbours)
-    inside = apart < real_radius[:, None]
+    real, generated = np.asarray(real, dtype=np.float64), np.asarray(generated, dtype=np.float64)
+    distances = cdist(real, generated)  # (N, M)
+    real_radius, generated_radius = _radius(real, neighbours), _radius(generated, neighbours)
+    inside = distances < real_radius[:, None]
     return Manifold(
         precision=inside.any(axis=0).astype(float),
         density=inside.sum(axis=0) / neighbours,
-        recall=(apart < drawn_radius[None, :]).any(axis=1).astype(float),
-        coverage=(apart.min(axis=1) < real_radius).astype(float),
+        recall=(distances < generated_radius[None, :]).any(axis=1).astype(float),
+        coverage=(distances.min(axis=1) < real_radius).astype(float),
     )
 
 
