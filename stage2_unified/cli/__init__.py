@@ -1,1 +1,1 @@
-"""Commands of stage 2."""
+"""Command-line interface of stage 2."""

@@ -1,4 +1,4 @@
-"""``medunifier classify``: findings by sentences, for any labels that a sentence can name."""
+"""``medunifier classify``: zero-shot classification of radiographs, for any finding that a sentence can state."""
 
 import math
 from collections.abc import Sequence
@@ -9,85 +9,84 @@ from medunifier.shared.config import parse_config
 from medunifier.shared.files.row_file import Row
 from medunifier.shared.report_page.notice import research_notice
 from medunifier.stage2_unified.cli.report import write_rows
-from medunifier.stage2_unified.inference.inputs import Film, codes_of, open_films
+from medunifier.stage2_unified.inference.inputs import StudyImage, codes_of, open_inputs
 from medunifier.stage2_unified.inference.prompts import chosen_prompts
 from medunifier.stage2_unified.inference.zero_shot import PromptScorer
 
 NOTICE = research_notice("The scores are not calibrated and not the probability of a disease.")
 _VALUES = ("similarity", "denial_similarity", "statement_over_denial")
-_IN_DRAFTS = "sampled_probability"
+_SAMPLED = "sampled_probability"
 
 
 @dataclass(frozen=True)
 class ClassifyConfig:
-    """Score findings in radiographs (a file, a folder, shards) by the sentences that state and deny them.
+    """Score findings in radiographs (a file, a folder, or shards) with positive and negative sentences.
 
-    ``similarity`` and ``denial_similarity`` are cosines; ``statement_over_denial`` is the softmax of the two at the
-    model's temperature: 0.5 = undecided. It is not calibrated. ``sampled_probability`` is the fraction of
-    sampled reports that state the finding.
+    ``similarity`` and ``denial_similarity`` are cosine similarities; ``statement_over_denial`` is their softmax at
+    the model's temperature: 0.5 = undecided, not calibrated. ``sampled_probability`` is the fraction of sampled
+    reports that state the finding.
     """
 
     model: str
     """Model folder (run_dir/model)."""
     input: str
-    """A radiograph, a folder that is searched for radiographs, or a folder or URL of shards (one image a study)."""
+    """A radiograph, a folder of radiographs, or a folder or URL of shards (one image per study)."""
     out: str = ""
-    """NAME.csv for a table, another name for JSON lines; empty = JSON lines on standard output. An interrupted run
-    is continued by the same command."""
+    """NAME.csv for a table, any other name for JSON lines; empty = JSON lines on standard output. The same command
+    resumes an interrupted run."""
     labels: str = "all"
-    """A set by name (all, chexpert5, chexpert8, medunifier5, rsna) or any names with commas ("edema, pacemaker").
-    With prompts from a file: "all" = all of the file's."""
+    """A label set (all, chexpert5, chexpert8, medunifier5, rsna) or comma-separated names ("edema, pacemaker").
+    With prompts from a file, "all" = all findings of the file."""
     prompts: str = "sentence"
     """sentence: "There is edema." / "There is no edema."; chexzero: "Edema." / "No edema."; biovil; severity; or
     FILE.json: {"combine": "mean" or "max", "prompts": {label: {"positive": [...], "negative": [...]}}}."""
-    drafts: int = 0
-    """Reports sampled of each radiograph, to see how often they state a finding, for those of the 14 observations;
-    0 = none."""
+    samples: int = 0
+    """Reports sampled per radiograph to estimate sampled_probability, for those of the 14 observations; 0 = none."""
     split: str = ""
-    """Of shards: which splits, with commas; empty = all."""
+    """For shards: comma-separated splits; empty = all."""
     view: str = ""
-    """View position (PA, AP, LATERAL) where the file does not name it."""
+    """View position (PA, AP, LATERAL) for files that do not specify it."""
     batch_size: int = 16
-    """Radiographs a pass."""
+    """Radiographs per forward pass."""
     device: str | None = None
-    """Where the model runs; an accelerator if there is one."""
+    """Device of the model; default: CUDA if available, else the CPU."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
-        if self.drafts < 0:
-            raise ValueError(f"drafts must be at least 0, got {self.drafts}")
+        if self.samples < 0:
+            raise ValueError(f"samples must be at least 0, got {self.samples}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Score films, a row each; what cannot be read gets a row with its ``error``.
+    """Score radiographs and write one row each; an unreadable file gets a row with its ``error``.
 
     Raises:
-        UserError: for no model, no input, no prompts of these labels, or no readable radiograph at all.
+        UserError: if there is no model, no input, no prompt for these labels, or no readable radiograph.
     """
     config = parse_config(ClassifyConfig, argv, prog="medunifier classify")
-    # Here: --help does not wait for torch and transformers.
+    # Imported here so that --help does not wait for torch and transformers.
     from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline
     from medunifier.stage2_unified.inference.sampled_findings import sampled_probability
 
     prompts = chosen_prompts(config.prompts, config.labels)
     pipeline = MedUnifierPipeline.from_pretrained(config.model, config.device, config.batch_size)
-    films = open_films(config.input, config.split, pipeline.tokenizer)
+    source = open_inputs(config.input, config.split, pipeline.tokenizer)
     score = PromptScorer(pipeline, prompts)
 
-    def rows_of(readable: list[Film]) -> list[Row]:
-        views = [film.view or config.view for film in readable]
+    def rows_of(readable: list[StudyImage]) -> list[Row]:
+        views = [image.view or config.view for image in readable]
         codes = codes_of(pipeline, readable)
         scores = score(pipeline.embed_images(codes, views))
         columns = zip(_VALUES, (scores.similarity, scores.denial, scores.preference), strict=True)
         tables = {name: table.tolist() for name, table in columns}
-        if config.drafts:
-            shares = sampled_probability(pipeline, codes, views, config.drafts)
+        if config.samples:
+            fractions = sampled_probability(pipeline, codes, views, config.samples)
             unknown = [math.nan] * len(views)
             by_finding = [
-                shares[name].tolist() if name in shares else unknown for name in map(str.lower, score.findings)
+                fractions[name].tolist() if name in fractions else unknown for name in map(str.lower, score.findings)
             ]
-            tables[_IN_DRAFTS] = [list(row) for row in zip(*by_finding, strict=True)]
+            tables[_SAMPLED] = [list(row) for row in zip(*by_finding, strict=True)]
         return [
             {
                 "view": view,
@@ -104,19 +103,19 @@ def main(argv: Sequence[str] | None = None) -> None:
             for row, view in enumerate(views)
         ]
 
-    values = (*_VALUES, _IN_DRAFTS) if config.drafts else _VALUES
+    values = (*_VALUES, _SAMPLED) if config.samples else _VALUES
     names = [f"{finding} {value}" for finding in score.findings for value in values]
     write_rows(
-        films,
+        source,
         config.out,
         {
             "command": "classify",
             "model": pipeline.fingerprint,
             "view": config.view,
             "prompts": canonical_json(prompts.to_json()).decode(),
-            "drafts": config.drafts,
+            "samples": config.samples,
         },
-        [films.key_name, "view", *names, "notice", "error"],
+        [source.key_name, "view", *names, "notice", "error"],
         _flat,
         rows_of,
         config.batch_size,

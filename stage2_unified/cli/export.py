@@ -1,4 +1,4 @@
-"""``medunifier export``: what was trained, in the shapes that other software expects."""
+"""``medunifier export``: write trained models, tokenizers and data in formats that other software reads."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,21 +10,21 @@ from medunifier.shared.config import parse_config
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Write a trained model, a tokenizer or shards in a stock format; nothing is uploaded."""
+    """Export a trained model, a tokenizer or shards in a standard format; nothing is uploaded."""
 
     model: str = ""
     """Model folder (run_dir/model)."""
     tokenizer: str = ""
-    """onnx, hub: folder of the frozen tokenizer; empty = that of the model."""
+    """onnx, hub: folder of the frozen tokenizer; empty = the tokenizer of the model."""
     data: str = ""
     """hub: folder of image or token shards."""
     format: Literal["causal-lm", "onnx", "hub"] = "causal-lm"
-    """causal-lm: what transformers' AutoModelForCausalLM and AutoTokenizer read. onnx: the tokenizer's encoder and
-    decoder as graphs. hub: folders with cards, ready for an upload."""
+    """causal-lm: a checkpoint for transformers' AutoModelForCausalLM and AutoTokenizer. onnx: the tokenizer's encoder
+    and decoder as ONNX graphs. hub: repository folders with cards, ready to upload."""
     may_share_data: bool = False
-    """hub: you have made sure that shards of patients may be passed on."""
+    """hub: confirm that you are permitted to share shards of patient data."""
     out: str = ""
-    """Folder to write; empty = beside what is exported, NAME-FORMAT."""
+    """Output folder; empty = NAME-FORMAT next to the exported folder."""
 
     def __post_init__(self) -> None:
         if self.format == "causal-lm" and not self.model:
@@ -35,17 +35,17 @@ class ExportConfig:
             raise ValueError("format hub needs model, tokenizer or data")
         for name, formats in (("tokenizer", ("onnx", "hub")), ("data", ("hub",)), ("may_share_data", ("hub",))):
             if getattr(self, name) and self.format not in formats:
-                raise ValueError(f"{name} has no meaning for format {self.format}")
+                raise ValueError(f"{name} does not apply to format {self.format}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Export once; the same command again finds it done.
+    """Export; running the same command again does nothing.
 
     Raises:
-        UserError: for a folder that is not what it should be, a missing package, or an out that holds something else.
+        UserError: for an invalid folder, a missing package, or an output folder that contains something else.
     """
     config = parse_config(ExportConfig, argv, prog="medunifier export")
-    # Imported here: --help does not wait for torch and transformers.
+    # Imported here so that --help does not wait for torch and transformers.
     from medunifier.stage1_tokenizer.frozen import FrozenTokenizer
     from medunifier.stage2_unified.export.causal_lm_folder import export_causal_lm
     from medunifier.stage2_unified.export.hub import export_hub
@@ -61,4 +61,4 @@ def main(argv: Sequence[str] | None = None) -> None:
         written = export_hub(config.model, config.tokenizer, config.data, config.may_share_data, out)
     else:
         written = export_causal_lm(Path(config.model), out)
-    print(f"{out} written" if written else f"{out} is done already")
+    print(f"{out} written" if written else f"{out} is already complete")

@@ -1,4 +1,4 @@
-"""``medunifier report``: draft reports for radiographs, a row each; a run that was stopped continues."""
+"""``medunifier report``: generate draft reports for radiographs, one row each; an interrupted run resumes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,35 +11,42 @@ from medunifier.shared.errors import UserError
 from medunifier.shared.files.row_file import Row, RowFile
 from medunifier.shared.progress import Progress
 from medunifier.shared.report_page.notice import research_notice
-from medunifier.stage2_unified.inference.inputs import Film, Films, keys_digest, open_films, read_batches, seen_of
+from medunifier.stage2_unified.inference.inputs import (
+    ImageSource,
+    StudyImage,
+    keys_digest,
+    open_inputs,
+    read_batches,
+    study_inputs,
+)
 
 NOTICE = research_notice("A draft: it may overlook findings and invent others.")
 
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """Write draft reports for radiographs: a file, a folder (DICOM, PNG, JPEG) or shards."""
+    """Generate draft reports for radiographs: a file, a folder (DICOM, PNG, JPEG) or shards."""
 
     model: str
     """Model folder (run_dir/model)."""
     input: str
-    """A radiograph, a folder that is searched for radiographs, or a folder or URL of shards. Of a study in shards as
-    many images are read as the model was trained with, and the visit before if it was trained with that."""
+    """A radiograph, a folder of radiographs, or a folder or URL of shards. For shards, the model receives as many
+    images of a study as it was trained with, and the prior study if it was trained with priors."""
     out: str = ""
-    """NAME.csv for a table, another name for JSON lines; empty = JSON lines on standard output. An interrupted run
-    is continued by the same command."""
+    """NAME.csv for a table, any other name for JSON lines; empty = JSON lines on standard output. The same command
+    resumes an interrupted run."""
     split: str = ""
-    """Of shards: which splits, with commas; empty = all."""
+    """For shards: comma-separated splits; empty = all."""
     group_by: Literal["file", "folder"] = "file"
-    """Of files: a report each, or one for those of a folder, which are then views of one study."""
+    """For files: one report per file, or one per folder, whose files are then views of one study."""
     view: str = ""
-    """View position (PA, AP, LATERAL) where the file does not name it."""
+    """View position (PA, AP, LATERAL) for files that do not specify it."""
     batch_size: int = 16
-    """Radiographs a pass; memory grows with it, not with the number of radiographs."""
+    """Radiographs per forward pass; memory depends on it, not on the number of radiographs."""
     beams: int = 1
-    """Beams of the search; 1 = greedy."""
+    """Beam search width; 1 = greedy decoding."""
     device: str | None = None
-    """Where the model runs; an accelerator if there is one."""
+    """Device of the model; default: CUDA if available, else the CPU."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.beams < 1:
@@ -47,35 +54,34 @@ class ReportConfig:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read radiographs, write a row each; what cannot be read gets a row with its ``error``.
+    """Generate a report per study and write one row each; an unreadable file gets a row with its ``error``.
 
     Raises:
-        UserError: for no model, no input, or no readable radiograph at all.
+        UserError: if there is no model, no input, or no readable radiograph.
     """
     config = parse_config(ReportConfig, argv, prog="medunifier report")
-    from medunifier.stage2_unified.inference.pipeline import (
-        MedUnifierPipeline,  # here: --help does not wait for torch and transformers
-    )
+    # Imported here so that --help does not wait for torch and transformers.
+    from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline
 
     pipeline = MedUnifierPipeline.from_pretrained(config.model, config.device, config.batch_size)
     folders = config.group_by == "folder"
-    films = open_films(config.input, config.split, pipeline.tokenizer, pipeline.max_views, pipeline.prior, folders)
+    source = open_inputs(config.input, config.split, pipeline.tokenizer, pipeline.max_views, pipeline.prior, folders)
 
-    def rows_of(readable: list[Film]) -> list[Row]:
-        reports = pipeline.write_reports(**seen_of(pipeline, readable, config.view), num_beams=config.beams)
+    def rows_of(readable: list[StudyImage]) -> list[Row]:
+        reports = pipeline.write_reports(**study_inputs(pipeline, readable, config.view), num_beams=config.beams)
         return [
-            {"view": ",".join(shown.view or config.view for shown in (film, *film.others))}
-            | ({"prior": film.prior is not None} if pipeline.prior else {})
+            {"view": ",".join(image.view or config.view for image in (study, *study.others))}
+            | ({"prior": study.prior is not None} if pipeline.prior else {})
             | {**report, "labels": label_report(" ".join(report.values())), "notice": NOTICE}
-            for film, report in zip(readable, reports, strict=True)
+            for study, report in zip(readable, reports, strict=True)
         ]
 
     write_rows(
-        films,
+        source,
         config.out,
         {"command": "report", "model": pipeline.fingerprint, "view": config.view, "beams": config.beams},
         [
-            films.key_name,
+            source.key_name,
             "view",
             *(["prior"] if pipeline.prior else []),
             "findings",
@@ -92,47 +98,47 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def write_rows(
-    films: Films,
+    source: ImageSource,
     out: str,
     run: dict[str, Any],
     columns: Sequence[str],
-    flat: Callable[[Row], list[Row]],
-    rows_of: Callable[[list[Film]], list[Row]],
+    flatten: Callable[[Row], list[Row]],
+    rows_of: Callable[[list[StudyImage]], list[Row]],
     batch_size: int,
-    what: str,
+    task: str,
 ) -> None:
-    """A row a film into ``out``, continued where an earlier run stopped.
+    """Write one row per input to ``out``, resuming an interrupted run.
 
     Args:
-        films: what is read.
-        out, columns, flat: as :class:`medunifier.shared.files.row_file.RowFile` has them.
-        run: what tells this run from another; the films' keys are added.
-        rows_of: readable films -> a row each, without key.
-        batch_size: films at a time.
-        what: for the progress bar.
+        source: the inputs.
+        out, columns, flatten: as for :class:`medunifier.shared.files.row_file.RowFile`.
+        run: settings that identify this run; the number and digest of the inputs are added.
+        rows_of: maps readable inputs to one row each, without the key.
+        batch_size: inputs per call of ``rows_of``.
+        task: label of the progress bar.
 
     Raises:
-        UserError: if no film at all is readable; nothing is left behind then.
+        UserError: if no input is readable; then no file is left behind.
     """
-    run = run | {"films": len(films.keys), "keys_sha256": keys_digest(films)}
-    with RowFile(out, run, columns, flat) as file:
+    run = run | {"films": len(source.keys), "keys_sha256": keys_digest(source)}
+    with RowFile(out, run, columns, flatten) as file:
         if file.done:
-            print(f"{out} is done already")
+            print(f"{out} is already complete")
             return
         first_error = ""
-        with Progress(len(films.keys), what, "images", done=file.count) as progress:
-            for batch in read_batches(films, file.count, batch_size):
-                readable = [film for film in batch if not film.error]
-                first_error = first_error or next((film.error for film in batch if film.error), "")
-                made = iter(rows_of(readable) if readable else [])
-                rows = [{"error": film.error} if film.error else next(made) for film in batch]
-                file.add([{films.key_name: film.key} | row for film, row in zip(batch, rows, strict=True)])
+        with Progress(len(source.keys), task, "images", done=file.count) as progress:
+            for batch in read_batches(source, file.count, batch_size):
+                readable = [image for image in batch if not image.error]
+                first_error = first_error or next((image.error for image in batch if image.error), "")
+                results = iter(rows_of(readable) if readable else [])
+                rows = [{"error": image.error} if image.error else next(results) for image in batch]
+                file.add([{source.key_name: image.key} | row for image, row in zip(batch, rows, strict=True)])
                 progress.advance(len(batch))
-        if file.failed == len(films.keys):
+        if file.failed == len(source.keys):
             file.discard()
             raise UserError(
                 f"none of the {file.failed} files could be read as a radiograph "
-                f"(first: {films.keys[0]}, {first_error})"
+                f"(first: {source.keys[0]}, {first_error})"
             )
         file.finish()
         if out:

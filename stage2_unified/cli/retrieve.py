@@ -1,4 +1,4 @@
-"""``medunifier retrieve``: the most similar studies of an index, to a radiograph or to a text."""
+"""``medunifier retrieve``: find the studies of an index that are most similar to a radiograph or a text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from medunifier.shared.config import parse_config
 from medunifier.shared.errors import UserError
 from medunifier.shared.files.row_file import Row, RowFile
 from medunifier.stage2_unified.inference.embedding_index import Engine, StudyIndex, build_index
-from medunifier.stage2_unified.inference.inputs import codes_of, keys_digest, open_films, read_batches
+from medunifier.stage2_unified.inference.inputs import codes_of, keys_digest, open_inputs, read_batches
 from medunifier.stage2_unified.inference.report_text import report_of
 
 if TYPE_CHECKING:
@@ -21,98 +21,97 @@ _COLUMNS = ("query", "rank", "similarity", "study_id", "path", "view", "findings
 
 @dataclass(frozen=True)
 class RetrieveConfig:
-    """Build an index of studies (--data), ask it for the most similar (--image, --text), or both at once."""
+    """Build an index of studies (--data), query it (--image or --text), or both."""
 
     model: str
     """Model folder (run_dir/model)."""
     index: str
-    """Folder of the index; it holds the embeddings and, from shards, the reports."""
+    """Folder of the index. It contains the embeddings and, if built from shards, the reports."""
     data: str = ""
-    """Build the index from this folder or URL of shards, or folder of radiographs. A stopped build is continued."""
+    """Folder or URL of shards, or folder of radiographs, to build the index from. An interrupted build resumes."""
     split: str = ""
-    """Of shards that are built from: which splits, with commas; empty = all."""
+    """For shards in --data: comma-separated splits; empty = all."""
     image: str = ""
-    """Ask by a radiograph, or by each of a folder."""
+    """Query with a radiograph, or with each radiograph of a folder."""
     text: str = ""
-    """Ask by a report or a sentence, taken as findings unless it has section headers."""
+    """Query with a report or a sentence, taken as findings unless it has section headers."""
     top: int = 5
-    """Studies a question."""
+    """Studies per query."""
     out: str = ""
-    """NAME.csv for a table (a row a study found), another name for JSON lines (one a question); empty = JSON lines
-    on standard output."""
+    """NAME.csv for a table (one row per study found), any other name for JSON lines (one per query); empty = JSON
+    lines on standard output."""
     view: str = ""
-    """View position (PA, AP, LATERAL) where a file does not name it."""
+    """View position (PA, AP, LATERAL) for files that do not specify it."""
     engine: Engine = "exact"
-    """exact: compare with every study; faiss: the same by FAISS, which is installed apart (pip install faiss-cpu)."""
+    """exact: compare with every study; faiss: the same with FAISS, installed separately (pip install faiss-cpu)."""
     batch_size: int = 16
-    """Radiographs a pass."""
+    """Radiographs per forward pass."""
     device: str | None = None
-    """Where the model runs; an accelerator if there is one."""
+    """Device of the model; default: CUDA if available, else the CPU."""
 
     def __post_init__(self) -> None:
         if not (self.data or self.image or self.text):
-            raise ValueError("give data to build the index, or image or text to ask it")
+            raise ValueError("pass data to build the index, or image or text to query it")
         if self.image and self.text:
-            raise ValueError("give image or text, not both")
+            raise ValueError("pass image or text, not both")
         if self.split and not self.data:
-            raise ValueError("split goes with data")
+            raise ValueError("split applies only to data")
         if self.top < 1 or self.batch_size < 1:
             raise ValueError("top and batch_size must be at least 1")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Build what is to be built, then answer.
+    """Build the index if requested, then run the queries.
 
     Raises:
-        UserError: for no model, an index of another model or of other data, no readable radiograph.
+        UserError: if there is no model or no readable radiograph, or the index is of another model or other data.
     """
     config = parse_config(RetrieveConfig, argv, prog="medunifier retrieve")
-    from medunifier.stage2_unified.inference.pipeline import (
-        MedUnifierPipeline,  # here: --help does not wait for torch and transformers
-    )
+    # Imported here so that --help does not wait for torch and transformers.
+    from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline
 
     pipeline = MedUnifierPipeline.from_pretrained(config.model, config.device, config.batch_size)
     if config.data:
-        films = open_films(config.data, config.split, pipeline.tokenizer)
-        print(build_index(pipeline, films, config.index, config.view, config.batch_size))
+        source = open_inputs(config.data, config.split, pipeline.tokenizer)
+        print(build_index(pipeline, source, config.index, config.view, config.batch_size))
     if config.image or config.text:
-        _ask(pipeline, StudyIndex.load(config.index, pipeline.fingerprint), config)
+        _query(pipeline, StudyIndex.load(config.index, pipeline.fingerprint), config)
 
 
-def _ask(pipeline: "MedUnifierPipeline", index: StudyIndex, config: RetrieveConfig) -> None:
+def _query(pipeline: "MedUnifierPipeline", index: StudyIndex, config: RetrieveConfig) -> None:
     run = {"command": "retrieve", "model": pipeline.fingerprint, "top": config.top, "view": config.view}
     run |= {"index": index.about["keys_sha256"], "engine": config.engine, "text": config.text}
-    films = open_films(config.image, "", pipeline.tokenizer) if config.image else None
-    if films is not None:
-        run["keys_sha256"] = keys_digest(films)
+    source = open_inputs(config.image, "", pipeline.tokenizer) if config.image else None
+    if source is not None:
+        run["keys_sha256"] = keys_digest(source)
     with RowFile(config.out, run, _COLUMNS, _flat) as file:
         if file.done:
-            print(f"{config.out} is done already")
+            print(f"{config.out} is already complete")
             return
-        if films is None:
+        if source is None:
             embedded = pipeline.embed_texts([report_of(config.text)])
             similarity, numbers = index.nearest(embedded, config.top, config.engine)
-            file.add([_answer(index, config.text, similarity[0], numbers[0])])
+            file.add([_result(index, config.text, similarity[0], numbers[0])])
         else:
-            for batch in read_batches(films, file.count, config.batch_size):
-                readable = [film for film in batch if not film.error]
-                rows = {film.key: {"query": film.key, "error": film.error} for film in batch if film.error}
+            for batch in read_batches(source, file.count, config.batch_size):
+                readable = [image for image in batch if not image.error]
+                rows = {image.key: {"query": image.key, "error": image.error} for image in batch if image.error}
                 if readable:
-                    views = [film.view or config.view for film in readable]
+                    views = [image.view or config.view for image in readable]
                     embedded = pipeline.embed_images(codes_of(pipeline, readable), views)
                     nearest = index.nearest(embedded, config.top, config.engine)
-                    for film, similarity, numbers in zip(readable, *nearest, strict=True):
-                        rows[film.key] = _answer(index, film.key, similarity, numbers)
-                file.add([rows[film.key] for film in batch])
-            if file.failed == len(films.keys):
+                    for image, similarity, numbers in zip(readable, *nearest, strict=True):
+                        rows[image.key] = _result(index, image.key, similarity, numbers)
+                file.add([rows[image.key] for image in batch])
+            if file.failed == len(source.keys):
                 file.discard()
-                raise UserError(f"{config.image} cannot be read as a radiograph: {rows[films.keys[-1]]['error']}")
+                raise UserError(f"{config.image} cannot be read as a radiograph: {rows[source.keys[-1]]['error']}")
         file.finish()
         if config.out:
             print(f"{config.out}: {file.count} rows")
 
 
-def _answer(index: StudyIndex, query: str, similarity: np.ndarray, numbers: np.ndarray) -> Row:
+def _result(index: StudyIndex, query: str, similarity: np.ndarray, numbers: np.ndarray) -> Row:
     found = [
         {"rank": rank, "similarity": round(float(value), 6), **index.studies[int(number)]}
         for rank, (value, number) in enumerate(zip(similarity, numbers, strict=True), 1)

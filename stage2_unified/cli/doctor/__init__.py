@@ -1,1 +1,1 @@
-"""``medunifier doctor``: what this machine can do, what is missing, which sizes fit."""
+"""``medunifier doctor``: hardware, missing packages and weights, and the presets that fit into memory."""

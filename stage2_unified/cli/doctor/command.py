@@ -1,4 +1,4 @@
-"""``medunifier doctor``: look at the machine and say it in words; a JSON file for a report of trouble."""
+"""``medunifier doctor``: print hardware, packages and preset sizes; optionally as JSON for a bug report."""
 
 import platform
 from collections.abc import Sequence
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DoctorConfig:
-    """Say what this machine can do, what is missing and how it is got, and which sizes fit."""
+    """Check hardware, packages and weights, and list the presets that fit into memory."""
 
     place: str = "."
-    """Where runs will be written: whose disk is looked at."""
+    """Folder for runs, whose free disk space is checked."""
     out: str = ""
-    """File for the same as JSON; empty = print it alone."""
+    """JSON file for the results; empty = print only."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Look, and print."""
+    """Collect the information and print it."""
     config = parse_config(DoctorConfig, argv, prog="medunifier doctor")
-    # Imported here: --help does not wait for torch and transformers.
+    # Imported here so that --help does not wait for torch and transformers.
     from medunifier.stage2_unified.cli.doctor.requirements import decoders, optional_packages, packages, weights
     from medunifier.stage2_unified.cli.doctor.sizes import preset_sizes
 
@@ -48,20 +48,20 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _machine_lines(machine: Machine) -> list[str]:
-    share = "" if machine.cpu_share >= machine.cores else f", of which the container grants {machine.cpu_share:.3g}"
+    quota = "" if machine.cpu_share >= machine.cores else f", limited to {machine.cpu_share:.3g} by the container"
     lines = [
         f"machine      {machine.system}",
         f"python       {platform.python_version()}",
-        f"cores        {machine.cores}{share}; torch takes {machine.threads} threads",
+        f"cores        {machine.cores}{quota}; torch uses {machine.threads} threads",
         f"memory       {machine.memory / GIB:.1f} GiB, {machine.memory_free / GIB:.1f} GiB free",
-        f"bf16 on CPU  {'yes' if machine.bf16 else 'no instructions for it: float32 is faster'}",
+        f"bf16 on CPU  {'yes' if machine.bf16 else 'no hardware support: float32 is faster'}",
         f"disk         {machine.disk_free / GIB:.1f} GiB free at {machine.disk}",
     ]
-    for one in machine.accelerators:
-        bf16 = "bf16" if one.bf16 else "no bf16: set loop.mixed_precision to fp16"
-        lines.append(f"{one.device:12} {one.name}, {one.memory / GIB:.1f} GiB, {bf16}")
+    for device in machine.accelerators:
+        bf16 = "bf16" if device.bf16 else "no bf16: set loop.mixed_precision to fp16"
+        lines.append(f"{device.device:12} {device.name}, {device.memory / GIB:.1f} GiB, {bf16}")
     if not machine.accelerators:
-        lines.append("accelerator  none: the demo and a trained model run on the CPU; a training of cxr_* does not")
+        lines.append("accelerator  none: the demo and inference run on the CPU, training cxr_* presets needs a GPU")
     return lines
 
 
@@ -72,24 +72,24 @@ def _need_line(need: "Need") -> str:
 
 
 def _size_lines(machine: Machine, sizes: list["Size"]) -> list[str]:
-    best = max(machine.accelerators, key=lambda one: one.memory, default=None)
+    best = max(machine.accelerators, key=lambda device: device.memory, default=None)
     place, memory = (best.device, best.memory) if best else ("this machine's memory", machine.memory_free)
     lines = [
-        f"sizes that fit {place} ({memory / GIB:.1f} GiB); counted on the models themselves, so leave a fifth for",
-        "the allocator, the perceptual net and the system",
-        f"  {'preset':24} {'parameters':>12} {'to use':>10} {'to train':>10} {'a study':>10}   training",
+        f"presets that fit into {place} ({memory / GIB:.1f} GiB), computed from the models; reserve a fifth for",
+        "the allocator, the perceptual network and the system",
+        f"  {'preset':24} {'parameters':>12} {'inference':>10} {'training':>10} {'per study':>10}   batch",
     ]
     for size in sizes:
         fits = size.largest_batch(memory)
         if fits >= size.batch:
-            words = f"fits with its batch of {size.batch}"
+            verdict = f"fits with its batch size of {size.batch}"
         elif fits:
-            words = f"fits with a batch of {fits}, the preset has {size.batch}: raise loop.accumulation"
+            verdict = f"fits with a batch size of {fits} instead of {size.batch}: raise loop.accumulation"
         else:
-            words = "does not fit"
+            verdict = "does not fit"
         lines.append(
             f"  {size.name:24} {size.parameters / 1e6:>10.1f} M {_gib(size.use):>10} {_gib(size.state):>10} "
-            f"{_gib(size.sample):>10}   {words}"
+            f"{_gib(size.sample):>10}   {verdict}"
         )
     return lines
 

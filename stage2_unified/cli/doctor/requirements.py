@@ -1,4 +1,4 @@
-"""Packages, decoders and weights: what is there, what is not, and how it is got."""
+"""Requirements: packages, DICOM decoders and weights, whether they are installed, and how to get them."""
 
 import importlib.metadata
 import re
@@ -25,8 +25,8 @@ REQUIRED = (
     "jsonargparse",
 )  # fmt: skip
 
-# Packages that no extra of ours brings: name, purpose.
-_OWN_CHOICE = (
+# Optional packages that are in none of our extras: name, purpose.
+_SEPARATE = (
     ("faiss-cpu", "retrieve --engine faiss"),
     ("s3fs", "archives on s3://"),
     ("gcsfs", "archives on gs://"),
@@ -51,7 +51,7 @@ _SYNTAXES: dict[str, UID] = {
 
 @dataclass(frozen=True)
 class Need:
-    """One thing: its name, what it is for, what is there of it ("" = missing), how it is got."""
+    """A requirement: name, purpose, what was found ("" = missing), how to get it."""
 
     name: str
     purpose: str
@@ -60,37 +60,37 @@ class Need:
 
 
 def packages() -> list[Need]:
-    """Required packages with their versions."""
+    """Return the required packages with their versions."""
     return [Need(name, "", _version(name), "pip install medunifier") for name in REQUIRED]
 
 
 def optional_packages() -> list[Need]:
-    """Optional ones, each with the extra that brings it, as the installed project names them."""
+    """Return the optional packages, each with the extra that includes it, from the project's metadata."""
     found = filter(None, map(_EXTRA.match, importlib.metadata.requires("medunifier") or []))
     rows: dict[str, Need] = {}
-    # Developers need what users need and more: a package is got by the extra of its purpose.
+    # The dev extra repeats packages of the others: it is named only for packages that no other extra includes.
     for name, extra in sorted((match.groups() for match in found), key=lambda pair: pair[1] == "dev"):
         rows.setdefault(name, Need(name, f"extra {extra}", _version(name), f"pip install 'medunifier[{extra}]'"))
-    own = [Need(name, purpose, _version(name), f"pip install {name}") for name, purpose in _OWN_CHOICE]
-    return [*rows.values(), *own]
+    separate = [Need(name, purpose, _version(name), f"pip install {name}") for name, purpose in _SEPARATE]
+    return [*rows.values(), *separate]
 
 
 def decoders() -> list[Need]:
-    """Which compressed DICOM can be read here, by those plug-ins of pydicom that ingest uses."""
+    """Return the DICOM transfer syntaxes, with those pydicom plug-ins used by ingest that decode them here."""
     rows = []
     for name, syntax in _SYNTAXES.items():
         used = ("pydicom",) if syntax == RLELossless else _PLUGINS
-        there = [plugin for plugin in used if plugin in get_decoder(syntax).available_plugins]
-        rows.append(Need(name, "", ", ".join(there), "pip install 'pylibjpeg[all]' pyjpegls"))
+        available = [plugin for plugin in used if plugin in get_decoder(syntax).available_plugins]
+        rows.append(Need(name, "", ", ".join(available), "pip install 'pylibjpeg[all]' pyjpegls"))
     return rows
 
 
 def weights(configs: Path) -> list[Need]:
-    """Files of pre-trained nets that the trainings ask for."""
+    """Return the pre-trained weights that training configurations use."""
     checkpoints = Path(torch.hub.get_dir()) / "checkpoints"
     vgg = checkpoints / "vgg16-397923af.pth"
     users = [path.stem for path in sorted((configs / "stage1").glob("*.yaml")) if vgg.name in path.read_text("utf-8")]
-    remedy = f"https://download.pytorch.org/models/{vgg.name}, put into {checkpoints}"
+    remedy = f"https://download.pytorch.org/models/{vgg.name}, saved in {checkpoints}"
     return [
         Need(vgg.name, f"perceptual loss of {', '.join(users)}", str(vgg) if vgg.is_file() else "", remedy)
     ] if users else []  # fmt: skip

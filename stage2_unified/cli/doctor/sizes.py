@@ -1,7 +1,7 @@
-"""What a preset needs: its parameters are counted and its activations measured on tensors without memory.
+"""Memory requirements of presets: parameters are counted, activations are measured on the ``meta`` device.
 
-Both stages are built on torch's ``meta`` device and run forward once; what autograd would keep for the backward pass
-is added up. Nothing is guessed but what lies around it: allocator, cuDNN's work space, the perceptual net.
+Both stages are built on torch's ``meta`` device and run forward once, adding up what autograd would save for the
+backward pass. Only the overhead is not measured: allocator, cuDNN workspace, perceptual network.
 """
 
 from collections.abc import Callable
@@ -22,8 +22,8 @@ from medunifier.stage2_unified.model.sequences import longest_sequence
 from medunifier.stage2_unified.training.config import BackboneConfig
 
 TRAINING_BYTES = 16
-"""A parameter in training: float32 weight and gradient, and two moments of AdamW."""
-_BRANCHES = 3  # reports an image, its own and two negatives
+"""Bytes per parameter in training: float32 weight and gradient, and two AdamW moments."""
+_BRANCHES = 3  # reports per image: the true one and two negatives
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class Size:
 
     Attributes:
         name: ``stage1/cxr_f16``.
-        parameters: trained ones.
-        state: bytes of a training before its first image.
-        sample: bytes of activations that a training keeps a study, at the preset's precision.
+        parameters: number of trainable parameters.
+        state: bytes of weights, gradients and optimizer state in training.
+        sample: bytes of activations per study in training, at the preset's precision.
         use: bytes of the weights alone, in float32.
-        batch: studies a step and process that the preset asks for.
+        batch: the preset's batch size per process.
     """
 
     name: str
@@ -47,13 +47,12 @@ class Size:
     batch: int
 
     def largest_batch(self, memory: int) -> int:
-        """Studies a step that fit into ``memory`` bytes; 0 if not even the state does."""
+        """Return the largest batch size that fits into ``memory`` bytes; 0 if not even the state fits."""
         return max(0, (memory - self.state) // max(self.sample, 1))
 
 
 def preset_sizes(configs: Path) -> list[Size]:
-    """Every preset of stage 1 and stage 2. A stage-2 preset is taken with the tokenizer preset of its name,
-    or else with ``cxr_f16``."""
+    """Return the sizes of all presets. A stage-2 preset uses the tokenizer preset of its name, else ``cxr_f16``."""
     stage1 = {path.stem: _read(path) for path in sorted((configs / "stage1").glob("*.yaml"))}
     sizes = [_stage1(f"stage1/{name}", values) for name, values in stage1.items()]
     for path in sorted((configs / "stage2").glob("*.yaml")):
@@ -71,11 +70,12 @@ def _stage1(name: str, values: dict[str, Any]) -> Size:
     config = model_config(values["model"])
     with torch.device("meta"):
         model = VQGAN(config)
-        side, channels = config.resolution // model.front_end.stride, config.in_channels * model.front_end.channel_multiplier
-        # Behind the front end, which keeps nothing of note and needs a device that computes.
+        front_end = model.front_end
+        side, channels = config.resolution // front_end.stride, config.in_channels * front_end.channel_multiplier
+        # Input of the encoder: the front end saves almost nothing for backward and does not run on the meta device.
         images = torch.empty(1, channels, side, side)
     kept = bytes_kept(model, lambda: model.decoder(model.post_quant_conv(model.quant_conv(model.encoder(images)))))
-    # The averaged weights that are validated and exported are one more float32 a parameter.
+    # The EMA weights are one more float32 per parameter.
     return _size(name, model, kept, values, extra=4)
 
 
@@ -95,17 +95,17 @@ def _stage2(name: str, values: dict[str, Any], tokenizer: ModelConfig) -> Size:
     )
     with torch.device("meta"):
         model = MedUnifierForConditionalGeneration(config)
-        row = torch.empty(1, longest, backbone.hidden_dim)
+        sequence = torch.empty(1, longest, backbone.hidden_dim)
 
     model.model.config._attn_implementation = _FUSED
 
     def forward() -> Tensor:
-        hidden: Tensor = model.model(inputs_embeds=row, use_cache=False).last_hidden_state
+        hidden: Tensor = model.model(inputs_embeds=sequence, use_cache=False).last_hidden_state
         return model.text_logits(hidden)
 
-    a_token = bytes_kept(model, forward) / row.shape[1]
+    per_token = bytes_kept(model, forward) / sequence.shape[1]
     tokens = 2 * (longest - report) + (1 + _BRANCHES) * report
-    return _size(name, model, int(a_token * tokens), values)
+    return _size(name, model, int(per_token * tokens), values)
 
 
 def _size(name: str, model: nn.Module, kept: int, values: dict[str, Any], extra: int = 0) -> Size:
@@ -120,8 +120,8 @@ def _size(name: str, model: nn.Module, kept: int, values: dict[str, Any], extra:
 
 
 class _FusedAttention(torch.autograd.Function):
-    """Attention as its fused kernels keep it: queries, keys, values, output. On meta tensors torch would take the
-    plain one, which keeps a table of all pairs. Never run backward."""
+    """Save for backward what fused attention kernels save: queries, keys, values, output. On meta tensors torch would
+    use the unfused implementation, which saves the attention matrix. Never run backward."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ class _FusedAttention(torch.autograd.Function):
 def _fused_attention(
     _: nn.Module, query: Tensor, key: Tensor, value: Tensor, *__: Any, **___: Any
 ) -> tuple[Tensor, None]:
-    """(B, heads, L, D) in, (B, L, heads, D) out, as transformers has it."""
+    """Map (B, heads, L, D) to (B, L, heads, D), the interface of transformers."""
     return _FusedAttention.apply(query, key, value).transpose(1, 2), None
 
 
@@ -142,14 +142,14 @@ AttentionInterface.register(_FUSED, _fused_attention)
 
 
 def bytes_kept(model: nn.Module, forward: Callable[[], Any]) -> int:
-    """Bytes of activations that autograd keeps for the backward pass of ``forward``, each storage once."""
-    own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
+    """Return the bytes of activations that autograd saves for the backward pass of ``forward``, each storage once."""
+    weights = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
     kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage()._cdata] = tensor  # held, so that no later storage takes its place
+        kept[tensor.untyped_storage()._cdata] = tensor  # referenced, so that no later storage reuses its address
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         forward()
-    return sum(t.untyped_storage().nbytes() for place, t in kept.items() if place not in own)
+    return sum(t.untyped_storage().nbytes() for address, t in kept.items() if address not in weights)

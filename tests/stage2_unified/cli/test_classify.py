@@ -1,4 +1,4 @@
-"""Classification by similarity to sentences: any label, any input, both file formats."""
+"""Zero-shot classification: arbitrary labels, all input types, both output formats."""
 
 import csv
 import json
@@ -9,7 +9,7 @@ import pytest
 from medunifier.shared.command import run_command
 from medunifier.shared.errors import UsageError, UserError
 from medunifier.stage2_unified.cli.classify import main
-from medunifier.stage2_unified.inference.inputs import codes_of, open_films
+from medunifier.stage2_unified.inference.inputs import codes_of, open_inputs
 from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline
 from medunifier.stage2_unified.inference.prompts import chosen_prompts
 from medunifier.stage2_unified.inference.zero_shot import PromptScorer
@@ -26,19 +26,19 @@ def pipeline(model_folder):
 
 
 def test_the_preference_is_the_softmax_of_the_pair_at_the_model_temperature(pipeline, phantom_shards):
-    films = open_films(str(phantom_shards), "test", pipeline.tokenizer)
-    read = [films.read(number) for number in range(4)]
-    images = pipeline.embed_images(codes_of(pipeline, read), [film.view for film in read])
-    scores = PromptScorer(pipeline, chosen_prompts("sentence", "edema, cardiac pacemaker"))(images)
+    source = open_inputs(str(phantom_shards), "test", pipeline.tokenizer)
+    images = [source.read(number) for number in range(4)]
+    embeddings = pipeline.embed_images(codes_of(pipeline, images), [image.view for image in images])
+    scores = PromptScorer(pipeline, chosen_prompts("sentence", "edema, cardiac pacemaker"))(embeddings)
     for column, name in enumerate(["edema", "cardiac pacemaker"]):
         pair = pipeline.embed_texts([{"findings": f"There is {no}{name}."} for no in ("", "no ")])
-        logits = images @ pair.T * float(pipeline.model.logit_scale.detach().exp())
+        logits = embeddings @ pair.T * float(pipeline.model.logit_scale.detach().exp())
         expected = np.exp(logits[:, 0]) / np.exp(logits).sum(axis=1)
         assert np.allclose(scores.preference[:, column], expected, atol=1e-5)
-        assert np.allclose(scores.similarity[:, column], images @ pair[0], atol=1e-6)
+        assert np.allclose(scores.similarity[:, column], embeddings @ pair[0], atol=1e-6)
 
 
-def test_several_sentences_are_a_mean_or_the_largest_and_none_denied_has_no_preference(pipeline, tmp_path):
+def test_prompts_combine_by_mean_or_max_and_need_negatives_for_a_preference(pipeline, tmp_path):
     images = np.random.default_rng(0).normal(size=(3, 16)).astype(np.float32)
     images /= np.linalg.norm(images, axis=1, keepdims=True)
     sentences = ["Effusion.", "Small effusion.", "Large effusion."]
@@ -62,19 +62,19 @@ def test_files_to_json_lines_and_shards_to_csv(model_folder, image_folder, phant
     assert scores.keys() == {"similarity", "denial_similarity", "statement_over_denial"}
     assert 0 < scores["statement_over_denial"] < 1
 
-    own = ["--labels", "edema, cardiac pacemaker", "--drafts", "3", "--out", tmp_path / "drafts.csv"]
-    assert classify(model_folder, "--input", image_folder, *own) == 0
-    with open(tmp_path / "drafts.csv", newline="") as file:
-        drafted = [row for row in csv.DictReader(file) if not row["error"]]
-    assert len(drafted) == 5 and {row["cardiac pacemaker sampled_probability"] for row in drafted} == {""}
-    assert all(float(row["edema sampled_probability"]) * 6 % 1 == pytest.approx(0, abs=1e-4) for row in drafted)
+    options = ["--labels", "edema, cardiac pacemaker", "--samples", "3", "--out", tmp_path / "sampled.csv"]
+    assert classify(model_folder, "--input", image_folder, *options) == 0
+    with open(tmp_path / "sampled.csv", newline="") as file:
+        sampled = [row for row in csv.DictReader(file) if not row["error"]]
+    assert len(sampled) == 5 and {row["cardiac pacemaker sampled_probability"] for row in sampled} == {""}
+    assert all(float(row["edema sampled_probability"]) * 6 % 1 == pytest.approx(0, abs=1e-4) for row in sampled)
 
     options = ["--input", phantom_shards, "--split=test", "--prompts=severity", "--labels=Edema", "--out"]
     assert classify(model_folder, *options, tmp_path / "scores.csv") == 0
     table = read_csv(tmp_path / "scores.csv")
     assert len(table) == 4 and float(table[0]["Edema similarity"]) and table[0]["Edema statement_over_denial"] == ""
     assert classify(model_folder, *options, tmp_path / "scores.csv") == 0
-    assert "done already" in capsys.readouterr().out
+    assert "already complete" in capsys.readouterr().out
     assert classify(model_folder, *options[:-2], "--labels=Edema,Fracture", "--out", tmp_path / "scores.csv") == 1
 
 

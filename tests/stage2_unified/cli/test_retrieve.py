@@ -1,4 +1,4 @@
-"""An index answers as a plain comparison of all with all does; it knows its model and survives a stop."""
+"""The index equals an exhaustive comparison, is bound to its model, and resumes an interrupted build."""
 
 import json
 
@@ -11,7 +11,7 @@ from medunifier.shared.errors import UserError
 from medunifier.stage2_unified.cli.retrieve import main
 from medunifier.stage2_unified.inference import embedding_index as study_index
 from medunifier.stage2_unified.inference.embedding_index import StudyIndex
-from medunifier.stage2_unified.inference.inputs import codes_of, open_films
+from medunifier.stage2_unified.inference.inputs import codes_of, open_inputs
 from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline
 from tests.files import read_csv
 
@@ -33,13 +33,13 @@ def pipeline(model_folder):
 
 
 def embedded(pipeline, shards):
-    films = open_films(str(shards), "", pipeline.tokenizer)
-    read = [films.read(number) for number in range(len(films.keys))]
-    return films.keys, pipeline.embed_images(codes_of(pipeline, read), [film.view for film in read])
+    source = open_inputs(str(shards), "", pipeline.tokenizer)
+    images = [source.read(number) for number in range(len(source.keys))]
+    return source.keys, pipeline.embed_images(codes_of(pipeline, images), [image.view for image in images])
 
 
 @pytest.mark.parametrize("block", [7, 100])
-def test_it_finds_what_a_plain_comparison_finds(index, pipeline, phantom_shards, monkeypatch, block):
+def test_search_equals_exhaustive_comparison(index, pipeline, phantom_shards, monkeypatch, block):
     monkeypatch.setattr(study_index, "_BLOCK", block)
     keys, images = embedded(pipeline, phantom_shards)
     loaded = StudyIndex.load(index, pipeline.fingerprint)
@@ -53,7 +53,7 @@ def test_it_finds_what_a_plain_comparison_finds(index, pipeline, phantom_shards,
     assert loaded.nearest(queries, 400)[1].shape == (6, 40)
 
 
-def test_faiss_gives_the_same_or_is_required_by_name(index, pipeline):
+def test_faiss_agrees_or_the_error_names_the_package(index, pipeline):
     loaded = StudyIndex.load(index, pipeline.fingerprint)
     queries = loaded.embeddings[:3]
     try:
@@ -65,31 +65,29 @@ def test_faiss_gives_the_same_or_is_required_by_name(index, pipeline):
     assert np.allclose(loaded.nearest(queries, 3, "faiss")[0], loaded.nearest(queries, 3)[0], atol=1e-5)
 
 
-def test_a_radiograph_finds_itself_and_a_text_an_order(index, model_folder, phantom_shards, tmp_path, capsys):
-    films = tmp_path / "films"
+def test_a_radiograph_finds_itself_and_a_text_gives_a_ranking(index, model_folder, phantom_shards, tmp_path, capsys):
+    folder = tmp_path / "images"
     assert retrieve(model_folder, "--data", phantom_shards, "--index", index, "--text", "Edema.", "--top=2") == 0
     done, answer = capsys.readouterr().out.splitlines()
-    assert "done already" in done
+    assert "already complete" in done
     answer = json.loads(answer)
     assert answer["query"] == "Edema." and [study["rank"] for study in answer["studies"]] == [1, 2]
     assert {"study_id", "view", "similarity"} <= answer["studies"][0].keys()
 
-    films.mkdir()
+    folder.mkdir()
     from PIL import Image
 
-    Image.fromarray((Phantom(32, 3).study(4).images[0] * 255).astype(np.uint8)).save(films / "a.png")
-    (films / "b.png").write_text("no picture")
+    Image.fromarray((Phantom(32, 3).study(4).images[0] * 255).astype(np.uint8)).save(folder / "a.png")
+    (folder / "b.png").write_text("not an image")
     view = Phantom(32, 3).study(4).views[0]
     out = tmp_path / "found.csv"
-    assert retrieve(model_folder, "--index", index, "--image", films, "--view", view, "--out", out, "--top=3") == 0
+    assert retrieve(model_folder, "--index", index, "--image", folder, "--view", view, "--out", out, "--top=3") == 0
     rows = read_csv(out)
     assert [row["rank"] for row in rows] == ["1", "2", "3", ""] and rows[3]["error"]
     assert rows[0]["study_id"] == Phantom(32, 3).study(4).study_id and float(rows[0]["similarity"]) > 0.999
 
 
-def test_a_stopped_build_continues_and_equals_the_uninterrupted_one(
-    model_folder, phantom_shards, tmp_path, monkeypatch, capsys
-):
+def test_a_resumed_build_equals_an_uninterrupted_one(model_folder, phantom_shards, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(study_index, "PART", 16)
     build = ["--data", phantom_shards, "--batch_size=8"]
     assert retrieve(model_folder, *build, "--index", tmp_path / "whole") == 0
@@ -111,14 +109,17 @@ def test_a_stopped_build_continues_and_equals_the_uninterrupted_one(
     for name in (study_index.EMBEDDINGS, study_index.STUDIES, study_index.INDEX):
         assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["stopped", "whole"]
-    for remnant in ("stopped.unfinished", ".partial-1-stopped"):  # of a kill before or behind the rename
+    for remnant in (
+        "stopped.unfinished",
+        ".partial-1-stopped",
+    ):  # left by a killed process
         (tmp_path / remnant).mkdir()
         (tmp_path / remnant / "part-00000000.safetensors").write_text("embeddings")
     assert retrieve(model_folder, *build, "--index", tmp_path / "stopped") == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["stopped", "whole"]
 
 
-def test_files_may_be_indexed_and_the_broken_are_named(model_folder, image_folder, tmp_path, capsys):
+def test_files_are_indexed_and_unreadable_ones_listed(model_folder, image_folder, tmp_path, capsys):
     assert retrieve(model_folder, "--data", image_folder, "--index", tmp_path / "index") == 0
     assert "5 studies, 1 unreadable" in capsys.readouterr().out
     about = json.loads((tmp_path / "index" / "index.json").read_text())

@@ -60,8 +60,8 @@ def test_invalid_prompt_files_are_refused(tmp_path, name, content, words):
         read_prompts(tmp_path / "a.xlsx", 1, "PA")
 
 
-def test_counts_and_views_are_generated_and_a_second_start_completes_them(model_folder, tmp_path, capsys):
-    table, out = tmp_path / "prompts.csv", tmp_path / "drawn"
+def test_counts_and_views_are_generated_and_a_second_run_completes_them(model_folder, tmp_path, capsys):
+    table, out = tmp_path / "prompts.csv", tmp_path / "generated"
     table.write_text("labels,count,view\nEdema,3,PA\nFracture,1,LATERAL\n")
     options = ["--file", table, "--out", out, "--guidance=1", "--seed=5"]
     assert synthesize(model_folder, *options) == 0
@@ -70,7 +70,7 @@ def test_counts_and_views_are_generated_and_a_second_start_completes_them(model_
     assert plan[3]["findings"] == "There is fracture."
     before = [(out / row["file"]).read_bytes() for row in plan]
     (out / plan[1]["file"]).unlink()
-    (out / ".partial-1-prompts.json").write_text("half")  # what a kill leaves
+    (out / ".partial-1-prompts.json").write_text("half")  # left by a killed process
     assert synthesize(model_folder, *options) == 0
     assert [(out / row["file"]).read_bytes() for row in plan] == before and not list(out.glob(".partial-*"))
     with Image.open(out / plan[0]["file"]) as image:
@@ -81,22 +81,22 @@ def test_counts_and_views_are_generated_and_a_second_start_completes_them(model_
 
 
 def test_dicom_is_marked_synthetic_and_has_no_patient(model_folder, tmp_path):
-    out = tmp_path / "drawn"
+    out = tmp_path / "generated"
     options = ["--labels=Edema, no Fracture", "--format=dicom", "--count=2", "--out", out, "--view=AP"]
     assert synthesize(model_folder, *options) == 0
-    read = [pydicom.dcmread(out / row["file"]) for row in plan_of(out)]
-    assert len({film.SOPInstanceUID for film in read}) == 2
-    for film in read:
-        assert film.ImageType == ["DERIVED", "SECONDARY"] and "Synthetic" in film.DerivationDescription
-        assert "stated: Edema; denied: Fracture." in film.DerivationDescription
-        assert not film.PatientName and not film.PatientID and film.ViewPosition == "AP"
+    datasets = [pydicom.dcmread(out / row["file"]) for row in plan_of(out)]
+    assert len({dataset.SOPInstanceUID for dataset in datasets}) == 2
+    for dataset in datasets:
+        assert dataset.ImageType == ["DERIVED", "SECONDARY"] and "Synthetic" in dataset.DerivationDescription
+        assert "stated: Edema; denied: Fracture." in dataset.DerivationDescription
+        assert not dataset.PatientName and not dataset.PatientID and dataset.ViewPosition == "AP"
 
 
 PLANTED = ("Zebedee", "Quimby", "617-555-0123", "MRN 4471", "19031203")
 
 
 def test_no_identifier_of_a_prompt_is_written(model_folder, tmp_path):
-    """Whatever a table of prompts holds, a drawing's file holds nothing of it but observations and a view."""
+    """Of a prompt table, only observations and the view are written into the generated file."""
     table = tmp_path / "prompts.csv"
     table.write_text(
         "findings,impression,view,patient_id,PatientName,PatientBirthDate,study_id\n"
@@ -108,9 +108,9 @@ def test_no_identifier_of_a_prompt_is_written(model_folder, tmp_path):
         (row,) = plan_of(out)
         content = (out / row["file"]).read_bytes()
         assert b"stated: Edema" in content and not any(word.encode() in content for word in PLANTED)
-        assert "patient_id" not in row and "Zebedee" in row["findings"], "the list beside them has the text, for you"
+        assert "patient_id" not in row and "Zebedee" in row["findings"], "prompts.json keeps the text"
 
 
 @pytest.mark.parametrize("options", [["--text=a", "--labels=Edema"], ["--label_template=edema"], ["--count=0"]])
-def test_wrong_use(model_folder, tmp_path, options):
+def test_invalid_options_are_refused(model_folder, tmp_path, options):
     assert synthesize(model_folder, *options, "--out", tmp_path / "x") == 2 and not (tmp_path / "x").exists()
