@@ -1,1 +1,1 @@
-"""The trained model in use: inputs, pipeline, embedding index, zero-shot prompts."""
+"""Inference with a trained model: inputs, pipeline, embedding index, zero-shot prompts."""

@@ -1,8 +1,8 @@
-"""An index of image embeddings: built once from shards or a folder, asked by a radiograph or a text.
+"""An index of image embeddings: built once from shards or a folder, queried with a radiograph or a text.
 
-A folder: ``embeddings.safetensors`` (N x E float32, unit norm), ``studies.jsonl`` (a line a row: key, view, and the
-report where shards had one), ``index.json`` (the model's fingerprint, counts, what was unreadable). While it is
-built, finished parts lie in ``NAME.unfinished``, so that a stopped build continues.
+The index is a folder: ``embeddings.safetensors`` (N x E float32, unit norm), ``studies.jsonl`` (one line per
+embedding: key, view, and the report if the shards had one), ``index.json`` (the model's fingerprint, counts,
+unreadable inputs). During the build, finished parts are kept in ``NAME.unfinished``, so an interrupted build resumes.
 """
 
 import json
@@ -28,27 +28,27 @@ from medunifier.shared.errors import UserError
 from medunifier.shared.files.input_files import MAX_JSON_BYTES, parse_json, parse_json_lines, read_bounded
 from medunifier.shared.files.settings_record import begin_or_continue, refuse_other_settings
 from medunifier.shared.progress import Progress
-from medunifier.stage2_unified.inference.inputs import Films, codes_of, keys_digest, read_batches
+from medunifier.stage2_unified.inference.inputs import ImageSource, codes_of, keys_digest, read_batches
 
 if TYPE_CHECKING:
     from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline
 
 INDEX, EMBEDDINGS, STUDIES = "index.json", "embeddings.safetensors", "studies.jsonl"
 PART = 1024
-"""Radiographs between two parts: what a stopped build loses at the most."""
+"""Radiographs per part: the most that an interrupted build has to embed again."""
 _BLOCK = 65_536
-"""Rows compared at once: bounds the table of similarities."""
+"""Embeddings compared at once, which bounds the size of the similarity matrix."""
 
 Engine = Literal["exact", "faiss"]
 
 
 @dataclass(frozen=True)
 class StudyIndex:
-    """N studies in the model's shared space.
+    """N studies in the shared embedding space of the model.
 
     Attributes:
         embeddings: (N, E) float32, unit norm.
-        studies: a dict a row: ``path`` or ``study_id``, ``view``, and ``findings`` and ``impression`` if known.
+        studies: one dict per embedding: ``path`` or ``study_id``, ``view``, and the report sections if known.
         about: the content of index.json.
     """
 
@@ -58,10 +58,10 @@ class StudyIndex:
 
     @classmethod
     def load(cls, folder: str | Path, model: str) -> "StudyIndex":
-        """Read an index that the model with fingerprint ``model`` built.
+        """Load an index built with the model whose fingerprint is ``model``.
 
         Raises:
-            UserError: if the folder is no index, is damaged, or was built by another model.
+            UserError: if the folder is not an index, is damaged, or was built with another model.
         """
         folder = Path(folder)
         about = read_json(
@@ -69,12 +69,13 @@ class StudyIndex:
         )
         if about.get("format_version") != FORMAT_VERSION:
             raise UserError(
-                f"{folder} has format version {about.get('format_version')}, this medunifier reads {FORMAT_VERSION}"
+                f"{folder} has format version {about.get('format_version')}, but this version of medunifier reads "
+                f"{FORMAT_VERSION}"
             )
         if about.get("model") != model:
             raise UserError(
-                f"{folder} was built by model {str(about.get('model'))[:12]}, given {model[:12]}: their embeddings "
-                "cannot be compared; give that model, or build another index"
+                f"{folder} was built by model {str(about.get('model'))[:12]}, not by {model[:12]}: their embeddings "
+                "are not comparable. Pass that model, or build another index"
             )
         try:
             embeddings = load_file(folder / EMBEDDINGS)["embeddings"]
@@ -83,22 +84,22 @@ class StudyIndex:
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise UserError(f"{folder} cannot be read as an index: {error}; build it again") from None
         if not len(embeddings) == len(studies) == about.get("studies"):
-            raise UserError(f"{folder} is damaged: its files speak of different numbers of studies; build it again")
+            raise UserError(f"{folder} is damaged: its files disagree on the number of studies; build it again")
         return cls(embeddings, studies, about)
 
     def nearest(self, queries: np.ndarray, top: int, engine: Engine = "exact") -> tuple[np.ndarray, np.ndarray]:
-        """The most similar rows of each query, best first; equals are in the order of the index.
+        """Return the most similar studies for each query, best first; ties keep the order of the index.
 
         Args:
             queries: (Q, E) unit-norm embeddings of images or texts.
-            top: how many, at most N are returned.
-            engine: ``exact`` compares with every row, in numpy; ``faiss`` does so with FAISS.
+            top: number of studies per query; at most N are returned.
+            engine: ``exact`` compares with all embeddings in NumPy; ``faiss`` does the same with FAISS.
 
         Returns:
-            (Q, top) cosine similarities and (Q, top) row numbers.
+            (Q, top) cosine similarities and (Q, top) indices into ``studies``.
 
         Raises:
-            UserError: if FAISS is asked for and not installed.
+            UserError: if FAISS is requested but not installed.
         """
         top = min(top, len(self.studies))
         if engine == "faiss":
@@ -117,47 +118,51 @@ class StudyIndex:
         try:
             import faiss
         except ImportError:
-            raise UserError("--engine faiss needs FAISS: pip install faiss-cpu; or take --engine exact") from None
+            raise UserError("--engine faiss needs FAISS: pip install faiss-cpu; or use --engine exact") from None
         index = faiss.IndexFlatIP(self.embeddings.shape[1])
         index.add(np.ascontiguousarray(self.embeddings))
         similarity, numbers = index.search(np.ascontiguousarray(queries, dtype=np.float32), top)
         return similarity, numbers
 
 
-def build_index(pipeline: "MedUnifierPipeline", films: Films, folder: str | Path, view: str, batch_size: int) -> str:
-    """Embed all films and write the index; what a stopped build has finished is kept.
+def build_index(
+    pipeline: "MedUnifierPipeline", source: ImageSource, folder: str | Path, view: str, batch_size: int
+) -> str:
+    """Embed all inputs and write the index. An interrupted build resumes after its last finished part.
 
     Args:
         pipeline: the model.
-        films: what is embedded; unreadable ones are counted and named in index.json.
-        folder: the index.
-        view: view position where a file does not name it.
-        batch_size: films a pass.
+        source: the inputs; unreadable ones are listed in index.json.
+        folder: where the index is written.
+        view: view position for files that do not specify it.
+        batch_size: images per forward pass.
 
     Returns:
-        What was done, in a line.
+        A one-line summary.
 
     Raises:
-        UserError: if the folder holds something else, or no film is readable.
+        UserError: if the folder contains something else, or no input is readable.
     """
     folder = Path(folder)
-    run = {"model": pipeline.fingerprint, "key": films.key_name, "view": view, "films": len(films.keys)}
-    run["keys_sha256"] = keys_digest(films)
+    run = {"model": pipeline.fingerprint, "key": source.key_name, "view": view, "films": len(source.keys)}
+    run["keys_sha256"] = keys_digest(source)
     work = folder.with_name(f"{folder.name}.unfinished")
     remove_partial(folder.parent, folder.name)
     if folder.exists():
-        about = read_json(folder / INDEX, "an index; give another --index", any_text=True) if folder.is_dir() else {}
+        about = (
+            read_json(folder / INDEX, "an index; choose another --index", any_text=True) if folder.is_dir() else {}
+        )
         refuse_other_settings(folder, {name: about.get(name) for name in run}, run, "--index")
-        shutil.rmtree(work, ignore_errors=True)  # killed between the rename and this removal
-        return f"{folder} is done already: {about['studies']} studies"
+        shutil.rmtree(work, ignore_errors=True)  # left by a process killed between the rename and this removal
+        return f"{folder} is already complete: {about['studies']} studies"
     remove_partial(work)
     begin_or_continue(work / "run.json", run, option="--index")
-    parts = [work / f"part-{begin:08d}.safetensors" for begin in range(0, len(films.keys), PART)]
-    kept = sum(min(PART, len(films.keys) - n * PART) for n, part in enumerate(parts) if part.is_file())
-    with Progress(len(films.keys), "embedding", "images", done=kept) as progress:
+    parts = [work / f"part-{begin:08d}.safetensors" for begin in range(0, len(source.keys), PART)]
+    kept = sum(min(PART, len(source.keys) - n * PART) for n, part in enumerate(parts) if part.is_file())
+    with Progress(len(source.keys), "embedding", "images", done=kept) as progress:
         for number, part in enumerate(parts):
             if not part.is_file():
-                _write_part(part, pipeline, films, number * PART, view, batch_size, progress)
+                _write_part(part, pipeline, source, number * PART, view, batch_size, progress)
     embeddings, rows = _read_parts(parts)
     unreadable = [row for row in rows if "error" in row]
     studies = [row for row in rows if "error" not in row]
@@ -184,23 +189,23 @@ def _json(row: dict[str, Any]) -> bytes:
 def _write_part(
     path: Path,
     pipeline: "MedUnifierPipeline",
-    films: Films,
+    source: ImageSource,
     begin: int,
     view: str,
     batch_size: int,
     progress: Progress,
 ) -> None:
-    """Embeddings of up to PART films, with their rows in the file's metadata: one file, complete or absent."""
+    """Write the embeddings of up to PART inputs, with their metadata as JSON in the file's header, atomically."""
     rows: list[dict[str, Any]] = []
     embeddings = [np.empty((0, pipeline.model.config.embedding_dim), np.float32)]
-    for batch in read_batches(films, begin, batch_size, begin + PART):
-        readable = [film for film in batch if not film.error]
-        views = [film.view or view for film in readable]
+    for batch in read_batches(source, begin, batch_size, begin + PART):
+        readable = [image for image in batch if not image.error]
+        views = [image.view or view for image in readable]
         if readable:
             embeddings.append(pipeline.embed_images(codes_of(pipeline, readable), views))
-        for film in batch:
-            known = {"error": film.error} if film.error else {"view": film.view or view, **film.report}
-            rows.append({films.key_name: film.key} | known)
+        for image in batch:
+            known = {"error": image.error} if image.error else {"view": image.view or view, **image.report}
+            rows.append({source.key_name: image.key} | known)
         progress.advance(len(batch))
     with atomic_file(path) as partial:
         save_file({"embeddings": np.concatenate(embeddings)}, partial, {"rows": json.dumps(rows)})

@@ -1,4 +1,4 @@
-"""What is to be drawn: a text, findings by name, or a file of either, each with its own number and view."""
+"""Prompts for image generation: a report, findings by name, or a file of either, each with a count and a view."""
 
 import csv
 from collections.abc import Mapping
@@ -10,17 +10,17 @@ from medunifier.shared.errors import UsageError, UserError
 from medunifier.shared.files.input_files import MAX_JSON_BYTES, parse_json_lines, read_bounded
 from medunifier.stage2_unified.inference.report_text import LABEL_TEMPLATE, report_of, text_of_labels
 
-_MOST = 1_000_000  # radiographs a prompt: a slip of the keyboard, beyond
+_MAX_COUNT = 1_000_000  # radiographs per prompt; a larger number is a typing error
 
 
 @dataclass(frozen=True)
 class GenerationPrompt:
-    """A report to draw from.
+    """A report to generate radiographs from.
 
     Attributes:
         report: ``findings`` and ``impression``.
-        count: studies of it.
-        view: ViewPosition; several of one study with commas.
+        count: number of studies to generate.
+        view: ViewPosition; comma-separated for a study with several views.
     """
 
     report: dict[str, str]
@@ -29,24 +29,24 @@ class GenerationPrompt:
 
     @property
     def views(self) -> list[str]:
-        """View positions of the study's radiographs, in the order in which they are drawn."""
+        """View positions of the study's radiographs, in the order of generation."""
         return [view.strip() for view in self.view.split(",")]
 
 
 def read_prompts(path: Path, count: int, view: str, template: str = LABEL_TEMPLATE) -> list[GenerationPrompt]:
-    """Prompts of a file.
+    """Read prompts from a file.
 
-    A ``.txt`` has a report a line. A ``.csv`` or ``.jsonl`` has ``findings`` and ``impression``, or ``labels`` in
-    their place (names with ``|``; in JSON also a list, or ``{name: 1 | 0}``), and perhaps ``count`` and ``view``.
+    A ``.txt`` has one report per line. A ``.csv`` or ``.jsonl`` has ``findings`` and ``impression``, or ``labels``
+    instead (names separated by ``|``; in JSON also a list, or ``{name: 1 | 0}``), optionally ``count`` and ``view``.
 
     Args:
         path: the file.
-        count, view: where a row names none.
-        template: sentence of a finding that is given by name.
+        count, view: defaults for rows that specify none.
+        template: sentence for a finding given by name.
 
     Raises:
-        UsageError: for another kind of file.
-        UserError: if it cannot be read, a count is no number, or no row says what to draw.
+        UsageError: for any other file type.
+        UserError: if the file cannot be read, a count is not a number, or no row contains a prompt.
     """
     if path.suffix not in (".txt", ".csv", ".jsonl"):
         raise UsageError(f"file must be .txt, .jsonl or .csv, got {path.name}")
@@ -76,13 +76,13 @@ def _prompt(path: Path, number: int, row: Any, count: int, view: str, template: 
     labels = row.get("labels")
     if labels and not any(report.values()):
         report["findings"] = text_of_labels(labels.split("|") if isinstance(labels, str) else labels, template)
-    given = row.get("count")
-    if given in (None, ""):
-        given = count
+    value = row.get("count")
+    if value in (None, ""):
+        value = count
     try:
-        own = int(given)
-        if not 0 <= own <= _MOST:
+        studies = int(value)
+        if not 0 <= studies <= _MAX_COUNT:
             raise ValueError
     except (TypeError, ValueError):
-        raise UserError(f"{path}, row {number}: count must be a number from 0 to {_MOST}, got {given!r}") from None
-    return GenerationPrompt(report, own, str(row.get("view") or view))
+        raise UserError(f"{path}, row {number}: count must be from 0 to {_MAX_COUNT}, got {value!r}") from None
+    return GenerationPrompt(report, studies, str(row.get("view") or view))

@@ -1,6 +1,6 @@
-"""Radiographs to be read, wherever they lie: one file, a folder of files, or shards. One at a time, never all.
+"""Inputs for inference: one file, a folder of files, or shards, loaded one study at a time.
 
-Of a study of several images the first frontal one stands for it, with the others and the visit before beside it.
+A study is represented by its first frontal image, with its other images and an image of the prior study attached.
 """
 
 import hashlib
@@ -24,22 +24,22 @@ if TYPE_CHECKING:
     from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline
 
 SUFFIXES = (".dcm", ".dicom", ".png", ".jpg", ".jpeg", ".gz")
-"""What is looked for in a folder. A file that is named itself may have any name: content tells its kind."""
+"""Extensions searched for in a folder. A file passed directly may have any name: its content decides."""
 
 
 @dataclass(frozen=True)
-class Film:
-    """One radiograph: pixels or codes, or the reason why there are neither.
+class StudyImage:
+    """One radiograph as pixels or codes, or the error that prevented reading it.
 
     Attributes:
-        key: the path as given, or the study's id.
-        view: ViewPosition; "" where unknown, or where the file has a text that is none of the field's terms.
-        pixels: (S, S) float32 in [0, 1], the model's size.
+        key: the path as passed, or the study id.
+        view: ViewPosition; "" if unknown, or if the file's value is not a defined term.
+        pixels: (S, S) float32 in [0, 1], at the model's resolution.
         codes: (h, w) integers, from token shards.
-        error: why it cannot be read.
-        report: what a shard holds beside it: ``findings`` and ``impression``, those that are not empty.
-        others: further images of the study that are to be shown with it.
-        prior: an image of the visit before.
+        error: why it cannot be read, or "".
+        report: non-empty ``findings`` and ``impression`` from a shard.
+        others: further images of the same study that are model inputs too.
+        prior: an image of the prior study.
     """
 
     key: str
@@ -48,24 +48,24 @@ class Film:
     codes: np.ndarray | None = None
     error: str = ""
     report: dict[str, str] = field(default_factory=dict)
-    others: tuple["Film", ...] = ()
-    prior: "Film | None" = None
+    others: tuple["StudyImage", ...] = ()
+    prior: "StudyImage | None" = None
 
 
-class Films(Protocol):
-    """Radiographs by number. ``key_name`` says what their keys are: ``path`` or ``study_id``."""
+class ImageSource(Protocol):
+    """Indexed inputs. ``key_name`` is the kind of their keys: ``path`` or ``study_id``."""
 
     @property
     def key_name(self) -> str: ...
     @property
     def keys(self) -> Sequence[str]: ...
 
-    def read(self, number: int) -> Film:
-        """Film ``number``; damage is told in its ``error``."""
+    def read(self, index: int) -> StudyImage:
+        """Read input ``index``. An unreadable file is returned with its ``error`` set."""
 
 
-class FileFilms:
-    """Files: DICOM, PNG, JPEG."""
+class FileImages:
+    """DICOM, PNG or JPEG files, each a study."""
 
     key_name = "path"
 
@@ -73,16 +73,16 @@ class FileFilms:
         self._paths, self._size = list(paths), size
         self.keys = [str(path) for path in paths]
 
-    def read(self, number: int) -> Film:
-        """One file, scaled to the model's size."""
+    def read(self, index: int) -> StudyImage:
+        """Read one file, scaled to the model's resolution."""
         try:
-            film = read_image(self._paths[number], self._size)
+            radiograph = read_image(self._paths[index], self._size)
         except UnreadableImage as error:
-            return Film(self.keys[number], error=error.reason)
-        return Film(self.keys[number], view_position(film.view), film.pixels)
+            return StudyImage(self.keys[index], error=error.reason)
+        return StudyImage(self.keys[index], view_position(radiograph.view), radiograph.pixels)
 
 
-class FolderFilms:
+class FolderStudies:
     """Folders of files, each a study."""
 
     key_name = "path"
@@ -93,154 +93,165 @@ class FolderFilms:
             self._folders.setdefault(str(path.parent), []).append(path)
         self.keys, self._size, self._max_views = list(self._folders), size, max_views
 
-    def read(self, number: int) -> Film:
-        """A study's readable files, as far as they are shown; an error if it has none."""
-        from medunifier.stage2_unified.model.processing.view_selection import (
-            choose_views,  # here: no --help waits for torch
-        )
+    def read(self, index: int) -> StudyImage:
+        """Read up to ``max_views`` images of a study; unreadable files are skipped unless all are."""
+        # Imported here so that --help does not wait for torch.
+        from medunifier.stage2_unified.model.processing.view_selection import choose_views
 
-        files = FileFilms(self._folders[self.keys[number]], self._size)
-        films = [files.read(place) for place in range(len(files.keys))]
-        readable = [film for film in films if not film.error]
+        files = FileImages(self._folders[self.keys[index]], self._size)
+        images = [files.read(number) for number in range(len(files.keys))]
+        readable = [image for image in images if not image.error]
         if not readable:
-            return Film(self.keys[number], error=films[0].error)
-        shown = choose_views([film.view for film in readable], self._max_views, None)
-        first, *others = [replace(readable[place], key=self.keys[number]) for place in shown]
+            return StudyImage(self.keys[index], error=images[0].error)
+        chosen = choose_views([image.view for image in readable], self._max_views, None)
+        first, *others = [replace(readable[number], key=self.keys[index]) for number in chosen]
         return replace(first, others=tuple(others))
 
 
-class ShardFilms:
-    """The studies of some splits of a shard folder: the first frontal image, others if ``max_views`` allows them, and
-    one of the visit before if ``prior`` is asked for and there is one."""
+class ShardStudies:
+    """The studies of some splits of a shard folder.
+
+    The first frontal image of each, others up to ``max_views``, with ``prior`` also an image of the prior study.
+    """
 
     key_name = "study_id"
 
     def __init__(
-        self, place: str, splits: Sequence[str], tokenizer: "FrozenTokenizer", max_views: int = 1, prior: bool = False
+        self,
+        folder: str,
+        splits: Sequence[str],
+        tokenizer: "FrozenTokenizer",
+        max_views: int = 1,
+        prior: bool = False,
     ) -> None:
-        manifest = read_manifest(place)
-        made_by = manifest.get("tokenizer", {}).get("fingerprint", tokenizer.fingerprint)
-        if made_by != tokenizer.fingerprint:
+        manifest = read_manifest(folder)
+        found = manifest.get("tokenizer", {}).get("fingerprint", tokenizer.fingerprint)
+        if found != tokenizer.fingerprint:
             raise UserError(
-                f"the codes in {place} were made by tokenizer {str(made_by)[:12]}, the model reads those of "
-                f"{tokenizer.fingerprint[:12]}: give the image shards"
+                f"{folder} was tokenized with tokenizer {str(found)[:12]}, but the model expects "
+                f"{tokenizer.fingerprint[:12]}. Pass the image shards, or tokenize them again"
             )
         present = [name for name, rows in manifest["splits"].items() if any(r["samples"] for r in rows.values())]
         if not present:
-            raise UserError(f"{place} holds no samples")
-        self._datasets = [ShardDataset(place, split) for split in splits or present]
+            raise UserError(f"{folder} contains no samples")
+        self._datasets = [ShardDataset(folder, split) for split in splits or present]
         self._size, self._max_views = tokenizer.image_size, max_views
-        self._places: list[tuple[ShardDataset, int, int | None]] = []
+        self._studies: list[tuple[ShardDataset, int, int | None]] = []  # data set, index, index of the prior study
         self.keys = []
         for dataset in self._datasets:
-            before = prior_study_indices(dataset.infos()) if prior else [None] * len(dataset)
-            self._places += [(dataset, number, earlier) for number, earlier in enumerate(before)]
+            priors = prior_study_indices(dataset.infos()) if prior else [None] * len(dataset)
+            self._studies += [(dataset, number, prior_number) for number, prior_number in enumerate(priors)]
             self.keys += [str(info["study_id"]) for info in dataset.infos()]
 
-    def read(self, number: int) -> Film:
-        """One study's images or codes."""
-        from medunifier.stage2_unified.model.processing.view_selection import (  # here: no --help waits for torch
+    def read(self, index: int) -> StudyImage:
+        """Return the images or codes of one study."""
+        # Imported here so that --help does not wait for torch.
+        from medunifier.stage2_unified.model.processing.view_selection import (
             choose_prior_view,
             choose_views,
         )
 
-        dataset, place, before = self._places[number]
-        sample = dataset[place]
-        shown = choose_views(sample.info["views"], self._max_views, None)
-        first, *others = [self._film(sample, view) for view in shown]
-        given = {name: sample.info["report"].get(name, "") for name in ("findings", "impression")}
+        dataset, number, prior_number = self._studies[index]
+        sample = dataset[number]
+        chosen = choose_views(sample.info["views"], self._max_views, None)
+        first, *others = [self._image(sample, view) for view in chosen]
         prior = None
-        if before is not None:
-            earlier = dataset[before]
-            prior = self._film(earlier, choose_prior_view(earlier.info["views"], like=first.view))
-        report = {name: text for name, text in given.items() if text}
+        if prior_number is not None:
+            prior_sample = dataset[prior_number]
+            view = choose_prior_view(prior_sample.info["views"], like=first.view)
+            prior = self._image(prior_sample, view)
+        sections = {name: sample.info["report"].get(name, "") for name in ("findings", "impression")}
+        report = {name: text for name, text in sections.items() if text}
         return replace(first, report=report, others=tuple(others), prior=prior)
 
-    def _film(self, sample: Sample, view: int) -> Film:
+    def _image(self, sample: Sample, view: int) -> StudyImage:
         key, position = sample.info["study_id"], sample.info["views"][view]
         if sample.codes is not None:
-            return Film(key, position, codes=sample.codes[view].astype(np.int64))
+            return StudyImage(key, position, codes=sample.codes[view].astype(np.int64))
         image = sample.images[view]
-        return Film(key, position, fit_square((image / np.iinfo(image.dtype).max).astype(np.float32), self._size))
+        pixels = (image / np.iinfo(image.dtype).max).astype(np.float32)
+        return StudyImage(key, position, fit_square(pixels, self._size))
 
 
-def open_films(
-    place: str,
+def open_inputs(
+    location: str,
     split: str,
     tokenizer: "FrozenTokenizer",
     max_views: int = 1,
     prior: bool = False,
     study_folders: bool = False,
-) -> Films:
-    """What lies at ``place``: a radiograph, a folder of them, or a folder (or URL) of image or token shards.
+) -> ImageSource:
+    """Open a radiograph, a folder of radiographs, or a folder (or URL) of image or token shards.
 
     Args:
-        place: where.
-        split: of shards: one of their splits, or several with commas; "" = all.
-        tokenizer: of the model that is to read them.
-        max_views: images of a study that it is shown.
-        prior: whether it is shown the visit before, where shards have one.
-        study_folders: of files: those of one folder are one study.
+        location: path or URL.
+        split: for shards: a split, or several separated by commas; "" = all.
+        tokenizer: the image tokenizer of the model.
+        max_views: maximum images per study.
+        prior: for shards: whether to load an image of the prior study.
+        study_folders: for files: treat the files of one folder as one study.
 
     Raises:
-        UserError: if nothing is there, or ``split`` is given for files, or codes are another tokenizer's.
+        UserError: if nothing is found, ``split`` is set for files, or the codes are those of another tokenizer.
     """
-    path = as_path(place)
+    path = as_path(location)
     if (path / MANIFEST).is_file():
         splits = [name.strip() for name in split.split(",") if name.strip()]
-        return ShardFilms(place, splits, tokenizer, max_views, prior)
+        return ShardStudies(location, splits, tokenizer, max_views, prior)
     if split:
-        raise UserError(f"{place} is no shard folder: --split is for shards")
+        raise UserError(f"{location} is not a shard folder: --split applies only to shards")
     if path.is_file():
-        return FileFilms([path], tokenizer.image_size)
+        return FileImages([path], tokenizer.image_size)
     if not path.is_dir():
-        raise UserError(f"{place} not found: give a radiograph, a folder of radiographs, or a shard folder")
+        raise UserError(f"{location} not found: pass a radiograph, a folder of radiographs, or a shard folder")
     found = sorted(
         entry for entry in path.rglob("*")
         if entry.suffix.lower() in SUFFIXES and not entry.name.startswith(".") and entry.is_file()
     )  # fmt: skip
     if not found:
-        raise UserError(f"no radiograph under {place}: looked for {', '.join(sorted(SUFFIXES))}, or shards")
+        raise UserError(f"no radiograph under {location}: searched for {', '.join(sorted(SUFFIXES))}, or shards")
     if study_folders:
-        return FolderFilms(found, tokenizer.image_size, max_views)
-    return FileFilms(found, tokenizer.image_size)
+        return FolderStudies(found, tokenizer.image_size, max_views)
+    return FileImages(found, tokenizer.image_size)
 
 
-def read_batches(films: Films, begin: int, batch_size: int, end: int | None = None) -> Iterator[list[Film]]:
-    """Films from number ``begin`` to ``end`` (the last), ``batch_size`` at a time."""
-    end = len(films.keys) if end is None else min(end, len(films.keys))
+def read_batches(
+    source: ImageSource, begin: int, batch_size: int, end: int | None = None
+) -> Iterator[list[StudyImage]]:
+    """Yield inputs ``begin`` to ``end`` (exclusive; None = all), ``batch_size`` at a time."""
+    end = len(source.keys) if end is None else min(end, len(source.keys))
     for first in range(begin, end, batch_size):
-        yield [films.read(number) for number in range(first, min(first + batch_size, end))]
+        yield [source.read(number) for number in range(first, min(first + batch_size, end))]
 
 
-def keys_digest(films: Films) -> str:
-    """SHA-256 over the keys in order: whether two runs read the same films."""
-    return hashlib.sha256("\n".join(films.keys).encode(errors="surrogateescape")).hexdigest()
+def keys_digest(source: ImageSource) -> str:
+    """Return the SHA-256 of the keys in order, equal for two runs over the same inputs."""
+    return hashlib.sha256("\n".join(source.keys).encode(errors="surrogateescape")).hexdigest()
 
 
-def codes_of(pipeline: "MedUnifierPipeline", films: Sequence[Film]) -> np.ndarray:
-    """(N, h, w) codes of films without an error; those of token shards as they are."""
-    pixels = {number: film.pixels for number, film in enumerate(films) if film.pixels is not None}
-    codes = {number: film.codes for number, film in enumerate(films) if film.codes is not None}
+def codes_of(pipeline: "MedUnifierPipeline", images: Sequence[StudyImage]) -> np.ndarray:
+    """Return the (N, h, w) codes of readable images; codes from token shards are passed through."""
+    pixels = {number: image.pixels for number, image in enumerate(images) if image.pixels is not None}
+    codes = {number: image.codes for number, image in enumerate(images) if image.codes is not None}
     if pixels:
         codes |= dict(zip(pixels, pipeline.encode(np.stack(list(pixels.values()))), strict=True))
-    return np.stack([codes[number] for number in range(len(films))])
+    return np.stack([codes[number] for number in range(len(images))])
 
 
-def seen_of(pipeline: "MedUnifierPipeline", films: Sequence[Film], view: str) -> dict[str, Any]:
-    """Studies without an error as the pipeline's methods take them: ``codes``, ``views``, ``priors``.
+def study_inputs(pipeline: "MedUnifierPipeline", studies: Sequence[StudyImage], view: str) -> dict[str, Any]:
+    """Return readable studies as arguments for the pipeline's methods: ``codes``, ``views``, ``priors``.
 
     Args:
         pipeline: the model.
-        films: the studies.
-        view: position of an image that names none.
+        studies: the studies.
+        view: position for images that do not specify one.
     """
-    shown = [(film, *film.others) for film in films]
-    earlier = [film.prior for film in films if film.prior is not None]
-    codes = iter(codes_of(pipeline, [film for study in shown for film in study] + earlier))
-    stacks = [np.stack([next(codes) for _ in study]) for study in shown]
-    views = [[film.view or view for film in study] for study in shown]
-    priors = [None if film.prior is None else (next(codes), film.prior.view or view) for film in films]
-    if all(len(study) == 1 for study in shown):
-        return {"codes": np.concatenate(stacks), "views": [study[0] for study in views], "priors": priors}
+    image_lists = [(study, *study.others) for study in studies]
+    prior_images = [study.prior for study in studies if study.prior is not None]
+    codes = iter(codes_of(pipeline, [image for images in image_lists for image in images] + prior_images))
+    stacks = [np.stack([next(codes) for _ in images]) for images in image_lists]
+    views = [[image.view or view for image in images] for images in image_lists]
+    priors = [None if study.prior is None else (next(codes), study.prior.view or view) for study in studies]
+    if all(len(images) == 1 for images in image_lists):
+        return {"codes": np.concatenate(stacks), "views": [positions[0] for positions in views], "priors": priors}
     return {"codes": stacks, "views": views, "priors": priors}

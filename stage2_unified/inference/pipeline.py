@@ -1,4 +1,4 @@
-"""Inference with a trained model: embeddings, matching, reports, images; NumPy in and out, batched inside."""
+"""Inference with a trained model: embeddings, matching, reports, images. NumPy in and out, batched internally."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,17 +25,17 @@ Views = Sequence[str] | Sequence[Sequence[str]]
 
 
 def model_fingerprint(model: MedUnifierForConditionalGeneration) -> str:
-    """SHA-256 over the kind of model and its weights."""
+    """Return the SHA-256 of the model type and the weights."""
     return fingerprint({"model_type": model.config.model_type}, model.state_dict())
 
 
 class MedUnifierPipeline:
-    """A model folder, ready to use.
+    """A trained model with its processor.
 
     Args:
-        model, processor: as loaded from one folder.
-        device: where to run; an accelerator if there is one.
-        batch_size: rows a pass.
+        model, processor: loaded from the same folder.
+        device: default: CUDA if available, else the CPU.
+        batch_size: studies per forward pass.
     """
 
     def __init__(
@@ -57,10 +57,10 @@ class MedUnifierPipeline:
         """Load a model folder.
 
         Raises:
-            UserError: if it is not one, or its weights are not those of this version's model.
+            UserError: if the folder is not a model folder, or lacks weights.
         """
-        processor = MedUnifierProcessor.from_pretrained(folder)  # first, for its errors
-        logging.disable_progress_bar()  # a bar for two dozen tensors is noise between our lines
+        processor = MedUnifierProcessor.from_pretrained(folder)  # first: its error messages are clearer
+        logging.disable_progress_bar()  # a progress bar for two dozen tensors is noise
         with checked_model_folder(folder, "a model"):
             model = MedUnifierForConditionalGeneration.from_pretrained(folder, local_files_only=True)
         return cls(model, processor, device, batch_size)
@@ -77,25 +77,25 @@ class MedUnifierPipeline:
 
     @property
     def max_views(self) -> int:
-        """Most images of a study that the model was trained with."""
+        """Maximum images per study in the model's training."""
         return int(self.model.config.max_views)
 
     @property
     def prior(self) -> bool:
-        """Whether it was trained with the visit before."""
+        """Whether the model was trained with prior studies."""
         return bool(self.model.config.prior)
 
     @property
     def sections(self) -> str:
-        """Which sections of reports the model was trained on: ``findings+impression``, …"""
+        """Report sections that the model was trained on: ``findings+impression``, …"""
         return str(self.model.config.text_choice)
 
     def image_backbone(self, seed: int | None = None) -> ImageBackbone:
-        """A copy to fine-tune; with a seed the same architecture with fresh weights."""
+        """Return a copy to fine-tune; with a seed, the same architecture with newly initialised weights."""
         return ImageBackbone(self.model, seed)
 
     def encode(self, images: np.ndarray) -> np.ndarray:
-        """(N, H, W) in [0, 1] -> (N, h, w) codes."""
+        """Encode (N, H, W) images in [0, 1] to (N, h, w) codes."""
 
         def run(begin: int, end: int) -> Tensor:
             batch = torch.from_numpy(np.ascontiguousarray(images[begin:end], dtype=np.float32))
@@ -104,7 +104,7 @@ class MedUnifierPipeline:
         return self._batched(len(images), run)
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
-        """(N, h, w) codes -> (N, H, W) float32 in [0, 1]."""
+        """Decode (N, h, w) codes to (N, H, W) float32 images in [0, 1]."""
 
         def run(begin: int, end: int) -> Tensor:
             batch = torch.from_numpy(codes[begin:end].astype(np.int64)).to(self.device)
@@ -113,12 +113,12 @@ class MedUnifierPipeline:
         return self._batched(len(codes), run)
 
     def embed_images(self, codes: Codes, views: Views, priors: Sequence[Prior | None] | None = None) -> np.ndarray:
-        """N studies -> (N, E) unit-norm embeddings.
+        """Return the (N, E) unit-norm embeddings of N studies.
 
         Args:
             codes: (N, h, w), or N arrays (S, h, w) where studies have several images.
             views: N view positions, or N lists of them.
-            priors: of each study codes (h, w) and view of an image of the visit before, or None.
+            priors: for each study the codes (h, w) and view of an image of the prior study, or None.
         """
 
         def run(begin: int, end: int) -> Tensor:
@@ -127,7 +127,7 @@ class MedUnifierPipeline:
         return self._batched(len(codes), run)
 
     def embed_texts(self, reports: Sequence[Report]) -> np.ndarray:
-        """N reports ``{"findings", "impression"}`` -> (N, E) unit-norm embeddings."""
+        """Return the (N, E) unit-norm embeddings of N reports ``{"findings", "impression"}``."""
 
         def run(begin: int, end: int) -> Tensor:
             return self.model.get_text_features(**self._inputs(reports=reports[begin:end]))
@@ -137,7 +137,7 @@ class MedUnifierPipeline:
     def match(
         self, codes: Codes, views: Views, reports: Sequence[Report], priors: Sequence[Prior | None] | None = None
     ) -> np.ndarray:
-        """(N,) probability that study i and report i belong together; images as :meth:`embed_images`."""
+        """Return the (N,) probabilities that study i and report i match; images as in :meth:`embed_images`."""
 
         def run(begin: int, end: int) -> Tensor:
             images = self._images(begin, end, codes, views, priors)
@@ -148,7 +148,7 @@ class MedUnifierPipeline:
     def write_reports(
         self, codes: Codes, views: Views, priors: Sequence[Prior | None] | None = None, **generate: Any
     ) -> list[dict[str, str]]:
-        """Return a report a study, as sections; images as in :meth:`embed_images`.
+        """Generate one report per study, as sections; images as in :meth:`embed_images`.
 
         ``generate`` as for :func:`generate_reports`.
         """
@@ -176,31 +176,31 @@ class MedUnifierPipeline:
         top_k: int | None = None,
         top_p: float | None = None,
     ) -> np.ndarray:
-        """(N, h, w) codes of one radiograph a report; row i is drawn with seed + i, whatever the batch size."""
-        drawn = self.draw_studies(
+        """Generate one radiograph per report; return (N, h, w) codes. Image i uses seed + i, for any batch size."""
+        grids = self.generate_studies(
             reports, [[view] for view in views], None, seed=seed, guidance=guidance, temperature=temperature,
             top_k=top_k, top_p=top_p,
         )  # fmt: skip
-        return np.concatenate(drawn)
+        return np.concatenate(grids)
 
-    def draw_studies(
+    def generate_studies(
         self,
         reports: Sequence[Report],
         views: Sequence[Sequence[str]],
         priors: Sequence[Prior | None] | None = None,
         seed: int = 0,
-        **drawing: Any,
+        **sampling: Any,
     ) -> list[np.ndarray]:
-        """Codes (S, h, w) of the S views of each report, each view drawn after those before it.
+        """Generate the S views of each report, each conditioned on the previous ones; return (S, h, w) codes.
 
         Args:
-            reports: N of them.
+            reports: N reports.
             views: N lists of view positions.
-            priors: as for :meth:`embed_images`; with one, its follow-up is drawn.
-            seed: row i is drawn with seed + i, whatever the batch size.
-            drawing: guidance, temperature, top_k, top_p as for :meth:`draw`.
+            priors: as in :meth:`embed_images`; with a prior, a follow-up is generated.
+            seed: study i uses seed + i, for any batch size.
+            sampling: guidance, temperature, top_k, top_p as for :meth:`draw`.
         """
-        drawn: list[np.ndarray] = []
+        studies: list[np.ndarray] = []
         for begin in range(0, len(reports), self.batch_size):
             end = min(begin + self.batch_size, len(reports))
             inputs = self._inputs(
@@ -208,10 +208,10 @@ class MedUnifierPipeline:
             )
             seeds = torch.arange(seed + begin, seed + end)
             with torch.inference_mode():
-                codes = generate_images(self.model, seeds=seeds, **inputs, **drawing)
+                codes = generate_images(self.model, seeds=seeds, **inputs, **sampling)
             grids = codes.view(*codes.shape[:2], *self.tokenizer.grid).cpu().numpy()
-            drawn += [grid[: len(own)] for grid, own in zip(grids, views[begin:end], strict=True)]
-        return drawn
+            studies += [grid[: len(positions)] for grid, positions in zip(grids, views[begin:end], strict=True)]
+        return studies
 
     def _images(
         self, begin: int, end: int, codes: Codes, views: Views, priors: Sequence[Prior | None] | None

@@ -1,4 +1,4 @@
-"""Prompts for zero-shot classification: sets by name, or a file that says which sentences stand for what."""
+"""Prompts for zero-shot classification: named prompt sets, or a JSON file with the sentences of each finding."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,14 +11,15 @@ from medunifier.shared.errors import UsageError, UserError
 
 FINDINGS = tuple(name for name in OBSERVATIONS if name != NO_FINDING)
 
-# A statement and its denial. CheXzero's (Tiu et al., 2022) is a bare name, which a model of few reports may know
-# only within a sentence: on the demo's phantoms, whose reports never say "No cardiomegaly.", it ranks upside down.
+# Positive and negative prompt. CheXzero's (Tiu et al., 2022) is a bare name, which a model trained on few reports may
+# know only within a sentence: on the demo's phantoms, whose reports never contain "No cardiomegaly.", it ranks in
+# reverse.
 PAIRS = {
     "sentence": ("there is {finding}.", "there is no {finding}."),
     "chexzero": ("{finding}.", "no {finding}."),
 }
 
-# BioViL's (Boecking et al., 2022) for the RSNA pneumonia set.
+# BioViL (Boecking et al., 2022) for the RSNA pneumonia data set.
 BIOVIL = (
     (
         "Findings consistent with pneumonia",
@@ -34,15 +35,15 @@ BIOVIL = (
     ),
 )
 
-# Severity × finding × place, the form of GLoRIA's (Huang et al., 2021); the words are ours.
+# Severity × finding × location, after GLoRIA (Huang et al., 2021), with our own wording.
 SEVERITIES = ("", "mild ", "moderate ", "severe ")
-PLACES = {
+LOCATIONS = {
     "Cardiomegaly": ("",),
     "Enlarged Cardiomediastinum": ("",),
     "Support Devices": ("",),
     "Edema": ("", " in both lungs", " at the lung bases"),
 }
-USUAL_PLACES = ("", " on the right", " on the left", " on both sides")
+USUAL_LOCATIONS = ("", " on the right", " on the left", " on both sides")
 
 LABEL_SETS: dict[str, tuple[str, ...]] = {
     "all": FINDINGS,
@@ -59,12 +60,12 @@ STYLES = (*PAIRS, "biovil", "severity")
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Sentences that stand for findings.
+    """Sentences that state and deny findings.
 
     Attributes:
-        name: of the style, or the file's.
-        combine: ``mean``: the embeddings' mean, then its norm (BioViL); ``max``: the largest similarity (GLoRIA).
-        prompts: finding -> (statements, denials); without denials the score is the statements' alone.
+        name: of the style or the file.
+        combine: ``mean``: similarity to the normalised mean embedding (BioViL); ``max``: largest similarity (GLoRIA).
+        prompts: finding -> (positive, negative) sentences; without negative ones there is only a similarity.
     """
 
     name: str
@@ -72,7 +73,7 @@ class PromptSet:
     prompts: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]
 
     def to_json(self) -> dict[str, Any]:
-        """What :func:`prompt_set` reads back."""
+        """Return the content of a file that :func:`prompt_set` reads."""
         return {
             "name": self.name,
             "combine": self.combine,
@@ -84,7 +85,7 @@ class PromptSet:
 
 
 def findings_of(label_set: str) -> tuple[str, ...]:
-    """The findings of a set by name, or of a list with commas.
+    """Return the findings of a named label set or a comma-separated list.
 
     Raises:
         UserError: for a name that is neither a set nor one of the 14 observations.
@@ -95,42 +96,42 @@ def findings_of(label_set: str) -> tuple[str, ...]:
     unknown = [name for name in names if name not in OBSERVATIONS]
     if unknown:
         raise UserError(
-            f"unknown label set {label_set!r}: use {', '.join(LABEL_SETS)}, or names with commas from: "
+            f"unknown label set {label_set!r}: use {', '.join(LABEL_SETS)}, or comma-separated names from: "
             f"{', '.join(OBSERVATIONS)}"
         )
     return names
 
 
 def prompt_set(style: str, findings: Sequence[str]) -> PromptSet:
-    """A set by the name of its style, for the findings that it knows; or one from a JSON file.
+    """Return the prompts of a named style or a JSON file, restricted to ``findings``.
 
     A file is ``{"name", "combine": "mean" | "max", "prompts": {finding: {"positive": [sentences],
     "negative": [sentences]}}}``; "negative" may be absent or empty.
 
     Raises:
-        UserError: for an unknown style or a file that is no prompt set, or if it has none of the findings.
+        UserError: for an unknown style, an invalid file, or a prompt set without any of the findings.
     """
     if style in PAIRS:
-        made = PromptSet(style, "mean", {name: _pair(name, style) for name in findings if name != NO_FINDING})
+        prompts = PromptSet(style, "mean", {name: _pair(name, style) for name in findings if name != NO_FINDING})
     elif style == "biovil":
-        made = PromptSet(style, "mean", {"Pneumonia": BIOVIL})
+        prompts = PromptSet(style, "mean", {"Pneumonia": BIOVIL})
     elif style == "severity":
-        made = PromptSet(style, "max", {name: (_composed(name), ()) for name in findings if name != NO_FINDING})
+        prompts = PromptSet(style, "max", {name: (_composed(name), ()) for name in findings if name != NO_FINDING})
     elif style.endswith(".json"):
-        made = _from_file(style)
+        prompts = _from_file(style)
     else:
-        raise UserError(f"unknown prompt style {style!r}: use {', '.join(STYLES)}, or name a FILE.json")
-    known = {name: made.prompts[name] for name in findings if name in made.prompts}
+        raise UserError(f"unknown prompt style {style!r}: use {', '.join(STYLES)}, or pass a FILE.json")
+    known = {name: prompts.prompts[name] for name in findings if name in prompts.prompts}
     if not known:
         raise UserError(
-            f"the prompts {style} speak of {', '.join(made.prompts)}, of none of the findings judged "
-            f"({', '.join(findings)}): choose others, or another --label_set"
+            f"the prompts {style} cover {', '.join(prompts.prompts)}, none of the evaluated findings "
+            f"({', '.join(findings)}). Choose other prompts, or another --label_set"
         )
-    return PromptSet(made.name, made.combine, known)
+    return PromptSet(prompts.name, prompts.combine, known)
 
 
 def prompt_pair(finding: str, style: str) -> tuple[str, str]:
-    """The statement and its denial in a report's spelling: "There is edema.", "There is no edema."."""
+    """Return the positive and negative sentence: "There is edema.", "There is no edema."."""
     positive, negative = (template.format(finding=finding.lower()) for template in PAIRS[style])
     return positive[0].upper() + positive[1:], negative[0].upper() + negative[1:]
 
@@ -142,9 +143,9 @@ def _pair(finding: str, style: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 def _composed(finding: str) -> tuple[str, ...]:
     sentences = (
-        f"{severity}{finding.lower()}{place}."
+        f"{severity}{finding.lower()}{location}."
         for severity in SEVERITIES
-        for place in PLACES.get(finding, USUAL_PLACES)
+        for location in LOCATIONS.get(finding, USUAL_LOCATIONS)
     )
     return tuple(sentence[0].upper() + sentence[1:] for sentence in sentences)
 
@@ -158,24 +159,24 @@ def _from_file(path: str) -> PromptSet:
         }
         made = PromptSet(str(content.get("name", Path(path).stem)), content.get("combine", "mean"), prompts)
         sentences = [sentence for sides in prompts.values() for side in sides for sentence in side]
-        right = made.combine in ("mean", "max") and all(isinstance(s, str) and s.strip() for s in sentences)
-        right = right and all(positive for positive, _ in prompts.values()) and bool(prompts)
+        valid = made.combine in ("mean", "max") and all(isinstance(s, str) and s.strip() for s in sentences)
+        valid = valid and all(positive for positive, _ in prompts.values()) and bool(prompts)
     except (KeyError, TypeError, AttributeError):
-        right = False
-    if not right:
+        valid = False
+    if not valid:
         raise UserError(
-            f'{path} is no prompt set: expected {{"combine": "mean" or "max", "prompts": {{finding: '
+            f'{path} is not a prompt set: expected {{"combine": "mean" or "max", "prompts": {{finding: '
             '{"positive": [sentences], "negative": [sentences]}}}'
         )
     return made
 
 
 def chosen_prompts(prompts: str, labels: str) -> PromptSet:
-    """The sentences of a style, or of a file, for a label set by name or any names with commas.
+    """Return the prompts of a style or a JSON file for a named label set or comma-separated names.
 
     Raises:
         UsageError: for an unknown style.
-        UserError: for a file that is no prompt set, or has none of the labels.
+        UserError: for an invalid file, or one without any of the labels.
     """
     from_file = prompts.endswith(".json")
     if not from_file and prompts not in STYLES:
@@ -186,5 +187,5 @@ def chosen_prompts(prompts: str, labels: str) -> PromptSet:
     else:
         findings = LABEL_SETS.get(labels) or tuple(name.strip() for name in labels.split(",") if name.strip())
     if not findings:
-        raise UserError(f"no labels in {labels!r}: give a set ({', '.join(LABEL_SETS)}) or names with commas")
+        raise UserError(f"no labels in {labels!r}: pass a set ({', '.join(LABEL_SETS)}) or comma-separated names")
     return prompt_set(prompts, findings)

@@ -1,4 +1,4 @@
-"""From what people give to the report that the model reads: a text with or without headers, or a list of findings."""
+"""Convert user input to report sections: a text with or without section headers, or a list of findings."""
 
 from collections.abc import Iterable, Mapping
 
@@ -9,7 +9,7 @@ DENIAL_TEMPLATE = "There is no {finding}."
 
 
 def report_of(text: str) -> dict[str, str]:
-    """A text with section headers -> its findings and impression; any other text is taken as findings."""
+    """Return findings and impression of a text; a text without section headers is taken as findings."""
     sections = split_sections(text)
     if sections.keys() & {"findings", "impression"}:
         return {name: sections.get(name, "") for name in ("findings", "impression")}
@@ -17,11 +17,11 @@ def report_of(text: str) -> dict[str, str]:
 
 
 def text_of_labels(labels: Iterable[str] | Mapping[str, int], template: str = LABEL_TEMPLATE) -> str:
-    """Findings by name -> sentences, in the order given: "There is edema. There is no pneumothorax."
+    """Return sentences for findings by name, in order: "There is edema. There is no pneumothorax."
 
     Args:
-        labels: names, "no NAME" for a denial; or ``{name: 1 | 0}``, where 0 denies and other values say nothing.
-        template: sentence of a stated finding, with ``{finding}`` for its name in small letters.
+        labels: names, with "no NAME" for a denial; or ``{name: 1 | 0}``, where 0 denies and other values are ignored.
+        template: sentence for a stated finding, with ``{finding}`` for its lower-case name.
     """
     if isinstance(labels, Mapping):
         stated = {name: value for name, value in labels.items() if value in (0, 1)}

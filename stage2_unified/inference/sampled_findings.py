@@ -1,8 +1,8 @@
-"""How sure the model is of a finding: the share of sampled draft reports that state it.
+"""Sampled-report probabilities: the fraction of sampled reports that state a finding.
 
-A report that is written word by word is a sample of what the model holds possible. The labeler reads findings out of
-many such samples, and their shares are probabilities of the model's, calibrated to no disease. This asks what was
-trained on every word; sentences that the contrast compares ask what has seen whole reports alone.
+Reports sampled token by token are samples from the model's distribution. The labeler extracts the findings of each,
+and their frequencies are probabilities under the model, not calibrated to disease. They come from the language-model
+head, which is trained on every token; zero-shot prompts use the contrastive embeddings of whole reports.
 """
 
 from collections.abc import Sequence
@@ -19,28 +19,28 @@ if TYPE_CHECKING:
 
 
 def sampled_probability(
-    pipeline: "MedUnifierPipeline", codes: np.ndarray, views: Sequence[str], drafts: int = 16, seed: int = 0
+    pipeline: "MedUnifierPipeline", codes: np.ndarray, views: Sequence[str], samples: int = 16, seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """What so many drafts of each radiograph state.
+    """Return the fraction of sampled reports that state each observation.
 
     Args:
         pipeline: the model.
         codes: (N, h, w).
         views: N view positions.
-        drafts: reports sampled a radiograph, at temperature 1; shares are multiples of 1 / drafts.
-        seed: of each radiograph's sampling, so that it has the same drafts alone and beside others.
+        samples: reports per radiograph, sampled at temperature 1.
+        seed: set for each radiograph, so its reports do not depend on the rest of the batch.
 
     Returns:
-        {observation in lower case: (N,) shares of drafts that state it}; a draft that doubts it counts half.
+        {lower-case observation: (N,) fraction of reports that state it}; an uncertain mention counts half.
     """
-    shares = {name.lower(): np.zeros(len(codes)) for name in OBSERVATIONS}
+    fractions = {name.lower(): np.zeros(len(codes)) for name in OBSERVATIONS}
     for number, (grid, view) in enumerate(zip(codes, views, strict=True)):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             written = pipeline.write_reports(
-                np.repeat(grid[None], drafts, axis=0), [view] * drafts, do_sample=True, temperature=1.0, top_k=0
+                np.repeat(grid[None], samples, axis=0), [view] * samples, do_sample=True, temperature=1.0, top_k=0
             )
         for report in written:
             for name, value in label_report("\n".join(report.values())).items():
-                shares[name.lower()][number] += {1: 1.0, -1: 0.5}.get(value, 0.0) / drafts
-    return shares
+                fractions[name.lower()][number] += {1: 1.0, -1: 0.5}.get(value, 0.0) / samples
+    return fractions

@@ -41,14 +41,14 @@ class _Ids(BaseStreamer, StoppingCriteria):
 def stream_report(
     model: MedUnifierForConditionalGeneration, codec: ReportCodec, images: ImageSpans, **generate: Any
 ) -> Iterator[dict[str, str]]:
-    """Yield the greedy report of one study with every id, as its sections so far; the last one is complete.
+    """Yield the greedy report of one study after each token, as its sections so far; the last one is complete.
 
     Generation ends when the consumer closes the iterator.
 
     Args:
         model: in eval mode.
-        codec: of the model's processor.
-        images: of one study.
+        codec: the report codec of the model's processor.
+        images: the images of one study.
         generate: arguments of ``transformers``' ``generate()``, without beams.
     """
     ids = _Ids()

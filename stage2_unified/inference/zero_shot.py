@@ -1,4 +1,4 @@
-"""Similarity of radiographs to sentences: what zero-shot classification decides by."""
+"""Zero-shot classification: similarity of radiographs to positive and negative sentences."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,14 +14,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Scores:
-    """What F findings' sentences say of N radiographs, (N, F) each.
+    """Scores of F findings for N radiographs, (N, F) each.
 
     Attributes:
-        similarity: cosine of the radiograph and the statements, -1 to 1.
-        denial: the same for the denials; NaN where a finding has none.
-        preference: softmax of the two at the model's temperature (CheXzero's probability): how much rather the
-            radiograph goes with the statement than with its denial. 0.5 = undecided. Not calibrated: no share of
-            radiographs with this value has the finding. NaN without denials.
+        similarity: cosine similarity to the positive sentences, -1 to 1.
+        denial: the same for the negative sentences; NaN for a finding without any.
+        preference: softmax of the two at the model's temperature (the probability of CheXzero). 0.5 = undecided.
+            Not calibrated: it is not the frequency of the finding. NaN without negative sentences.
     """
 
     similarity: np.ndarray
@@ -30,11 +29,11 @@ class Scores:
 
 
 class PromptScorer:
-    """Sentences embedded once, any number of radiographs compared with them.
+    """Embed the sentences once and score any number of radiographs.
 
     Args:
         pipeline: the model.
-        prompts: sentences of each finding.
+        prompts: the sentences of each finding.
     """
 
     def __init__(self, pipeline: "MedUnifierPipeline", prompts: PromptSet) -> None:
@@ -48,13 +47,13 @@ class PromptScorer:
         self._sides = [tuple(_take(embedded, part) for part in side) for side in sides]
 
     def __call__(self, images: np.ndarray) -> Scores:
-        """(N, E) unit-norm image embeddings -> scores."""
+        """Return the scores of (N, E) unit-norm image embeddings."""
         stated = np.stack([self._similarity(images, positive) for positive, _ in self._sides], axis=1)
         denied = np.stack([self._similarity(images, negative) for _, negative in self._sides], axis=1)
         return Scores(stated, denied, 1 / (1 + np.exp(-self._scale * (stated - denied))))
 
     def _similarity(self, images: np.ndarray, texts: np.ndarray) -> np.ndarray:
-        """(N,) of (N, E) images and (P, E) sentences of one side; NaN if there are no sentences."""
+        """Return the (N,) similarity of (N, E) images to (P, E) sentences; NaN without sentences."""
         if not len(texts):
             return np.full(len(images), np.nan, np.float32)
         if self._combine == "max":
@@ -64,5 +63,5 @@ class PromptScorer:
 
 
 def _take(embedded: Iterator[np.ndarray], part: Sequence[str]) -> np.ndarray:
-    rows = [next(embedded) for _ in part]
-    return np.stack(rows) if rows else np.empty((0, 0))
+    embeddings = [next(embedded) for _ in part]
+    return np.stack(embeddings) if embeddings else np.empty((0, 0))

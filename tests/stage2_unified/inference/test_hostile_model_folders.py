@@ -1,4 +1,4 @@
-"""Model folders that others wrote: whatever is wrong with their files is one error that names them."""
+"""Untrusted model folders: any invalid file raises a UserError."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from medunifier.stage2_unified.model.processing.text_tokenizer import load_text_
 
 @pytest.fixture
 def copy(model_folder, tmp_path):
-    """A copy of a model folder; what is replaced in it breaks no other test's."""
+    """A copy of the model folder to modify."""
     return shutil.copytree(model_folder, tmp_path / "model")
 
 
@@ -65,7 +65,7 @@ def test_a_damaged_tokenizer_folder_is_one_error(copy):
         FrozenTokenizer.from_pretrained(folder)
 
 
-def test_a_weight_index_names_files_of_its_own_folder_alone(tmp_path):
+def test_a_weight_index_may_only_name_files_of_its_folder(tmp_path):
     path = tmp_path / "model.safetensors.index.json"
     for weight_map in ({"a": "../../x.safetensors"}, {"a": "/x.safetensors"}, {"a": 3}, [], None):
         path.write_text(json.dumps({"weight_map": weight_map}))
@@ -86,7 +86,7 @@ def test_other_folders_are_checked_too(copy, tmp_path):
             load_text_tokenizer(str(tmp_path))
 
 
-def test_code_beside_a_model_is_not_run(tmp_path):
+def test_code_in_a_model_folder_is_not_run(tmp_path):
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     auto = {"AutoConfig": "evil.C", "AutoTokenizer": ["evil.T", None], "AutoModelForCausalLM": "evil.M"}
     for name in ("config.json", "tokenizer_config.json"):

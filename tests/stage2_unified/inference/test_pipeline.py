@@ -1,4 +1,4 @@
-"""The pipeline from a folder: the repository's phantom model, and folders that lack weights."""
+"""Load a pipeline: the included phantom model, and a folder with a missing weight."""
 
 import shutil
 
@@ -20,7 +20,7 @@ def test_the_phantom_model_of_the_repository_generates_a_report(root):
     assert pipeline.match(codes, ["PA"], [wrong]).item() < pipeline.match(codes, ["PA"], [report]).item() / 2
 
 
-def test_a_folder_without_a_weight_is_refused_by_its_name(model_folder, tmp_path):
+def test_the_error_names_a_missing_weight(model_folder, tmp_path):
     shutil.copytree(model_folder, tmp_path / "model")
     file = tmp_path / "model" / "model.safetensors"
     weights = load_file(file)

@@ -1,4 +1,4 @@
-"""A streamed report ends as the whole one, and closing the stream stops the generation."""
+"""A streamed report ends as the complete one, and closing the stream stops the generation."""
 
 import threading
 
@@ -18,7 +18,7 @@ def codes(pipeline):
     return np.random.default_rng(0).integers(0, pipeline.tokenizer.codebook_size, pipeline.tokenizer.grid)
 
 
-def test_it_grows_to_the_whole_report(pipeline, codes):
+def test_the_stream_ends_with_the_complete_report(pipeline, codes):
     steps = list(pipeline.stream_report(codes, "PA"))
     assert steps[-1] == pipeline.write_reports(codes[None], ["PA"])[0]
     assert len(steps) > 3 and len(str(steps[0])) <= len(str(steps[-1]))
@@ -35,6 +35,6 @@ def test_closing_the_stream_stops_the_generation(pipeline, codes):
     assert 0 < len(passes) < 400
 
 
-def test_an_error_of_the_writer_reaches_the_reader(pipeline, codes):
+def test_an_error_in_the_generating_thread_is_raised(pipeline, codes):
     with pytest.raises(ValueError):
         list(pipeline.stream_report(codes, "PA", num_beams=4))
