@@ -1,1 +1,1 @@
-"""Export to stock causal LM, Hugging Face hub and ONNX."""
+"""Export to a transformers causal LM, the Hugging Face Hub and ONNX."""

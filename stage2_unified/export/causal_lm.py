@@ -1,8 +1,8 @@
-"""The unified model as a stock causal language model: one embedding table, one head, no code of ours.
+"""Convert the unified model to a ``transformers`` causal LM: one embedding table, one head, no custom code.
 
-What the frozen codebook and its projection amount to is folded into rows of the embedding table. So
-``AutoModelForCausalLM`` (and whatever serves its checkpoints) continues a row of words with codes and a row of
-codes with words. The contrast's and matching's heads have no place in it.
+The projected codebook is folded into the embedding table. ``AutoModelForCausalLM`` (and any server of its
+checkpoints) can then continue text with image codes and image codes with text. The contrastive and matching heads
+are not included.
 """
 
 import torch
@@ -14,63 +14,64 @@ from medunifier.stage2_unified.model.configuration import MedUnifierConfig
 from medunifier.stage2_unified.model.modeling import MedUnifierForConditionalGeneration
 from medunifier.stage2_unified.model.vocabulary import BOS, EOS, NEVER_WRITTEN, PAD, SPECIALS, Vocabulary
 
-_TOLERANCE = 1e-4  # of the largest logit; both sides compute in float32
+_TOLERANCE = 1e-4  # relative to the largest logit; both models compute in float32
 
 
 def code_token(code: int) -> str:
-    """How an image code reads in the exported tokenizer."""
+    """Return the token of an image code in the exported tokenizer."""
     return f"<code:{code}>"
 
 
 @torch.no_grad()
 def to_causal_lm(model: MedUnifierForConditionalGeneration) -> PreTrainedModel:
-    """A model in eval mode -> the same as ``transformers``' own class for its decoder (``Qwen3ForCausalLM``, …).
+    """Convert a model in eval mode to the ``transformers`` class of its decoder (``Qwen3ForCausalLM``, …).
 
-    On a position of text the logits of the ids below ``vocabulary.offset`` are the unified model's, on a position
-    of an image those from ``offset`` on; the others were never trained and mean nothing.
+    At text positions the logits below ``vocabulary.offset`` equal the unified model's, at image positions those
+    from ``offset`` on. The other logits were never trained.
 
     Raises:
-        UserError: for a model that is not causal, or if that class does not give the same logits (a backbone that
-            scales its head, say).
+        UserError: if the model is not causal, or the class computes different logits (for example a backbone that
+            scales its logits).
     """
     if model.config.bidirectional_images:
         raise UserError(
-            "this model reads images in both directions (model.bidirectional_images): a stock causal LM cannot"
+            "this model attends bidirectionally within images (model.bidirectional_images), which a causal LM "
+            "cannot represent"
         )
     config = type(model.config.text_config).from_dict(model.config.text_config.to_dict())
     config.vocab_size = len(model.vocabulary)
     config.tie_word_embeddings = False
     stock: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    words = model.get_input_embeddings().weight
+    text_embeddings = model.get_input_embeddings().weight
     weights = dict(model.model.named_parameters())
-    weights = {name: value for name, value in weights.items() if value is not words}
+    weights = {name: value for name, value in weights.items() if value is not text_embeddings}
     stock.base_model.load_state_dict(weights, strict=False)
-    codes = model.embed_codes(torch.arange(model.config.codebook_size, device=words.device))
-    stock.get_input_embeddings().weight.copy_(torch.cat([words, codes]))
+    codes = model.embed_codes(torch.arange(model.config.codebook_size, device=text_embeddings.device))
+    stock.get_input_embeddings().weight.copy_(torch.cat([text_embeddings, codes]))
     stock.get_output_embeddings().weight.copy_(model.lm_head.weight)
     difference = _largest_difference(model, stock.eval())
     if not difference <= _TOLERANCE:
         raise UserError(
-            f"{type(stock).__name__} does not give this model's logits (off by {difference:.1e} of the largest): "
+            f"{type(stock).__name__} does not reproduce the model's logits (relative error {difference:.1e}): "
             "this backbone cannot be exported as a causal LM"
         )
     return stock
 
 
 def _largest_difference(model: MedUnifierForConditionalGeneration, stock: PreTrainedModel) -> float:
-    """Of text and image logits on one row of ids of all kinds, as a share of the largest logit."""
+    """Return the largest difference of text and image logits for random ids, relative to the largest logit."""
     generator = torch.Generator().manual_seed(0)
-    row = torch.randint(len(model.vocabulary), (1, 32), generator=generator).to(model.codebook.device)
-    hidden = model.model(inputs_embeds=model.embed_ids(row), use_cache=False).last_hidden_state
+    ids = torch.randint(len(model.vocabulary), (1, 32), generator=generator).to(model.codebook.device)
+    hidden = model.model(inputs_embeds=model.embed_ids(ids), use_cache=False).last_hidden_state
     ours = torch.cat([model.text_logits(hidden), model.image_logits(hidden)], dim=-1).float()
-    theirs: Tensor = stock.to(row.device)(input_ids=row).logits
+    theirs: Tensor = stock.to(ids.device)(input_ids=ids).logits
     return float((ours - theirs).abs().max() / ours.abs().max())
 
 
 def add_special_and_code_tokens(tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary) -> None:
-    """Give the text tokenizer the rest of the id space: ``<bos>`` …, then ``<code:0>`` …, in the model's order.
+    """Add special tokens ``<bos>`` … and code tokens ``<code:0>`` … to the text tokenizer, in the model's order.
 
-    A special that the text tokenizer has already, with a meaning of its own, is spelled ``<mu:bos>``.
+    A special token that the text tokenizer already uses otherwise is renamed to ``<mu:bos>``.
     """
     taken = tokenizer.get_vocab()
     names = {name: f"<mu:{name[1:]}" if name in taken else name for name in SPECIALS}
@@ -80,12 +81,12 @@ def add_special_and_code_tokens(tokenizer: PreTrainedTokenizerBase, vocabulary: 
     last = tokenizer.convert_tokens_to_ids(code_token(vocabulary.codebook_size - 1))
     if last != len(vocabulary) - 1:
         raise UserError(
-            f"the text tokenizer's ids do not end at {vocabulary.text_size - 1}: the model is not its own"
+            f"the text tokenizer's last id should be {vocabulary.text_size - 1}: it does not belong to this model"
         )
 
 
 def generation_configs(config: MedUnifierConfig) -> tuple[GenerationConfig, GenerationConfig]:
-    """What ``generate()`` needs to be told: to write a report, and to draw exactly N codes."""
+    """Return the generation configs for a report and for an image of exactly N codes."""
     vocabulary, tokens = config.vocabulary, config.image_tokens
     ids = {"bos_token_id": vocabulary[BOS], "eos_token_id": vocabulary[EOS], "pad_token_id": vocabulary[PAD]}
     never = [vocabulary[name] for name in NEVER_WRITTEN]

@@ -1,4 +1,4 @@
-"""The folder of ``medunifier export --format causal-lm``: a checkpoint that needs no code of ours."""
+"""Write the folder of ``medunifier export --format causal-lm``: a checkpoint without custom code."""
 
 from pathlib import Path
 
@@ -19,15 +19,15 @@ IMAGE_GENERATION = "image_generation_config.json"
 
 
 def export_causal_lm(source: Path, out: Path) -> bool:
-    """Write the model folder ``source`` as a stock causal language model.
+    """Export the model folder ``source`` as a ``transformers`` causal LM.
 
     Returns:
-        False if ``out`` holds it already.
+        False if ``out`` already contains this export.
 
     Raises:
-        UserError: for no model, or a folder that holds something else.
+        UserError: if there is no model, or ``out`` contains something else.
     """
-    processor = MedUnifierProcessor.from_pretrained(source)  # first: its errors speak to a user
+    processor = MedUnifierProcessor.from_pretrained(source)  # first: its error messages are clearer
     logging.disable_progress_bar()
     with checked_model_folder(source, "a model"):
         model = MedUnifierForConditionalGeneration.from_pretrained(source, local_files_only=True).eval()
@@ -44,7 +44,7 @@ def export_causal_lm(source: Path, out: Path) -> bool:
     if (out / ORIGIN).is_file() and read_json(out / ORIGIN, "an exported model") == origin:
         return False
     if out.exists():
-        raise UserError(f"{out} exists and is not this model's export: remove it or give another --out")
+        raise UserError(f"{out} exists and is not an export of this model: remove it or choose another --out")
     with atomic_folder(out) as partial:
         stock = to_causal_lm(model)
         report, image = generation_configs(model.config)
@@ -64,27 +64,27 @@ def _card(name: str, origin: dict[str, object]) -> str:
 library_name: transformers
 tags: [chest-radiograph, report-generation, image-generation, research-only]
 ---
-# A unified model of chest radiographs and reports, as a plain `{name}`
+# A unified model of chest radiographs and reports, as a `{name}`
 
 {research_notice(MODEL_LIMITS, markdown=True)}
 
-Ids below {origin["first_code"]} are words and specials, image code c is id {origin["first_code"]} + c (`<code:c>`).
+Ids below {origin["first_code"]} are text and special tokens; code c is id {origin["first_code"]} + c (`<code:c>`).
 
-    to write a report      <bos> <view:pa> <boi> codes <eoi> <emb_img>                then words up to <eos>
-    to draw a radiograph   <bos> <findings> words <impression> words <emb_txt> <view:pa> <boi>   then codes
+    report generation   <bos> <view:pa> <boi> codes <eoi> <emb_img>                              -> text up to <eos>
+    image generation    <bos> <findings> text <impression> text <emb_txt> <view:pa> <boi>        -> codes
 
-After a word only the logits of words were trained, within an image only those of codes: the other kind is
-suppressed by `generation_config.json` (reports, the default) and by `{IMAGE_GENERATION}`:
+After text only the logits of text were trained, within an image only those of codes. The others are suppressed
+by `generation_config.json` (reports, the default) and by `{IMAGE_GENERATION}`:
 
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     prompt = "<bos><findings> Small left pleural effusion.<emb_txt><view:pa><boi>"
-    drawing = GenerationConfig.from_pretrained(folder, "{IMAGE_GENERATION}")
+    config = GenerationConfig.from_pretrained(folder, "{IMAGE_GENERATION}")
     ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
-    codes = model.generate(**ids, generation_config=drawing)[:, ids.input_ids.shape[1] :] - {origin["first_code"]}
+    codes = model.generate(**ids, generation_config=config)[:, ids.input_ids.shape[1] :] - {origin["first_code"]}
 
-For guidance give `guidance_scale` and the same row with `<uncond>` in the report's place as
-`negative_prompt_ids`. `{IMAGE_TOKENIZER}/` turns codes into radiographs and back (medunifier's `FrozenTokenizer`).
-The contrast's embeddings and the matching head are not part of this format.
+For classifier-free guidance pass `guidance_scale`, and as `negative_prompt_ids` the same prompt with `<uncond>`
+instead of the report. `{IMAGE_TOKENIZER}/` converts codes to radiographs and back (medunifier's `FrozenTokenizer`).
+The contrastive embeddings and the matching head are not part of this format.
 """

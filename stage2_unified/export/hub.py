@@ -1,7 +1,7 @@
-"""Model, tokenizer and data as folders that are ready to be uploaded to the Hugging Face hub, each with its card.
+"""Write model, tokenizer and data as repository folders for the Hugging Face Hub, each with a card.
 
-Nothing is uploaded here. A card's front matter is what the hub's search and viewers read; its text says what the
-thing is, what was counted, and what nobody but the owner can know: under which terms it may be passed on.
+Nothing is uploaded. The front matter of a card is read by the Hub's search and viewers; its text describes the
+content and its statistics, and marks the licence as unknown, since only the owner knows it.
 """
 
 import os
@@ -28,61 +28,61 @@ from medunifier.stage2_unified.model.processing.processor import (
 
 ORIGIN, CARD = "hub.json", "README.md"
 WITHOUT_PATIENTS = ("phantom",)
-"""Sources whose shards show nobody: the only ones that are written without a word from the user."""
+"""Sources without patient data: the only ones that are exported without confirmation."""
 
 _TAGS = ["chest-radiograph", "radiology", "medunifier", "research-only"]
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 _LICENCE = """## Licence
 
-**Unknown: nobody has chosen one yet.** The code that made this is under Apache-2.0, which says nothing of {thing}.
-Ask the makers of the data what they allow, name the licence in the front matter, and only then upload for others.
+**Unknown: nobody has chosen one yet.** The code that made this is under Apache-2.0, which does not cover {thing}.
+Ask the providers of the data what they permit and name the licence in the front matter before sharing.
 """
-_MAY_REMEMBER = """## Privacy
+_MEMORISATION = """## Privacy
 
-A model may remember what it was trained on, and give back a report or a film nearly as it was. `medunifier evaluate
-synthesis` looks for drawings that lie nearer to a training image than unseen real ones do; that none was found does
-not prove that there is none. Unless the data show no patients, keep the repository private until that was judged.
+A model may memorise training data and reproduce a report or a radiograph almost exactly. `medunifier evaluate
+synthesis` searches for generated images that are closer to a training image than held-out real images are; finding
+none does not prove that there are none. For data of patients, keep the repository private until this is assessed.
 """
 
 
 def export_hub(model: str, tokenizer: str, data: str, may_share_data: bool, out: Path) -> bool:
-    """Write ``out/model``, ``out/tokenizer`` and ``out/data``, as far as they are given.
+    """Write ``out/model``, ``out/tokenizer`` and ``out/data``, for those that are passed.
 
     Args:
         model: model folder, or "".
-        tokenizer: folder of a frozen tokenizer; "" takes the model's own.
-        data: folder of image or token shards on this machine, or "".
-        may_share_data: the user's word that shards of patients may be passed on.
-        out: the folder.
+        tokenizer: folder of a frozen tokenizer; "" = the tokenizer of the model.
+        data: local folder of image or token shards, or "".
+        may_share_data: the user confirmed that patient data may be shared.
+        out: output folder.
 
     Returns:
-        False if ``out`` holds the same already.
+        False if ``out`` already contains this export.
 
     Raises:
-        UserError: for a folder that is not what it should be, or data that may not be passed on.
+        UserError: for an invalid folder, or patient data without confirmation.
     """
     origin: dict[str, str] = {}
     if model:
         origin["model"] = _digest_of(Path(model), read_json(Path(model) / PROCESSOR_CONFIG, "a model folder"))
-        MedUnifierProcessor.from_pretrained(model)  # its errors speak to a user
+        MedUnifierProcessor.from_pretrained(model)  # for its error messages
         tokenizer = tokenizer or str(Path(model) / IMAGE_TOKENIZER)
     if tokenizer:
         frozen = FrozenTokenizer.from_pretrained(tokenizer)
         origin["tokenizer"] = frozen.fingerprint
     if data:
-        manifest = _sharable(data, may_share_data)
+        manifest = _check_sharable(data, may_share_data)
         origin["data"] = sha256_file(Path(data) / MANIFEST)
     if (out / ORIGIN).is_file() and read_json(out / ORIGIN, "a folder for the hub") == origin:
         return False
     if out.exists():
-        raise UserError(f"{out} exists and holds something else: remove it or give another --out")
+        raise UserError(f"{out} exists and contains something else: remove it or choose another --out")
     with atomic_folder(out) as partial:
         if model:
             shutil.copytree(model, partial / "model")
-            _add_front_matter(partial / "model" / CARD, _model_values(), "the weights", _MAY_REMEMBER)
+            _add_front_matter(partial / "model" / CARD, _model_values(), "the weights", _MEMORISATION)
         if tokenizer:
             shutil.copytree(tokenizer, partial / "tokenizer")
-            _add_front_matter(partial / "tokenizer" / CARD, _tokenizer_values(), "the weights", _MAY_REMEMBER)
+            _add_front_matter(partial / "tokenizer" / CARD, _tokenizer_values(), "the weights", _MEMORISATION)
         if data:
             _copy_shards(Path(data), partial / "data", manifest)
             (partial / "data" / CARD).write_text(data_card(data), encoding="utf-8")
@@ -90,35 +90,35 @@ def export_hub(model: str, tokenizer: str, data: str, may_share_data: bool, out:
     return True
 
 
-def _sharable(data: str, may_share_data: bool) -> dict[str, Any]:
+def _check_sharable(data: str, may_share_data: bool) -> dict[str, Any]:
     if "://" in data:
-        raise UserError(f"--data must be a folder of this machine, got {data}: copy the shards here first")
+        raise UserError(f"--data must be a local folder, got {data}: copy the shards first")
     manifest = {"source": "unknown"} | read_manifest(data)
     if manifest["source"] not in WITHOUT_PATIENTS and not may_share_data:
         raise UserError(
-            f"{data} holds radiographs of patients (source {manifest['source']}): if their makers and your "
-            "hospital allow you to pass them on, say --may_share_data"
+            f"{data} contains radiographs of patients (source {manifest['source']}). If the data providers and "
+            "your institution permit sharing, pass --may_share_data"
         )
     return manifest
 
 
 def _digest_of(folder: Path, content: Any) -> str:
-    """A model folder's identity, by its weights' bytes: no model is built to copy its files."""
+    """Return a digest of a model folder from the bytes of its weights, without loading the model."""
     names = sorted(path.name for path in folder.glob("*.safetensors"))
     return " ".join([str(content["processor_class"]), *(sha256_file(folder / name) for name in names)])
 
 
 def _copy_shards(source: Path, target: Path, manifest: dict[str, Any]) -> None:
-    """Manifest, shards and indices. Lists of rejected and repeated studies stay at home: nobody else needs them."""
+    """Copy manifest, shards and indices, but not the lists of rejected and duplicate studies."""
     target.mkdir()
     names = [name for split in manifest["splits"].values() for name in split]
     for name in [MANIFEST, *names, *(name + INDEX_SUFFIX for name in names)]:
         if not (source / name).is_file():
             if name.endswith(INDEX_SUFFIX):
-                continue  # made anew where it is missing
-            raise UserError(f"{source / name} not found: the shards are not complete")
+                continue  # recreated where it is missing
+            raise UserError(f"{source / name} not found: the shards are incomplete")
         try:
-            os.link(source / name, target / name)  # shards are never changed in place, so one copy is enough
+            os.link(source / name, target / name)  # shards are never modified in place, so a hard link is enough
         except OSError:
             shutil.copy2(source / name, target / name)
 
@@ -139,17 +139,17 @@ def _tokenizer_values() -> dict[str, Any]:
 
 
 def _add_front_matter(card: Path, values: dict[str, Any], thing: str, *more: str) -> None:
-    """Values join those that a card has; licence and further sections are appended to its text."""
-    had, text = split_card(card.read_text(encoding="utf-8") if card.is_file() else "")
-    tags = list(dict.fromkeys([*had.get("tags", []), *values["tags"]]))
+    """Merge values into the front matter of a card, and append licence and further sections to its text."""
+    existing, text = split_card(card.read_text(encoding="utf-8") if card.is_file() else "")
+    tags = list(dict.fromkeys([*existing.get("tags", []), *values["tags"]]))
     if RESEARCH_ONLY not in text:
         text = f"{research_notice('It must not be used for the care of a person.', markdown=True)}\n\n{text}"
     body = "\n".join([text.rstrip() + "\n", _LICENCE.format(thing=thing), *more])
-    card.write_text(_card(had | values | {"tags": tags}, body), encoding="utf-8")
+    card.write_text(_card(existing | values | {"tags": tags}, body), encoding="utf-8")
 
 
 def split_card(content: str) -> tuple[dict[str, Any], str]:
-    """A card's front matter and its text."""
+    """Split a card into front matter and text."""
     if not content.startswith("---\n"):
         return {}, content
     head, _, text = content.removeprefix("---\n").partition("\n---\n")
@@ -161,14 +161,14 @@ def _card(values: dict[str, Any], text: str) -> str:
 
 
 def data_card(data: str) -> str:
-    """A data set's card: what was counted in its shards, where it comes from, what it may hold of people."""
+    """Return the card of a data set: statistics of its shards, source, preprocessing, privacy."""
     manifest = {"source": "unknown"} | read_manifest(data)
     kept, transform = [split for split in SPLITS if manifest["splits"].get(split)], manifest.get("transform", {})
     counted = {split: _count(data, split) for split in kept}
     tokens = manifest.get("tokenizer")
     phantom = manifest["source"] in WITHOUT_PATIENTS
     images = sum(row["images"] for row in counted.values())
-    names = {"train": "train", "validate": "validation", "test": "test"}  # the hub's viewer knows these
+    names = {"train": "train", "validate": "validation", "test": "test"}  # the names that the Hub's viewer uses
     values = {
         "license": "other", "license_name": "unknown-ask", "language": ["en"],
         "task_categories": ["image-to-text", "text-to-image"], "tags": [*_TAGS, "webdataset"],
@@ -182,13 +182,13 @@ def data_card(data: str) -> str:
         f"# {what} with reports, source `{manifest['source']}`",
         "",
         "**For research, not for the care of a person.** "
-        + ("The radiographs are phantoms: drawn by a program, they show nobody." if phantom else ""),
+        + ("The radiographs are phantoms, generated by a program, of no patient." if phantom else ""),
         "",
-        "WebDataset shards, one sample a study: "
+        "WebDataset shards, one sample per study: "
         + ("`codes.npy` (images, h, w)" if tokens else "`0.png`, `1.png`, …")
         + " and `json` (pseudonyms, views, report, labels). `medunifier.ShardDataset` and `webdataset` read them.",
         "",
-        "## What was counted",
+        "## Statistics",
         "",
         "| split | patients | studies | images | with findings | with impression |",
         "|---|---|---|---|---|---|",
@@ -207,11 +207,11 @@ def data_card(data: str) -> str:
         "",
         "Views: " + ", ".join(f"{view or 'unknown'} {count:,}" for view, count in _views(counted)) + ".",
         "",
-        "## How it was made",
+        "## Preprocessing",
         "",
         *[f"- {name}: {value}" for name, value in transform.items()],
         *([f"- tokenizer fingerprint: `{tokens['fingerprint']}`"] if tokens else []),
-        f"- left out: {manifest.get('counts', {}).get('rejected_images', 0):,} images",
+        f"- rejected: {manifest.get('counts', {}).get('rejected_images', 0):,} images",
         "",
         _LICENCE.format(thing="the data"),
         "## Privacy",
@@ -251,12 +251,11 @@ def _views(counted: dict[str, Any]) -> list[tuple[str, int]]:
 
 def _privacy(phantom: bool, transform: dict[str, Any]) -> str:
     if phantom:
-        return "There are no people in it: patients, names and dates were made up by a program.\n"
+        return "No real persons: patients, names and dates were generated by a program.\n"
     redact = transform.get("redact", {})
-    built_in, own = redact.get("built_in") or "none", redact.get("own_patterns", 0)
-    return f"""Patients and studies bear pseudonyms (keyed; whoever has the key can go back). Of a DICOM header the
-view alone was kept. **Reports are free text**: patterns replaced {built_in}, and {own} expressions of the owner's; a
-name without a title has no form that a pattern finds. Words burned into a picture are refused where the header tells
-of them, and nothing looks for those that it does not. A chest radiograph may itself be recognised beside another of
-the same person.
+    built_in, custom = redact.get("built_in") or "none", redact.get("own_patterns", 0)
+    return f"""Patients and studies have keyed pseudonyms, which can be reversed with the key. Of the DICOM header
+only the view was kept. **Reports are free text**: patterns replaced {built_in}, and {custom} custom expressions;
+a name without a title matches no pattern. Images whose header declares burned-in text were rejected; undeclared text
+is not detected. A chest radiograph may itself be re-identified by comparison with another of the same person.
 """

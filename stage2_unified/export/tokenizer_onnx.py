@@ -1,8 +1,8 @@
-"""A frozen tokenizer as two ONNX graphs, for runtimes without PyTorch, and checked in one before they are written.
+"""Export a frozen tokenizer as two ONNX graphs, verified with onnxruntime before they are written.
 
 ``encoder.onnx``: images (batch, channels, H, W) float32 in [-1, 1] -> codes (batch, h, w) int64.
 ``decoder.onnx``: codes -> images, about [-1, 1], not clamped.
-``onnx.json``: whose graphs these are, what goes in and out, and how far they were found to agree.
+``onnx.json``: tokenizer fingerprint, inputs and outputs, and the measured agreement with PyTorch.
 """
 
 import io
@@ -26,20 +26,20 @@ from medunifier.stage1_tokenizer.preprocessing import to_model
 
 ENCODER, DECODER, SIDECAR = "encoder.onnx", "decoder.onnx", "onnx.json"
 OPSET = 18
-"""Of 2022: every runtime that is in use knows it, and it is what torch's exporter emits without conversion."""
+"""Released in 2022, supported by current runtimes, and emitted by torch's exporter without conversion."""
 
 PIXEL_TOLERANCE = 1e-3
-"""Largest difference of a decoded pixel, on the scale from -1 to 1: an eighth of a grey level of 8 bits."""
+"""Largest difference of a decoded pixel, on the scale from -1 to 1: an eighth of an 8-bit grey level."""
 TIE = 1e-4
-"""Two entries are nearly tied for a vector z when their squared distances differ by less than this share of
-|z|^2 + |e|^2. Another runtime sums a convolution in another order, which moves a distance by some 1e-6 of that."""
+"""Two entries are nearly tied for a vector z when their squared distances differ by less than this fraction of
+|z|^2 + |e|^2. A different summation order in a convolution changes a distance by about 1e-6 of that."""
 _CHECK_BATCHES = (1, 3)
 
 _NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
 
 class _EncoderGraph(nn.Module):
-    """Images to codes in one piece: the chunks and guards of training's lookup have no place in a graph."""
+    """Map images to codes without the chunking and checks of the lookup in training."""
 
     table: Tensor
     bias: Tensor | None
@@ -74,32 +74,32 @@ class _DecoderGraph(nn.Module):
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far another runtime agrees with PyTorch."""
+    """Agreement of another runtime with PyTorch."""
 
     codes: int
-    """Codes compared."""
+    """Number of codes compared."""
     different: int
-    """Of them, those that came out otherwise; all of them nearly tied."""
+    """Number of different codes, all of them near ties."""
     largest_pixel_difference: float
-    """Of images decoded from the same codes, on the scale from -1 to 1."""
+    """For images decoded from the same codes, on the scale from -1 to 1."""
 
 
 def export_onnx(tokenizer: FrozenTokenizer, out: Path) -> bool:
-    """Write the two graphs, after onnxruntime has been found to compute the same with them.
+    """Write the two graphs after verifying them with onnxruntime.
 
     Returns:
-        False if ``out`` holds this tokenizer's graphs already.
+        False if ``out`` already contains the graphs of this tokenizer.
 
     Raises:
-        UserError: if the packages are missing, ``out`` holds something else, or the graphs compute something else.
+        UserError: if packages are missing, ``out`` contains something else, or the graphs give different results.
     """
     if missing := [name for name in _NEEDED if find_spec(name) is None]:
         raise UserError(f"ONNX export needs {' and '.join(missing)}: pip install 'medunifier[onnx]'")
     if out.exists():
         if _is_done(out, tokenizer):
             return False
-        raise UserError(f"{out} exists and is not this tokenizer's export: remove it or give another --out")
-    # Channels last is for PyTorch's convolutions; a graph has its own order.
+        raise UserError(f"{out} exists and is not an export of this tokenizer: remove it or choose another --out")
+    # Channels-last is a PyTorch optimisation and must not enter the graph.
     tokenizer = tokenizer.cpu().to(memory_format=torch.contiguous_format)
     images = check_images(tokenizer)
     codes = tokenizer.encode_indices(images)
@@ -113,7 +113,7 @@ def export_onnx(tokenizer: FrozenTokenizer, out: Path) -> bool:
 
 
 def check_images(tokenizer: FrozenTokenizer) -> Tensor:
-    """(3, C, H, W) phantoms and noise in [-1, 1], the same ones every time."""
+    """Return (3, C, H, W) phantoms and noise in [-1, 1], the same at every call."""
     size = tokenizer.image_size
     phantom = Phantom(size, 0)
     grey = [to_model((phantom.study(number).images[0] * 255).astype(np.uint8)) for number in (0, 1)]
@@ -122,13 +122,13 @@ def check_images(tokenizer: FrozenTokenizer) -> Tensor:
 
 
 def compare(tokenizer: FrozenTokenizer, folder: Path, images: Tensor) -> Agreement:
-    """Codes and decoded images of onnxruntime beside PyTorch's, in batches of one and of all.
+    """Compare codes and decoded images of onnxruntime and PyTorch, for batches of one and three.
 
-    Codes must be equal. The one exception is a near tie, see :data:`TIE`: there either entry is the nearest as far as
-    float32 can tell, and which one is taken depends on the order of a sum (so it does between two PyTorch builds).
+    Codes must be equal, except for near ties (:data:`TIE`): there float32 cannot determine the nearest entry, and the
+    choice depends on the order of summation, as it does between two PyTorch builds.
 
     Raises:
-        UserError: if a code differs that is no near tie, or a pixel by more than :data:`PIXEL_TOLERANCE`.
+        UserError: if a code differs without a near tie, or a pixel by more than :data:`PIXEL_TOLERANCE`.
     """
     from onnxruntime import InferenceSession
 
@@ -145,19 +145,19 @@ def compare(tokenizer: FrozenTokenizer, folder: Path, images: Tensor) -> Agreeme
         compared += codes.numel()
         different += int((codes != other).sum())
         if not _tied(tokenizer, batch, codes, other).all():
-            raise UserError(f"onnxruntime {version('onnxruntime')} gives other codes than PyTorch: not written")
-        (pictures,) = decoder.run(None, {"codes": codes.numpy()})
-        largest = max(largest, float((tokenizer.decode_indices(codes) - torch.from_numpy(pictures)).abs().max()))
+            raise UserError(f"onnxruntime {version('onnxruntime')} gives different codes than PyTorch: not written")
+        (decoded,) = decoder.run(None, {"codes": codes.numpy()})
+        largest = max(largest, float((tokenizer.decode_indices(codes) - torch.from_numpy(decoded)).abs().max()))
     if not largest <= PIXEL_TOLERANCE:
         raise UserError(f"onnxruntime's decoded images differ from PyTorch's by {largest:.1e}: not written")
     return Agreement(compared, different, largest)
 
 
 def _tied(tokenizer: FrozenTokenizer, images: Tensor, codes: Tensor, other: Tensor) -> Tensor:
-    """(B, h, w) bool: the two codes are equal, or the vector lies as near to one's entry as to the other's."""
+    """Return (B, h, w) bool: the two codes are equal, or their entries are nearly tied for the encoded vector."""
     same = codes == other
     table, bias, code = tokenizer.lookup_tables()
-    if same.all() or code is not None:  # remapped: a code has many entries, so equality is asked for
+    if same.all() or code is not None:  # remapped: a code has many entries, so equality is required
         return same
     z = tokenizer.encode_vectors(images).permute(0, 2, 3, 1).double()
     ours, theirs = table[codes].double(), table[other].double()
@@ -172,7 +172,7 @@ def _tied(tokenizer: FrozenTokenizer, images: Tensor, codes: Tensor, other: Tens
 
 def _write_graph(graph: nn.Module, example: Tensor, names: tuple[str, str], path: Path) -> None:
     batch = torch.export.Dim("batch", min=1)
-    with torch.no_grad(), redirect_stdout(io.StringIO()):  # it reports its steps there
+    with torch.no_grad(), redirect_stdout(io.StringIO()):  # the exporter prints its progress
         torch.onnx.export(
             graph.eval(),
             (example,),
@@ -240,15 +240,16 @@ def _card(tokenizer: FrozenTokenizer) -> str:
 
 {research_notice(TOKENIZER_LIMITS, markdown=True)}
 
-`{ENCODER}` turns radiographs of {size} x {size} pixels into {height} x {width} codes of {tokenizer.codebook_size},
-`{DECODER}` turns codes into radiographs. Any number of them at once. `{SIDECAR}` says all of it for programs.
+`{ENCODER}` encodes radiographs of {size} x {size} pixels as {height} x {width} codes from a codebook of
+{tokenizer.codebook_size}, `{DECODER}` decodes codes to radiographs, in batches of any size. `{SIDECAR}` has the same
+information in machine-readable form.
 
     import numpy as np, onnxruntime
 
     encoder, decoder = (onnxruntime.InferenceSession(name) for name in ("{ENCODER}", "{DECODER}"))
     images = np.zeros((1, {channels}, {size}, {size}), dtype=np.float32)  # black is -1, white is 1
     (codes,) = encoder.run(None, {{"images": images}})
-    (decoded,) = decoder.run(None, {{"codes": codes}})  # about [-1, 1]: clip it
+    (decoded,) = decoder.run(None, {{"codes": codes}})  # about [-1, 1]: clip
 
-Fingerprint of the tokenizer: `{tokenizer.fingerprint}`. Codes go with this tokenizer and no other.
+Fingerprint of the tokenizer: `{tokenizer.fingerprint}`. Codes are valid only for this tokenizer.
 """

@@ -1,4 +1,4 @@
-"""The exported causal LM, read by stock classes alone: the same logits, the same ids, the same generations."""
+"""The exported causal LM, loaded with transformers classes: same logits, same ids, same generations."""
 
 import pytest
 import torch
@@ -43,13 +43,13 @@ def stock(folder):
 
 
 def inputs(processor, rows=2):
-    draw = torch.Generator().manual_seed(1)
-    codes = torch.randint(processor.config.codes, (rows, *processor.config.grid), generator=draw)
+    generator = torch.Generator().manual_seed(1)
+    codes = torch.randint(processor.config.codebook_size, (rows, *processor.config.grid), generator=generator)
     return processor(codes=codes, views=["PA", "AP"][:rows], reports=[REPORT, {"findings": "No effusion."}][:rows])
 
 
 @torch.no_grad()
-def test_logits_on_interleaved_rows_are_each_positions_own(ours, stock):
+def test_logits_of_interleaved_sequences_match_at_every_position(ours, stock):
     model, processor = ours
     given = inputs(processor)
     prefix = model.sequences.image_first(given["images"]).ids
@@ -59,20 +59,20 @@ def test_logits_on_interleaved_rows_are_each_positions_own(ours, stock):
     pair = torch.cat([codes, codes.flip(2)], dim=1)
     several = model.sequences.image_first(ImageSpans(pair, view.repeat(1, 2), codes.flip(0), view)).ids
     assert (several == model.vocabulary["<prior>"]).sum() == 2
-    row = torch.cat([prefix, several, text_first], dim=1)
-    hidden = model.model(inputs_embeds=model.embed_ids(row)).last_hidden_state
-    logits = stock[0](input_ids=row).logits
+    ids = torch.cat([prefix, several, text_first], dim=1)
+    hidden = model.model(inputs_embeds=model.embed_ids(ids)).last_hidden_state
+    logits = stock[0](input_ids=ids).logits
     offset = model.vocabulary.offset
-    # Where a code comes next, the image logits are the position's own; elsewhere the text logits.
-    draws = torch.zeros_like(row, dtype=torch.bool)
-    draws[:, :-1] = row[:, 1:] >= offset
-    assert draws.any() and not draws.all()
-    for own, theirs in [(model.image_logits(hidden)[draws], logits[draws][:, offset:]),
-                        (model.text_logits(hidden)[~draws], logits[~draws][:, :offset])]:  # fmt: skip
-        assert (own - theirs).abs().max() <= 1e-5 * own.abs().max()
+    # Where the next token is a code the image logits apply, elsewhere the text logits.
+    predicts_code = torch.zeros_like(ids, dtype=torch.bool)
+    predicts_code[:, :-1] = ids[:, 1:] >= offset
+    assert predicts_code.any() and not predicts_code.all()
+    for ours_at, theirs_at in [(model.image_logits(hidden)[predicts_code], logits[predicts_code][:, offset:]),
+                        (model.text_logits(hidden)[~predicts_code], logits[~predicts_code][:, :offset])]:  # fmt: skip
+        assert (ours_at - theirs_at).abs().max() <= 1e-5 * ours_at.abs().max()
 
 
-def test_the_tokenizer_holds_the_whole_id_space(ours, stock):
+def test_the_tokenizer_covers_all_ids(ours, stock):
     model, processor = ours
     tokenizer = stock[1]
     v = model.vocabulary
@@ -94,20 +94,20 @@ def test_stock_generate_gives_the_same_reports_and_only_codes_for_images(folder,
     one = inputs(processor, rows=1)
     view = one["images"].view[:, 0]
     prompt = model.sequences.text_first(one["report"], one["report_length"], next_view=view)[0].ids
-    drawing = GenerationConfig.from_pretrained(folder.with_name("model-causal-lm"), IMAGE_GENERATION)
-    drawing.update(do_sample=False, guidance_scale=3.0)
+    image_generation = GenerationConfig.from_pretrained(folder.with_name("model-causal-lm"), IMAGE_GENERATION)
+    image_generation.update(do_sample=False, guidance_scale=3.0)
     negative = torch.tensor([[model.vocabulary["<uncond>"]]])
     uncond = model.sequences.text_first(negative, torch.tensor([1]), next_view=view)[0].ids
-    drawn = stock[0].generate(
-        prompt, attention_mask=torch.ones_like(prompt), negative_prompt_ids=uncond, generation_config=drawing
+    generated = stock[0].generate(
+        prompt, attention_mask=torch.ones_like(prompt), negative_prompt_ids=uncond, generation_config=image_generation
     )
     greedy = generate_images(
         model, one["report"], one["report_length"], view, seeds=torch.tensor([0]), guidance=3.0, temperature=0
     )
-    assert torch.equal(drawn[:, prompt.shape[1] :] - model.vocabulary.offset, greedy)
+    assert torch.equal(generated[:, prompt.shape[1] :] - model.vocabulary.offset, greedy)
 
 
-def test_only_the_requested_section_is_written(ours):
+def test_only_the_requested_section_is_generated(ours):
     model, processor = ours
     given = inputs(processor)
     for section, other in (("findings", "impression"), ("impression", "findings")):
@@ -117,9 +117,9 @@ def test_only_the_requested_section_is_written(ours):
         generate_reports(model, processor.codec, given["images"], section="history")
 
 
-def test_a_second_export_finds_it_done_and_another_folder_is_left_alone(folder, tmp_path, capsys):
+def test_a_repeated_export_is_a_no_op_and_other_folders_are_not_overwritten(folder, tmp_path, capsys):
     assert run_command(main, ["--model", str(folder)]) == 0
-    assert "done already" in capsys.readouterr().out
+    assert "already complete" in capsys.readouterr().out
     (tmp_path / "mine").mkdir()
     assert run_command(main, ["--model", str(folder), "--out", str(tmp_path / "mine")]) == 1
     assert "exists" in capsys.readouterr().err
@@ -127,7 +127,7 @@ def test_a_second_export_finds_it_done_and_another_folder_is_left_alone(folder, 
     assert "not a medunifier model folder" in capsys.readouterr().err
 
 
-def test_a_backbone_whose_head_computes_something_else_is_refused():
+def test_a_backbone_with_scaled_logits_is_refused():
     scaled = {
         "model_type": "granite", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
         "num_key_value_heads": 1, "intermediate_size": 48, "logits_scaling": 8.0,

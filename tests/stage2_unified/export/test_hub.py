@@ -57,10 +57,10 @@ def test_every_card_has_front_matter_and_states_what_is_unknown(folders, name):
     assert {"chest-radiograph", "research-only"} <= set(values["tags"])
     assert "Unknown: nobody has chosen one yet" in text and "## Privacy" in text
     assert "not a medical device" in text or "not for the care of a person" in text
-    assert ModelCard((folders / name / "README.md").read_text()).data.tags, "the hub's own reader reads it"
+    assert ModelCard((folders / name / "README.md").read_text()).data.tags, "readable by the Hub's own parser"
 
 
-def test_the_data_card_counts_what_is_there(folders, phantom_shards):
+def test_the_data_card_counts_the_shards(folders, phantom_shards):
     values, text = card_of(folders / "data")
     manifest = read_manifest(phantom_shards)
     for split in (name for name, rows in manifest["splits"].items() if rows):
@@ -77,11 +77,11 @@ def test_the_data_card_counts_what_is_there(folders, phantom_shards):
     assert values["size_categories"] == ["n<1K"] and "phantoms" in text
 
 
-def test_a_second_export_finds_it_done_and_another_folder_is_left_alone(
+def test_a_repeated_export_is_a_no_op_and_other_folders_are_not_overwritten(
     folders, model_folder, phantom_shards, tmp_path, capsys
 ):
     assert export("--model", model_folder, "--data", phantom_shards, "--out", folders) == 0
-    assert "done already" in capsys.readouterr().out
+    assert "already complete" in capsys.readouterr().out
     assert export("--data", phantom_shards, "--out", folders) == 1
     assert "another --out" in capsys.readouterr().err
     assert export("--out", tmp_path / "x") == 2 and export("--model", tmp_path, "--out", tmp_path / "x") == 1
@@ -99,12 +99,12 @@ def test_shards_of_patients_need_an_explicit_option(phantom_shards, tmp_path, ca
     assert "--may_share_data" in capsys.readouterr().err and not (tmp_path / "hub").exists()
     assert export("--data", shards, "--may_share_data", "--out", tmp_path / "hub") == 0
     text = card_of(tmp_path / "hub" / "data")[1]
-    assert "free text**: patterns replaced dates, and 2 expressions" in text and "phantom" not in text
+    assert "free text**: patterns replaced dates, and 2 custom expressions" in text and "phantom" not in text
 
 
 @pytest.fixture
 def uploads(monkeypatch):
-    """What would be uploaded: {path in the repository: bytes}, the repositories made, and no network."""
+    """Record uploads without a network: {path in the repository: bytes}, and the repositories created."""
     sent, made = {}, {}
 
     def create_repo(self, repo_id, private=None, **_):
@@ -132,7 +132,7 @@ def uploads(monkeypatch):
     monkeypatch.setattr(HfApi, "create_commit", create_commit)
     monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
     monkeypatch.setattr(ModelCard, "load", load)
-    for name in ("create_repo", "create_commit"):  # transformers before 5.20 took them from the library as functions
+    for name in ("create_repo", "create_commit"):  # transformers before 5.20 imported them as functions
         if hasattr(hub, name):
             api = HfApi()
             monkeypatch.setattr(hub, name, getattr(api, name))
@@ -141,7 +141,7 @@ def uploads(monkeypatch):
 
 @pytest.fixture
 def loaded(tmp_path):
-    """Load what was sent, as another machine would."""
+    """Return a function that writes the uploaded files to a folder, as a download would."""
 
     def load(sent):
         for name, content in sent.items():

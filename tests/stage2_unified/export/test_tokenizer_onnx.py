@@ -1,4 +1,4 @@
-"""The tokenizer's ONNX graphs beside PyTorch: equal codes, equal images, any batch; anything else is refused."""
+"""ONNX graphs of the tokenizer against PyTorch: equal codes and images for any batch size; deviations are refused."""
 
 import json
 
@@ -28,7 +28,7 @@ from medunifier.stage2_unified.export.tokenizer_onnx import (
 )
 from tests.stage1_tokenizer.conftest import SIZE, TINY, blobs
 
-# Front end, attention, quantiser: each of what a graph is made of, in as few exports as hold all of it.
+# Front ends, attention and quantisers, covered by as few exports as possible.
 KINDS = {
     "haar": {},
     "attention and a linear layer": {"front_end": "none", "front_end_levels": 0, "attn_resolutions": [16],
@@ -45,7 +45,7 @@ def images(count):
     scope="module", params=[kind if kind == "haar" else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
 )
 def exported(request, tmp_path_factory):
-    """A tokenizer's folder, and the folder that the command wrote of it."""
+    """Return a tokenizer folder and its export."""
     root = tmp_path_factory.mktemp("onnx")
     torch.manual_seed(0)
     export(VQGAN({**TINY, **KINDS[request.param]}), root / "tokenizer")
@@ -61,55 +61,55 @@ def test_codes_are_equal_and_images_within_the_tolerance_for_any_batch(exported)
         codes = frozen.encode_indices(images(count))
         (theirs,) = encoder.run(None, {"images": images(count).numpy()})
         assert theirs.dtype == np.int64 and np.array_equal(theirs, codes.numpy()) and len(np.unique(theirs)) > 1
-        (pictures,) = decoder.run(None, {"codes": theirs})
-        assert np.abs(pictures - frozen.decode_indices(codes).numpy()).max() <= PIXEL_TOLERANCE
+        (decoded,) = decoder.run(None, {"codes": theirs})
+        assert np.abs(decoded - frozen.decode_indices(codes).numpy()).max() <= PIXEL_TOLERANCE
 
 
 def test_the_sidecar_describes_inputs_and_outputs(exported):
     folder, out = exported
-    said, frozen = json.loads((out / SIDECAR).read_text()), FrozenTokenizer.from_pretrained(folder)
-    assert said["fingerprint"] == frozen.fingerprint and said["grid"] == list(frozen.grid)
-    assert said["value_range"] == [-1, 1] and said["checked"]["codes"] == 4 * frozen.grid[0] * frozen.grid[1]
+    sidecar, frozen = json.loads((out / SIDECAR).read_text()), FrozenTokenizer.from_pretrained(folder)
+    assert sidecar["fingerprint"] == frozen.fingerprint and sidecar["grid"] == list(frozen.grid)
+    assert sidecar["value_range"] == [-1, 1] and sidecar["checked"]["codes"] == 4 * frozen.grid[0] * frozen.grid[1]
     for name, key in ((ENCODER, "input"), (DECODER, "output")):
         graph = onnx.load(out / name)
         onnx.checker.check_model(graph)
-        assert {entry.domain: entry.version for entry in graph.opset_import}[""] == said["opset"]
-        assert said[name][key]["shape"] == ["batch", 1, SIZE, SIZE]
+        assert {entry.domain: entry.version for entry in graph.opset_import}[""] == sidecar["opset"]
+        assert sidecar[name][key]["shape"] == ["batch", 1, SIZE, SIZE]
         (given,), (got,) = graph.graph.input, graph.graph.output
-        for value, row in ((given, said[name]["input"]), (got, said[name]["output"])):
+        for value, row in ((given, sidecar[name]["input"]), (got, sidecar[name]["output"])):
             shape = [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
             assert (value.name, shape) == (row["name"], row["shape"])
 
 
-def test_a_second_export_finds_it_done_and_another_folder_is_left_alone(exported, tmp_path, capsys):
+def test_a_repeated_export_is_a_no_op_and_other_folders_are_not_overwritten(exported, tmp_path, capsys):
     options = ["--tokenizer", str(exported[0]), "--format", "onnx", "--out"]
     assert run_command(main, [*options, str(exported[1])]) == 0
-    assert "done already" in capsys.readouterr().out
+    assert "already complete" in capsys.readouterr().out
     (tmp_path / "mine").mkdir()
     assert run_command(main, [*options, str(tmp_path / "mine")]) == 1
     assert "another --out" in capsys.readouterr().err
 
 
 def other_weights(folder, change):
-    """The same tokenizer after ``change(its network)``: what a graph that computes something else looks like."""
+    """Return the tokenizer with modified weights, which no longer match the graphs."""
     frozen = FrozenTokenizer.from_pretrained(folder)
     with torch.no_grad():
         change(frozen)
     return frozen
 
 
-def test_other_codes_and_other_pixels_are_refused(exported):
+def test_different_codes_or_pixels_are_refused(exported):
     folder, out = exported
     given = check_images(FrozenTokenizer.from_pretrained(folder))
     moved = other_weights(folder, lambda frozen: frozen._model.quant_conv.bias.add_(1.0))
-    with pytest.raises(UserError, match="other codes"):
+    with pytest.raises(UserError, match="different codes"):
         compare(moved, out, given)
     brighter = other_weights(folder, lambda frozen: frozen._model.decoder.conv_out.bias.add_(0.01))
     with pytest.raises(UserError, match="differ from PyTorch's"):
         compare(brighter, out, given)
 
 
-def test_a_near_tie_may_fall_either_way_and_nothing_else(exported):
+def test_only_near_ties_may_differ(exported):
     frozen = FrozenTokenizer.from_pretrained(exported[0])
     given = images(1)
     codes = frozen.encode_indices(given)
@@ -117,7 +117,7 @@ def test_a_near_tie_may_fall_either_way_and_nothing_else(exported):
     other[0, 0, 0] = (other[0, 0, 0] + 1) % frozen.codebook_size
     assert onnx_export._tied(frozen, given, codes, other).sum() == codes.numel() - 1
     table = frozen.lookup_tables()[0]
-    table[other[0, 0, 0]] = table[codes[0, 0, 0]] * (1 + 1e-7)  # now the two entries are as good as one
+    table[other[0, 0, 0]] = table[codes[0, 0, 0]] * (1 + 1e-7)  # now the two entries are nearly equal
     if (bias := frozen.lookup_tables()[1]) is not None:
         bias[other[0, 0, 0]] = bias[codes[0, 0, 0]]
     assert onnx_export._tied(frozen, given, codes, other).all()

@@ -1,4 +1,4 @@
-"""The requests that docs/handon.md sends to vLLM, answered by transformers: a report, and the codes of an image."""
+"""The vLLM requests of docs/export.md, run with transformers: a report, and the codes of an image."""
 
 import json
 import re
@@ -22,8 +22,8 @@ def exported(model_folder, tmp_path_factory):
 
 @pytest.fixture
 def recipe(root, exported, monkeypatch):
-    """What the page's Python defines, run where the folder lies."""
-    text = (root / "docs" / "handon.md").read_text(encoding="utf-8")
+    """Run the page's Python code next to the exported folder and return its names."""
+    text = (root / "docs" / "export.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     monkeypatch.chdir(exported)
     names = {}
@@ -32,7 +32,7 @@ def recipe(root, exported, monkeypatch):
 
 
 def answer(folder, request):
-    """What a server does with a request: greedy, among the allowed ids, until a stop or the most."""
+    """Run a request as a server would: greedy, only the allowed ids, up to a stop id or the maximum length."""
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     blocked = torch.ones(model.config.vocab_size, dtype=torch.bool)
     blocked[request["allowed_token_ids"]] = False
@@ -46,14 +46,14 @@ def answer(folder, request):
     return ids[len(request["prompt"]) :]
 
 
-def test_the_report_is_the_models_own(recipe, exported, model_folder, image_folder):
-    film = image_folder / "image0.png"
-    request = recipe["report_request"](film, longest=10)
+def test_the_report_equals_that_of_the_pipeline(recipe, exported, model_folder, image_folder):
+    image = image_folder / "image0.png"
+    request = recipe["report_request"](image, longest=10)
     written = answer(exported / "exported", json.loads(json.dumps(request)))
     pipeline = MedUnifierPipeline.from_pretrained(model_folder, "cpu")
-    codes = pipeline.encode(read_radiograph(film, pipeline.tokenizer.image_size)[None])
-    (own,) = pipeline.write_reports(codes, ["PA"], max_new_tokens=10)
-    assert pipeline.processor.codec.decode(written) == own and any(own.values())
+    codes = pipeline.encode(read_radiograph(image, pipeline.tokenizer.image_size)[None])
+    (expected,) = pipeline.write_reports(codes, ["PA"], max_new_tokens=10)
+    assert pipeline.processor.codec.decode(written) == expected and any(expected.values())
     first = recipe["first"]
     assert [i - first for i in request["prompt"][3:-2]] == codes.ravel().tolist()
 
@@ -61,9 +61,9 @@ def test_the_report_is_the_models_own(recipe, exported, model_folder, image_fold
 def test_a_generated_image_has_exactly_the_codes_of_the_grid(recipe, exported):
     words = AutoTokenizer.from_pretrained(exported / "exported")
     report = words("<findings> The lungs are clear.", add_special_tokens=False).input_ids
-    request = recipe["drawing_request"](report)
+    request = recipe["image_request"](report)
     assert request["prompt"][1 : 1 + len(report)] == report and request["max_tokens"] == request["min_tokens"]
-    drawn = torch.tensor(answer(exported / "exported", request)) - recipe["first"]
+    codes = torch.tensor(answer(exported / "exported", request)) - recipe["first"]
     height, width = recipe["origin"]["grid"]
-    assert len(drawn) == height * width and 0 <= drawn.min() <= drawn.max() < recipe["origin"]["codes"]
-    assert recipe["tokenizer"].decode_indices(drawn.view(1, height, width)).isfinite().all()
+    assert len(codes) == height * width and 0 <= codes.min() <= codes.max() < recipe["origin"]["codes"]
+    assert recipe["tokenizer"].decode_indices(codes.view(1, height, width)).isfinite().all()
