@@ -1,1 +1,1 @@
-"""The page: drop a radiograph and read, type a report and draw, look at the codes in between."""
+"""Web page: report a radiograph, generate radiographs from a report, inspect and edit image codes."""

@@ -1,4 +1,4 @@
-"""``medunifier serve``: the page on this machine."""
+"""``medunifier serve``: run the web page and its HTTP API."""
 
 import contextlib
 import importlib.util
@@ -16,41 +16,41 @@ from medunifier.shared.config import parse_config
 from medunifier.shared.errors import UserError
 from medunifier.shared.report_page.notice import RESEARCH_ONLY
 from medunifier.stage2_unified.app.security.clients import is_loopback
-from medunifier.stage2_unified.app.server import listening_socket, make_app, own_folder
+from medunifier.stage2_unified.app.server import listening_socket, make_app, temporary_folder
 
-MOST_PHANTOMS = 2000
-"""They are drawn and embedded while somebody waits for the page."""
+MAX_PHANTOMS = 2000
+"""Upper bound, because they are generated and embedded before the page opens."""
 
 
 @dataclass(frozen=True)
 class ServeConfig:
-    """Open a page that reads and draws radiographs with a model, for people and for gradio_client."""
+    """Serve a web page and an HTTP API (gradio_client) for report and image generation."""
 
     model: str
     """Model folder (run_dir/model)."""
     index: str = ""
-    """Index of studies (`medunifier retrieve --data … --index DIR`), to show the most similar ones."""
+    """Index of studies (`medunifier retrieve --data … --index DIR`) to search for similar ones."""
     phantoms: int = 0
-    """Without an index: draw so many phantoms at the start and show the most similar of them."""
+    """Without an index: number of phantoms to generate at startup and search for similar ones."""
     browser: bool = False
-    """Open the page in a browser, where this machine has one on its screen."""
+    """Open the page in a browser, if this machine has a display."""
     host: str = "127.0.0.1"
-    """Address to listen on. The default is reached from this machine alone; 0.0.0.0 from every other one too."""
+    """Address to listen on. The default is reachable only from this machine; 0.0.0.0 is reachable from others too."""
     port: int = 7860
-    """Port; 0 = any that is free."""
+    """Port; 0 = any free port."""
     hostnames: str = ""
-    """Further names, with commas, that browsers reach the server by (behind a proxy: its name). The host name of this
-    machine, localhost and IP addresses are known without."""
+    """Comma-separated additional host names of the server (behind a proxy: its name). The host name of this machine,
+    localhost and IP addresses are always accepted."""
     user: str = "medunifier"
-    """Name to log in with, where a password is asked for."""
+    """User name for the login, if there is a password."""
     password_file: str = ""
-    """File whose first line is the password; empty = none is asked for."""
+    """File whose first line is the password; empty = no login."""
     queue: int = 32
-    """Questions that may wait; further ones are told that the queue is full."""
+    """Maximum number of waiting requests; further ones get a queue-full error."""
     upload_mib: int = 64
-    """Largest file that is taken, in MiB."""
+    """Maximum upload size in MiB."""
     device: str | None = None
-    """Where the model runs; an accelerator if there is one."""
+    """Device of the model; default: CUDA if available, else the CPU."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 65_536:
@@ -58,52 +58,52 @@ class ServeConfig:
         if self.queue < 1 or self.upload_mib < 1:
             raise ValueError("queue and upload_mib must be at least 1")
         if self.phantoms and self.index:
-            raise ValueError("give index or phantoms, not both")
-        if not 0 <= self.phantoms <= MOST_PHANTOMS:
-            raise ValueError(f"phantoms must be from 0 to {MOST_PHANTOMS}, got {self.phantoms}")
+            raise ValueError("pass index or phantoms, not both")
+        if not 0 <= self.phantoms <= MAX_PHANTOMS:
+            raise ValueError(f"phantoms must be from 0 to {MAX_PHANTOMS}, got {self.phantoms}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Serve until it is interrupted.
+    """Serve until interrupted.
 
     Raises:
-        UserError: for no model, a taken port, a password file without a password, or Gradio not installed.
+        UserError: if there is no model, the port is in use, the password file is empty, or Gradio is not installed.
     """
     config = parse_config(ServeConfig, argv, prog="medunifier serve")
     if importlib.util.find_spec("gradio") is None:
         raise UserError("the page needs Gradio: pip install 'medunifier[app]'")
     login = (config.user, _password(config.password_file)) if config.password_file else None
-    with own_folder() as folder, listening_socket(config.host, config.port) as listening:
+    with temporary_folder() as folder, listening_socket(config.host, config.port) as listening:
         import uvicorn
 
         app = make_app(
             config.model, folder, host=config.host, hostnames=_hostnames(config), index=config.index,
-            phantoms=config.phantoms, login=login, queue=config.queue, most_bytes=config.upload_mib * 2**20,
+            phantoms=config.phantoms, login=login, queue=config.queue, max_bytes=config.upload_mib * 2**20,
             device=config.device,
         )  # fmt: skip
         if not is_loopback(config.host) and login is None:
-            print(f"{config.host} is reached from other machines, and no password is asked for (--password_file)")
+            print(f"{config.host} is reachable from other machines without a password (see --password_file)")
         host = f"[{config.host}]" if ":" in config.host else config.host
         url = f"http://{host}:{listening.getsockname()[1]}"
-        print(f"{url}   (Ctrl-C ends it)", flush=True)
+        print(f"{url}   (Ctrl-C to stop)", flush=True)
         print(RESEARCH_ONLY, flush=True)
         if config.browser and has_screen():
-            # Some browsers are waited for; the socket listens already, and who comes early is answered.
+            # webbrowser.open may block; the socket is already listening, so an early request is answered.
             threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
         settings = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=2)
-        # uvicorn raises the signal that ended it once more: an exception lets the folder be removed.
+        # uvicorn re-raises the signal that stopped it: as an exception, it lets the folder be removed.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         with contextlib.suppress(KeyboardInterrupt):
             uvicorn.Server(settings).run(sockets=[listening])
 
 
 def _hostnames(config: ServeConfig) -> list[str]:
-    given = [name.strip() for name in config.hostnames.split(",") if name.strip()]
-    return given if is_loopback(config.host) else [socket.gethostname(), *given]
+    names = [name.strip() for name in config.hostnames.split(",") if name.strip()]
+    return names if is_loopback(config.host) else [socket.gethostname(), *names]
 
 
 def has_screen() -> bool:
-    """Whether a browser would open a window: without one `webbrowser` takes over the terminal with a text browser."""
+    """Return whether a browser would open a window; otherwise `webbrowser` starts a text browser in the terminal."""
     return sys.platform in ("darwin", "win32") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 

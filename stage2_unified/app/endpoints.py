@@ -1,4 +1,4 @@
-"""What the page's buttons and its HTTP API call: answers as values that Gradio shows."""
+"""Handlers of the page's events and its HTTP API, with values that Gradio can display."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,56 +9,58 @@ import numpy as np
 
 from medunifier.shared.errors import UserError
 from medunifier.shared.files.grey_levels import to_uint8
-from medunifier.stage2_unified.app.answers import DRAFTS, Answers
-from medunifier.stage2_unified.app.code_grid import Region, cell_pixels, picture_of
+from medunifier.stage2_unified.app.code_grid import Region, cell_pixels, render_codes
 from medunifier.stage2_unified.app.phantoms import Example
+from medunifier.stage2_unified.app.service import SAMPLES, ModelService
 
-SCORES = ("finding", "in drafts", "statement over denial", "similarity", "rank in the index")
-FOUND = ("rank", "similarity", "study", "view", "findings", "impression")
-DRAWN = ("seed", "match")
-NO_RISK = "no risk of a disease"
+SCORE_COLUMNS = ("finding", "sampled probability", "statement over denial", "similarity", "rank in the index")
+SIMILAR_COLUMNS = ("rank", "similarity", "study", "view", "findings", "impression")
+MATCH_COLUMNS = ("seed", "match")
+NO_RISK = "not the risk of a disease"
 
 Rows = list[list[Any]]
 
 
 class Endpoints:
-    """A method an endpoint, by its name. Those after :meth:`edit` serve the page alone.
+    """One method per endpoint of the same name. Methods after :meth:`edit` are used only by the page.
 
     Args:
-        answers: the model at work.
-        examples: radiographs to try.
+        service: runs the model.
+        examples: example radiographs.
     """
 
-    def __init__(self, answers: Answers, examples: Sequence[Example]) -> None:
-        self._answers, self._examples = answers, examples
-        self._grid, self._codes = answers.pipeline.tokenizer.grid, answers.pipeline.tokenizer.codebook_size
+    def __init__(self, service: ModelService, examples: Sequence[Example]) -> None:
+        self._service, self._examples = service, examples
+        tokenizer = service.pipeline.tokenizer
+        self._grid, self._codebook_size = tokenizer.grid, tokenizer.codebook_size
 
     def show(self, path: str | None, view: str) -> np.ndarray:
-        """A film -> (S, S) uint8, as the model sees it."""
-        return to_uint8(self._answers.read(path, view).pixels)
+        """Return the (S, S) uint8 model input of an image."""
+        return to_uint8(self._service.read(path, view).pixels)
 
     def report(self, path: str | None, view: str) -> Iterator[str]:
-        """A film -> its draft report, anew with every word."""
-        yield from self._answers.report(self._answers.read(path, view))
+        """Yield the draft report of an image after each token."""
+        yield from self._service.report(self._service.read(path, view))
 
     def findings(self, path: str | None, view: str, labels: str) -> Rows:
-        """A film -> :data:`SCORES` of the usual findings or of names with commas, highest first."""
-        judged = self._answers.findings(self._answers.read(path, view), labels or "")
+        """Return :data:`SCORE_COLUMNS` of the standard findings or of comma-separated names, highest first."""
+        scores = self._service.findings(self._service.read(path, view), labels or "")
         rows: Rows = [
-            [one.name, one.in_drafts, round(one.preference, 3), round(one.similarity, 3), one.above] for one in judged
+            [s.name, s.sampled_probability, round(s.preference, 3), round(s.similarity, 3), s.index_rank]
+            for s in scores
         ]
         return sorted(rows, key=lambda row: (-1 if row[1] is None else row[1], row[4] or 0, row[2]), reverse=True)
 
     def similar(self, path: str | None, view: str, top: float) -> Rows:
-        """A film -> :data:`FOUND` of the most similar studies, best first."""
-        rows = self._answers.similar(self._answers.read(path, view), int(top))
+        """Return :data:`SIMILAR_COLUMNS` of the most similar studies, best first."""
+        rows = self._service.similar(self._service.read(path, view), int(top))
         for row in rows:
             row["study"] = row.get("study_id") or Path(str(row.get("path", ""))).name
-        return [[row.get(name, "") for name in FOUND] for row in rows]
+        return [[row.get(name, "") for name in SIMILAR_COLUMNS] for row in rows]
 
     def match(self, path: str | None, view: str, text: str) -> tuple[float, float]:
-        """A film and a text -> probability that they belong together, cosine similarity."""
-        probability, similarity = self._answers.match(self._answers.read(path, view), text)
+        """Return the probability that image and text match, and their cosine similarity."""
+        probability, similarity = self._service.match(self._service.read(path, view), text)
         return round(probability, 4), round(similarity, 4)
 
     def draw(
@@ -71,63 +73,63 @@ class Endpoints:
         view: str,
         temperature: float,
     ) -> tuple[str, list[tuple[str, str]], Rows]:
-        """A text or findings -> what was drawn from, files with captions, :data:`DRAWN`."""
+        """Generate from a text or findings; return the prompt, files with captions, and :data:`MATCH_COLUMNS`."""
         numbers = int(count), int(seed), float(guidance)
-        drawn_from, drawn = self._answers.draw(text, names or [], *numbers, view, float(temperature))
+        prompt, images = self._service.draw(text, names or [], *numbers, view, float(temperature))
         gallery = []
-        for one in drawn:
-            matched = "" if one.match is None else f", match {one.match:.2f}"
-            gallery.append((str(one.path), f"synthetic, seed {one.seed}{matched}"))
-        return drawn_from, gallery, [[one.seed, round(one.match, 4)] for one in drawn if one.match is not None]
+        for image in images:
+            match = "" if image.match is None else f", match {image.match:.2f}"
+            gallery.append((str(image.path), f"synthetic, seed {image.seed}{match}"))
+        return prompt, gallery, [[image.seed, round(image.match, 4)] for image in images if image.match is not None]
 
     def tokens(self, path: str | None, view: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """A film -> its codes, a picture of them, and what they decode to."""
-        film = self._answers.read(path, view)
-        return film.codes, picture_of(film.codes, self._codes), self._answers.decode(film.codes)
+        """Return the codes of an image, rendered and decoded."""
+        image = self._service.read(path, view)
+        return image.codes, render_codes(image.codes, self._codebook_size), self._service.decode(image.codes)
 
     def edit(
         self, codes: np.ndarray | None, top: float, left: float, height: float, width: float, way: str, code: float
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Codes with a region filled anew, a picture of them, and what they decode to."""
+        """Return the codes with a region replaced, rendered and decoded."""
         if codes is None:
             raise UserError("show the codes of a radiograph first")
         region = Region(int(top), int(left), int(height), int(width))
-        changed = self._answers.edit(codes, region, way, int(code))
-        return changed, picture_of(changed, self._codes, region), self._answers.decode(changed)
+        changed = self._service.edit(codes, region, way, int(code))
+        return changed, render_codes(changed, self._codebook_size, region), self._service.decode(changed)
 
     def choose(self, event: gr.SelectData) -> tuple[str, str, Any]:
-        """A click on an example -> its file, its view, and the truth about it, shown."""
+        """Return file, view and ground truth of the example that was clicked."""
         example = self._examples[event.index]
-        truth = f"**What this phantom shows**, by its own report:\n\n{example.truth}"
+        truth = f"**Ground-truth report of this phantom**\n\n{example.truth}"
         return str(example.path), example.view, gr.update(value=truth, visible=True)
 
     def pick(
         self, event: gr.SelectData, codes: np.ndarray | None, height: float, width: float
     ) -> tuple[int, int, np.ndarray | None]:
-        """A click on the codes -> row, column, and the picture with the region that now begins there."""
+        """Return row and column of the clicked code, and the rendered codes with the region starting there."""
         column, row = event.index
         cell, (rows, columns) = cell_pixels(self._grid), self._grid
         top, left = min(row // cell, rows - 1), min(column // cell, columns - 1)
         if codes is None:
             return top, left, None
         region = Region(top, left, min(max(int(height), 1), rows - top), min(max(int(width), 1), columns - left))
-        return top, left, picture_of(codes, self._codes, region)
+        return top, left, render_codes(codes, self._codebook_size, region)
 
     def bars(self, rows: Rows) -> gr.Label:
-        """The rows of :meth:`findings` -> a bar a finding: how many drafts state it.
+        """Return the bar chart for the rows of :meth:`findings`: the sampled-report probabilities.
 
-        Where the labeler knows none of the names: its rank in the index, or else the statement's share.
+        If the labeler knows none of the names: the rank in the index, or without an index the softmax.
         """
-        stated = {name: share for name, share, *_ in rows if share is not None}
-        if stated:
-            return gr.Label(stated, label=f"Findings: share of {DRAFTS} sampled drafts that state them; {NO_RISK}")
-        if all(above is not None for *_, above in rows):
-            ranks = {name: above for name, *_, above in rows}
-            return gr.Label(ranks, label=f"Findings, as ranked in the index (100 % = highest); {NO_RISK}")
-        shares = {name: preference for name, _, preference, *_ in rows}
-        return gr.Label(shares, label=f"Findings: a sentence's share against its denial, not calibrated; {NO_RISK}")
+        sampled = {name: probability for name, probability, *_ in rows if probability is not None}
+        if sampled:
+            return gr.Label(sampled, label=f"Findings: fraction of {SAMPLES} sampled reports; {NO_RISK}")
+        if all(rank is not None for *_, rank in rows):
+            ranks = {name: rank for name, *_, rank in rows}
+            return gr.Label(ranks, label=f"Findings: rank in the index (100 % = highest); {NO_RISK}")
+        preferences = {name: preference for name, _, preference, *_ in rows}
+        return gr.Label(preferences, label=f"Findings: statement over denial, not calibrated; {NO_RISK}")
 
-    def pictures(self, rows: Rows) -> list[tuple[np.ndarray, str]]:
-        """The rows of :meth:`similar` -> pictures of those studies that have one."""
-        known = self._answers.pictures
-        return [(known[study], f"similarity {cosine:.2f}") for _, cosine, study, *_ in rows if study in known]
+    def thumbnails(self, rows: Rows) -> list[tuple[np.ndarray, str]]:
+        """Return the images for the rows of :meth:`similar`, of studies that have one."""
+        images = self._service.index_images
+        return [(images[study], f"similarity {cosine:.2f}") for _, cosine, study, *_ in rows if study in images]

@@ -1,4 +1,4 @@
-"""Phantoms beside the page: some to try, and studies to find the most similar among, drawn when the server starts."""
+"""Phantoms for the page, generated at startup: examples to try, and an index for similarity search."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -16,14 +16,20 @@ from medunifier.stage2_unified.inference.embedding_index import StudyIndex
 from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline
 from medunifier.stage2_unified.inference.prompts import FINDINGS
 
-_EXAMPLES_SEED, _INDEX_SEED = 2026, 2027  # of archives that no training of ours reads
-_FINDINGS = ("cardiomegaly", "effusion", "pneumothorax", "opacity", "nodule")  # what the shipped model has learned
-_SMALLEST = 64  # pixels; below it findings are hardly seen, by people either
+_EXAMPLES_SEED, _INDEX_SEED = 2026, 2027  # not used in training
+_FINDINGS = (
+    "cardiomegaly",
+    "effusion",
+    "pneumothorax",
+    "opacity",
+    "nodule",
+)  # those in the training data of the included model
+_MIN_SIZE = 64  # pixels; below it, findings are hardly visible
 
 
 @dataclass(frozen=True)
 class Example:
-    """A phantom to try: its file, its view position, and what its own report says."""
+    """An example phantom: its file, view position and ground-truth report."""
 
     path: Path
     view: str
@@ -31,9 +37,9 @@ class Example:
 
 
 def write_examples(folder: Path, size: int, count: int = 8) -> list[Example]:
-    """The first ``count`` phantoms that say different things, as PNG files of the model's size, or of 64 pixels."""
+    """Write ``count`` phantoms with distinct findings as PNG files of the model's resolution, at least 64 pixels."""
     folder.mkdir(parents=True, exist_ok=True)
-    phantom = Phantom(max(size, _SMALLEST), _EXAMPLES_SEED, _FINDINGS)
+    phantom = Phantom(max(size, _MIN_SIZE), _EXAMPLES_SEED, _FINDINGS)
     chosen: dict[frozenset[str], Example] = {}
     number = 0
     while len(chosen) < count:
@@ -51,12 +57,12 @@ def write_examples(folder: Path, size: int, count: int = 8) -> list[Example]:
 
 
 def phantom_index(pipeline: MedUnifierPipeline, count: int) -> tuple[StudyIndex, Mapping[str, np.ndarray]]:
-    """An index of ``count`` phantoms in memory, and the (S, S) uint8 picture of each by its study id.
+    """Return an in-memory index of ``count`` phantoms, and their (S, S) uint8 images by study id.
 
-    Its ``about["findings"]`` are those that at least one in fifty shows.
+    Its ``about["findings"]`` are the findings of at least one phantom in fifty.
     """
     size = pipeline.tokenizer.image_size
-    phantom = Phantom(max(size, _SMALLEST), _INDEX_SEED, _FINDINGS)
+    phantom = Phantom(max(size, _MIN_SIZE), _INDEX_SEED, _FINDINGS)
     studies = [phantom.study(number) for number in range(count)]
     images = np.stack([fit_square(study.images[0], size) for study in studies])
     views = [study.views[0] for study in studies]
@@ -66,10 +72,10 @@ def phantom_index(pipeline: MedUnifierPipeline, count: int) -> tuple[StudyIndex,
         for study, view in zip(studies, views, strict=True)
     ]
     stated = Counter(name for study in studies for name, value in study.labels.items() if value == 1)
-    shown = [name for name in FINDINGS if stated[name] >= count / 50]
-    about = {"source": f"phantoms of seed {_INDEX_SEED}", "studies": count, "findings": shown}
-    pictures = {study.study_id: to_uint8(image) for study, image in zip(studies, images, strict=True)}
-    return StudyIndex(embeddings, rows, about), pictures
+    frequent = [name for name in FINDINGS if stated[name] >= count / 50]
+    about = {"source": f"phantoms of seed {_INDEX_SEED}", "studies": count, "findings": frequent}
+    thumbnails = {study.study_id: to_uint8(image) for study, image in zip(studies, images, strict=True)}
+    return StudyIndex(embeddings, rows, about), thumbnails
 
 
 def _report_of(study: PhantomStudy) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Films are read in a child process that lives on: a codec that crashes or never ends takes only that with it."""
+"""Decode images in a persistent child process, so a codec that crashes or hangs does not affect the server."""
 
 import os
 import pickle
@@ -15,16 +15,16 @@ from medunifier.data.images.radiograph import read_image
 from medunifier.shared.errors import UserError
 
 MAX_SECONDS = 30
-"""For one film, since others wait behind it."""
+"""Time limit per image; other requests wait for it."""
 
-_CHILD = "from medunifier.stage2_unified.app.reader import answer_all; answer_all()"
+_CHILD = "from medunifier.stage2_unified.app.reader import serve_requests; serve_requests()"
 
 
-class FilmReader:
-    """One child, started when it is first needed and after each death.
+class RadiographReader:
+    """Isolated decoding in one child process, started on first use and restarted when it ended.
 
     Args:
-        seconds: that a film may take.
+        seconds: time limit per image.
     """
 
     def __init__(self, seconds: float = MAX_SECONDS) -> None:
@@ -32,10 +32,10 @@ class FilmReader:
         self._child: subprocess.Popen[bytes] | None = None
 
     def read(self, path: Path, size: int) -> Radiograph:
-        """As :func:`data.radiograph.read_image`.
+        """Read a file as :func:`medunifier.data.images.radiograph.read_image` does.
 
         Raises:
-            UnreadableImage: also if the child dies over it or takes too long.
+            UnreadableImage: also if the child process crashes or exceeds the time limit.
         """
         with self._lock:
             if self._child is None or self._child.poll() is not None:
@@ -50,36 +50,36 @@ class FilmReader:
             try:
                 child.stdin.write(pickle.dumps((path, size)))
                 child.stdin.flush()
-                film: Radiograph | UserError = pickle.load(child.stdout)  # of our own child
+                result: Radiograph | UserError = pickle.load(child.stdout)  # trusted: from our own child process
             except (EOFError, OSError, pickle.UnpicklingError):
                 late = not killer.is_alive()
                 child.kill()
                 child.wait()
                 self._child = None
                 raise UnreadableImage(
-                    f"not decoded in {self._seconds:g} seconds" if late else "ends the process that decodes it"
+                    f"not decoded within {self._seconds:g} seconds" if late else "crashed the decoding process"
                 ) from None
             finally:
                 killer.cancel()
-        if isinstance(film, UserError):
-            raise film
-        return film
+        if isinstance(result, UserError):
+            raise result
+        return result
 
 
-def answer_all() -> None:
-    """The child's part: paths and sizes come by standard input, films or refusals go by standard output."""
+def serve_requests() -> None:
+    """Run the child process: read paths and sizes from standard input, write images or errors to standard output."""
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a codec prints is no answer
+    output = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # keep output of codecs out of the pipe
     while True:
         try:
             path, size = pickle.load(sys.stdin.buffer)
-        except EOFError:  # the server has ended
+        except EOFError:  # the server exited
             return
-        film: Radiograph | UserError
+        result: Radiograph | UserError
         try:
-            film = read_image(path, size)
+            result = read_image(path, size)
         except UserError as error:
-            film = error
-        answers.write(pickle.dumps(film))
-        answers.flush()
+            result = error
+        output.write(pickle.dumps(result))
+        output.flush()

@@ -1,8 +1,8 @@
-"""How the page looks: quiet colours, films on black, nothing that comes from another machine."""
+"""Theme of the page: muted colours, radiographs on black, no external resources."""
 
 import gradio as gr
 
-# Gradio ships this font; its other themes' are shipped too, a GoogleFont would be fetched.
+# Gradio includes this font; a GoogleFont would be fetched from another server.
 THEME = gr.themes.Default(
     primary_hue="sky",
     secondary_hue="sky",
@@ -18,8 +18,9 @@ CSS = """
 #notice * { color: #451a03; font-size: 0.92rem; }
 .dark #notice { background: #451a03; }
 .dark #notice * { color: #fef3c7; }
-.film .image-container, .film .image-frame, .film .grid-wrap, .film .thumbnail-item { background: #0b0f14; }
-.film .image-frame img { width: 100% !important; height: 100% !important; object-fit: contain; }
+.radiograph .image-container, .radiograph .image-frame,
+.radiograph .grid-wrap, .radiograph .thumbnail-item { background: #0b0f14; }
+.radiograph .image-frame img { width: 100% !important; height: 100% !important; object-fit: contain; }
 #grid img { image-rendering: pixelated; cursor: crosshair; }
 #neighbours, #examples { border: none; }
 #found, #found table, #found .cell-wrap, #found th { font-size: 0.85rem; font-family: var(--font); }

@@ -20,7 +20,7 @@ from medunifier.stage2_unified.app.security.clients import owner_of
 from medunifier.stage2_unified.app.security.uploads import Owner, Uploads
 
 _URL = re.compile(r"\s*(?:[A-Za-z][A-Za-z0-9+.-]*://|data:|file:)")
-_MOST_CELLS = 10_000  # of a table
+_MAX_CELLS = 10_000  # of a table
 _LARGEST = 2**53  # integers up to it are exact in JavaScript
 
 
@@ -123,7 +123,7 @@ def _table(name: str, value: Any) -> dict[str, Any]:
     headers, rows = (value.get("headers"), value.get("data")) if isinstance(value, dict) else (None, None)
     if isinstance(headers, list) and isinstance(rows, list) and all(isinstance(row, list) for row in rows):
         cells = [cell for row in (headers, *rows) for cell in row]
-        if len(cells) <= _MOST_CELLS and all(cell is None or _is_text(cell) or _is_number(cell) for cell in cells):
+        if len(cells) <= _MAX_CELLS and all(cell is None or _is_text(cell) or _is_number(cell) for cell in cells):
             return {"headers": headers, "data": rows, "metadata": None}
     raise UserError(f"{name}: this is no table of texts and numbers")
 

@@ -16,7 +16,7 @@ GUESSES_OVERALL = 100
 """Wrong guesses of all clients per window; a botnet shares it. It bounds the memory of the check as well."""
 
 CLIENT_ADDRESS: ContextVar[str] = ContextVar("client_address", default="")
-"""Address of the client whose request is handled; set by the gate."""
+"""Address of the client whose request is handled, set by the gate (:mod:`.gate`)."""
 
 
 class Login:

@@ -16,11 +16,11 @@ class RequestLimits:
 
     Args:
         app: what is protected.
-        most_bytes: of an upload's body; other requests may have ``other_bytes``.
+        max_bytes: of an upload's body; other requests may have ``other_bytes``.
     """
 
-    def __init__(self, app: Any, most_bytes: int, other_bytes: int = 2**20) -> None:
-        self._app, self._most_bytes, self._other_bytes = app, most_bytes, other_bytes
+    def __init__(self, app: Any, max_bytes: int, other_bytes: int = 2**20) -> None:
+        self._app, self._max_bytes, self._other_bytes = app, max_bytes, other_bytes
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
         """Pass a request on, or answer it with 413."""
@@ -28,7 +28,7 @@ class RequestLimits:
             await self._app(scope, receive, send)
             return
         upload = scope["path"].rstrip("/").endswith("/upload")
-        most = self._most_bytes if upload else self._other_bytes
+        most = self._max_bytes if upload else self._other_bytes
         taken, answered = 0, False
 
         async def counted() -> Any:

@@ -1,4 +1,4 @@
-"""A server with an untrained model, an index and a password, for all tests that ask it by HTTP."""
+"""A server with an untrained model, an index and a password, for all tests over HTTP."""
 
 import pytest
 
@@ -28,7 +28,7 @@ def server(model_folder, phantom_shards, tmp_path_factory):
 
 @pytest.fixture
 def new_client(server):
-    """``new_client()``: another session with the server."""
+    """Return a function that opens another session."""
     from gradio_client import Client
 
     return lambda: Client(server.url, auth=LOGIN, verbose=False)

@@ -1,4 +1,4 @@
-"""Two hundred hostile uploads, forty of each kind; none is a radiograph."""
+"""Two hundred hostile uploads, forty of each kind."""
 
 import gzip
 import io
@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from tests.data.dicom_samples import file_bytes, film
+from tests.data.dicom_samples import file_bytes
+from tests.data.dicom_samples import film as sample_dicom
 
 SCRIPTS = (
     "<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "\"><svg onload=alert(1)>", "javascript:alert(1)",
@@ -34,24 +35,24 @@ _TYPES = {
 }  # fmt: skip
 _NAMES = (
     "../../../../tmp/pwned.png", "..\\..\\pwned.dcm", "/etc/cron.d/pwned", "C:\\Windows\\pwned.dcm", "..", ".", "",
-    "~/.bashrc", "..%2f..%2fetc%2fpasswd", "%00.png", "film.png\0.dcm", "film.dcm\r\nX-Pwned: 1", "-rf.png", "--help",
-    "CON", "NUL.dcm", "film.dcm::$DATA", "a" * 300 + ".dcm", "\u202egnp.mlif", "\ud7ff\ufffe.dcm",
-    "....//....//pwned", "file:///etc/passwd", "http://127.0.0.1:9/film.dcm", "//127.0.0.1/share/film.dcm",
-    "film.dcm;touch pwned",
-    "|touch pwned", "&touch pwned&", "film\u0301.dcm", " ", "film.dcm/", "examples/phantom-1.png", "*.dcm", "?.dcm",
+    "~/.bashrc", "..%2f..%2fetc%2fpasswd", "%00.png", "image.png\0.dcm", "image.dcm\r\nX-Pwned: 1", "-rf.png",
+    "--help", "CON", "NUL.dcm", "image.dcm::$DATA", "a" * 300 + ".dcm", "\u202egnp.mlif", "\ud7ff\ufffe.dcm",
+    "....//....//pwned", "file:///etc/passwd", "http://127.0.0.1:9/image.dcm", "//127.0.0.1/share/image.dcm",
+    "image.dcm;touch pwned",
+    "|touch pwned", "&touch pwned&", "film\u0301.dcm", " ", "image.dcm/", "examples/phantom-1.png", "*.dcm", "?.dcm",
     *SCRIPTS[:7],
 )  # fmt: skip
 
 
 def hostile_uploads() -> dict[str, list[tuple[str, bytes]]]:
-    """Kind -> 40 times name and content. The same at every call."""
+    """Return 40 (name, content) pairs per kind, the same at every call."""
     rng = Random(0)
     return {
-        "wrong type": [(f"film.{name}", start and start + rng.randbytes(600)) for name, start in _TYPES.items()],
+        "wrong type": [(f"image.{name}", start and start + rng.randbytes(600)) for name, start in _TYPES.items()],
         "bomb": _bombs(),
         "truncated": [(name, content[: int(len(content) * part)]) for name, content, part in _cut(rng)],
         "path name": [(name, b"\x89PNG\r\n\x1a\n" + rng.randbytes(40)) for name in _NAMES],
-        "script in a header": [(f"film-{n}.dcm", content) for n, content in enumerate(_scripted())],
+        "script in a header": [(f"image-{n}.dcm", content) for n, content in enumerate(_scripted())],
     }
 
 
@@ -76,46 +77,46 @@ def _bombs() -> list[tuple[str, bytes]]:
     """Decompression bombs: images, gzip, gzip within gzip, deflated DICOM, text chunks."""
     sides = (8_500, 9_999, 12_000, 16_000, 16_384, 16_385, 30_000, 65_535, 2**20, 2**31 - 1)
     small = zlib.compress(bytes(1_000_000))
-    pictures = [png(side, side, depth, 0, small) for depth in (8, 16) for side in sides]
-    pictures += [png(side, 1, 8, 2, small) for side in sides[-6:]]
+    images = [png(side, side, depth, 0, small) for depth in (8, 16) for side in sides]
+    images += [png(side, 1, 8, 2, small) for side in sides[-6:]]
     inflated = _zeros(600, 31)
     packed = [inflated, gzip.compress(inflated), inflated[: len(inflated) // 2], b"\x1f\x8b" * 5000]
     text = _chunk(b"zTXt", b"Comment\0\0" + _zeros(80, 15))
     whole = png(64, 64, body=zlib.compress(bytes(65 * 64)))
-    pictures.append(whole[:33] + text + whole[33:])
-    deflated = file_bytes(film(syntax=DeflatedExplicitVRLittleEndian))
+    images.append(whole[:33] + text + whole[33:])
+    deflated = file_bytes(sample_dicom(syntax=DeflatedExplicitVRLittleEndian))
     deflated = deflated[: deflated.index(DeflatedExplicitVRLittleEndian.encode()) + 22] + _zeros(600, -15)
     files = []
     for rows, columns, frames in ((65_535, 65_535, 1), (65_535, 1_100, 1), (20_000, 20_000, 1), (32, 40, 2**31 - 1),
                                   (32, 40, 10_000), (1, 1, 1), (0, 0, 1), (65_535, 15, 1)):  # fmt: skip
-        dataset = film()
+        dataset = sample_dicom()
         dataset.Rows, dataset.Columns, dataset.NumberOfFrames = rows, columns, frames
         files.append(file_bytes(dataset))
     return (
-        [(f"bomb-{n}.png", content) for n, content in enumerate(pictures)]
+        [(f"bomb-{n}.png", content) for n, content in enumerate(images)]
         + [(f"bomb-{n}.dcm.gz", content) for n, content in enumerate(packed)]
         + [(f"bomb-{n}.dcm", content) for n, content in enumerate([deflated, *files])]
     )
 
 
 def _cut(rng: Random) -> list[tuple[str, bytes, float]]:
-    """Films of all three kinds, and how much of each is left."""
+    """Return valid files of all formats, and the fraction of each that is kept."""
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8))
     pictures = {}
     for kind in ("png", "jpeg"):
         noise.save(file := io.BytesIO(), kind)
-        pictures[f"film.{kind}"] = file.getvalue()
-    files = [*pictures.items(), ("film.dcm", file_bytes(film())),
-             ("film.dcm.gz", gzip.compress(file_bytes(film())))]  # fmt: skip
+        pictures[f"image.{kind}"] = file.getvalue()
+    files = [*pictures.items(), ("image.dcm", file_bytes(sample_dicom())),
+             ("image.dcm.gz", gzip.compress(file_bytes(sample_dicom())))]  # fmt: skip
     return [(name, content, (step + rng.random()) / 11) for name, content in files for step in range(10)]
 
 
 def _scripted() -> list[bytes]:
     """DICOM files with scripts in their text elements, each lacking something that an image needs."""
-    films = []
+    files = []
     for way in range(4):
         for script in SCRIPTS:
-            dataset = film()
+            dataset = sample_dicom()
             for keyword in ("PatientName", "StudyDescription", "ViewPosition", "BodyPartExamined", "Manufacturer"):
                 setattr(dataset, keyword, script)
             if way == 0:
@@ -126,5 +127,5 @@ def _scripted() -> list[bytes]:
                 dataset.PhotometricInterpretation = script[:16]
             else:
                 dataset.PixelData = bytes(len(dataset.PixelData))
-            films.append(file_bytes(dataset))
-    return films
+            files.append(file_bytes(dataset))
+    return files

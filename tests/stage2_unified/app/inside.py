@@ -1,4 +1,4 @@
-"""The application within the test's process, where every fetch and every file that it makes can be seen."""
+"""Run the application in the test process, where its network access and files can be observed."""
 
 import io
 import json
@@ -11,17 +11,17 @@ from types import SimpleNamespace
 import httpx
 
 CANARY = "canary-5f3a1c"
-"""Content of a file that nobody may get."""
+"""Content of a file that must not be served."""
 
 
 @contextmanager
 def application(model_folder: Path, **options: object) -> Iterator[SimpleNamespace]:
-    """``app``, ``page`` (the Gradio blocks), ``folder`` and ``client(address)``, each with cookies of its own."""
+    """Yield ``app``, ``page`` (the Gradio blocks), ``folder`` and ``client(address)``, each with its own cookies."""
     from starlette.testclient import TestClient
 
-    from medunifier.stage2_unified.app.server import make_app, own_folder
+    from medunifier.stage2_unified.app.server import make_app, temporary_folder
 
-    with own_folder() as folder:
+    with temporary_folder() as folder:
         app = make_app(str(model_folder), folder, host="127.0.0.1", **options)
         with TestClient(app, base_url="http://localhost") as first:
 
@@ -35,14 +35,14 @@ def application(model_folder: Path, **options: object) -> Iterator[SimpleNamespa
 
 @contextmanager
 def watched_network(monkeypatch) -> Iterator[list[str]]:
-    """Every name that is looked up and every request that is made, all of which fail."""
+    """Yield the list of name lookups and requests, all of which fail."""
     import gradio.processing_utils
     import safehttpx
 
-    asked: list[str] = []
+    attempts: list[str] = []
 
     def refuse(*arguments: object, **_: object) -> None:
-        asked.append(str(arguments))
+        attempts.append(str(arguments))
         raise OSError("the test has no network")
 
     async def refuse_later(*arguments: object, **_: object) -> None:
@@ -54,7 +54,7 @@ def watched_network(monkeypatch) -> Iterator[list[str]]:
         patch.setattr(gradio.processing_utils, "async_ssrf_protected_get", refuse_later)
         patch.setattr(httpx.HTTPTransport, "handle_request", refuse)
         patch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", refuse_later)
-        yield asked
+        yield attempts
 
 
 def upload(client, name: str, content: bytes) -> str:
@@ -69,17 +69,17 @@ def file_data(path: str, **more: object) -> dict[str, object]:
     return {"path": path, "meta": {"_type": "gradio.FileData"}, **more}
 
 
-def asked_by_call(client, name: str, data: list[object]) -> tuple[bool, str]:
-    """(whether it was answered, the whole answer) over /call."""
-    body = json.dumps({"data": data})  # httpx's own would refuse a lone surrogate
+def call_endpoint(client, name: str, data: list[object]) -> tuple[bool, str]:
+    """Call over /call; return whether it succeeded and the whole response."""
+    body = json.dumps({"data": data})  # httpx would refuse a lone surrogate
     started = client.post(f"/gradio_api/call/{name}", content=body, headers={"content-type": "application/json"})
     assert started.status_code == 200, started.text
-    said = client.get(f"/gradio_api/call/{name}/{started.json()['event_id']}").text
-    return "event: complete" in said, said
+    response = client.get(f"/gradio_api/call/{name}/{started.json()['event_id']}").text
+    return "event: complete" in response, response
 
 
-def asked_by_queue(client, index: int, calls: list[list[object]], **more: object) -> list[tuple[bool, str]]:
-    """The same for many calls over the queue, by the number of the function."""
+def call_by_queue(client, index: int, calls: list[list[object]], **more: object) -> list[tuple[bool, str]]:
+    """The same for several calls over the queue, by function index."""
     refused, waiting = [], set()
     body = {"fn_index": index, "session_hash": f"s{index}"} | more
     for data in calls:
@@ -88,15 +88,17 @@ def asked_by_queue(client, index: int, calls: list[list[object]], **more: object
             waiting.add(started.json()["event_id"])
         else:
             refused.append((False, started.text))
-    said = client.get("/gradio_api/queue/data", params={"session_hash": body["session_hash"]}).text if waiting else ""
-    messages = [json.loads(line[6:]) for line in said.splitlines() if line.startswith("data: ")]
-    ended = [one for one in messages if one.get("msg") == "process_completed"]
-    assert {one["event_id"] for one in ended} == waiting
-    return refused + [(one["success"], json.dumps(one)) for one in ended]
+    stream = (
+        client.get("/gradio_api/queue/data", params={"session_hash": body["session_hash"]}).text if waiting else ""
+    )
+    messages = [json.loads(line[6:]) for line in stream.splitlines() if line.startswith("data: ")]
+    completed = [message for message in messages if message.get("msg") == "process_completed"]
+    assert {message["event_id"] for message in completed} == waiting
+    return refused + [(message["success"], json.dumps(message)) for message in completed]
 
 
-def asked_directly(client, index: int, data: list[object], **more: object) -> tuple[bool, str]:
-    """The same without the queue, as the page does where a function has none."""
+def call_directly(client, index: int, data: list[object], **more: object) -> tuple[bool, str]:
+    """The same without the queue, as the page does for functions that are not queued."""
     answer = client.post(
         "/gradio_api/run/predict", json={"data": data, "fn_index": index, "session_hash": f"r{index}"} | more
     )

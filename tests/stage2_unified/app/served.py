@@ -1,4 +1,4 @@
-"""A server of its own process, as a user starts it."""
+"""Start the server in a separate process, as a user does."""
 
 import os
 import re
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[3]
 def serving(folder: Path, **options: object) -> Iterator[SimpleNamespace]:
     """``url``, ``process``, ``log`` of a server whose home, working and temporary folder lie in ``folder``.
 
-    When it has ended nothing may be left of what it was given.
+    After it exits, no file of its own may be left.
     """
     for name in ("home", "work", "tmp"):
         (folder / name).mkdir()
@@ -33,8 +33,8 @@ def serving(folder: Path, **options: object) -> Iterator[SimpleNamespace]:
         yield SimpleNamespace(url=url, process=process, log=folder / "log")
     finally:
         process.send_signal(signal.SIGTERM)
-        code = process.wait(120)  # on two cores that others use
+        code = process.wait(120)  # two shared cores
     assert code == 0
     left = [path for name in ("home", "work", "tmp") for path in (folder / name).rglob("*") if path.is_file()]
-    # matplotlib, which the trainings' modules bring along, keeps a list of fonts from its first import on.
+    # matplotlib, imported by the training modules, writes a font cache on its first import.
     assert not [path for path in left if "matplotlib" not in path.parts], left

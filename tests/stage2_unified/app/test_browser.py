@@ -1,6 +1,6 @@
-"""The page in Chromium: upload, report, type, generate, edit codes; no request leaves this machine.
+"""The page in Chromium: upload, report, match, generate, edit codes; no request leaves this machine.
 
-``MEDUNIFIER_PICTURES=docs/pictures`` before this test's command refreshes the documents' screenshots.
+Set ``MEDUNIFIER_PICTURES=docs/pictures`` to refresh the screenshots of the documentation.
 """
 
 import base64
@@ -27,7 +27,7 @@ if CHROMIUM is None:
     pytest.skip("Chromium is not on this machine: apt-get install chromium", allow_module_level=True)
 
 SHIPPED = ROOT / "models" / "phantom" / "model"
-# No sandbox, since tests run as root; and a browser that asks nothing of its maker.
+# No sandbox, since tests run as root; no background requests to the vendor.
 ARGUMENTS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
@@ -37,7 +37,7 @@ PATIENCE = 120_000  # milliseconds: two cores may be shared with other tests
 
 @pytest.fixture(scope="module")
 def url(request, tmp_path_factory):
-    """A server with the shipped model or, without it, an untrained one; its language is none, its page the same."""
+    """A server with the included model, or an untrained one if it is missing."""
     model = SHIPPED if SHIPPED.is_dir() else request.getfixturevalue("model_folder")
     with serving(tmp_path_factory.mktemp("browsed"), model=model, phantoms=24, port=0) as server:
         yield server.url
@@ -54,15 +54,15 @@ def chromium():
 
 @pytest.fixture
 def opened(chromium, url):
-    """``page``, on which everything must come from the server and nothing may fail; ``hosts`` that were asked."""
+    """``page``, which may only load from the server and must not log errors; ``hosts`` that were contacted."""
     page = chromium.new_page(viewport={"width": 1280, "height": 860}, color_scheme="light")
     page.set_default_timeout(PATIENCE)
     hosts, faults = set(), []
-    page.on("request", lambda asked: hosts.add(urlsplit(asked.url).netloc))
+    page.on("request", lambda request: hosts.add(urlsplit(request.url).netloc))
     page.on("pageerror", lambda error: faults.append(str(error)))
-    page.on("console", lambda said: faults.append(said.text) if said.type == "error" else None)
+    page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
     page.goto(url)
-    page.locator("#film").wait_for()
+    page.locator("#radiograph").wait_for()
     yield SimpleNamespace(page=page, hosts=hosts)
     page.close()
     assert hosts - {""} == {urlsplit(url).netloc}, "'' is the host of data: and blob:"
@@ -70,29 +70,29 @@ def opened(chromium, url):
 
 
 def drop(page, name, content):
-    """Drop a file on the page's box, as a person's mouse would."""
-    carried = page.evaluate_handle(
+    """Drag and drop a file onto the upload field."""
+    transfer = page.evaluate_handle(
         """([name, content]) => {
             const bytes = Uint8Array.from(atob(content), c => c.charCodeAt(0));
-            const carried = new DataTransfer();
-            carried.items.add(new File([bytes], name));
-            return carried;
+            const transfer = new DataTransfer();
+            transfer.items.add(new File([bytes], name));
+            return transfer;
         }""",
         [name, base64.b64encode(content).decode()],
     )
-    page.dispatch_event("#film button", "drop", {"dataTransfer": carried})
+    page.dispatch_event("#radiograph button", "drop", {"dataTransfer": transfer})
 
 
 def study_with_effusion():
-    """Of the kind of phantom that the shipped model has learned."""
+    """Return a phantom with findings that the included model was trained on."""
     phantom = Phantom(128, 3, ("cardiomegaly", "effusion", "pneumothorax", "opacity", "nodule"))
     return next(s for s in map(phantom.study, range(200)) if "arge left pleural effusion" in s.report)
 
 
-def film(tmp_path):
-    """Its DICOM file."""
+def dicom_file(tmp_path):
+    """Return the content of its DICOM file."""
     study = study_with_effusion()
-    path = tmp_path / "film.dcm"
+    path = tmp_path / "image.dcm"
     save_synthetic_dicom(path, study.images[0], "a phantom", study.views[0])
     return path.read_bytes()
 
@@ -112,20 +112,20 @@ def keep(page, name, tmp_path):
     folder = Path(os.environ.get("MEDUNIFIER_PICTURES") or tmp_path)
     folder.mkdir(parents=True, exist_ok=True)
     page.mouse.move(0, 0)
-    page.wait_for_timeout(600)  # what moves has come to rest
+    page.wait_for_timeout(600)  # until animations have ended
     shot = Image.open(io.BytesIO(page.screenshot(full_page=True)))
     shot.convert("RGB").quantize(192).save(folder / name, optimize=True)
     assert min(shot.size) > 600 and len(set(shot.convert("L").resize((64, 64)).tobytes())) > 8, "not a blank page"
     assert (folder / name).stat().st_size < 400_000
 
 
-def test_a_dicom_is_dropped_and_read(opened, tmp_path):
+def test_an_uploaded_dicom_file_is_reported(opened, tmp_path):
     page = opened.page
     assert page.get_by_text("Research software, not a medical device.").is_visible()
-    drop(page, "film.dcm", film(tmp_path))
+    drop(page, "image.dcm", dicom_file(tmp_path))
     until(page, "document.querySelector('#report textarea').value.length > 3")
     until(page, "document.querySelectorAll('#neighbours img').length == 4")
-    assert page.locator("#findings .confidence-set").count() >= 4, "those that the phantoms have"
+    assert page.locator("#findings .confidence-set").count() >= 4, "the findings of the phantoms"
     assert "study" in page.locator("#found").inner_text() and "effusion" in page.locator("#found").inner_text()
     findings = split_sections(study_with_effusion().report)["findings"]
     page.locator("#typed textarea, #typed input").fill(" ".join(findings.split()))
@@ -135,21 +135,21 @@ def test_a_dicom_is_dropped_and_read(opened, tmp_path):
     keep(page, "read.png", tmp_path)
 
 
-def test_a_phantom_is_chosen_and_its_truth_stands_beside_the_draft(opened):
+def test_an_example_shows_its_ground_truth_next_to_the_report(opened):
     page = opened.page
     assert not page.locator("#truth").is_visible()
     page.locator("#examples .thumbnail-item").nth(1).click()
-    page.get_by_text("What this phantom shows").wait_for()
+    page.get_by_text("Ground-truth report of this phantom").wait_for()
     until(page, "document.querySelector('#report textarea').value.length > 3")
     until(page, "document.querySelectorAll('#findings .confidence-set').length >= 4")
 
 
-def test_a_report_is_typed_and_drawn(opened, tmp_path):
+def test_radiographs_are_generated_from_a_report(opened, tmp_path):
     page = opened.page
-    page.get_by_role("tab", name="Draw").click()
+    page.get_by_role("tab", name="Generate").click()
     text = "Heart size is normal. There is a large left pleural effusion. No evidence of pneumothorax."
     page.locator("#text textarea").fill(text)
-    page.locator("#draw").click()
+    page.locator("#generate").click()
     until(page, "document.querySelectorAll('#gallery .thumbnail-item img').length == 4")
     captions = page.locator("#gallery .caption-label").all_inner_texts()
     assert len(captions) == 4 and all(re.fullmatch(r"synthetic, seed \d, match [01]\.\d\d", c) for c in captions)
@@ -158,9 +158,9 @@ def test_a_report_is_typed_and_drawn(opened, tmp_path):
 
 def test_a_region_of_codes_is_edited(opened, tmp_path):
     page = opened.page
-    drop(page, "film.dcm", film(tmp_path))
+    drop(page, "image.dcm", dicom_file(tmp_path))
     until(page, "document.querySelectorAll('#neighbours img').length == 4")
-    page.get_by_role("tab", name="Tokens").click()
+    page.get_by_role("tab", name="Codes").click()
     page.locator("#tokens").click()
     until(page, "document.querySelector('#before img') !== null")
     assert np.array_equal(pixels(page, "#before"), pixels(page, "#decoded"))

@@ -1,4 +1,4 @@
-"""A region is filled as requested and nothing else changes; equal codes have equal colours."""
+"""Edit a region of codes and render the code grid."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medunifier.shared.errors import UserError
-from medunifier.stage2_unified.app.code_grid import WAYS, Region, cell_pixels, edited, picture_of
+from medunifier.stage2_unified.app.code_grid import WAYS, Region, cell_pixels, edited, render_codes
 
 CODES = np.random.default_rng(0).integers(0, 64, (6, 8))
 
@@ -33,19 +33,19 @@ def test_only_the_region_changes_and_as_requested(top, left, height, width, way)
     (Region(-1, 0, 1, 1), WAYS[0], 0), (Region(0, 0, 0, 1), WAYS[0], 0), (Region(0, 0, 1, 1), WAYS[0], 64),
     (Region(0, 0, 1, 1), WAYS[0], -1), (Region(0, 0, 1, 1), "magic", 0),
 ])  # fmt: skip
-def test_what_cannot_be_is_refused(region, way, code):
+def test_invalid_edits_are_refused(region, way, code):
     with pytest.raises(UserError):
         edited(CODES, region, way, code, 64)
 
 
 def test_the_code_map_shows_codes_and_frames_a_region():
     codes = np.array([[1, 2], [2, 1]])
-    picture, cell = picture_of(codes, 64), cell_pixels((2, 2))
-    assert picture.shape == (2 * cell, 2 * cell, 3) and picture.dtype == np.uint8
-    inner = picture[cell // 2 :: cell, cell // 2 :: cell]
+    image, cell = render_codes(codes, 64), cell_pixels((2, 2))
+    assert image.shape == (2 * cell, 2 * cell, 3) and image.dtype == np.uint8
+    inner = image[cell // 2 :: cell, cell // 2 :: cell]
     assert (inner[0, 0] == inner[1, 1]).all() and (inner[0, 1] == inner[1, 0]).all()
     assert (inner[0, 0] != inner[0, 1]).any()
-    framed = picture_of(codes, 64, Region(0, 1, 2, 1))
+    framed = render_codes(codes, 64, Region(0, 1, 2, 1))
     assert (framed[0, cell:] == 255).all() and (framed[:, cell] == 255).all() and (framed[:, 0] != 255).any()
-    huge = picture_of(np.full((1, 1), 2**31 - 1), 2**31)
+    huge = render_codes(np.full((1, 1), 2**31 - 1), 2**31)
     assert huge.max() <= 255

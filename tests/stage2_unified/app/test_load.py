@@ -1,4 +1,4 @@
-"""Many clients at once: each gets its answer or "queue is full", and memory stays bounded."""
+"""Many concurrent clients: each gets a result or "queue is full", and memory stays bounded."""
 
 import json
 import threading
@@ -27,12 +27,12 @@ def memory(process):
     return sum(member.memory_info().rss for member in family if member.is_running()) / 2**20
 
 
-def questions(folder, number):
+def requests_of(folder, number):
     """The requests of client ``number``: its own DICOM file, a text, a generation, an edit, an invalid file."""
-    film, letter = folder / f"film-{number}.dcm", folder / f"letter-{number}.png"
-    save_synthetic_dicom(film, Phantom(64, 5).study(number).images[0], "a phantom", "PA")
+    image, letter = folder / f"image-{number}.dcm", folder / f"letter-{number}.png"
+    save_synthetic_dicom(image, Phantom(64, 5).study(number).images[0], "a phantom", "PA")
     letter.write_text(f"letter {number}")
-    given = handle_file(film)
+    given = handle_file(image)
     return [
         ("report", (given, "PA")), ("findings", (given, "PA", "")), ("match", (given, "PA", "No effusion.")),
         ("similar", (given, "PA", 3)), ("draw", ("Left effusion.", [], 2, number, 2.0, "PA")),
@@ -40,42 +40,42 @@ def questions(folder, number):
     ]  # fmt: skip
 
 
-def ask_until(ends, url, folder, number, begin, login):
-    """What one client got, counted: endpoints that answered, refusals, full queues; other errors in their words."""
-    said = Counter()
-    asked = questions(folder, number)
-    asked = asked[number % len(asked) :] + asked[: number % len(asked)]  # not all the same at the same time
+def call_until(ends, url, folder, number, begin, login):
+    """Count what one client received: results by endpoint, refusals, full queues, other errors by message."""
+    counts = Counter()
+    calls = requests_of(folder, number)
+    calls = calls[number % len(calls) :] + calls[: number % len(calls)]  # clients start with different calls
     client = Client(url, auth=login, verbose=False, download_files=str(folder / f"got-{number}"))
     begin.wait(120)
-    seen = False  # codes are there to be edited only after /tokens
+    has_codes = False  # /edit needs an earlier /tokens
     while time.monotonic() < ends[0]:
-        for name, arguments in asked:
-            if time.monotonic() >= ends[0] or (name == "edit" and not seen):
+        for name, arguments in calls:
+            if time.monotonic() >= ends[0] or (name == "edit" and not has_codes):
                 continue
             try:
                 client.predict(*arguments, api_name=f"/{name}")
-                said[name] += 1
-                seen |= name == "tokens"
+                counts[name] += 1
+                has_codes |= name == "tokens"
             except (AppError, QueueError) as error:
                 if FULL in str(error).lower():
-                    said[FULL] += 1
-                    time.sleep(0.2)  # who comes back at once only fills it again
+                    counts[FULL] += 1
+                    time.sleep(0.2)  # an immediate retry would only fill it again
                 elif name == "show" and "not a DICOM file" in str(error):
-                    said[REFUSED] += 1
+                    counts[REFUSED] += 1
                 else:
-                    said[f"{name}: {error}"] += 1
+                    counts[f"{name}: {error}"] += 1
             except Exception as error:
-                said[f"{name}: {type(error).__name__}: {error}"] += 1
+                counts[f"{name}: {type(error).__name__}: {error}"] += 1
     client.close()
-    return said
+    return counts
 
 
-def test_eight_clients_get_answers_or_a_full_queue(server, tmp_path, record_property):
+def test_eight_clients_get_results_or_a_full_queue(server, tmp_path, record_property):
     check_load(server, tmp_path, 8, 5, LOGIN, record_property)
 
 
 @pytest.mark.slow
-def test_fifty_clients_get_answers_or_a_full_queue(model_folder, tmp_path, record_property):
+def test_fifty_clients_get_results_or_a_full_queue(model_folder, tmp_path, record_property):
     (tmp_path / "server").mkdir()
     with serving(tmp_path / "server", model=model_folder, phantoms=16, port=0, queue=25) as server:
         check_load(server, tmp_path, 50, 120, None, record_property)
@@ -87,21 +87,21 @@ def check_load(server, folder, clients, seconds, login, record_property):
     begin = threading.Barrier(clients + 1, lambda: ends.append(time.monotonic() + seconds))
     process = psutil.Process(server.process.pid)
     with ThreadPoolExecutor(clients) as pool:
-        jobs = [pool.submit(ask_until, ends, server.url, folder, number, begin, login) for number in range(clients)]
+        jobs = [pool.submit(call_until, ends, server.url, folder, number, begin, login) for number in range(clients)]
         begin.wait(120)
         sizes, health = [], Counter()
         while not all(job.done() for job in jobs):
             sizes.append(memory(process))
             health[httpx.get(f"{server.url}/health", timeout=30).status_code] += 1
             time.sleep(0.5)
-    said = sum((job.result() for job in jobs), Counter())
+    counts = sum((job.result() for job in jobs), Counter())
     sizes.append(memory(process))
     assert set(health) == {200}, health
     answered = {"report", "findings", "match", "similar", "draw", "tokens", "edit"}
-    assert set(said) - {FULL, REFUSED} <= answered, said
-    assert len(answered & set(said)) >= 3 and sum(said.values()) > clients, said
+    assert set(counts) - {FULL, REFUSED} <= answered, counts
+    assert len(answered & set(counts)) >= 3 and sum(counts.values()) > clients, counts
     warm = max(sizes[: max(1, len(sizes) // 4)])
     grown = max(sizes) - warm
     record_property("memory_mib", {"warm": round(warm), "most": round(max(sizes)), "end": round(sizes[-1])})
-    print(json.dumps({"clients": clients, "seconds": seconds, "said": said, "warm": warm, "most": max(sizes)}))
+    print(json.dumps({"clients": clients, "seconds": seconds, "counts": counts, "warm": warm, "most": max(sizes)}))
     assert grown < 300, f"{warm:.0f} MiB after a quarter of the time, {max(sizes):.0f} at the most"

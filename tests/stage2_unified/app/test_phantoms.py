@@ -10,7 +10,7 @@ from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline
 from medunifier.stage2_unified.inference.prompts import FINDINGS
 
 
-def test_examples_differ_in_what_they_show(tmp_path):
+def test_examples_have_distinct_findings(tmp_path):
     examples = write_examples(tmp_path / "examples", 32, count=5)
     stated = [frozenset(name for name, value in label_report(e.truth).items() if value == 1) for e in examples]
     assert len(set(stated)) == 5
@@ -25,11 +25,11 @@ def pipeline(model_folder):
 
 
 def test_a_phantom_is_found_by_its_own_image(pipeline):
-    index, pictures = phantom_index(pipeline, 12)
-    assert len(index.studies) == 12 and set(pictures) == {row["study_id"] for row in index.studies}
+    index, thumbnails = phantom_index(pipeline, 12)
+    assert len(index.studies) == 12 and set(thumbnails) == {row["study_id"] for row in index.studies}
     assert {"Pleural Effusion", "Cardiomegaly"} <= set(index.about["findings"]) < set(FINDINGS)
-    picture = pictures[index.studies[7]["study_id"]]
-    assert picture.shape == (32, 32) and picture.dtype == np.uint8
-    embedded = pipeline.embed_images(pipeline.encode(picture[None] / 255), [index.studies[7]["view"]])
+    image = thumbnails[index.studies[7]["study_id"]]
+    assert image.shape == (32, 32) and image.dtype == np.uint8
+    embedded = pipeline.embed_images(pipeline.encode(image[None] / 255), [index.studies[7]["view"]])
     similarity, rows = index.nearest(embedded, 3)
-    assert rows[0, 0] == 7 and similarity[0, 0] > 0.99, "but for the rounding to 8 bits"
+    assert rows[0, 0] == 7 and similarity[0, 0] > 0.99, "up to rounding to 8 bits"

@@ -1,4 +1,4 @@
-"""The child reads as the reader itself does, outlives refusals, and is replaced when it dies."""
+"""The child process reads like the library, survives unreadable files, and is restarted when it hangs."""
 
 import os
 import signal
@@ -9,31 +9,31 @@ from PIL import Image
 
 from medunifier.data.images.pixels import UnreadableImage
 from medunifier.data.images.radiograph import read_radiograph
-from medunifier.stage2_unified.app.reader import FilmReader
+from medunifier.stage2_unified.app.reader import RadiographReader
 
 
 @pytest.fixture
-def film(tmp_path):
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50), np.uint8)).save(tmp_path / "film.png")
-    return tmp_path / "film.png"
+def image_file(tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50), np.uint8)).save(tmp_path / "image.png")
+    return tmp_path / "image.png"
 
 
-def test_it_reads_refuses_and_reads_again(film, tmp_path):
-    reader = FilmReader()
-    (tmp_path / "text.png").write_text("no film")
-    assert np.array_equal(reader.read(film, 32).pixels, read_radiograph(film, 32))
+def test_the_child_process_survives_an_unreadable_file(image_file, tmp_path):
+    reader = RadiographReader()
+    (tmp_path / "text.png").write_text("not an image")
+    assert np.array_equal(reader.read(image_file, 32).pixels, read_radiograph(image_file, 32))
     child = reader._child.pid
     with pytest.raises(UnreadableImage, match="not a DICOM file"):
         reader.read(tmp_path / "text.png", 32)
-    assert reader.read(film, 16).pixels.shape == (16, 16) and reader._child.pid == child
+    assert reader.read(image_file, 16).pixels.shape == (16, 16) and reader._child.pid == child
 
 
-def test_a_dead_child_refuses_one_film_and_a_new_one_reads_the_next(film):
-    reader = FilmReader()
-    reader.read(film, 16)
-    os.kill(reader._child.pid, signal.SIGSTOP)  # it hangs, as a codec may
+def test_a_hanging_child_process_is_restarted(image_file):
+    reader = RadiographReader()
+    reader.read(image_file, 16)
+    os.kill(reader._child.pid, signal.SIGSTOP)  # hang, as a codec may
     reader._seconds = 0.2
     with pytest.raises(UnreadableImage, match="0.2 seconds"):
-        reader.read(film, 16)
+        reader.read(image_file, 16)
     reader._seconds = 30
-    assert reader.read(film, 16).pixels.shape == (16, 16)
+    assert reader.read(image_file, 16).pixels.shape == (16, 16)

@@ -15,7 +15,7 @@ from tests.stage2_unified.app.served import serving
 
 pytest.importorskip("gradio")
 
-from medunifier.stage2_unified.app.server import MOST_SESSIONS
+from medunifier.stage2_unified.app.server import MAX_SESSIONS
 
 LOGIN = ("reader", "s3cret word")
 EVIL = (
@@ -66,10 +66,10 @@ def filled(path, value):
     return path
 
 
-def test_no_route_hands_out_a_file_or_fetches_an_address(served, client, secret, monkeypatch):
+def test_no_route_serves_a_file_or_fetches_an_address(served, client, secret, monkeypatch):
     routes = sorted(set(mounted(served.app)))
     assert len(routes) > 60 and ("/gradio_api/proxy={url_path:path}", "GET") in routes
-    own = upload(client, "film.png", b"\x89PNG\r\n\x1a\n own")
+    own = upload(client, "image.png", b"\x89PNG\r\n\x1a\n own")
     values = [
         secret, "/etc/passwd", "../../../../etc/passwd", "..%2f..%2f..%2fetc%2fpasswd", "http://canary.example/a.png",
         "https:/canary.example/a.png", f"{served.folder}/../{secret}", f"{own}/../../../..{secret}", "1",
@@ -102,7 +102,7 @@ def test_no_route_hands_out_a_file_or_fetches_an_address(served, client, secret,
     "/gradio_api/runs", "/pwa_icon",
 ])  # fmt: skip
 def test_routes_that_the_page_does_not_use_are_closed(client, path):
-    own = upload(client, "film.png", b"\x89PNG\r\n\x1a\n own")
+    own = upload(client, "image.png", b"\x89PNG\r\n\x1a\n own")
     assert client.get(path.format(own=own)).status_code == 404
 
 
@@ -115,7 +115,7 @@ def test_posts_that_the_page_does_not_use_are_closed(client, path):
 
 
 def test_files_are_served_from_the_folder_alone(served, client, secret):
-    own = upload(client, "film.png", b"\x89PNG\r\n\x1a\n own")
+    own = upload(client, "image.png", b"\x89PNG\r\n\x1a\n own")
     assert client.get(f"/gradio_api/file={own}").content.endswith(b"own")
     link = served.folder / "link.png"
     link.symlink_to(secret)
@@ -251,10 +251,10 @@ def test_passwords_cannot_be_guessed_quickly(served, client):
 def test_the_number_of_sessions_is_bounded(served):
     sessions = served.page.state_holder
     before = list(sessions.session_data)
-    sessions.session_data.update({f"old {number}": None for number in range(MOST_SESSIONS - len(before))})
+    sessions.session_data.update({f"old {number}": None for number in range(MAX_SESSIONS - len(before))})
     for number in range(20):
         assert sessions[f"new {number}"] is not None
-    assert len(sessions.session_data) == MOST_SESSIONS
+    assert len(sessions.session_data) == MAX_SESSIONS
     sessions.session_data.clear()
 
 

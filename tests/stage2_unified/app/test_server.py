@@ -1,4 +1,4 @@
-"""The page through its HTTP API: each endpoint answers, hostile uploads are refused in words, the server lives."""
+"""The HTTP API of the page: every endpoint, invalid requests, limits and cleanup."""
 
 import json
 import os
@@ -31,8 +31,8 @@ def client(server):
 
 
 @pytest.fixture(scope="module")
-def film(tmp_path_factory):
-    path = tmp_path_factory.mktemp("given") / "film.dcm"
+def dicom_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("uploaded") / "image.dcm"
     save_synthetic_dicom(path, Phantom(64, 3).study(4).images[0], "a phantom", "AP")
     return path
 
@@ -42,9 +42,9 @@ def health(server):
         return json.load(answer)
 
 
-def test_health_says_what_is_served(server):
-    said = health(server)
-    assert said["status"] == "ok" and len(said["model"]) == 64 and said["studies"] == 40
+def test_health_identifies_the_model(server):
+    status = health(server)
+    assert status["status"] == "ok" and len(status["model"]) == 64 and status["studies"] == 40
 
 
 def test_the_documented_endpoints_are_those_of_the_server(root, client):
@@ -53,8 +53,8 @@ def test_the_documented_endpoints_are_those_of_the_server(root, client):
     assert documented - {"/health"} == set(served)
 
 
-def test_a_film_is_reported_scored_compared_and_matched(client, film):
-    given = handle_file(film)
+def test_an_image_is_reported_scored_searched_and_matched(client, dicom_file):
+    given = handle_file(dicom_file)
     job = client.submit(given, "as the file says", api_name="/report")
     written = job.result(timeout=60)
     assert isinstance(written, str) and len(job.outputs()) > 1, "it is streamed"
@@ -62,31 +62,31 @@ def test_a_film_is_reported_scored_compared_and_matched(client, film):
     assert {row[0] for row in scores["data"]} == set(FINDINGS)
     assert all(0 <= row[1] <= 1 and 0 < row[2] < 1 for row in scores["data"])
     assert all(-1 <= row[3] <= 1 and 0 <= row[4] <= 1 for row in scores["data"])
-    own = client.predict(given, "AP", "pacemaker, fracture", api_name="/findings")
-    assert [row[0] for row in own["data"]] == ["fracture", "pacemaker"]
-    assert own["data"][0][1] is not None and own["data"][1][1] is None, "the labeler knows no pacemakers"
+    custom = client.predict(given, "AP", "pacemaker, fracture", api_name="/findings")
+    assert [row[0] for row in custom["data"]] == ["fracture", "pacemaker"]
+    assert custom["data"][0][1] is not None and custom["data"][1][1] is None, "unknown to the labeler"
     found = client.predict(given, "AP", 3, api_name="/similar")
     assert [row[0] for row in found["data"]] == [1, 2, 3] and found["headers"][2] == "study"
     probability, similarity = client.predict(given, "AP", "No effusion.", api_name="/match")
     assert 0 <= probability <= 1 and -1 <= similarity <= 1
 
 
-def test_texts_and_findings_are_drawn_and_say_that_they_are_synthetic(client):
+def test_generated_images_are_marked_synthetic(client):
     text, gallery, scores = client.predict("No effusion.", [], 2, 7, 1.5, "PA", api_name="/draw")
     assert text == "No effusion." and [row[0] for row in scores["data"]] == [7, 8]
     for item in gallery:
         with Image.open(item["image"]) as image:
             assert image.text["Source"] == "synthetic" and "no patient" in image.text["Comment"]
     again = client.predict("No effusion.", [], 2, 7, 1.5, "PA", api_name="/draw")[1]
-    pixels = [[np.asarray(Image.open(item["image"])) for item in some] for some in (gallery, again)]
+    pixels = [[np.asarray(Image.open(item["image"])) for item in items] for items in (gallery, again)]
     assert np.array_equal(*pixels) and not np.array_equal(*pixels[0])
     assert client.predict("", ["Edema"], 1, 0, 1, "AP", api_name="/draw")[0] == "There is edema."
     text, gallery, scores = client.predict("", [], 1, 0, 1, "AP", api_name="/draw")
     assert text == "" and len(gallery) == 1 and not scores["data"], "without a text there is nothing to match"
 
 
-def test_a_region_of_codes_is_edited_and_decoded(client, film):
-    grid, before = client.predict(handle_file(film), "AP", api_name="/tokens")
+def test_a_region_of_codes_is_edited_and_decoded(client, dicom_file):
+    grid, before = client.predict(handle_file(dicom_file), "AP", api_name="/tokens")
     _, after = client.predict(2, 2, 3, 3, "one code", 3, api_name="/edit")
     _, same = client.predict(0, 0, 1, 1, "the codes of the other side", 0, api_name="/edit")
     images = [np.asarray(Image.open(path)).astype(int) for path in (before, after)]
@@ -98,7 +98,7 @@ def test_a_region_of_codes_is_edited_and_decoded(client, film):
         client.predict(0, 0, 1, 1, "one code", 32, api_name="/edit")
 
 
-def test_codes_are_asked_for_before_they_are_edited(new_client):
+def test_editing_needs_codes(new_client):
     with pytest.raises(AppError, match="first"):
         new_client().predict(0, 0, 1, 1, "one code", 0, api_name="/edit")
 
@@ -111,9 +111,9 @@ def web(client, server):
 
 
 @pytest.mark.parametrize("path", [
-    "/etc/passwd", "../../etc/passwd", "http://127.0.0.1:9/film.dcm", "https://example.org/a.dcm", "file:///etc/passwd",
+    "/etc/passwd", "../../etc/passwd", "http://127.0.0.1:9/image.dcm", "https://example.org/a.dcm", "file:///etc/passwd",
 ])  # fmt: skip
-def test_a_path_or_an_address_in_a_files_place_is_refused(web, path):
+def test_a_path_or_a_url_instead_of_an_upload_is_refused(web, path):
     given = {"path": path, "meta": {"_type": "gradio.FileData"}}
     started = web.post("/gradio_api/call/show", json={"data": [given, "PA"]})
     if started.status_code == 200:
@@ -123,13 +123,13 @@ def test_a_path_or_an_address_in_a_files_place_is_refused(web, path):
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "/proc/self/environ", "..%2f..%2f..%2fetc%2fpasswd"])
-def test_no_other_file_of_the_machine_is_handed_out(web, path):
+def test_no_other_file_of_the_machine_is_served(web, path):
     assert web.get(f"/gradio_api/file={path}").status_code in (403, 404)
 
 
-def test_too_much_is_refused_before_it_is_parsed(client, server, tmp_path):
+def test_oversized_requests_are_refused_before_parsing(client, server, tmp_path):
     (tmp_path / "large.png").write_bytes(b"\x89PNG\r\n\x1a\n" + os.urandom(3 * 2**20))
-    with pytest.raises(Exception):  # noqa: B017, a status, or a connection that was closed while it sent
+    with pytest.raises(Exception):  # noqa: B017, an error status or a closed connection
         client.predict(handle_file(tmp_path / "large.png"), "PA", api_name="/show")
     request = urllib.request.Request(f"{server.url}/gradio_api/queue/join", data=b"x" * 2**21, method="POST")
     with pytest.raises((urllib.error.HTTPError, ConnectionError, urllib.error.URLError)) as refused:
@@ -152,27 +152,27 @@ def test_an_unknown_function_is_refused_without_a_traceback(web, server):
     assert "Traceback" not in server.log.read_text()[logged:]
 
 
-def test_another_name_for_this_machine_is_refused(server):
+def test_an_unknown_host_name_is_refused(server):
     request = urllib.request.Request(f"{server.url}/health", headers={"Host": "evil.example"})
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(request, timeout=10)
     assert refused.value.code == 400
 
 
-def test_a_full_queue_says_so_and_everything_else_is_answered(server, new_client):
-    def ask(number):
+def test_a_full_queue_is_reported_and_queued_requests_are_answered(server, new_client):
+    def request(number):
         try:
             return new_client().predict("No effusion.", [], 2, number, 1, "PA", api_name="/draw")[0]
         except (AppError, QueueError) as error:
             return str(error)
 
-    with ThreadPoolExecutor(14) as pool:  # one at work, 8 in the queue
-        said = list(pool.map(ask, range(14)))
-    assert set(said) <= {"No effusion."} | {text for text in said if "ueue is full" in text}
-    assert "No effusion." in said and health(server)["status"] == "ok"
+    with ThreadPoolExecutor(14) as pool:  # one running, 8 queued
+        results = list(pool.map(request, range(14)))
+    assert set(results) <= {"No effusion."} | {text for text in results if "ueue is full" in text}
+    assert "No effusion." in results and health(server)["status"] == "ok"
 
 
-def test_the_page_asks_nothing_of_other_machines(server):
+def test_the_page_loads_nothing_from_other_hosts(server):
     with urllib.request.urlopen(server.url, timeout=10) as answer:
         page = answer.read().decode()
     named = set(re.findall(r"""(?:src|href|action)=["'](https?:)?//([^/"']+)""", page))
@@ -183,7 +183,7 @@ def test_the_page_asks_nothing_of_other_machines(server):
     assert answer.headers["x-content-type-options"] == "nosniff"
 
 
-def test_nobody_is_answered_without_the_password(server):
+def test_requests_without_a_login_are_refused(server):
     for path in ("/config", "/gradio_api/info"):
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(f"{server.url}{path}", timeout=10)
@@ -192,7 +192,7 @@ def test_nobody_is_answered_without_the_password(server):
         Client(server.url, auth=(LOGIN[0], "wrong"), verbose=False)
 
 
-def test_it_starts_with_a_reason_or_not_at_all(model_folder, server, tmp_path, capsys):
+def test_invalid_start_options_give_an_error(model_folder, server, tmp_path, capsys):
     port = server.url.rsplit(":", 1)[1]
     for options, words in [
         (["--model", tmp_path], "not a medunifier model folder"),
@@ -206,7 +206,7 @@ def test_it_starts_with_a_reason_or_not_at_all(model_folder, server, tmp_path, c
         assert run_command(main, ["--model=x", *wrong]) == 2
 
 
-def test_a_browser_is_opened_only_on_a_screen(monkeypatch):
+def test_a_browser_is_opened_only_with_a_display(monkeypatch):
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("sys.platform", "linux")
@@ -215,25 +215,25 @@ def test_a_browser_is_opened_only_on_a_screen(monkeypatch):
     assert has_screen()
 
 
-def test_examples_are_served_from_where_no_tidying_reaches(web):
+def test_examples_are_served_from_a_folder_that_is_not_cleaned_up(web):
     gallery = next(c for c in web.get("/config").json()["components"] if c["props"].get("elem_id") == "examples")
     paths = [item["image"]["path"] for item in gallery["props"]["value"]]
     assert len(paths) == 8 and all(path.rsplit("/", 2)[1] == "examples" for path in paths)
     assert web.get(f"/gradio_api/file={paths[0]}").content.startswith(b"\x89PNG")
 
 
-def test_what_is_old_is_deleted_and_examples_stay(tmp_path):
-    for name in ("hash/film.dcm", "drawn/a.png", "examples/phantom.png", "new/film.dcm"):
+def test_old_files_are_deleted_and_examples_stay(tmp_path):
+    for name in ("hash/image.dcm", "generated/a.png", "examples/phantom.png", "new/image.dcm"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
         if not name.startswith("new"):
             os.utime(tmp_path / name, (0, 0))
     remove_older(tmp_path, 60, ["examples"])
     assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()) == [
-        "examples/phantom.png", "new/film.dcm",
+        "examples/phantom.png", "new/image.dcm",
     ]  # fmt: skip
 
 
-def test_what_the_model_sees_is_the_film(client, film):
-    shown = np.asarray(Image.open(client.predict(handle_file(film), "PA", api_name="/show")).convert("L")) / 255
-    assert np.abs(shown - read_radiograph(film, 32)).max() < 0.01
+def test_the_shown_model_input_is_the_image(client, dicom_file):
+    shown = np.asarray(Image.open(client.predict(handle_file(dicom_file), "PA", api_name="/show")).convert("L")) / 255
+    assert np.abs(shown - read_radiograph(dicom_file, 32)).max() < 0.01

@@ -9,9 +9,9 @@ from PIL import Image
 from tests.stage2_unified.app.inside import (
     CANARY,
     application,
-    asked_by_call,
-    asked_by_queue,
-    asked_directly,
+    call_by_queue,
+    call_directly,
+    call_endpoint,
     file_data,
     upload,
     watched_network,
@@ -108,12 +108,12 @@ def test_every_argument_of_every_endpoint_refuses_files_and_addresses(served, cl
             for place, component in enumerate(function.inputs):
                 calls = [[*good[:place], attack, *good[place + 1 :]] for attack in attacks(secret, own, other)]
                 if function.queue is False:
-                    answers = [asked_directly(client, index, data, event_data=CLICK) for data in calls]
+                    answers = [call_directly(client, index, data, event_data=CLICK) for data in calls]
                 else:
-                    answers = asked_by_queue(client, index, calls, event_data=CLICK)
+                    answers = call_by_queue(client, index, calls, event_data=CLICK)
                     if function.api_visibility == "public":
                         some = (calls[place], calls[-1 - place])  # another form each time: this route is slow
-                        answers += [asked_by_call(client, function.api_name, data) for data in some]
+                        answers += [call_endpoint(client, function.api_name, data) for data in some]
                 for answered, said in answers:
                     tried += 1
                     assert CANARY not in said and "root:" not in said, (function.name, place, said)
@@ -145,9 +145,9 @@ def test_arguments_by_name_are_refused_as_well(served, clients, secret):
 
 def test_values_that_are_harmless_are_taken(served, clients):
     (client, own), _ = clients
-    answered, said = asked_by_call(client, "show", [file_data(own), "PA"])
+    answered, said = call_endpoint(client, "show", [file_data(own), "PA"])
     assert answered, said
-    answered, said = asked_by_call(client, "match", [file_data(own), "PA", "No effusion."])
+    answered, said = call_endpoint(client, "match", [file_data(own), "PA", "No effusion."])
     assert answered, said
 
 
@@ -156,21 +156,21 @@ def test_what_stands_beside_an_uploads_path_is_not_looked_at(served, clients, mo
     address = "http://canary.example/film.png"
     given = file_data(own, url=address, is_stream=True, orig_name=address, size={"path": address})
     with watched_network(monkeypatch) as asked:
-        answered, said = asked_by_call(client, "show", [given, "PA"])
+        answered, said = call_endpoint(client, "show", [given, "PA"])
     assert answered and not asked and "canary" not in said
 
 
 def test_an_upload_is_its_clients_alone(served, clients):
     (one, own), (other, _) = clients
-    assert asked_by_call(one, "show", [file_data(own), "PA"])[0]
-    answered, said = asked_by_call(other, "show", [file_data(own), "PA"])
+    assert call_endpoint(one, "show", [file_data(own), "PA"])[0]
+    answered, said = call_endpoint(other, "show", [file_data(own), "PA"])
     assert not answered and "upload" in said
 
 
 def test_gradio_checks_paths_too_where_ours_do_not(served, clients, secret, monkeypatch):
     (client, _), _ = clients
     monkeypatch.setattr(type(served.page), "_checked", lambda self, components, values, request: values)
-    answered, _ = asked_by_call(client, "draw", [file_data(str(secret)), [], 1, 0, 1, "PA", 0.6])
+    answered, _ = call_endpoint(client, "draw", [file_data(str(secret)), [], 1, 0, 1, "PA", 0.6])
     assert not answered and not copies(served, secret)
 
 
@@ -189,10 +189,10 @@ def test_an_event_carries_no_file_either(served, clients, secret, monkeypatch, c
                 {"index": "http://canary.example"},
                 [1],
             ):
-                answered, said = asked_directly(client, index, data, event_data=event)
+                answered, said = call_directly(client, index, data, event_data=event)
                 assert not answered and CANARY not in said
             good = {"index": 0, "value": given} if function.name == "choose" else {"index": [3, 3], "value": given}
-            answered, said = asked_directly(client, index, data, event_data=good)
+            answered, said = call_directly(client, index, data, event_data=good)
             assert answered and str(secret) not in said
     assert not asked and not copies(served, secret)
     assert "Traceback" not in capfd.readouterr().err
@@ -201,9 +201,9 @@ def test_an_event_carries_no_file_either(served, clients, secret, monkeypatch, c
 def test_numbers_and_choices_are_bounded_in_words(served, clients, capfd):
     (client, own), _ = clients
     for count, seed, view in ((9, 0, "PA"), (1, 10**400, "PA"), (1, True, "PA"), (1, None, "PA"), (1, 0, "sideways")):
-        answered, said = asked_by_call(client, "draw", ["No effusion.", [], count, seed, 1, view, 0.6])
+        answered, said = call_endpoint(client, "draw", ["No effusion.", [], count, seed, 1, view, 0.6])
         assert not answered and "defect" not in said, said
-    answered, said = asked_by_call(client, "match", [file_data(own), "PA", "\ud800"])
+    answered, said = call_endpoint(client, "match", [file_data(own), "PA", "\ud800"])
     assert not answered and "defect" not in said
     assert "Traceback" not in capfd.readouterr().err
 
@@ -211,5 +211,5 @@ def test_numbers_and_choices_are_bounded_in_words(served, clients, capfd):
 def test_a_direct_call_does_not_pass_by_the_queue(served, clients):
     (client, _), _ = clients
     index = next(i for i, function in served.page.fns.items() if function.api_name == "draw")
-    answered, _ = asked_directly(client, index, ["No effusion.", [], 1, 0, 1, "PA", 0.6])
+    answered, _ = call_directly(client, index, ["No effusion.", [], 1, 0, 1, "PA", 0.6])
     assert not answered

@@ -30,7 +30,7 @@ def answer_to(path, chunks, length=None):
 
     headers = [] if length is None else [(b"content-length", length)]
     scope = {"type": "http", "path": path, "headers": headers, "method": "POST"}
-    limits = RequestLimits(app, most_bytes=10, other_bytes=4)
+    limits = RequestLimits(app, max_bytes=10, other_bytes=4)
     asyncio.run(limits(scope, receive, send))
     return sent[0]["status"], sum(map(len, reached))
 

@@ -32,7 +32,7 @@ def store(tmp_path):
         async def upload(request: Request):
             return await uploads.take(request)
 
-        app.add_middleware(RequestLimits, most_bytes=5000)
+        app.add_middleware(RequestLimits, max_bytes=5000)
         return SimpleNamespace(
             uploads=uploads,
             client=lambda address: TestClient(app, client=(address, 1), raise_server_exceptions=False),

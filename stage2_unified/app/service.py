@@ -1,0 +1,264 @@
+"""The model operations behind the page. Inputs are validated here; invalid ones raise `UserError`."""
+
+import errno
+import hashlib
+import json
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from medunifier.data.images.synthetic import describe_generated_image, save_synthetic_png
+from medunifier.shared.errors import UserError
+from medunifier.shared.files.grey_levels import to_uint8
+from medunifier.shared.files.input_files import read_bounded
+from medunifier.stage2_unified.app.code_grid import Region, edited
+from medunifier.stage2_unified.app.reader import RadiographReader
+from medunifier.stage2_unified.inference.embedding_index import StudyIndex
+from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline
+from medunifier.stage2_unified.inference.prompts import FINDINGS, chosen_prompts
+from medunifier.stage2_unified.inference.report_text import report_of, text_of_labels
+from medunifier.stage2_unified.inference.sampled_findings import sampled_probability
+from medunifier.stage2_unified.inference.zero_shot import PromptScorer
+
+MAX_CHARACTERS = 5000
+MAX_IMAGES = 8
+MAX_LABELS = 50
+MAX_SIMILAR = 50
+VIEWS = ("as the file says", "PA", "AP", "LATERAL")
+MAX_RANKED = 2000
+"""Studies of the index that the scores of an image are ranked against, at most."""
+SAMPLES = 16
+"""Reports sampled per image for the sampled-report probabilities."""
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+_CACHE_SIZE = 64  # cached images, so that several requests about one image encode it once
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """A radiograph as model input: (S, S) pixels in [0, 1], (h, w) codes, ViewPosition."""
+
+    pixels: np.ndarray
+    codes: np.ndarray
+    view: str
+
+
+@dataclass(frozen=True)
+class GeneratedImage:
+    """A generated radiograph: its file, its seed, and the match head's probability for the prompt, if any."""
+
+    path: Path
+    seed: int
+    match: float | None
+
+
+@dataclass(frozen=True)
+class FindingScore:
+    """Scores of one finding.
+
+    Attributes:
+        name: as requested.
+        sampled_probability: fraction of sampled reports that state it; None for a name unknown to the labeler.
+        preference, similarity: see :class:`Scores`.
+        index_rank: fraction of the index's studies with a lower preference; None without an index.
+    """
+
+    name: str
+    sampled_probability: float | None
+    preference: float
+    similarity: float
+    index_rank: float | None
+
+
+class ModelService:
+    """Run the model for the page.
+
+    Args:
+        pipeline: the model.
+        folder: where generated radiographs are written, within the server's temporary folder.
+        index: studies to search for similar ones.
+        index_images: (S, S) uint8 images of the index's studies by study id, if they may be shown.
+        max_bytes: maximum size of an uploaded file.
+    """
+
+    def __init__(
+        self,
+        pipeline: MedUnifierPipeline,
+        folder: Path,
+        index: StudyIndex | None = None,
+        index_images: Mapping[str, np.ndarray] | None = None,
+        max_bytes: int = 2**26,
+    ) -> None:
+        self.pipeline, self.index, self._model = pipeline, index, pipeline.fingerprint
+        self.index_images = index_images or {}
+        self._folder, self._max_bytes = folder, max_bytes
+        self._reader = RadiographReader()
+        self._images: OrderedDict[str, EncodedImage] = OrderedDict()
+        self._scorers: OrderedDict[tuple[str, ...], tuple[PromptScorer, np.ndarray | None]] = OrderedDict()
+        self._sampled: OrderedDict[tuple[bytes, str], dict[str, float]] = OrderedDict()
+
+    def read(self, path: str | None, view: str = "") -> EncodedImage:
+        """Read and encode an uploaded file. It is decoded in a separate process, which may crash alone.
+
+        Raises:
+            UserError: if there is no file, it is too large, or it is not a radiograph.
+        """
+        if not path:
+            raise UserError("upload a radiograph first: a DICOM, PNG or JPEG file")
+        file = Path(path)
+        try:
+            digest = hashlib.sha256(read_bounded(file, self._max_bytes)).hexdigest()
+        except OSError as error:
+            if error.errno == errno.EFBIG:
+                raise UserError(
+                    f"the file is larger than {self._max_bytes / 2**20:.0f} MiB: upload a smaller one"
+                ) from None
+            raise UserError("the file was deleted from the server: upload it again") from None
+        image = _cached(self._images, digest, lambda: self._decode(file))
+        return EncodedImage(image.pixels, image.codes, _view(view) or image.view)
+
+    def _decode(self, file: Path) -> EncodedImage:
+        decoded = self._reader.read(file, self.pipeline.tokenizer.image_size)
+        return EncodedImage(decoded.pixels, self.pipeline.encode(decoded.pixels[None])[0], decoded.view)
+
+    def report(self, image: EncodedImage) -> Iterator[str]:
+        """Yield the draft report while it is generated."""
+        for sections in self.pipeline.stream_report(image.codes, image.view):
+            yield "\n\n".join(f"{name.upper()}: {text}" for name, text in sections.items() if text)
+
+    def findings(self, image: EncodedImage, labels: str = "") -> list[FindingScore]:
+        """Return scores of the 13 findings, or of comma-separated names, in that order.
+
+        Raises:
+            UserError: for too many names.
+        """
+        names = tuple(name.strip() for name in labels.split(",") if name.strip()) or FINDINGS
+        if len(names) > MAX_LABELS or len(labels) > MAX_CHARACTERS:
+            raise UserError(f"at most {MAX_LABELS} findings can be scored at once")
+        scorer, index_preferences = _cached(self._scorers, names, lambda: self._scorer(names))
+        scores = scorer(self.pipeline.embed_images(image.codes[None], [image.view]))
+        preference, similarity = scores.preference[0], scores.similarity[0]
+        rank = [None] * len(names)
+        if index_preferences is not None:
+            rank = (index_preferences < preference).mean(axis=0).tolist()
+        probabilities = self._sampled_probabilities(image)
+        sampled = [probabilities.get(name.lower()) for name in scorer.findings]
+        columns = (scorer.findings, sampled, preference.tolist(), similarity.tolist(), rank)
+        return [FindingScore(*row) for row in zip(*columns, strict=True)]
+
+    def _sampled_probabilities(self, image: EncodedImage) -> dict[str, float]:
+        """Return the sampled-report probabilities by lower-case observation."""
+        key = image.codes.tobytes(), image.view
+
+        def sample() -> dict[str, float]:
+            fractions = sampled_probability(self.pipeline, image.codes[None], [image.view], SAMPLES)
+            return {name: float(fraction[0]) for name, fraction in fractions.items()}
+
+        return _cached(self._sampled, key, sample)
+
+    def _scorer(self, names: tuple[str, ...]) -> tuple[PromptScorer, np.ndarray | None]:
+        scorer = PromptScorer(self.pipeline, chosen_prompts("sentence", ",".join(names)))
+        return scorer, self._preferences_of_index(scorer)
+
+    def _preferences_of_index(self, scorer: PromptScorer) -> np.ndarray | None:
+        """Return (N, F) preferences of the index's studies, a reference for scores that are not calibrated."""
+        if self.index is None:
+            return None
+        return scorer(self.index.embeddings[:: -(-len(self.index.embeddings) // MAX_RANKED)]).preference
+
+    def similar(self, image: EncodedImage, top: int) -> list[dict[str, object]]:
+        """Return the most similar studies of the index, best first.
+
+        Raises:
+            UserError: if the server has no index.
+        """
+        if self.index is None:
+            raise UserError("this server has no index of studies: start it with --index DIR")
+        embedded = self.pipeline.embed_images(image.codes[None], [image.view])
+        similarity, numbers = self.index.nearest(embedded, _between("top", top, 1, MAX_SIMILAR))
+        return [
+            {"rank": rank, "similarity": round(float(value), 4), **self.index.studies[int(number)]}
+            for rank, (value, number) in enumerate(zip(similarity[0], numbers[0], strict=True), 1)
+        ]
+
+    def match(self, image: EncodedImage, text: str) -> tuple[float, float]:
+        """Return the match head's probability that image and text match, and their cosine similarity."""
+        report = report_of(_text(text))
+        if not any(report.values()):
+            raise UserError("enter a text first")
+        probability = self.pipeline.match(image.codes[None], [image.view], [report])[0]
+        embedding = self.pipeline.embed_images(image.codes[None], [image.view])[0]
+        return float(probability), float(embedding @ self.pipeline.embed_texts([report])[0])
+
+    def draw(
+        self, text: str, findings: list[str], count: int, seed: int, guidance: float, view: str, temperature: float
+    ) -> tuple[str, list[GeneratedImage]]:
+        """Generate radiographs from a text or, if it is empty, from findings by name, and match them with the prompt.
+
+        Returns:
+            The prompt and the radiographs.
+        """
+        text = _text(text).strip() or text_of_labels(findings)
+        count = _between("count", count, 1, MAX_IMAGES)
+        seed = _between("seed", seed, 0, 2**31)
+        if not 0 <= guidance <= 20:
+            raise UserError(f"guidance must be from 0 to 20, got {guidance}")
+        if not 0 <= temperature <= 2:
+            raise UserError(f"temperature must be from 0 to 2, got {temperature}")
+        view = _view(view) or "PA"
+        reports, views = [report_of(text)] * count, [view] * count
+        codes = self.pipeline.draw(reports, views, seed=seed, guidance=guidance, temperature=temperature)
+        matches = self.pipeline.match(codes, views, reports).tolist() if text else [None] * count
+        self._folder.mkdir(parents=True, exist_ok=True)
+        generated = []
+        for number, pixels in enumerate(self.pipeline.decode(codes)):
+            settings = {"text": text, "view": view, "seed": seed + number, "guidance": guidance}
+            settings["temperature"] = temperature
+            name = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
+            path = self._folder / f"{name}.png"
+            description = describe_generated_image(
+                report_of(text), model=self._model, seed=seed + number, guidance=guidance
+            )
+            save_synthetic_png(path, pixels, description)
+            generated.append(GeneratedImage(path, seed + number, matches[number]))
+        return text, generated
+
+    def edit(self, codes: np.ndarray, region: Region, way: str, code: int) -> np.ndarray:
+        """Return (h, w) codes with a region replaced."""
+        return edited(codes, region, way, code, self.pipeline.tokenizer.codebook_size)
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        """Decode (h, w) codes to (S, S) uint8."""
+        return to_uint8(self.pipeline.decode(codes[None])[0])
+
+
+def _cached(cache: OrderedDict[K, V], key: K, compute: Callable[[], V]) -> V:
+    """Return the value of a key, computed on a miss; the least recently used entry is evicted."""
+    if key not in cache:
+        cache[key] = compute()
+        if len(cache) > _CACHE_SIZE:
+            cache.popitem(last=False)
+    cache.move_to_end(key)
+    return cache[key]
+
+
+def _view(view: str) -> str:
+    if view and view not in VIEWS:
+        raise UserError(f"unknown view: choose {', '.join(VIEWS)}")
+    return "" if view == VIEWS[0] else view
+
+
+def _text(text: str) -> str:
+    if len(text or "") > MAX_CHARACTERS:
+        raise UserError(f"the text has {len(text)} characters, at most {MAX_CHARACTERS} are allowed")
+    return text or ""
+
+
+def _between(name: str, value: float, least: int, most: int) -> int:
+    if value != value or not least <= value <= most:
+        raise UserError(f"{name} must be from {least} to {most}, got {value}")
+    return int(value)
