@@ -37,7 +37,7 @@ def test_damaged_json_of_a_model_folder_is_one_error(copy):
 
 def test_wrong_types_in_a_model_folder_are_one_error(copy):
     for name, changes in {
-        "config.json": {"grid": "x", "codes": -1, "text_config": 3, "model_type": ["x"]},
+        "config.json": {"grid": "x", "codebook_size": -1, "text_config": 3, "model_type": ["x"]},
         "tokenizer.json": {"model": 3, "added_tokens": "x"},
         "processor_config.json": {"specials": 3},
     }.items():

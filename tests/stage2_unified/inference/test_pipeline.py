@@ -24,7 +24,7 @@ def test_the_error_names_a_missing_weight(model_folder, tmp_path):
     shutil.copytree(model_folder, tmp_path / "model")
     file = tmp_path / "model" / "model.safetensors"
     weights = load_file(file)
-    weights["logit_scale"] = weights.pop("logit_scale")
+    weights["scale"] = weights.pop("logit_scale")
     save_file(weights, file, metadata={"format": "pt"})
     with pytest.raises(UserError, match="logit_scale"):
         MedUnifierPipeline.from_pretrained(tmp_path / "model", "cpu")
