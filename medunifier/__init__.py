@@ -29,4 +29,6 @@ __all__ = [*_MODULES]
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module 'medunifier' has no attribute {name!r}")
+    if name.startswith("MedUnifier"):
+        import_module("medunifier.stage2_unified.model.modeling")  # registers the Auto classes
     return getattr(import_module(_MODULES[name]), name)

@@ -135,9 +135,9 @@ def workplace(root, tmp_path, monkeypatch, model_folder, phantom_shards, image_f
                              (f"{run}/stage2/model", model_folder)):  # fmt: skip
             (tmp_path / name).parent.mkdir(parents=True)
             (tmp_path / name).symlink_to(target)
-    shutil.copytree(image_folder, "films")
-    (tmp_path / "films" / "broken.png").unlink()
-    save_synthetic_dicom(tmp_path / "film.dcm", Phantom(48, 3).study(4).images[0], "a phantom", "PA")
+    shutil.copytree(image_folder, "radiographs")
+    (tmp_path / "radiographs" / "broken.png").unlink()
+    save_synthetic_dicom(tmp_path / "radiograph.dcm", Phantom(48, 3).study(4).images[0], "a phantom", "PA")
     phantom(["--out=tree", "--studies=40", "--size=48", "--seed=3"])
     (tmp_path / "data").mkdir()
     shutil.copytree("tree/files", "data/archive")  # reports lie beside the studies' folders, as MIMIC-CXR has them
@@ -156,7 +156,7 @@ def small(line):
 
 def run(line, capsys):
     """One command, in this process: no interpreter is started, and what it prints is looked at."""
-    text = line.text.replace("/data/archive", "data/archive").replace("/data/new", "films").replace("TASK", "all")
+    text = line.text.replace("/data/archive", "data/archive").replace("/data/new", "radiographs").replace("TASK", "all")
     words = type(line)(line.page, text).words
     if words[1] in ("--help", "doctor"):
         with pytest.MonkeyPatch.context() as patch:

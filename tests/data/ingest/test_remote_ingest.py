@@ -49,7 +49,7 @@ def test_a_lost_connection_rejects_no_image(archive, served, tmp_path, monkeypat
 
     with monkeypatch.context() as patch:
         patch.setattr("medunifier.data.ingest.command._plan", plan_then_end)
-        with pytest.raises(UserError, match="same command continues"):
+        with pytest.raises(UserError, match="same command"):
             ingest(config)
     assert not (tmp_path / "out" / "manifest.json").exists()
 

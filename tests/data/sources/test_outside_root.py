@@ -104,8 +104,8 @@ def test_no_table_leads_out_of_the_archive(source, tmp_path, table):
     assert not any("outside" in problem.reason for problem in allowed.problems)
 
 
-def test_images_outside_are_read_by_option_alone(tmp_path, film, table, read, ingested):
-    film(tmp_path / "elsewhere" / "x.png"), film(tmp_path / "root" / "a.png")
+def test_images_outside_are_read_by_option_alone(tmp_path, image_file, table, read, ingested):
+    image_file(tmp_path / "elsewhere" / "x.png"), image_file(tmp_path / "root" / "a.png")
     rows = [("a.png", "p1"), ("../elsewhere/x.png", "p2"), (tmp_path / "elsewhere" / "x.png", "p3")]
     table(tmp_path / "root" / "manifest.csv", "image,patient_id", rows)
     manifest, infos = ingested("csv", tmp_path / "root")
@@ -118,10 +118,10 @@ def test_images_outside_are_read_by_option_alone(tmp_path, film, table, read, in
         read("csv", tmp_path / "root")
 
 
-def test_a_link_that_leaves_the_archive_needs_the_option(tmp_path, film, table, read):
+def test_a_link_that_leaves_the_archive_needs_the_option(tmp_path, image_file, table, read):
     """Farms of links within the root, as git-annex makes them, are in order; also a root that is a link itself."""
     root = tmp_path / "root"
-    film(tmp_path / "store" / "x.png"), film(root / ".annex" / "objects" / "y.png")
+    image_file(tmp_path / "store" / "x.png"), image_file(root / ".annex" / "objects" / "y.png")
     (root / "within").symlink_to(root / ".annex" / "objects")
     (root / "y.png").symlink_to(".annex/objects/y.png")
     (root / "leaves.png").symlink_to(tmp_path / "store" / "x.png")
@@ -134,8 +134,8 @@ def test_a_link_that_leaves_the_archive_needs_the_option(tmp_path, film, table, 
         assert len(read("csv", place, outside_root=True).records) == 5
 
 
-def test_a_report_that_is_a_link_out_of_the_folder_is_not_read(tmp_path, film, read):
-    film(tmp_path / "root" / "s" / "a.dcm")
+def test_a_report_that_is_a_link_out_of_the_folder_is_not_read(tmp_path, image_file, read):
+    image_file(tmp_path / "root" / "s" / "a.dcm")
     (tmp_path / "secret.txt").write_text("secret")
     (tmp_path / "root" / "s" / "a.txt").symlink_to(tmp_path / "secret.txt")
     archive = read("dicom-folder", tmp_path / "root")
@@ -159,9 +159,9 @@ def test_remote_paths_stay_below_the_root():
     memory.store.clear()
 
 
-def test_fifos_devices_and_endless_files_are_rejected_images(tmp_path, film, table, in_time):
+def test_fifos_devices_and_endless_files_are_rejected_images(tmp_path, image_file, table, in_time):
     root = tmp_path / "root"
-    film(root / "a.png")
+    image_file(root / "a.png")
     os.mkfifo(root / "fifo.png")
     (root / "zero.png").symlink_to("/dev/zero")
     with open(root / "sparse.png", "wb") as file:
@@ -198,8 +198,8 @@ def test_a_packed_table_is_bounded_after_inflation(tmp_path, monkeypatch):
         read_table(tmp_path / "t.csv.gz", ["a"], [])
 
 
-def test_text_that_json_cannot_hold_is_a_problem_not_a_traceback(tmp_path, film, table, read):
-    film(tmp_path / "a.png"), film(tmp_path / "b.png")
+def test_text_that_json_cannot_hold_is_a_problem_not_a_traceback(tmp_path, image_file, table, read):
+    image_file(tmp_path / "a.png"), image_file(tmp_path / "b.png")
     table(tmp_path / "manifest.csv", "image,findings", [("a.png", "Clear."), ("b.png", "x\0y"), ("c\0.png", "")])
     archive = read("csv", tmp_path)
     assert len(archive.records) == 1 and len(archive.problems) == 2
@@ -213,17 +213,17 @@ def test_text_that_json_cannot_hold_is_a_problem_not_a_traceback(tmp_path, film,
         read("r2gen", tmp_path)
 
 
-def test_a_utf16_report_is_counted_not_read_as_garbage(tmp_path, film, read):
-    film(tmp_path / "a.dcm"), film(tmp_path / "b.dcm")
+def test_a_utf16_report_is_counted_not_read_as_garbage(tmp_path, image_file, read):
+    image_file(tmp_path / "a.dcm"), image_file(tmp_path / "b.dcm")
     (tmp_path / "a.txt").write_text("FINDINGS: Clear.", encoding="utf-16")
     archive = read("dicom-folder", tmp_path)
     assert len(archive.records) == 1 and "NUL" in archive.problems[0].reason
 
 
-def test_a_file_name_that_is_no_utf8_has_a_pseudonym(tmp_path, film):
+def test_a_file_name_that_is_no_utf8_has_a_pseudonym(tmp_path, image_file):
     root = tmp_path / "root"
-    film(root / "plain.dcm")
-    film(root / "other.dcm").rename(root / os.fsdecode(b"M\xfcller.dcm"))
+    image_file(root / "plain.dcm")
+    image_file(root / "other.dcm").rename(root / os.fsdecode(b"M\xfcller.dcm"))
     config = IngestConfig(
         source="dicom-folder", root=str(root), out=str(tmp_path / "out"), size=32, workers=1,
         key_file=str(tmp_path / "key"),
