@@ -146,7 +146,7 @@ tags: [chest-radiograph, report-generation, image-generation, research-only]
 
 {research_notice(MODEL_LIMITS, markdown=True)}
 
-`import medunifier` registers it with `transformers`; `MedUnifierForConditionalGeneration.from_pretrained(folder)`.
+`from medunifier import MedUnifierForConditionalGeneration` registers it with `transformers`.
 
 - decoder: {text.model_type}, {text.num_hidden_layers} layers of {text.hidden_size}, {size:.1f} M parameters{origin}
 - image codes: {model.config.grid[0]} x {model.config.grid[1]} of {model.config.codebook_size}, tokenizer fingerprint

@@ -156,7 +156,9 @@ def small(line):
 
 def run(line, capsys):
     """One command, in this process: no interpreter is started, and what it prints is looked at."""
-    text = line.text.replace("/data/archive", "data/archive").replace("/data/new", "radiographs").replace("TASK", "all")
+    text = (
+        line.text.replace("/data/archive", "data/archive").replace("/data/new", "radiographs").replace("TASK", "all")
+    )
     words = type(line)(line.page, text).words
     if words[1] in ("--help", "doctor"):
         with pytest.MonkeyPatch.context() as patch:

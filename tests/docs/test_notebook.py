@@ -37,7 +37,10 @@ def test_every_cell_runs_and_its_results_are_what_the_text_says(ran):
     h, w = names["tokenizer"].grid
     assert names["codes"].shape == (4, h, w) and names["rebuilt"].shape == names["images"].shape
     assert names["similarity"].shape == (4, 4) and len(names["written"]) == 4
-    assert names["generated_codes"].shape[0] == 2 and 0 <= names["generated_codes"].min() < names["tokenizer"].codebook_size
+    assert (
+        names["generated_codes"].shape[0] == 2
+        and 0 <= names["generated_codes"].min() < names["tokenizer"].codebook_size
+    )
     truth = names["study"].labels
     assert truth and {name: names["labels"].get(name) for name in truth} == truth
     assert "training studies" in printed

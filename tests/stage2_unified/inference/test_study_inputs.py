@@ -88,7 +88,9 @@ def test_shards_provide_all_views_and_the_prior(made, tmp_path):
     swapped = judged.select([7, 2])
     reports = [{"findings": "No effusion."}] * 2
     matched = pipeline.match(**swapped.arguments, reports=reports)
-    assert matched == pytest.approx(pipeline.match(**judged.select([2, 7]).arguments, reports=reports)[::-1], rel=1e-4)
+    assert matched == pytest.approx(
+        pipeline.match(**judged.select([2, 7]).arguments, reports=reports)[::-1], rel=1e-4
+    )
     image_data = EvaluationData(str(made.images), pipeline.tokenizer)
     from_pixels = model_inputs(image_data, "train", image_data.studies("train"), 2, prior=True)
     assert all((a == b).all() for a, b in zip(from_pixels.codes, judged.codes, strict=True))
