@@ -135,7 +135,7 @@ def load_benchmark(name: str) -> ModuleType:
     if f"benchmark_{name}" in sys.modules:
         return sys.modules[f"benchmark_{name}"]
     spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None and spec.loader is not None  # noqa: S101 - narrows a type
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where a dataclass looks up the names in its annotations
     spec.loader.exec_module(module)

@@ -134,7 +134,7 @@ class _FeaturePairs:
         return original, reconstructed
 
     def _flush(self) -> None:
-        assert self._features is not None
+        assert self._features is not None  # noqa: S101 - narrows a type
         for pending, outputs in zip(self._images, self._outputs, strict=True):
             outputs.append(self._features(np.concatenate(pending)))
             pending.clear()

@@ -33,14 +33,14 @@ def read_isolated(path: Path, size: int, fit: Fit = "pad", window: Windowing = "
     """
     asked = pickle.dumps((path, size, fit, window))
     try:
-        child = subprocess.run([sys.executable, "-c", _CHILD], input=asked, capture_output=True, timeout=MAX_SECONDS)
+        child = subprocess.run([sys.executable, "-c", _CHILD], input=asked, capture_output=True, timeout=MAX_SECONDS)  # noqa: S603 - fixed program, arguments as a list
     except subprocess.TimeoutExpired:
         raise UnreadableImage(f"not decoded in {MAX_SECONDS} seconds") from None
     if child.returncode == -signal.SIGKILL:
         raise UserError("a film's reader was killed, probably for want of memory: try fewer --workers")
     if child.returncode:
         raise UnreadableImage("ends the process that decodes it")
-    film: Radiograph | UserError = pickle.loads(child.stdout)  # of our own child, a line above
+    film: Radiograph | UserError = pickle.loads(child.stdout)  # noqa: S301 - between this process and its own child
     if isinstance(film, UserError):
         raise film
     return film
@@ -53,7 +53,7 @@ def decode_from_stdin() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
     film: Radiograph | UserError
     try:
-        film = read_image(*pickle.load(sys.stdin.buffer))
+        film = read_image(*pickle.load(sys.stdin.buffer))  # noqa: S301 - between this process and its own child
     except UserError as error:  # what is wrong with the film, or with the network
         film = error
     sys.stdout.buffer.write(pickle.dumps(film))

@@ -51,7 +51,7 @@ def add_comparison(
     if change.course == "partly new":
         course = brief = f"new on the {change.new_at[0]}"
     else:
-        assert change.course is not None
+        assert change.course is not None  # noqa: S101 - narrows a type
         wordings = _COURSES[change.course]
         course, brief = wordings[int(rng.integers(len(wordings)))], change.course
     return f"{finding.removesuffix('.')}, {course}.", f"{impression}, {brief}", False

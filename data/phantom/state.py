@@ -135,7 +135,7 @@ def study_state(seed: int, patient: int, visit: int, findings: tuple[str, ...]) 
         rng = np.random.default_rng((seed, _KEY_VISIT, patient, number))
         fresh = _sample_state(anatomy, rng, findings)
         state = fresh if state is None else _follow_up(state, fresh, rng)
-    assert state is not None
+    assert state is not None  # noqa: S101 - narrows a type
     return state
 
 

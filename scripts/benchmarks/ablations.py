@@ -151,7 +151,7 @@ def _train(config: Config, folder: Path, options: list[str]) -> None:
     command += ["--tokenizer", str(Path(config.tokenizer).resolve()), "--loop.steps", str(config.steps)]
     command += ["--loop.validate_every", str(config.steps), "--loop.threads", str(config.threads)]
     command += options
-    if subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False).returncode:
+    if subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False).returncode:  # noqa: S603 - fixed program, arguments as a list
         raise UserError(f"the training in {folder} failed with the message above; the same command continues it")
 
 

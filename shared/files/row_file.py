@@ -70,12 +70,12 @@ class RowFile:
 
     @property
     def _journal(self) -> Path:
-        assert self._out is not None
+        assert self._out is not None  # noqa: S101 - narrows a type
         return self._out.with_name(f"{self._out.name}.unfinished")
 
     @property
     def _beside(self) -> Path:
-        assert self._out is not None
+        assert self._out is not None  # noqa: S101 - narrows a type
         return self._out.with_name(f"{self._out.name}.run.json")
 
     def _continue(self) -> None:

@@ -57,7 +57,7 @@ class OptimizerStep:
 
     def figures(self, step: int) -> dict[str, Tensor | float]:
         """Return ``gradient_norm`` and ``lr`` of an update that was made at ``step``, for the log."""
-        assert self.gradient_norm is not None, "no update yet"
+        assert self.gradient_norm is not None, "no update yet"  # noqa: S101 - narrows a type
         return {"gradient_norm": self.gradient_norm, "lr": self.config.rate(step, self.steps)}
 
 

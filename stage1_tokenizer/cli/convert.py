@@ -136,7 +136,7 @@ def _freeze(state: dict[str, Tensor], config: taming.TamingConfig, notes: list[s
         weights, model, remap = _fold_remap(weights, state["quantize.used"].long(), config, notes)
     vqgan = VQGAN(model)
     loaded = vqgan.load_state_dict(weights, strict=False)
-    assert not loaded.unexpected_keys and set(loaded.missing_keys) <= {"quantize.steps"}
+    assert not loaded.unexpected_keys and set(loaded.missing_keys) <= {"quantize.steps"}  # noqa: S101 - narrows a type
     return FrozenTokenizer(vqgan, remap)
 
 

@@ -39,18 +39,18 @@ class RadiographReader:
         """
         with self._lock:
             if self._child is None or self._child.poll() is not None:
-                self._child = subprocess.Popen(
+                self._child = subprocess.Popen(  # noqa: S603 - fixed program, arguments as a list
                     [sys.executable, "-c", _CHILD],
                     stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                 )  # fmt: skip
             child = self._child
-            assert child.stdin is not None and child.stdout is not None
+            assert child.stdin is not None and child.stdout is not None  # noqa: S101 - narrows a type
             killer = threading.Timer(self._seconds, child.kill)
             killer.start()
             try:
                 child.stdin.write(pickle.dumps((path, size)))
                 child.stdin.flush()
-                result: Radiograph | UserError = pickle.load(child.stdout)  # trusted: from our own child process
+                result: Radiograph | UserError = pickle.load(child.stdout)  # noqa: S301 - between this process and its own child
             except (EOFError, OSError, pickle.UnpicklingError):
                 late = not killer.is_alive()
                 child.kill()
@@ -73,7 +73,7 @@ def serve_requests() -> None:
     os.dup2(2, 1)  # keep output of codecs out of the pipe
     while True:
         try:
-            path, size = pickle.load(sys.stdin.buffer)
+            path, size = pickle.load(sys.stdin.buffer)  # noqa: S301 - between this process and its own child
         except EOFError:  # the server exited
             return
         result: Radiograph | UserError

@@ -262,7 +262,7 @@ def _run_task(
         if not single:  # synthesis trains the classifier and applies it to reconstructions as well
             context = replace(context, classifier_steps=0)
         return evaluate_tokenizer_task(tokenizer, data, context)
-    assert pipeline is not None
+    assert pipeline is not None  # noqa: S101 - narrows a type
     options = {f.name: getattr(config, f.name) for f in fields(EvaluationOptions)}
     return MODEL_TASKS[name](EvaluationContext(pipeline, data, **options, **_conditioning(pipeline)))
 

@@ -49,7 +49,7 @@ class _BranchLayer(CacheLayerMixin):
         raise NotImplementedError("a branch begins with its prefix")
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        assert self.keys is not None and self.values is not None
+        assert self.keys is not None and self.values is not None  # noqa: S101 - narrows a type
         return self._joined(self.keys, key_states), self._joined(self.values, value_states)
 
     def _joined(self, prefix: Tensor, branch: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ class _BranchLayer(CacheLayerMixin):
         return torch.cat([prefix.index_select(0, self.prefix_of), branch], dim=-2)
 
     def get_seq_length(self) -> int:
-        assert self.keys is not None
+        assert self.keys is not None  # noqa: S101 - narrows a type
         return self.keys.shape[-2]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -93,7 +93,7 @@ class PrefixCache(Cache):
         if self.lengths is None:
             return {}
         keys = self.layers[0].keys
-        assert keys is not None
+        assert keys is not None  # noqa: S101 - narrows a type
         length = self.lengths[prefix_of][:, None]
         columns = torch.arange(keys.shape[-2] + branch_length, device=keys.device)
         visible = (columns < length) | (columns >= keys.shape[-2])
@@ -116,7 +116,7 @@ class _PreallocatedLayer(CacheLayerMixin):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        assert self.keys is not None and self.values is not None
+        assert self.keys is not None and self.values is not None  # noqa: S101 - narrows a type
         begin, self.filled = self.filled, self.filled + key_states.shape[-2]
         self.keys[:, :, begin : self.filled] = key_states
         self.values[:, :, begin : self.filled] = value_states

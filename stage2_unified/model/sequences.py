@@ -93,7 +93,7 @@ class ImageSpans:
             None if tensor is None else tensor.to(device, non_blocking=True)
             for tensor in (self.codes, self.view, self.prior_codes, self.prior_view)
         )
-        assert codes is not None and view is not None
+        assert codes is not None and view is not None  # noqa: S101 - narrows a type
         return ImageSpans(codes, view, prior_codes, prior_view, self.unpadded)
 
     def count(self, pad: int) -> Tensor:

@@ -105,7 +105,7 @@ class FourObjectives(nn.Module):
         loss = sum(self.weights[name] * value for name, value in losses.items())
 
         computed = prefix.sequences.ids.numel() + text_first[..., 0].numel() + branches.computed_tokens
-        assert sequences.length is not None  # never of text-first sequences
+        assert sequences.length is not None  # never of text-first sequences  # noqa: S101 - narrows a type
         needed = prefix.sequences.real_tokens + (sequences.length - 2).sum() + (branches.lengths + 2).sum()
         figures = {
             "matching_accuracy": matching_accuracy(match_logits.detach(), usable),

@@ -56,7 +56,7 @@ def shard(objectives: FourObjectives, bf16: bool) -> None:
 
 def _mean_over_processes(parameter: Tensor) -> None:
     # Under accumulation the part that is averaged already does not change.
-    assert parameter.grad is not None
+    assert parameter.grad is not None  # noqa: S101 - narrows a type
     dist.all_reduce(parameter.grad)
     parameter.grad /= world_size()
 

@@ -80,7 +80,7 @@ class Muon(torch.optim.Optimizer):
             if not state:
                 state["momentum"] = torch.zeros_like(parameter)
             gradient = parameter.grad
-            assert gradient is not None  # parameters without one were skipped
+            assert gradient is not None  # parameters without one were skipped  # noqa: S101 - narrows a type
             mean = state["momentum"].lerp_(gradient, 1 - group["momentum"])
             directions.append(gradient.lerp(mean, group["momentum"]))
         stacked = torch.stack(directions)

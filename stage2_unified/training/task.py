@@ -125,7 +125,7 @@ class UnifiedTask:
 
     def _validation_batches(self) -> Iterator[StudyBatch]:
         """Yield batches of equal size on every process, since the contrast gathers from all."""
-        assert self.validation is not None
+        assert self.validation is not None  # noqa: S101 - narrows a type
         size = self._validation_size()
         count = min(VALIDATION_BATCHES, len(self.validation) // (size * world_size()))
         stream = sample_stream(
@@ -139,7 +139,7 @@ class UnifiedTask:
         return (next(stream) for _ in range(count))
 
     def _validation_size(self) -> int:
-        assert self.validation is not None
+        assert self.validation is not None  # noqa: S101 - narrows a type
         # At least two studies over all processes: the contrast of one is undefined.
         size = max(self.config.loop.batch_size, -(-2 // world_size()))
         return min(size, len(self.validation) // world_size())
@@ -154,7 +154,7 @@ class UnifiedTask:
 
     def _samples(self, model: MedUnifierForConditionalGeneration, step: int) -> None:
         """Write images generated from fixed reports, and reports generated from fixed images."""
-        assert self.validation is not None
+        assert self.validation is not None  # noqa: S101 - narrows a type
         count = min(SAMPLED_STUDIES, len(self.validation))
         batch = self._collator()([(n, self.validation[n]) for n in range(count)])
         batch = batch.to(self.accelerator.device)

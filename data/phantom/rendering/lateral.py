@@ -84,7 +84,7 @@ def _hilum(g: Grid, state: State) -> ndarray:
 
 def _point(g: Grid, f: Frame, lesion: Lesion, rng: Generator) -> tuple[float, float]:
     """Return (x, y) of a focal finding: at its height in the frontal view and the depth of its lobe."""
-    assert lesion.zone is not None
+    assert lesion.zone is not None  # noqa: S101 - narrows a type
     return _DEPTH[lesion.zone] + rng.uniform(-0.05, 0.05), zone_point(f, lesion.side, lesion.zone)[1]
 
 

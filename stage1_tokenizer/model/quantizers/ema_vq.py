@@ -45,7 +45,7 @@ class EMAQuantizer(DeadCodeReplacementQuantizer):
             self._sums = sums if self._sums is None else self._sums + sums
 
     def update_codebook(self, counts: Tensor) -> None:
-        assert self._sums is not None
+        assert self._sums is not None  # noqa: S101 - narrows a type
         weight = 1 - self.config.decay
         self.count.lerp_(counts, weight)
         self.total.lerp_(all_reduce_sum(self._sums), weight)

@@ -159,7 +159,7 @@ def evaluate_images(generated: Folder, real: Folder, train: Folder | None, net: 
         details["examples"].append({"report": names[i], "generated": f"synthesis-generated-{i}"})
     details["nearest_pairs"] = []
     for i, j, distance in scores.copies:
-        assert train is not None
+        assert train is not None  # noqa: S101 - narrows a type
         pair = f"synthesis-generated-{i}", f"synthesis-train-{j}"
         pictures |= {pair[0]: generated.pixels[i], pair[1]: train.pixels[j]}
         details["nearest_pairs"].append({"generated": pair[0], "train": pair[1], "distance": distance})

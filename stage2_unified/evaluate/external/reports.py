@@ -88,7 +88,7 @@ def run(config: ExternalReportsConfig, command: str) -> None:
 def _evaluate_with_table(
     config: ExternalReportsConfig, generated: dict[str, str], scorers: Scorers, notes: list[str]
 ) -> tuple[TaskResult, dict[str, Any]]:
-    assert config.references is not None
+    assert config.references is not None  # noqa: S101 - narrows a type
     table = read_reports(config.references)
     check_same_ids(config.predictions, set(generated), config.references, set(table.reports))
     ids = list(table.reports)
@@ -136,7 +136,7 @@ def _evaluate_with_table(
 def _evaluate_with_shards(
     config: ExternalReportsConfig, generated: dict[str, str], scorers: Scorers, notes: list[str]
 ) -> tuple[TaskResult, dict[str, Any]]:
-    assert config.data is not None
+    assert config.data is not None  # noqa: S101 - narrows a type
     data = EvaluationData(config.data, None, config.seed, config.sections, set(generated))
     if not data.has_split(config.split):
         raise UserError(f"{config.data} has no samples of split {config.split!r}")

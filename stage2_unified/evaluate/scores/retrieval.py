@@ -130,7 +130,7 @@ def _precisions(
     Candidates are the texts (images) of the images with a class, one each: as in the published protocol, a text
     shared by two studies counts twice.
     """
-    assert pool.classes is not None
+    assert pool.classes is not None  # noqa: S101 - narrows a type
     classes = np.asarray(pool.classes, dtype=str)
     rows = np.flatnonzero(classes != NO_CLASS)
     row_classes = classes[rows]

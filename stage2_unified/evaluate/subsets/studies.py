@@ -215,7 +215,7 @@ class EvaluationData:
         return self._pixels_of([(dataset[number], image) for number, image in pairs])
 
     def _pixels_of(self, images: Sequence[tuple[Sample, int]]) -> np.ndarray:
-        assert self._tokenizer is not None
+        assert self._tokenizer is not None  # noqa: S101 - narrows a type
         size, stack = self._tokenizer.image_size, []
         for sample, image in images:
             pixels = sample.images[image]
@@ -269,11 +269,11 @@ class EvaluationData:
     def codes_of(self, images: Sequence[tuple[Sample, int]]) -> np.ndarray:
         """Return the codes, (N, h, w) int64, of images passed as (sample, image number): read, or computed."""
         if self.has_images:
-            assert self._tokenizer is not None
+            assert self._tokenizer is not None  # noqa: S101 - narrows a type
             return self._tokenizer.encode_images(list(self._pixels_of(images)))
         codes = []
         for sample, image in images:
-            assert sample.codes is not None
+            assert sample.codes is not None  # noqa: S101 - narrows a type
             codes.append(sample.codes[image])
         return np.stack(codes).astype(np.int64)
 

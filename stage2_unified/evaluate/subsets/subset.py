@@ -200,7 +200,7 @@ def _only(labels: Mapping[str, int], finding: str) -> bool:
 def _candidates(config: ClassesConfig) -> tuple[list[Candidate], dict[str, Any]]:
     if config.labels is not None:
         return read_labels(config.labels), {"file": Path(config.labels).name, "sha256": sha256_file(config.labels)}
-    assert config.data is not None
+    assert config.data is not None  # noqa: S101 - narrows a type
     data = EvaluationData(config.data, None, config.seed)
     if not data.has_split(config.split):
         raise UserError(f"{config.data} has no samples of split {config.split!r}")

@@ -80,7 +80,7 @@ def evaluate_segmentation(
     samples = Samples("study", studies.ids, studies.patients, table, statistics)
     result.samples["segmentation"] = samples
     result.metrics |= samples.values() | _baselines(statistics, train_truth, truth, known, positive)
-    assert predicted is not None
+    assert predicted is not None  # noqa: S101 - narrows a type
     largest = max(subsets)
     result.details["segmentation"] = {
         "findings": {
