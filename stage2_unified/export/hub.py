@@ -34,7 +34,7 @@ _TAGS = ["chest-radiograph", "radiology", "medunifier", "research-only"]
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 _LICENCE = """## Licence
 
-**Unknown: nobody has chosen one yet.** The code that made this is under Apache-2.0, which does not cover {thing}.
+**Unknown: not chosen yet.** The code that made this is under Apache-2.0, which does not cover {thing}.
 Ask the providers of the data what they permit and name the licence in the front matter before sharing.
 """
 _MEMORISATION = """## Privacy

@@ -1,8 +1,8 @@
 """Check what a request passes to an endpoint, by the kind of each argument, before Gradio touches it.
 
-Gradio takes any JSON object that looks like its FileData, wherever it lies, for a file: it copies the file, or
-downloads a URL, and serves the result. So objects and lists pass only where an argument has them, and a file only if
-this client uploaded it or it is one of the page's examples.
+Gradio treats any JSON object that looks like its FileData, at any depth, as a file: it copies the file or downloads
+the URL, and serves the result. So objects and lists are accepted only where an argument needs them, and a file only
+if this client uploaded it or it is an example of the page.
 """
 
 import math
@@ -25,21 +25,21 @@ _LARGEST = 2**53  # integers up to it are exact in JavaScript
 
 
 class CheckedBlocks(gr.Blocks):
-    """A page whose every event, over whichever route it came, has its arguments checked and its errors in words."""
+    """Gradio blocks that check the arguments of every event, on every route, and report errors as messages."""
 
     uploads: Uploads
     public_files: Collection[str] = ()
     """Files that every client may pass, besides its uploads."""
 
     async def process_api(self, block_fn: Any, inputs: list[Any], *arguments: Any, **options: Any) -> dict[str, Any]:
-        """As Gradio's, with checked arguments.
+        """Process an event as Gradio does, after checking its arguments.
 
         Raises:
-            gr.Error: for arguments that are refused, for a `UserError`, and without details for a defect.
+            gr.Error: for invalid arguments, for a `UserError`, and without details for an internal error.
         """
         function = self.fns[block_fn] if isinstance(block_fn, int) else block_fn
         try:
-            if options.get("iterator") is None:  # further values of a generator read no arguments
+            if options.get("iterator") is None:  # later steps of a generator have no arguments
                 inputs = self._checked(function.inputs, inputs, options.get("request"))
                 options["event_data"] = _checked_event(options.get("event_data"))
             return await super().process_api(function, inputs, *arguments, **options)
@@ -48,7 +48,7 @@ class CheckedBlocks(gr.Blocks):
         except UserError as error:
             raise gr.Error(str(error), print_exception=False) from None
         except Exception as error:
-            # The message may quote what somebody typed, which has no place in a log.
+            # The message may contain user input, which must not be logged.
             frame = traceback.extract_tb(error.__traceback__)[-1]
             place = f"{frame.name}, line {frame.lineno}"
             print(f"{function.name}: {type(error).__name__} in {place}", file=sys.stderr, flush=True)
@@ -57,7 +57,7 @@ class CheckedBlocks(gr.Blocks):
     def _checked(self, components: Sequence[Component], values: list[Any], request: Any) -> list[Any]:
         if len(components) != len(values):
             raise UserError(f"expected {len(components)} arguments, got {len(values)}")
-        if isinstance(request, list):  # where the request claims to be a batch
+        if isinstance(request, list):  # for a batch request
             request = request[0] if request else None
         owner = None if request is None else owner_of(request.request.scope)
         return [self._argument(*pair, owner) for pair in zip(components, values, strict=True)]
@@ -65,7 +65,7 @@ class CheckedBlocks(gr.Blocks):
     def _argument(self, component: Component, value: Any, owner: Owner | None) -> Any:
         name = getattr(component, "label", None) or type(component).__name__
         if isinstance(component, gr.State):
-            return None  # its value lies on the server
+            return None  # its value is stored on the server
         if isinstance(component, gr.Dataset):
             if type(value) is int and 0 <= value < len(component.samples or ()):
                 return value
@@ -90,21 +90,21 @@ class CheckedBlocks(gr.Blocks):
                 return value
         elif isinstance(component, gr.Dataframe):
             return _table(name, value)
-        # No other component of the page is passed by its users.
+        # The page has no other input components.
         raise UserError(f"{name}: this value is refused; files and addresses are taken in the file box alone")
 
     def _file(self, value: Any, owner: Owner | None) -> dict[str, Any]:
-        """Return a FileData of nothing but the path."""
+        """Return a FileData that contains only the path."""
         path = value.get("path") if isinstance(value, dict) else None
         if not isinstance(path, str) or owner is None:
             raise UserError("a file is passed as it was uploaded, not by a path or an address")
         if path not in self.public_files and not self.uploads.owned(path, owner):
-            raise UserError("this file is not there any more, or was not uploaded by you: upload it again")
+            raise UserError("this file was deleted or was not uploaded by you: upload it again")
         return {"path": path, "meta": {"_type": "gradio.FileData"}}
 
 
 def _is_text(value: Any) -> bool:
-    """Whether it is a string that is no URL and that UTF-8 can carry (JSON may hold lone surrogates)."""
+    """Return whether it is a string that is no URL and can be encoded as UTF-8 (JSON may contain lone surrogates)."""
     if not isinstance(value, str) or _URL.match(value):
         return False
     try:
@@ -125,7 +125,7 @@ def _table(name: str, value: Any) -> dict[str, Any]:
         cells = [cell for row in (headers, *rows) for cell in row]
         if len(cells) <= _MAX_CELLS and all(cell is None or _is_text(cell) or _is_number(cell) for cell in cells):
             return {"headers": headers, "data": rows, "metadata": None}
-    raise UserError(f"{name}: this is no table of texts and numbers")
+    raise UserError(f"{name}: this is not a table of texts and numbers")
 
 
 def _is_number(value: Any) -> bool:
@@ -133,11 +133,11 @@ def _is_number(value: Any) -> bool:
 
 
 def _checked_event(event: Any) -> Any:
-    """Return the event with the index that was clicked on; what else a browser sends along is not needed."""
+    """Return the event with only the index that was clicked."""
     if event is None or event._data is None:
         return event
     index = event._data.get("index") if isinstance(event._data, dict) else None
     numbers = index if isinstance(index, list) and len(index) == 2 else [index]
     if index is not None and not all(type(number) is int and 0 <= number <= _LARGEST for number in numbers):
-        raise UserError("the place that was clicked on must be one or two whole numbers")
+        raise UserError("the clicked index must be one or two integers")
     return gr.EventData(event.target, {"index": index, "value": None})

@@ -48,7 +48,7 @@ class Gate:
 
     Args:
         app: what is protected.
-        folder: the files that may be served lie in it.
+        folder: folder of the files that may be served.
         host: address or name that the server listens on.
         names: further names of this server.
     """

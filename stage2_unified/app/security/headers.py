@@ -1,9 +1,9 @@
-"""What a browser is told: load nothing from elsewhere, send nothing elsewhere, let nobody frame the page."""
+"""Security headers: the page loads nothing from other hosts, sends nothing to them, and cannot be framed."""
 
 from typing import Any
 
-# Gradio's page has scripts and styles within it and makes functions of texts: 'unsafe-inline', 'unsafe-eval'.
-# The bound that matters here is the host: radiographs that are on the page can be sent nowhere else.
+# Gradio needs inline scripts and styles and evaluates strings: 'unsafe-inline', 'unsafe-eval'.
+# What matters here is the restriction of hosts: radiographs on the page cannot be sent elsewhere.
 _HEADERS = (
     (
         b"content-security-policy",
@@ -16,13 +16,13 @@ _HEADERS = (
 
 
 class BrowserPolicy:
-    """ASGI middleware: the headers on every answer."""
+    """ASGI middleware that adds the headers to every response."""
 
     def __init__(self, app: Any) -> None:
         self._app = app
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
-        """Pass a request on and add to its answer's head."""
+        """Pass the request on and add the headers to its response."""
 
         async def with_headers(message: Any) -> None:
             if message["type"] == "http.response.start":

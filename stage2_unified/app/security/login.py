@@ -42,8 +42,8 @@ class Login:
         now, address = self._clock(), CLIENT_ADDRESS.get()
         while self._wrong and self._wrong[0][0] <= now - WINDOW_SECONDS:
             self._wrong.popleft()
-        own = sum(guesser == address for _, guesser in self._wrong)
-        if own >= GUESSES_PER_CLIENT or len(self._wrong) >= GUESSES_OVERALL:
+        by_client = sum(guesser == address for _, guesser in self._wrong)
+        if by_client >= GUESSES_PER_CLIENT or len(self._wrong) >= GUESSES_OVERALL:
             wait = str(int(self._wrong[0][0] + WINDOW_SECONDS - now) + 1)
             raise HTTPException(429, "too many wrong passwords: try again later", headers={"Retry-After": wait})
         # Both are compared, and over digests of one length: the time shows neither which was wrong nor a prefix.

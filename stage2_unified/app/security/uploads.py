@@ -1,4 +1,4 @@
-"""The upload store: who uploaded which file, bounds per client and overall, removal of the oldest."""
+"""The upload store: owner of each file, limits per client and overall, removal of the oldest files."""
 
 import asyncio
 import os
@@ -52,9 +52,9 @@ class _Upload:
 
 
 class Uploads:
-    """Take uploads and remember whose they are.
+    """Store uploads and their owners.
 
-    Each request writes into a folder of its own with a random name, so an address cannot be guessed from a file's
+    Each request writes into a separate folder with a random name, so an address cannot be guessed from a file's
     content, and whatever a broken or hostile request leaves behind is removed with the folder.
 
     Args:
@@ -128,14 +128,14 @@ class Uploads:
 
     def _evict(self, address: str, expected: int) -> None:
         """Remove the oldest uploads of a client until ``expected`` bytes fit."""
-        own = [(path, upload.size) for path, upload in self._kept.items() if upload.address == address]
-        total, removed = expected + sum(size for _, size in own), 0
-        while removed < len(own) and (
-            total > self.limits.client_bytes or len(own) - removed > self.limits.client_files
+        files = [(path, upload.size) for path, upload in self._kept.items() if upload.address == address]
+        total, removed = expected + sum(size for _, size in files), 0
+        while removed < len(files) and (
+            total > self.limits.client_bytes or len(files) - removed > self.limits.client_files
         ):
-            total -= own[removed][1]
+            total -= files[removed][1]
             removed += 1
-        self._remove([path for path, _ in own[:removed]])
+        self._remove([path for path, _ in files[:removed]])
 
     def _remove(self, paths: Iterable[str]) -> None:
         for path in paths:

@@ -176,7 +176,7 @@ def test_a_region_of_codes_is_edited(opened, tmp_path):
     before, after = pixels(page, "#before"), pixels(page, "#decoded")
     change, half = np.abs(after - before), len(before) // 2
     # Norms over the whole picture carry a little of every code everywhere.
-    assert change[half:, half:].mean() > change[:half, :half].mean(), "the region lies below the middle"
+    assert change[half:, half:].mean() > change[:half, :half].mean(), "the region is below the middle"
     keep(page, "tokens.png", tmp_path)
 
 

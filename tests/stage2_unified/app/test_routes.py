@@ -69,12 +69,12 @@ def filled(path, value):
 def test_no_route_serves_a_file_or_fetches_an_address(served, client, secret, monkeypatch):
     routes = sorted(set(mounted(served.app)))
     assert len(routes) > 60 and ("/gradio_api/proxy={url_path:path}", "GET") in routes
-    own = upload(client, "image.png", b"\x89PNG\r\n\x1a\n own")
+    uploaded = upload(client, "image.png", b"\x89PNG\r\n\x1a\n own")
     values = [
         secret, "/etc/passwd", "../../../../etc/passwd", "..%2f..%2f..%2fetc%2fpasswd", "http://canary.example/a.png",
-        "https:/canary.example/a.png", f"{served.folder}/../{secret}", f"{own}/../../../..{secret}", "1",
+        "https:/canary.example/a.png", f"{served.folder}/../{secret}", f"{uploaded}/../../../..{secret}", "1",
     ]  # fmt: skip
-    with watched_network(monkeypatch) as asked:
+    with watched_network(monkeypatch) as attempts:
         for path, method in routes:
             if "heartbeat" in path:  # an endless stream that takes a session's name alone
                 continue
@@ -91,19 +91,19 @@ def test_no_route_serves_a_file_or_fetches_an_address(served, client, secret, mo
                 answer = client.request(method, filled(path, value), params=query, follow_redirects=False, **sent)
                 assert CANARY not in answer.text and "root:x" not in answer.text, (path, value)
                 assert "canary" not in answer.headers.get("location", ""), path
-        assert not asked
+        assert not attempts
 
 
 @pytest.mark.parametrize("path", [
     "/gradio_api/proxy=https://a.hf.space/b", "/gradio_api/file=http://canary.example/a.png",
-    "/gradio_api/file/{own}",
+    "/gradio_api/file/{uploaded}",
     "/gradio_api/stream/a/b/1/playlist.m3u8", "/gradio_api/deep_link?session_hash=a", "/gradio_api/dev/reload",
     "/monitoring", "/monitoring/summary", "/gradio_api/custom_component/a/client/b/c", "/gradio_api/token",
     "/gradio_api/runs", "/pwa_icon",
 ])  # fmt: skip
 def test_routes_that_the_page_does_not_use_are_closed(client, path):
-    own = upload(client, "image.png", b"\x89PNG\r\n\x1a\n own")
-    assert client.get(path.format(own=own)).status_code == 404
+    uploaded = upload(client, "image.png", b"\x89PNG\r\n\x1a\n own")
+    assert client.get(path.format(uploaded=uploaded)).status_code == 404
 
 
 @pytest.mark.parametrize("path", [
@@ -115,8 +115,8 @@ def test_posts_that_the_page_does_not_use_are_closed(client, path):
 
 
 def test_files_are_served_from_the_folder_alone(served, client, secret):
-    own = upload(client, "image.png", b"\x89PNG\r\n\x1a\n own")
-    assert client.get(f"/gradio_api/file={own}").content.endswith(b"own")
+    uploaded = upload(client, "image.png", b"\x89PNG\r\n\x1a\n own")
+    assert client.get(f"/gradio_api/file={uploaded}").content.endswith(b"own")
     link = served.folder / "link.png"
     link.symlink_to(secret)
     for path in (
@@ -126,8 +126,8 @@ def test_files_are_served_from_the_folder_alone(served, client, secret):
         served.folder,
         "/etc/passwd",
         "",
-        f"/{own}",
-        own + "\0",
+        f"/{uploaded}",
+        uploaded + "\0",
     ):
         answer = client.get(f"/gradio_api/file={quote(str(path), safe='')}")
         assert answer.status_code in (403, 404) and CANARY not in answer.text, path
@@ -159,8 +159,8 @@ def test_other_sites_are_refused(served, client):
         if path != "/":
             answer = client.request(method, path, headers={"sec-fetch-site": "cross-site"}, **sent)
             assert answer.status_code == 403, path
-    own = {"origin": "http://localhost", "sec-fetch-site": "same-origin"}
-    assert client.post("/gradio_api/upload", headers=own, files={"files": ("a.png", b"a")}).status_code == 200
+    same_origin = {"origin": "http://localhost", "sec-fetch-site": "same-origin"}
+    assert client.post("/gradio_api/upload", headers=same_origin, files={"files": ("a.png", b"a")}).status_code == 200
     link = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
     assert client.get("/", headers=link).status_code == 200
     assert client.get("/logout", headers=link, follow_redirects=False).status_code == 403
@@ -245,7 +245,7 @@ def test_passwords_cannot_be_guessed_quickly(served, client):
         "a right guess shows nothing either"
     )
     assert served.client("10.0.0.8").post("/login", data=right).status_code == 200
-    assert client.get("/config").status_code == 200, "who is logged in stays so"
+    assert client.get("/config").status_code == 200, "existing logins stay valid"
 
 
 def test_the_number_of_sessions_is_bounded(served):
@@ -271,5 +271,5 @@ def test_a_server_on_an_ipv6_address_answers_at_the_address_it_prints(model_fold
         assert server.url.startswith("http://[::1]:")
         with httpx.Client(base_url=server.url, headers={"origin": server.url}, timeout=60) as web:
             assert web.get("/health").status_code == 200 and web.get("/").status_code == 200
-            own = web.post("/gradio_api/upload", files={"files": ("a.png", b"abc")}).json()[0]
-            assert web.get(f"/gradio_api/file={own}").content == b"abc"
+            uploaded = web.post("/gradio_api/upload", files={"files": ("a.png", b"abc")}).json()[0]
+            assert web.get(f"/gradio_api/file={uploaded}").content == b"abc"

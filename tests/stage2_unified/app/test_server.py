@@ -117,8 +117,8 @@ def test_a_path_or_a_url_instead_of_an_upload_is_refused(web, path):
     given = {"path": path, "meta": {"_type": "gradio.FileData"}}
     started = web.post("/gradio_api/call/show", json={"data": [given, "PA"]})
     if started.status_code == 200:
-        said = web.get(f"/gradio_api/call/show/{started.json()['event_id']}").text
-        assert "event: error" in said and "complete" not in said and "root:" not in said
+        response = web.get(f"/gradio_api/call/show/{started.json()['event_id']}").text
+        assert "event: error" in response and "complete" not in response and "root:" not in response
     assert web.get("/health").json()["status"] == "ok"
 
 

@@ -54,7 +54,7 @@ def test_logits_of_interleaved_sequences_match_at_every_position(ours, stock):
     given = inputs(processor)
     prefix = model.sequences.image_first(given["images"]).ids
     text_first = model.sequences.text_first(given["report"], given["report_length"], given["images"])[0].ids
-    # Two images behind one of the visit before: the same ids, so the same logits.
+    # Two images after one of the prior study.
     codes, view = given["images"].codes, given["images"].view
     pair = torch.cat([codes, codes.flip(2)], dim=1)
     several = model.sequences.image_first(ImageSpans(pair, view.repeat(1, 2), codes.flip(0), view)).ids

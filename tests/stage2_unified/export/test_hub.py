@@ -55,7 +55,7 @@ def test_every_card_has_front_matter_and_states_what_is_unknown(folders, name):
     values, text = card_of(folders / name)
     assert values["license"] == "other" and values["license_name"] == "unknown-ask"
     assert {"chest-radiograph", "research-only"} <= set(values["tags"])
-    assert "Unknown: nobody has chosen one yet" in text and "## Privacy" in text
+    assert "Unknown: not chosen yet" in text and "## Privacy" in text
     assert "not a medical device" in text or "not for the care of a person" in text
     assert ModelCard((folders / name / "README.md").read_text()).data.tags, "readable by the Hub's own parser"
 

@@ -45,11 +45,11 @@ def picture():
 
 @pytest.fixture
 def clients(served):
-    """Two browsers of one machine, each with an upload: the attacker and somebody else."""
+    """Two browsers of one machine, each with an upload: the attacker and another client."""
     pair = [served.client(), served.client()]
     for client in pair:
         assert client.get("/").status_code == 200
-    return [(client, upload(client, "film.png", picture())) for client in pair]
+    return [(client, upload(client, "image.png", picture())) for client in pair]
 
 
 def harmless(component, path):
@@ -69,18 +69,18 @@ def harmless(component, path):
     return "No effusion." if isinstance(component, gr.Textbox) else None
 
 
-def attacks(secret, own, other):
+def attacks(secret, uploaded, other):
     """Values that name a file or an address in some form."""
-    places = [str(secret), "/etc/passwd", "http://canary.example/film.png", other, f"{own}/../../../{secret}"]
+    places = [str(secret), "/etc/passwd", "http://canary.example/image.png", other, f"{uploaded}/../../../{secret}"]
     for place in places:
         yield file_data(place)
-    for place in ("https://canary.example/film.png", "file:///etc/passwd"):
+    for place in ("https://canary.example/image.png", "file:///etc/passwd"):
         yield place
     given = file_data(str(secret))
     yield {"path": str(secret)}
-    yield file_data(str(secret), url="http://canary.example/film.png", is_stream=True)
+    yield file_data(str(secret), url="http://canary.example/image.png", is_stream=True)
     yield [given]
-    yield [file_data(own), given]
+    yield [file_data(uploaded), given]
     yield {"image": given, "caption": "a"}
     yield {"a": [{"b": given}]}
     yield {"value": given, "__type__": "update"}
@@ -99,14 +99,14 @@ def copies(served, secret):
 
 
 def test_every_argument_of_every_endpoint_refuses_files_and_addresses(served, clients, secret, monkeypatch, capfd):
-    (client, own), (_, other) = clients
+    (client, uploaded), (_, other) = clients
     assert not copies(served, secret)
     tried = 0
-    with watched_network(monkeypatch) as asked:
+    with watched_network(monkeypatch) as attempts:
         for index, function in served.page.fns.items():
-            good = [harmless(component, own) for component in function.inputs]
+            good = [harmless(component, uploaded) for component in function.inputs]
             for place, component in enumerate(function.inputs):
-                calls = [[*good[:place], attack, *good[place + 1 :]] for attack in attacks(secret, own, other)]
+                calls = [[*good[:place], attack, *good[place + 1 :]] for attack in attacks(secret, uploaded, other)]
                 if function.queue is False:
                     answers = [call_directly(client, index, data, event_data=CLICK) for data in calls]
                 else:
@@ -114,57 +114,60 @@ def test_every_argument_of_every_endpoint_refuses_files_and_addresses(served, cl
                     if function.api_visibility == "public":
                         some = (calls[place], calls[-1 - place])  # another form each time: this route is slow
                         answers += [call_endpoint(client, function.api_name, data) for data in some]
-                for answered, said in answers:
+                for answered, response in answers:
                     tried += 1
-                    assert CANARY not in said and "root:" not in said, (function.name, place, said)
-                    assert "defect" not in said, "refused by a check, not by luck"
-                    # The value of a state lies on the server; what is sent in its place is not looked at.
-                    assert not answered or isinstance(component, gr.State), (function.name, place, said)
-        assert not asked
+                    assert CANARY not in response and "root:" not in response, (function.name, place, response)
+                    assert "defect" not in response, "refused by a check, not by luck"
+                    # The value of a state is stored on the server; what a client sends instead is ignored.
+                    assert not answered or isinstance(component, gr.State), (function.name, place, response)
+        assert not attempts
     assert tried > 400 and not copies(served, secret)
     assert "Traceback" not in capfd.readouterr().err
 
 
 def test_arguments_by_name_are_refused_as_well(served, clients, secret):
-    (client, own), _ = clients
+    (client, uploaded), _ = clients
     tried = 0
     for name, endpoint in served.page.get_api_info()["named_endpoints"].items():
         function = next(one for one in served.page.fns.values() if f"/{one.api_name}" == name)
         boxes = [box for box in function.inputs if not box.skip_api]
         names = [parameter["parameter_name"] for parameter in endpoint["parameters"]]
-        good = {name: harmless(box, own) for name, box in zip(names, boxes, strict=True)}
+        good = {name: harmless(box, uploaded) for name, box in zip(names, boxes, strict=True)}
         for attacked in names:
             body = good | {attacked: file_data(str(secret))}
             started = client.post(f"/gradio_api/call/v2{name}", json=body)
             assert started.status_code == 200, started.text
-            said = client.get(f"/gradio_api/call/v2{name}/{started.json()['event_id']}").text
-            assert "event: error" in said and CANARY not in said and "defect" not in said, (name, attacked)
+            response = client.get(f"/gradio_api/call/v2{name}/{started.json()['event_id']}").text
+            assert "event: error" in response and CANARY not in response and "defect" not in response, (
+                name,
+                attacked,
+            )
             tried += 1
     assert tried > 20 and not copies(served, secret)
 
 
 def test_values_that_are_harmless_are_taken(served, clients):
-    (client, own), _ = clients
-    answered, said = call_endpoint(client, "show", [file_data(own), "PA"])
-    assert answered, said
-    answered, said = call_endpoint(client, "match", [file_data(own), "PA", "No effusion."])
-    assert answered, said
+    (client, uploaded), _ = clients
+    answered, response = call_endpoint(client, "show", [file_data(uploaded), "PA"])
+    assert answered, response
+    answered, response = call_endpoint(client, "match", [file_data(uploaded), "PA", "No effusion."])
+    assert answered, response
 
 
 def test_what_stands_beside_an_uploads_path_is_not_looked_at(served, clients, monkeypatch):
-    (client, own), _ = clients
-    address = "http://canary.example/film.png"
-    given = file_data(own, url=address, is_stream=True, orig_name=address, size={"path": address})
-    with watched_network(monkeypatch) as asked:
-        answered, said = call_endpoint(client, "show", [given, "PA"])
-    assert answered and not asked and "canary" not in said
+    (client, uploaded), _ = clients
+    address = "http://canary.example/image.png"
+    given = file_data(uploaded, url=address, is_stream=True, orig_name=address, size={"path": address})
+    with watched_network(monkeypatch) as attempts:
+        answered, response = call_endpoint(client, "show", [given, "PA"])
+    assert answered and not attempts and "canary" not in response
 
 
 def test_an_upload_is_its_clients_alone(served, clients):
-    (one, own), (other, _) = clients
-    assert call_endpoint(one, "show", [file_data(own), "PA"])[0]
-    answered, said = call_endpoint(other, "show", [file_data(own), "PA"])
-    assert not answered and "upload" in said
+    (one, uploaded), (other, _) = clients
+    assert call_endpoint(one, "show", [file_data(uploaded), "PA"])[0]
+    answered, response = call_endpoint(other, "show", [file_data(uploaded), "PA"])
+    assert not answered and "upload" in response
 
 
 def test_gradio_checks_paths_too_where_ours_do_not(served, clients, secret, monkeypatch):
@@ -177,7 +180,7 @@ def test_gradio_checks_paths_too_where_ours_do_not(served, clients, secret, monk
 def test_an_event_carries_no_file_either(served, clients, secret, monkeypatch, capfd):
     (client, _), _ = clients
     given = file_data(str(secret))
-    with watched_network(monkeypatch) as asked:
+    with watched_network(monkeypatch) as attempts:
         for index, function in served.page.fns.items():
             if function.name not in ("choose", "pick"):
                 continue
@@ -189,22 +192,22 @@ def test_an_event_carries_no_file_either(served, clients, secret, monkeypatch, c
                 {"index": "http://canary.example"},
                 [1],
             ):
-                answered, said = call_directly(client, index, data, event_data=event)
-                assert not answered and CANARY not in said
+                answered, response = call_directly(client, index, data, event_data=event)
+                assert not answered and CANARY not in response
             good = {"index": 0, "value": given} if function.name == "choose" else {"index": [3, 3], "value": given}
-            answered, said = call_directly(client, index, data, event_data=good)
-            assert answered and str(secret) not in said
-    assert not asked and not copies(served, secret)
+            answered, response = call_directly(client, index, data, event_data=good)
+            assert answered and str(secret) not in response
+    assert not attempts and not copies(served, secret)
     assert "Traceback" not in capfd.readouterr().err
 
 
 def test_numbers_and_choices_are_bounded_in_words(served, clients, capfd):
-    (client, own), _ = clients
+    (client, uploaded), _ = clients
     for count, seed, view in ((9, 0, "PA"), (1, 10**400, "PA"), (1, True, "PA"), (1, None, "PA"), (1, 0, "sideways")):
-        answered, said = call_endpoint(client, "draw", ["No effusion.", [], count, seed, 1, view, 0.6])
-        assert not answered and "defect" not in said, said
-    answered, said = call_endpoint(client, "match", [file_data(own), "PA", "\ud800"])
-    assert not answered and "defect" not in said
+        answered, response = call_endpoint(client, "draw", ["No effusion.", [], count, seed, 1, view, 0.6])
+        assert not answered and "defect" not in response, response
+    answered, response = call_endpoint(client, "match", [file_data(uploaded), "PA", "\ud800"])
+    assert not answered and "defect" not in response
     assert "Traceback" not in capfd.readouterr().err
 
 

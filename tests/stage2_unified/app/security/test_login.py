@@ -35,8 +35,8 @@ def guess(login, address, password):
 
 
 def test_a_client_has_some_guesses_in_a_window(login, clock):
-    said = [guess(login, "a", "wrong") for _ in range(GUESSES_PER_CLIENT + 5)]
-    assert said == [False] * GUESSES_PER_CLIENT + ["later"] * 5
+    results = [guess(login, "a", "wrong") for _ in range(GUESSES_PER_CLIENT + 5)]
+    assert results == [False] * GUESSES_PER_CLIENT + ["later"] * 5
     assert guess(login, "a", "word") == "later" and guess(login, "b", "word") is True
     clock[0] = WINDOW_SECONDS + 1
     assert guess(login, "a", "word") is True
@@ -47,8 +47,8 @@ def test_right_passwords_are_not_counted(login):
 
 
 def test_all_clients_together_have_some_guesses_and_the_memory_is_bounded(login):
-    said = [guess(login, f"client {number}", "wrong") for number in range(GUESSES_OVERALL * 20)]
-    assert said.count(False) == GUESSES_OVERALL and said[-1] == "later"
+    results = [guess(login, f"client {number}", "wrong") for number in range(GUESSES_OVERALL * 20)]
+    assert results.count(False) == GUESSES_OVERALL and results[-1] == "later"
     assert len(login._wrong) == GUESSES_OVERALL
 
 

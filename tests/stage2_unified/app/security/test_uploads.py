@@ -44,7 +44,7 @@ def store(tmp_path):
 
 def send(client, size=10, field="files", count=1):
     """The answer to a form with files."""
-    return client.post("/upload", files=[(field, (f"film-{number}.png", bytes(size))) for number in range(count)])
+    return client.post("/upload", files=[(field, (f"image-{number}.png", bytes(size))) for number in range(count)])
 
 
 def test_the_oldest_uploads_of_a_client_are_removed_beyond_its_number_of_files(store):
@@ -86,7 +86,7 @@ def test_a_full_store_refuses_and_old_uploads_make_room(store, monkeypatch):
 def test_nothing_is_left_of_what_is_no_upload(store):
     made = store()
     client = made.client("10.0.0.1")
-    assert send(client, 2000, field="other").json() == [], "a file in a field that nobody reads"
+    assert send(client, 2000, field="other").json() == [], "a file in an unknown field"
     assert send(client, 4500).status_code == 413, "more than a file may have"
     assert send(client, 100_000).status_code == 413, "more than a request may have"
     assert client.post("/upload", data={"files": "a text"}, files={"a": ("b.png", b"c")}).status_code == 400
