@@ -129,4 +129,4 @@ def test_a_result_names_scores_of_its_own_folder_alone(results, tmp_path):
         content["samples"]["file"] = name
         (tmp_path / "a.json").write_text(json.dumps(content))
         with pytest.raises(UserError, match="names a file"):
-            compare(str(tmp_path / "a.json"), str(tmp_path / "a.json"), draws=2)
+            compare(str(tmp_path / "a.json"), str(tmp_path / "a.json"), resamples=2)

@@ -92,7 +92,7 @@ def test_generated_tokens_equal_uncached_passes_over_whole_sequences():
 
 def test_unsupported_uses_of_bidirectional_images_are_refused():
     model, batch = make_model(bidirectional_images=True).eval(), make_batch(studies=2)
-    with pytest.raises(UserError, match="both directions"):
+    with pytest.raises(UserError, match="bidirectional"):
         to_causal_lm(model)
     ids = sequences_of(model, batch).ids
     cache = model(input_ids=ids[:, :4], use_cache=True)

@@ -189,7 +189,13 @@ def test_two_views_and_a_prior_are_trained_and_saved_in_the_configuration(made, 
     manifest = json.loads((unordered / MANIFEST).read_text())
     dataset, name = ShardDataset(made.codes, "train"), next(iter(manifest["splits"]["train"]))
     samples = [
-        (sample.key, {"codes.npy": encode_npy(sample.codes), "json": encode_info(sample.info | {"visit": None})})
+        (
+            sample.key,
+            {
+                "codes.npy": encode_npy(sample.codes),
+                "json": encode_info({k: v for k, v in sample.info.items() if k != "visit"}),
+            },
+        )
         for sample in (dataset[number] for number in range(len(dataset)))
     ]
     manifest["splits"]["train"] = {name: write_shard(unordered / name, samples)}
@@ -210,10 +216,10 @@ def record(patch, arguments):
 
 
 def studies(parts):
-    """Of a step, in the order of the stream: image codes, view, report as shown, and whether the text is dropped."""
+    """Return the studies of a step in stream order: codes, view, report as shown, whether the text is dropped."""
     return [
-        (part.codes[row].tolist(), int(part.view[row]), part.report[row, : part.report_length[row]].tolist(),
-         bool(part.drop_text[row]))
+        (part.images.codes[row].tolist(), int(part.images.view[row]),
+         part.report[row, : part.report_length[row]].tolist(), bool(part.drop_text[row]))
         for part in parts for row in range(len(part))
     ]  # fmt: skip
 

@@ -127,6 +127,6 @@ def test_a_stalled_upload_ends_and_counts_while_it_lasts(store):
         first = [stalled(made.uploads, "10.0.0.1", 2500) for _ in range(4)]
         return await asyncio.gather(*first, stalled(made.uploads, "10.0.0.2", 2500), return_exceptions=True)
 
-    said = [getattr(one, "status_code", one) for one in asyncio.run(asyncio.wait_for(attack(), 15))]
-    assert said == [408, 408, 429, 429, 408] and not made.files()
+    results = [getattr(one, "status_code", one) for one in asyncio.run(asyncio.wait_for(attack(), 15))]
+    assert results == [408, 408, 429, 429, 408] and not made.files()
     assert send(made.client("10.0.0.1")).status_code == 200
