@@ -1,8 +1,8 @@
-"""DICOM radiographs: from the stored values to what a radiologist is shown, and the few header fields we read.
+"""DICOM radiographs: from stored values to display values, and the few header fields that are used.
 
 The path of a value (DICOM PS3.3 C.11): stored value -> modality LUT or rescale -> VOI LUT or window ->
 [0, 1] -> inversion for MONOCHROME1. Without a window the range is the one that the bits allow, never the
-picture's own minimum and maximum, so two films of one machine stay comparable. Nothing is repaired by
+image's own minimum and maximum, so images of one machine stay comparable. Nothing is repaired by
 guess: a file that contradicts itself is refused, and tags are believed (a false MONOCHROME1 tag gives a
 negative).
 """
@@ -312,7 +312,7 @@ def _displayed(dataset: Dataset, stored: ndarray, windowed: bool) -> ndarray:
     window = _window(dataset) if windowed else None
     if inverted:
         # The values are mirrored before the window, not after. The standard's linear window is lopsided by
-        # half a grey level; done this way a film and its twin with mirrored values and window are equal.
+        # half a grey level; in this order an image and its twin with mirrored values and window are equal.
         values = np.float32(low + high) - values
         window = window and (low + high - window[0], window[1])
     if window is None:

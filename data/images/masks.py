@@ -1,4 +1,4 @@
-"""Where a finding lies: masks as data sets keep them, fitted like their films, and their names in a shard."""
+"""Finding masks: formats of the data sets, resizing with the image, and member names in a shard."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -74,26 +74,26 @@ def mask_name(image: str, finding: str) -> str:
 def read_masks(
     masks: Iterable[tuple[str, Mask]], shape: tuple[int, int], size: int, fit: Fit = "pad"
 ) -> dict[str, ndarray]:
-    """The masks of a film, those of one finding joined, fitted into the square as the film is.
+    """Return the masks of an image, merged by finding and resized with it.
 
     Args:
         masks: (finding, mask) pairs.
-        shape: rows and columns of the film as stored.
+        shape: rows and columns of the stored image.
         size: side of the square.
-        fit: how the film was fitted.
+        fit: pad or crop, as for the image.
 
     Returns:
         {finding: (size, size) booleans}: true where at least half of a new pixel was.
 
     Raises:
-        UnreadableImage: if one cannot be read, or is not of the film's size.
+        UnreadableImage: if a mask cannot be read, or has another size than the image.
     """
     joined: dict[str, ndarray] = {}
     for finding, mask in masks:
         marked = decode_runs(mask, *shape) if isinstance(mask, str) else _read_png(mask)
         if marked.shape != tuple(shape):
             rows, columns = marked.shape
-            raise UnreadableImage(f"its mask has {rows} x {columns} pixels, the film {shape[0]} x {shape[1]}")
+            raise UnreadableImage(f"its mask has {rows} x {columns} pixels, the image {shape[0]} x {shape[1]}")
         joined[finding] = joined.get(finding, False) | marked
     return {name: fit_square(marked.astype(np.float32), size, fit) >= 0.5 for name, marked in joined.items()}
 

@@ -1,4 +1,4 @@
-"""What is asked of every picture, whatever file it came in: a sane size, something to see, and a scale."""
+"""Checks and scaling of every image, whatever its file format: size, contrast, grey levels."""
 
 from io import BytesIO
 from typing import Literal
@@ -12,10 +12,10 @@ from medunifier.shared.errors import UserError
 SMALLEST_SIDE = 16
 LARGEST_SIDE = 16_384
 MAX_PIXELS = 2**26
-"""67 million: four times the largest chest film met (4248 x 3480)."""
+"""67 million: four times the largest chest radiograph seen (4248 x 3480)."""
 
 Fit = Literal["pad", "crop"]
-"""pad: the whole film, black at its shorter sides. crop: the largest square in the middle of the film."""
+"""pad: the whole image, with black at its shorter sides. crop: the largest central square."""
 
 
 class UnreadableImage(UserError):

@@ -17,21 +17,21 @@ from medunifier.data.remote_paths import as_path, read_at_most
 _MAGIC = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG"}
 
 # A grey picture saved as RGB differs between its channels by JPEG's rounding, and where an arrow or a
-# caption was drawn in colour. A coloured picture (a screenshot, a stained print) differs nearly everywhere.
+# caption is in colour. A colour image (a screenshot, a stained print) differs nearly everywhere.
 _GREY_TOLERANCE = 16
 _COLOURED_SHARE = 0.01
 
 
 def read_radiograph(path: str | Path, size: int | None = None) -> ndarray:
-    """Reads a DICOM (plain or gzipped), PNG or JPEG radiograph; the kind is told by content, not by name.
+    """Read a DICOM (plain or gzipped), PNG or JPEG radiograph; the format is detected by content, not by name.
 
     Args:
         path: the file.
-        size: side of the square to fit into, aspect kept, padded with black, anti-aliased. None keeps the
+        size: side of the square to resize to: aspect kept, padded with black, anti-aliased. None keeps the
             stored size.
 
     Returns:
-        (H, W) float32 in [0, 1], bones light, or (size, size). Scaled by the window or else by the bits of
+        (H, W) float32 in [0, 1], bones bright, or (size, size). Scaled by the window or else by the bits of
         the file (see `data.dicom`); PNG and JPEG by 255 or 65,535. RGB files are converted where their
         channels agree within 16 of 255 on 99 % of the pixels.
 
@@ -44,50 +44,50 @@ def read_radiograph(path: str | Path, size: int | None = None) -> ndarray:
 def read_image(
     path: str | Path, size: int | None = None, fit: Fit = "pad", window: Windowing = "header"
 ) -> Radiograph:
-    """As `read_radiograph`, with the view, modality and body part that a DICOM header names.
+    """Read a radiograph with the view, modality and body part of its DICOM header.
 
     Args:
-        path, size: as there.
-        fit: how the film becomes a square, see :func:`data.pixels.fit_square`.
-        window: what is shown of a DICOM film's grey levels; PNG and JPEG have no window.
+        path, size: see :func:`read_radiograph`.
+        fit: pad or crop to a square, see :func:`medunifier.data.images.pixels.fit_square`.
+        window: grey levels of a DICOM image to display; PNG and JPEG have no window.
     """
     try:
         data = read_at_most(as_path(path), MAX_FILE_BYTES)
     except OSError as error:
         raise UnreadableImage(f"cannot be opened: {error.strerror or type(error).__name__}") from error
     kind = next((kind for magic, kind in _MAGIC.items() if data.startswith(magic)), None)
-    film = decode_dicom(data, window) if kind is None or is_dicom(data[:132]) else _read_picture(data, kind)
+    image = decode_dicom(data, window) if kind is None or is_dicom(data[:132]) else _read_picture(data, kind)
     if size is None:
-        return film
-    return replace(film, pixels=fit_square(film.pixels, size, fit), stored=film.pixels.shape)
+        return image
+    return replace(image, pixels=fit_square(image.pixels, size, fit), stored=image.pixels.shape)
 
 
-# Projection radiography; XA, RF and the like are other pictures of the chest.
+# Projection radiography; XA, RF and similar modalities are other images of the chest.
 _RADIOGRAPHS = {"", "CR", "DX", "RG"}
 _CHEST = re.compile(r"CHEST|THORAX|TORAX|LUNG|\bRIBS?\b|^$")
 
 
-def check_chest(film: Radiograph) -> None:
-    """Refuses a film whose own header says that it is something else than a radiograph of the chest.
+def check_chest(image: Radiograph) -> None:
+    """Refuse an image whose header states that it is not a radiograph of the chest.
 
-    A header that says nothing of it is believed to be right; so are PNG and JPEG, which have none.
+    Images without this information are accepted, and so are PNG and JPEG.
 
     Raises:
-        UnreadableImage: the reason names no word of the header.
+        UnreadableImage: the reason quotes no header value.
     """
-    if film.modality not in _RADIOGRAPHS:
+    if image.modality not in _RADIOGRAPHS:
         raise UnreadableImage("not a radiograph, as its header says (modality)")
-    if not _CHEST.search(film.body_part):
+    if not _CHEST.search(image.body_part):
         raise UnreadableImage("not of the chest, as its header says (body part)")
 
 
-def check_burned_in(film: Radiograph, accepted: bool) -> None:
-    """Refuses a film whose own header says that words are part of the picture, unless such are accepted.
+def check_burned_in(image: Radiograph, accepted: bool) -> None:
+    """Refuse an image whose header states burned-in text, unless that is accepted.
 
     Raises:
-        UnreadableImage: they may be a patient's name.
+        UnreadableImage: the text may be a patient's name.
     """
-    if film.burned_in and not accepted:
+    if image.burned_in and not accepted:
         raise UnreadableImage("words burned into the picture, as its header says; --burned_in accept takes it")
 
 

@@ -1,8 +1,8 @@
-"""Files of drawn radiographs, marked so that nobody takes them for a patient's.
+"""Write generated radiographs as files that are marked as synthetic.
 
 PNG: text chunks. DICOM: a Secondary Capture with ``ImageType DERIVED\\SECONDARY``, ``SyntheticData YES``, a
-derivation description, fresh UIDs, and no patient. What a file says of its drawing is made of numbers and of names of
-the 14 observations alone: a prompt may be a real report, with a name in it, and the file goes its own way.
+derivation description, fresh UIDs, and no patient. The description holds only numbers and names of the 14
+observations: a prompt may be a real report with a patient's name.
 """
 
 from collections.abc import Mapping
@@ -29,13 +29,13 @@ _LONGEST_CODE_STRING = 16
 
 
 def describe_generated_image(report: Mapping[str, str], *, model: str, seed: int, guidance: float) -> str:
-    """What a drawing's file says of its making: model, seed, and what the report states and denies.
+    """Return the description of a generated image: model, seed, and what the report states and denies.
 
     Args:
-        report: sections that were drawn from. Of their words only the observations that `label_report` reads in
-            them come through.
+        report: sections that the image was generated from. Only the observations that `label_report` finds in
+            them are written.
         model: the model's fingerprint.
-        seed, guidance: as drawn with.
+        seed, guidance: of the generation.
     """
     labels = label_report(" ".join(report.values()))
     said = ""
@@ -47,7 +47,7 @@ def describe_generated_image(report: Mapping[str, str], *, model: str, seed: int
 
 
 def save_synthetic_png(path: Path, pixels: np.ndarray, description: str, notice: str = NOTICE) -> None:
-    """(H, W) in [0, 1] -> 8-bit PNG with the notice and a description in its text chunks."""
+    """Write (H, W) pixels in [0, 1] as 8-bit PNG with the notice and the description in its text chunks."""
     marks = PngInfo()
     marks.add_text("Comment", notice)
     marks.add_text("Source", "synthetic")

@@ -84,7 +84,7 @@ def test_crash_hang_and_lack_of_memory_are_distinguished(tree: Path, monkeypatch
     with pytest.raises(UnreadableImage, match="1 seconds"):
         read_isolated(tree / "a.png", 32)
     monkeypatch.setattr("medunifier.data.images.isolated._CHILD", _KILLED)
-    with pytest.raises(UserError, match="want of memory") as caught:
+    with pytest.raises(UserError, match="out of memory") as caught:
         read_isolated(tree / "a.png", 32)
     assert not isinstance(caught.value, UnreadableImage)
     monkeypatch.setattr("medunifier.data.images.isolated.MAX_SECONDS", 60)
