@@ -1,1 +1,1 @@
-"""Radiograph files: DICOM decoding, windows, checks, resizing, masks."""
+"""Radiograph files: DICOM decoding, windowing, checks, resizing, masks."""

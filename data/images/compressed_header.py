@@ -1,6 +1,6 @@
-"""What a compressed stream announces in its own header, read without decoding it.
+"""Parse the header of a compressed image stream without decoding it.
 
-Codecs ask for memory and time by this header and not by DICOM's, so it is believed before they are called.
+Codecs allocate memory according to this header, not to DICOM's, so it is checked before they are called.
 """
 
 import struct
@@ -10,8 +10,8 @@ _JPEG, _J2K = b"\xff\xd8", b"\xff\x4f\xff\x51"
 _JP2_BOX = b"jP  "
 
 # Start-of-frame markers of the codings that DICOM has transfer syntaxes for: baseline, extended, lossless
-# (ITU-T T.81 table B.1) and JPEG-LS (T.87). Progressive and hierarchical streams are none of them; a few
-# bytes more in such a stream make a decoder go over the whole picture once more, as often as one likes.
+# (ITU-T T.81 table B.1) and JPEG-LS (T.87). Progressive and hierarchical streams are excluded: each additional scan,
+# a few bytes long, makes a decoder process the whole image again.
 _FRAME_MARKERS = {0xC0, 0xC1, 0xC3, 0xF7}
 _OTHER_FRAMES = (set(range(0xC0, 0xE0)) - {0xC4, 0xC8, 0xCC} - set(range(0xD0, 0xDE))) - _FRAME_MARKERS
 _BARE_MARKERS = set(range(0xD0, 0xDA)) | {0x01}
@@ -19,17 +19,17 @@ _BARE_MARKERS = set(range(0xD0, 0xDA)) | {0x01}
 
 @dataclass(frozen=True)
 class Frame:
-    """The picture that a stream holds."""
+    """Size of the image in a compressed stream."""
 
     rows: int
     columns: int
     components: int
-    """1 for grey."""
+    """Number of colour components; 1 for grey."""
 
 
 def parse_frame_header(stream: bytes) -> Frame | None:
-    """Of a JPEG, JPEG-LS or JPEG 2000 stream; None for other codings and for damage."""
-    if stream[4:8] == _JP2_BOX:  # a JP2 file in place of a bare codestream
+    """Return the frame of a JPEG, JPEG-LS or JPEG 2000 stream; None for other codings and damaged headers."""
+    if stream[4:8] == _JP2_BOX:  # a JP2 file instead of a bare codestream
         stream = stream[max(stream.find(_J2K), 0) :]
     if stream[:4] == _J2K:
         return _jpeg2000_frame(stream)
@@ -39,10 +39,10 @@ def parse_frame_header(stream: bytes) -> Frame | None:
 
 
 def covers_all_coefficients(stream: bytes) -> bool:
-    """False for a sequential JPEG stream whose first scan does not say that it has all 64 coefficients.
+    """Return False for a sequential JPEG stream whose first scan header does not cover all 64 coefficients.
 
-    T.81 (table B.3) gives these three bytes no choice but 0, 63 and 0. Some encoders of the nineties, those of NEMA's
-    own 12-bit films among them, wrote 0 as the last coefficient, and decoders disagree on such a stream.
+    T.81 (table B.3) requires these three bytes to be 0, 63 and 0. Some encoders of the 1990s, including that of
+    NEMA's 12-bit sample images, wrote 0 as the last coefficient, and decoders disagree on such a stream.
     """
     at = _segment(stream, {0xDA})
     if stream[:2] != _JPEG or not at or _segment(stream[:at], {0xC0, 0xC1}) is None:
@@ -52,7 +52,7 @@ def covers_all_coefficients(stream: bytes) -> bool:
 
 
 def _jpeg2000_frame(stream: bytes) -> Frame | None:
-    """From the SIZ segment, which comes first (ITU-T T.800 A.5.1)."""
+    """Parse the SIZ segment, which comes first (ITU-T T.800 A.5.1)."""
     if len(stream) < 42:
         return None
     right, bottom, left, top = struct.unpack(">4I", stream[8:24])
@@ -65,7 +65,7 @@ def _jpeg_frame(stream: bytes) -> Frame | None:
 
 
 def _segment(stream: bytes, wanted: set[int]) -> int | None:
-    """Where the first segment of one of these markers begins; None without one, or after an unwanted frame."""
+    """Return the offset of the first segment with one of these markers; None if absent or after another frame."""
     at = 2
     while at + 10 <= len(stream):
         if stream[at] != 0xFF:

@@ -1,10 +1,9 @@
-"""DICOM radiographs: from stored values to display values, and the few header fields that are used.
+"""Decode DICOM radiographs to display values in [0, 1], and read the few header fields that are used.
 
-The path of a value (DICOM PS3.3 C.11): stored value -> modality LUT or rescale -> VOI LUT or window ->
-[0, 1] -> inversion for MONOCHROME1. Without a window the range is the one that the bits allow, never the
-image's own minimum and maximum, so images of one machine stay comparable. Nothing is repaired by
-guess: a file that contradicts itself is refused, and tags are believed (a false MONOCHROME1 tag gives a
-negative).
+Pipeline (DICOM PS3.3 C.11): stored value -> modality LUT or rescale -> VOI LUT or window -> [0, 1] -> inversion for
+MONOCHROME1. Without a window the range is that of the stored bits, never the image's minimum and maximum, so images
+of one device remain comparable. Nothing is repaired by guessing: a file that contradicts itself is refused, and tags
+are trusted (a wrong MONOCHROME1 tag gives a negative).
 """
 
 import gzip
@@ -44,14 +43,14 @@ from medunifier.data.images.pixels import UnreadableImage, check_not_constant, c
 from medunifier.data.remote_paths import as_path, read_at_most
 
 MAX_FILE_BYTES = 2**29
-"""Of a file, after inflation."""
+"""Maximum size of a file after decompression, in bytes."""
 _META_BYTES = 2**16
-"""Where a transfer syntax is looked for at least; the length that a file gives its meta information may be a lie."""
+"""Minimum number of bytes searched for a transfer syntax; the stated length of the meta information may be wrong."""
 
-# pydicom logs, with tracebacks, what it also raises; a refused file is one line in a table and no more.
+# pydicom also logs what it raises, with tracebacks; a refused file should only be one line in a table.
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
-# What these codings lose comes back as ringing at edges, also beyond the range of the values that went in.
+# Lossy coding causes ringing at edges, also beyond the range of the original values.
 _LOSSY = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEG2000, HTJ2K)
 
 _GZIP = b"\x1f\x8b"
@@ -61,45 +60,45 @@ _NOT_GREY = (
     "CMYK", "XYB",
 )  # fmt: skip
 Windowing = Literal["header", "full"]
-"""header: the VOI table or the first window that the file names, else full. full: all grey levels that the bits
-allow, whatever the file names."""
+"""header: the VOI LUT or first window of the file, else full. full: the full range of the stored bits, ignoring the
+file's LUT and windows."""
 
 _CODEC_ERROR = re.compile(r"error code '(-?\d{1,5})'")
 
 
 @dataclass(frozen=True)
 class Radiograph:
-    """A picture and what ingest may know of it. No identifier is ever read."""
+    """A decoded image and the header fields that ingest uses. No identifier is read."""
 
     pixels: ndarray
-    """(H, W) float32 in [0, 1], bones light."""
+    """(H, W) float32 in [0, 1], bones bright."""
     view: str = ""
-    """ViewPosition in capitals ("PA", "AP", "LATERAL", "LL", ...), "" where the header has none."""
+    """ViewPosition in upper case ("PA", "AP", "LATERAL", "LL", ...), "" if the header has none."""
     modality: str = ""
     body_part: str = ""
     bits: int = 8
-    """Grey levels of the source, as a power of two."""
+    """Bit depth of the source."""
     burned_in: bool = False
-    """The header says that words, perhaps a name, are part of the picture (BurnedInAnnotation is YES)."""
+    """The header declares text in the pixels, possibly a name (BurnedInAnnotation is YES)."""
     stored: tuple[int, int] = (0, 0)
-    """Rows and columns of the file, where ``pixels`` were fitted into a square."""
+    """Rows and columns of the file, if ``pixels`` were fitted to a square."""
 
 
 def read_dicom(path: str | Path) -> Radiograph:
-    """Reads one DICOM radiograph, plain or gzipped, with or without preamble and file meta information.
+    """Read one DICOM radiograph, plain or gzipped, with or without preamble and file meta information.
 
     Raises:
-        UnreadableImage: not DICOM, no pixels, truncated, colour, several frames, an absurd size, values
-            beyond the bits stored, a codec that fails, a constant image.
-        OSError: if the file cannot be opened, is no regular file, or has more than 512 MiB.
+        UnreadableImage: not DICOM, no pixels, truncated, colour, several frames, an implausible size, values
+            beyond the bits stored, a codec failure, a constant image.
+        OSError: if the file cannot be opened, is not a regular file, or is larger than 512 MiB.
     """
     return decode_dicom(read_at_most(as_path(path), MAX_FILE_BYTES))
 
 
 def decode_dicom(data: bytes, window: Windowing = "header") -> Radiograph:
-    """As `read_dicom`, of a file's bytes, and with the choice of what is shown of the grey levels."""
+    """Decode the bytes of a file as `read_dicom` does, with a choice of windowing."""
     with warnings.catch_warnings():
-        # pydicom warns of every oddity of a header; what matters here is an error or nothing.
+        # pydicom warns about every unusual header value; only errors matter here.
         warnings.simplefilter("ignore")
         try:
             dataset = _parse(_unpacked(data))
@@ -107,30 +106,30 @@ def decode_dicom(data: bytes, window: Windowing = "header") -> Radiograph:
         except UnreadableImage:
             raise
         except RecursionError:
-            raise UnreadableImage("not readable as DICOM: sequences nested beyond reason") from None
+            raise UnreadableImage("not readable as DICOM: sequences nested too deeply") from None
         except Exception as error:
-            # Damaged files raise whatever the innermost parser or codec happens to raise.
+            # Damaged files raise any exception of the innermost parser or codec.
             raise UnreadableImage(f"not readable as DICOM ({_brief(error)})") from error
 
 
 def is_dicom(head: bytes) -> bool:
-    """Whether the first 132 bytes of a file say DICOM. Files without preamble do not, and may be DICOM still."""
+    """Return whether the first 132 bytes of a file have the DICOM magic. Files without preamble lack it."""
     return head[128:132] == b"DICM"
 
 
 def _brief(error: Exception) -> str:
-    """The kind of an error and no word of its text, which quotes the header: a name may stand there."""
+    """Return an error's type without its text, which quotes the header and may contain a name."""
     number = _CODEC_ERROR.search(str(error))
-    return type(error).__name__ + (f", the codec's {number[1]}" if number else "")
+    return type(error).__name__ + (f", codec error {number[1]}" if number else "")
 
 
 def _unpacked(data: bytes) -> bytes:
-    """The file's bytes, gunzipped, refused beyond a bound whatever the compressed size was."""
+    """Return the file's bytes, decompressed if gzipped, up to a size limit."""
     if data[:2] == _GZIP:
         with gzip.open(BytesIO(data)) as file:
             data = file.read(MAX_FILE_BYTES + 1)
         if len(data) > MAX_FILE_BYTES:
-            raise UnreadableImage("too large after inflation")
+            raise UnreadableImage("too large after decompression")
     if not data:
         raise UnreadableImage("empty file")
     return data
@@ -149,14 +148,14 @@ def _parse(data: bytes) -> Dataset:
 
 
 def _meta_end(data: bytes) -> int:
-    """Where the data set begins: after the group that (0002,0000), the first element, gives the length of; else 0."""
+    """Return the offset of the data set from the group length (0002,0000), the first element; 0 if it is absent."""
     if not is_dicom(data) or data[132:136] != b"\x02\x00\x00\x00" or len(data) < 144:
         return 0
     return 144 + int.from_bytes(data[140:144], "little")
 
 
 def _check_inflated_size(data: bytes) -> None:
-    """Inflates a deflated data set in small steps and throws the bytes away: a bomb is seen before it goes off."""
+    """Decompress a deflated data set in small steps without keeping the bytes, to refuse decompression bombs."""
     start = _meta_end(data)
     if not start:
         raise UnreadableImage("not readable as DICOM: deflated without the length of its file meta information")
@@ -165,32 +164,32 @@ def _check_inflated_size(data: bytes) -> None:
         total += len(inflater.decompress(rest, 2**20))
         rest = inflater.unconsumed_tail
         if total > MAX_FILE_BYTES:
-            raise UnreadableImage("too large after inflation")
+            raise UnreadableImage("too large after decompression")
 
 
 def _radiograph(dataset: Dataset, window: Windowing) -> Radiograph:
     _check_header(dataset)
     stored = _stored_values(dataset)
     check_not_constant(stored)
-    pixels = _displayed(dataset, stored, window == "header")
+    pixels = _display_values(dataset, stored, window == "header")
     check_not_constant(pixels)
     return Radiograph(
         pixels=pixels,
-        view=_word(dataset, "ViewPosition"),
-        modality=_word(dataset, "Modality"),
-        body_part=_word(dataset, "BodyPartExamined"),
+        view=_upper(dataset, "ViewPosition"),
+        modality=_upper(dataset, "Modality"),
+        body_part=_upper(dataset, "BodyPartExamined"),
         bits=int(dataset.BitsStored),
-        burned_in=_word(dataset, "BurnedInAnnotation") == "YES",
+        burned_in=_upper(dataset, "BurnedInAnnotation") == "YES",
     )
 
 
-def _word(dataset: Dataset, name: str) -> str:
+def _upper(dataset: Dataset, name: str) -> str:
     value = dataset.get(name)
     return str(value).strip().upper() if isinstance(value, str) else ""
 
 
 def _check_header(dataset: Dataset) -> None:
-    """Everything that can be refused before a pixel is decoded."""
+    """Run all checks that need no decoded pixels."""
     if "PixelData" not in dataset:
         raise UnreadableImage("no pixel data")
     if not dataset.PixelData:
@@ -208,13 +207,13 @@ def _check_header(dataset: Dataset) -> None:
     if int(dataset.get("SamplesPerPixel") or 1) != 1:
         raise UnreadableImage("colour image")
     if dataset.PhotometricInterpretation not in _GREY:
-        known = dataset.PhotometricInterpretation in _NOT_GREY
-        what = (
+        is_standard = dataset.PhotometricInterpretation in _NOT_GREY
+        description = (
             f"photometric interpretation {dataset.PhotometricInterpretation}"
-            if known
+            if is_standard
             else "photometric interpretation"
         )
-        raise UnreadableImage(f"{what} is not grey")
+        raise UnreadableImage(f"{description} is not grey")
     if int(dataset.get("NumberOfFrames") or 1) != 1:
         raise UnreadableImage(f"{int(dataset.NumberOfFrames)} frames, one expected")
     check_size(int(dataset.Rows), int(dataset.Columns))
@@ -224,7 +223,7 @@ def _check_header(dataset: Dataset) -> None:
 
 
 def _stored_values(dataset: Dataset) -> ndarray:
-    """(H, W) integers as stored, as the transfer syntax codes them."""
+    """Decode the pixel data: (H, W) integers as stored."""
     if not getattr(dataset, "file_meta", None) or "TransferSyntaxUID" not in dataset.file_meta:
         # No file meta: DICOM's default, unless the parser found explicit VRs.
         explicit = not dataset.original_encoding[0]
@@ -235,10 +234,10 @@ def _stored_values(dataset: Dataset) -> ndarray:
     if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
         _check_codestream(dataset, rows, columns)
         options["decoding_plugin"] = _decoding_plugin(dataset.file_meta.TransferSyntaxUID)
-    # pydicom would mask unsigned values beyond the bits stored, which turns white to black without a word.
-    # Bits above are in order where an old overlay is kept in them, and (as sign) in signed values.
-    overlaid = any(element.tag.group & 0xFF00 == 0x6000 for element in dataset)
-    if int(dataset.PixelRepresentation) == 0 and not overlaid:
+    # pydicom would mask unsigned values beyond the bits stored, silently turning white to black.
+    # Higher bits are valid if an old overlay uses them, and (as sign) in signed values.
+    has_overlay = any(element.tag.group & 0xFF00 == 0x6000 for element in dataset)
+    if int(dataset.PixelRepresentation) == 0 and not has_overlay:
         options["correct_unused_bits"] = False
     dataset.pixel_array_options(**options)
     try:
@@ -249,7 +248,7 @@ def _stored_values(dataset: Dataset) -> ndarray:
             "truncated pixel data" if truncated else f"undecodable pixels ({_brief(error)})"
         ) from error
     if stored.shape != (rows, columns):
-        raise UnreadableImage(f"decoded to {stored.shape}, header says {(rows, columns)}")
+        raise UnreadableImage(f"decoded to {stored.shape}, but the header states {(rows, columns)}")
     low, high = _stored_range(dataset)
     least, greatest = int(stored.min()), int(stored.max())
     if low <= least and greatest <= high:
@@ -262,11 +261,12 @@ def _stored_values(dataset: Dataset) -> ndarray:
 
 @cache
 def _decoding_plugin(syntax: UID) -> str:
-    """One codec for all machines, since JPEG decoders differ by a grey level. It is never GDCM, which pydicom would
-    try first: that ends the whole process on some damaged files.
+    """Return the decoding plugin, the same on all machines, since JPEG decoders differ by a grey level.
 
-    JPEG-LS leaves a decoder no choice, near-lossless or not. So there the fastest may be taken where it is installed:
-    CharLS needs a fifth of libjpeg's time.
+    GDCM, which pydicom tries first, is excluded: it crashes the process on some damaged files.
+
+    JPEG-LS decoding is exact, near-lossless or not. So the fastest installed decoder is used: CharLS needs a fifth of
+    libjpeg's time.
     """
     if syntax == RLELossless:
         return "pydicom"
@@ -275,19 +275,23 @@ def _decoding_plugin(syntax: UID) -> str:
 
 
 def _check_codestream(dataset: Dataset, rows: int, columns: int) -> None:
-    """Codecs allocate by their own header: one that disagrees with DICOM's could ask for all memory."""
+    """Refuse a stream whose header disagrees with DICOM's, since codecs allocate memory according to the former."""
     if dataset.file_meta.TransferSyntaxUID == RLELossless:
-        return  # without a picture size of its own; pydicom unpacks it into the header's
+        return  # has no image size; pydicom decodes it to the size in the header
     stream = next(generate_frames(dataset.PixelData, number_of_frames=1), b"")
     frame = parse_frame_header(stream)
     if frame is None:
-        raise UnreadableImage("compressed stream without a header that could be read")
+        raise UnreadableImage("compressed stream without a readable header")
     if (frame.rows, frame.columns) != (rows, columns):
-        raise UnreadableImage(f"compressed stream is {frame.rows} x {frame.columns}, header says {rows} x {columns}")
+        raise UnreadableImage(
+            f"compressed stream is {frame.rows} x {frame.columns}, but the header states {rows} x {columns}"
+        )
     if frame.components != 1:
         raise UnreadableImage("colour image")
     if not covers_all_coefficients(stream):
-        raise UnreadableImage("JPEG scan header against the standard (ITU-T T.81, table B.3): convert the file first")
+        raise UnreadableImage(
+            "JPEG scan header violates the standard (ITU-T T.81, table B.3): convert the file first"
+        )
 
 
 def _stored_range(dataset: Dataset) -> tuple[int, int]:
@@ -297,27 +301,27 @@ def _stored_range(dataset: Dataset) -> tuple[int, int]:
     return 0, 2**bits - 1
 
 
-def _displayed(dataset: Dataset, stored: ndarray, windowed: bool) -> ndarray:
-    """(H, W) float32 in [0, 1], bones light; of the header's table and windows nothing unless ``windowed``."""
+def _display_values(dataset: Dataset, stored: ndarray, windowed: bool) -> ndarray:
+    """Return (H, W) float32 in [0, 1], bones bright; the header's LUT and window are applied only if ``windowed``."""
     inverted = (
-        dataset.PhotometricInterpretation == "MONOCHROME1" or _word(dataset, "PresentationLUTShape") == "INVERSE"
+        dataset.PhotometricInterpretation == "MONOCHROME1" or _upper(dataset, "PresentationLUTShape") == "INVERSE"
     )
     values, low, high = _modality(dataset, stored)
     if windowed and _has_table(dataset, "VOILUTSequence"):
         table = dataset.VOILUTSequence[0]
-        shown = apply_voi(values, dataset).astype(np.float32) / (2.0 ** int(table.LUTDescriptor[2]) - 1)
-        shown = np.clip(shown, 0.0, 1.0)
-        return 1.0 - shown if inverted else shown
+        display = apply_voi(values, dataset).astype(np.float32) / (2.0 ** int(table.LUTDescriptor[2]) - 1)
+        display = np.clip(display, 0.0, 1.0)
+        return 1.0 - display if inverted else display
     values = values.astype(np.float32)
     window = _window(dataset) if windowed else None
     if inverted:
-        # The values are mirrored before the window, not after. The standard's linear window is lopsided by
-        # half a grey level; in this order an image and its twin with mirrored values and window are equal.
+        # Values are mirrored before windowing, not after. The standard's linear window is asymmetric by half a grey
+        # level; this way an image and its counterpart with mirrored values and window are equal.
         values = np.float32(low + high) - values
         window = window and (low + high - window[0], window[1])
     if window is None:
         return np.clip((values - np.float32(low)) / np.float32(high - low), 0.0, 1.0)
-    return _windowed(values, *window, _word(dataset, "VOILUTFunction"))
+    return _windowed(values, *window, _upper(dataset, "VOILUTFunction"))
 
 
 def _has_table(dataset: Dataset, name: str) -> bool:
@@ -326,7 +330,7 @@ def _has_table(dataset: Dataset, name: str) -> bool:
 
 
 def _number(value: Any) -> float | None:
-    """The (first) number of an attribute, None where it is empty or no finite number."""
+    """Return the (first) number of an attribute; None if it is empty or not a finite number."""
     if value is not None and not isinstance(value, str) and hasattr(value, "__len__"):
         value = value[0] if len(value) else None
     try:
@@ -337,7 +341,7 @@ def _number(value: Any) -> float | None:
 
 
 def _modality(dataset: Dataset, stored: ndarray) -> tuple[ndarray, float, float]:
-    """Values after the modality LUT or rescale, with the least and greatest that the bits allow."""
+    """Return the values after the modality LUT or rescale, and the range that the stored bits allow."""
     low, high = _stored_range(dataset)
     if _has_table(dataset, "ModalityLUTSequence"):
         bits = int(dataset.ModalityLUTSequence[0].LUTDescriptor[2])
@@ -352,14 +356,14 @@ def _modality(dataset: Dataset, stored: ndarray) -> tuple[ndarray, float, float]
 
 
 def _window(dataset: Dataset) -> tuple[float, float] | None:
-    """(centre, width) of the first window, None where there is none that could be applied."""
+    """Return (centre, width) of the first window; None if there is no valid one."""
     centre, width = _number(dataset.get("WindowCenter")), _number(dataset.get("WindowWidth"))
-    least = 1.0 if _word(dataset, "VOILUTFunction") in ("", "LINEAR") else 0.0
-    return (centre, width) if centre is not None and width is not None and width > least else None
+    min_width = 1.0 if _upper(dataset, "VOILUTFunction") in ("", "LINEAR") else 0.0
+    return (centre, width) if centre is not None and width is not None and width > min_width else None
 
 
 def _windowed(values: ndarray, centre: float, width: float, function: str) -> ndarray:
-    """The three functions of PS3.3 C.11.2.1.2 and .3, onto [0, 1]."""
+    """Apply one of the three window functions of PS3.3 C.11.2.1.2 and .3, to [0, 1]."""
     if function == "SIGMOID":
         with np.errstate(over="ignore"):
             return (1 / (1 + np.exp(np.float32(-4.0) * (values - np.float32(centre)) / np.float32(width)))).astype(
@@ -367,5 +371,5 @@ def _windowed(values: ndarray, centre: float, width: float, function: str) -> nd
             )
     if function != "LINEAR_EXACT":
         centre, width = centre - 0.5, width - 1.0
-    shown = (values - np.float32(centre)) / np.float32(width) + np.float32(0.5)
-    return np.clip(shown, 0.0, 1.0, out=shown)
+    display = (values - np.float32(centre)) / np.float32(width) + np.float32(0.5)
+    return np.clip(display, 0.0, 1.0, out=display)

@@ -1,4 +1,4 @@
-"""Finding masks: formats of the data sets, resizing with the image, and member names in a shard."""
+"""Segmentation masks of findings: read from files or run lengths, resized like their images, named in shards."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,23 +16,23 @@ from medunifier.data.remote_paths import read_at_most
 from medunifier.data.reports.observations import OBSERVATIONS
 from medunifier.shared.errors import UserError
 
-_MOST_BYTES = 2 * MAX_PIXELS
-"""Of a mask's file: PNG adds little to grey levels that it cannot compress."""
+_MAX_BYTES = 2 * MAX_PIXELS
+"""Maximum size of a mask file: PNG adds little to incompressible grey levels."""
 _ENDING = re.compile(r"\.(dcm|dicom|png|jpe?g)(\.gz)?$", re.IGNORECASE)
 
 
 def slug(finding: str) -> str:
-    """``Pleural Effusion`` -> ``pleural-effusion``."""
+    """Return ``pleural-effusion`` for ``Pleural Effusion``."""
     return finding.lower().replace(" ", "-")
 
 
 def member_name(image: int, finding: str) -> str:
-    """``0.mask.pneumothorax.png``: image 0's. Stock webdataset reads it as a picture."""
+    """Return ``0.mask.pneumothorax.png`` for image 0. Stock webdataset reads it as an image."""
     return f"{image}.mask.{slug(finding)}.png"
 
 
 def masks_of_image(members: Mapping[str, bytes | memoryview], image: int) -> dict[str, ndarray]:
-    """{finding: (S, S) booleans} of one image, from a sample's members."""
+    """Return {finding: (S, S) bool} of one image, from a sample's members."""
     found = {}
     for finding in OBSERVATIONS:
         content = members.get(member_name(image, finding))
@@ -42,16 +42,16 @@ def masks_of_image(members: Mapping[str, bytes | memoryview], image: int) -> dic
 
 
 def add_masks(records: Sequence[StudyRecord], folder: str) -> list[StudyRecord]:
-    """The records, their views with the masks that a folder has of them, as ``IMAGE.FINDING.png``.
+    """Return the records with the masks of a folder, named ``IMAGE.FINDING.png``, added to their views.
 
     Raises:
-        UserError: if it has none: it is absent, or its names follow another rule.
+        UserError: if the folder has no mask of any image: it is absent, or its files are named differently.
     """
-    there = {path.name: path for path in Path(folder).glob("*.png")}
+    files = {path.name: path for path in Path(folder).glob("*.png")}
 
     def of_image(name: str) -> tuple[tuple[str, Mask], ...]:
         names = {finding: mask_name(name, finding) for finding in OBSERVATIONS}
-        return tuple((finding, there[mask]) for finding, mask in names.items() if mask in there)
+        return tuple((finding, files[mask]) for finding, mask in names.items() if mask in files)
 
     found = [
         replace(
@@ -67,50 +67,50 @@ def add_masks(records: Sequence[StudyRecord], folder: str) -> list[StudyRecord]:
 
 
 def mask_name(image: str, finding: str) -> str:
-    """``1234.pleural-effusion.png`` for the file ``1234.dcm``."""
+    """Return ``1234.pleural-effusion.png`` for the file ``1234.dcm``."""
     return f"{_ENDING.sub('', image)}.{slug(finding)}.png"
 
 
 def read_masks(
     masks: Iterable[tuple[str, Mask]], shape: tuple[int, int], size: int, fit: Fit = "pad"
 ) -> dict[str, ndarray]:
-    """Return the masks of an image, merged by finding and resized with it.
+    """Read the masks of an image, merge those of one finding, and fit them to the square like the image.
 
     Args:
         masks: (finding, mask) pairs.
-        shape: rows and columns of the stored image.
+        shape: rows and columns of the image as stored.
         size: side of the square.
-        fit: pad or crop, as for the image.
+        fit: how the image was fitted.
 
     Returns:
-        {finding: (size, size) booleans}: true where at least half of a new pixel was.
+        {finding: (size, size) bool}: true where at least half of the resized pixel is marked.
 
     Raises:
-        UnreadableImage: if a mask cannot be read, or has another size than the image.
+        UnreadableImage: if one cannot be read, or its size differs from the image's.
     """
-    joined: dict[str, ndarray] = {}
+    merged: dict[str, ndarray] = {}
     for finding, mask in masks:
         marked = decode_runs(mask, *shape) if isinstance(mask, str) else _read_png(mask)
         if marked.shape != tuple(shape):
             rows, columns = marked.shape
             raise UnreadableImage(f"its mask has {rows} x {columns} pixels, the image {shape[0]} x {shape[1]}")
-        joined[finding] = joined.get(finding, False) | marked
-    return {name: fit_square(marked.astype(np.float32), size, fit) >= 0.5 for name, marked in joined.items()}
+        merged[finding] = merged.get(finding, False) | marked
+    return {name: fit_square(marked.astype(np.float32), size, fit) >= 0.5 for name, marked in merged.items()}
 
 
 def decode_runs(text: str, rows: int, columns: int) -> ndarray:
-    """SIIM-ACR's run lengths -> (rows, columns) booleans.
+    """Decode SIIM-ACR's run lengths to a (rows, columns) bool mask.
 
-    Pairs "gap length": the gap is counted from the end of the run before, pixels go down the columns (the
-    competition's own ``mask_functions.py``).
+    Pairs "gap length": the gap is counted from the end of the previous run, in column-major order (the competition's
+    ``mask_functions.py``).
 
     Raises:
-        UnreadableImage: if they are no pairs of numbers, or leave the picture.
+        UnreadableImage: if they are not pairs of numbers, or exceed the image.
     """
     try:
         numbers = np.array(text.split(), dtype=np.int64)
     except ValueError:
-        raise UnreadableImage("its mask holds what is no run length") from None
+        raise UnreadableImage("its mask has invalid run lengths") from None
     ends = numbers.cumsum()
     if len(numbers) % 2 or not len(numbers) or numbers.min() < 0 or ends[-1] > rows * columns:
         raise UnreadableImage(f"its mask's run lengths do not fit {rows} x {columns} pixels")
@@ -122,11 +122,11 @@ def decode_runs(text: str, rows: int, columns: int) -> ndarray:
 
 def _read_png(path: Path) -> ndarray:
     try:
-        with Image.open(BytesIO(read_at_most(path, _MOST_BYTES)), formats=["PNG"]) as image:
+        with Image.open(BytesIO(read_at_most(path, _MAX_BYTES)), formats=["PNG"]) as image:
             if image.mode not in ("L", "1") or image.width * image.height > MAX_PIXELS:
-                raise UnreadableImage("its mask is no grey PNG")
+                raise UnreadableImage("its mask is not a grey PNG")
             return np.asarray(image.convert("L")) > 127
     except UnreadableImage:
         raise
-    except Exception as error:  # Pillow's texts name the file
+    except Exception as error:  # Pillow's messages contain the file name
         raise UnreadableImage(f"its mask is not readable as PNG ({type(error).__name__})") from None

@@ -1,4 +1,4 @@
-"""Checks and scaling of every image, whatever its file format: size, contrast, grey levels."""
+"""Checks and resizing of pixels, for every file format: size limits, constant images, fitting to a square."""
 
 from io import BytesIO
 from typing import Literal
@@ -12,14 +12,14 @@ from medunifier.shared.errors import UserError
 SMALLEST_SIDE = 16
 LARGEST_SIDE = 16_384
 MAX_PIXELS = 2**26
-"""67 million: four times the largest chest radiograph seen (4248 x 3480)."""
+"""67 million: four times the largest chest radiograph encountered (4248 x 3480)."""
 
 Fit = Literal["pad", "crop"]
-"""pad: the whole image, with black at its shorter sides. crop: the largest central square."""
+"""pad: the whole image, padded with black to a square. crop: the largest central square."""
 
 
 class UnreadableImage(UserError):
-    """An image file that is refused. `reason` is short, names no path, and is the same for like cases."""
+    """An image file is refused. `reason` is short, contains no path, and is the same for similar cases."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -30,22 +30,22 @@ class UnreadableImage(UserError):
 
 
 def check_size(rows: int, columns: int) -> None:
-    """Refuses sizes that no radiograph has, before any memory is asked for.
+    """Refuse sizes that no radiograph has, before memory is allocated.
 
     Raises:
-        UnreadableImage: below 16 or above 16,384 pixels a side, or above 67 million pixels.
+        UnreadableImage: below 16 or above 16,384 pixels per side, or above 67 million pixels.
     """
     if min(rows, columns) < SMALLEST_SIDE:
-        raise UnreadableImage(f"too small: {rows} x {columns} pixels, at least {SMALLEST_SIDE} a side expected")
+        raise UnreadableImage(f"too small: {rows} x {columns} pixels, expected at least {SMALLEST_SIDE} per side")
     if max(rows, columns) > LARGEST_SIDE or rows * columns > MAX_PIXELS:
-        raise UnreadableImage(f"too large: {rows} x {columns} pixels, at most {MAX_PIXELS} expected")
+        raise UnreadableImage(f"too large: {rows} x {columns} pixels, expected at most {MAX_PIXELS}")
 
 
 def decode_png(content: bytes | memoryview) -> ndarray:
-    """Decode the PNG of a shard: (H, W) uint8 or uint16.
+    """Decode the PNG of a shard to (H, W) uint8 or uint16.
 
     Raises:
-        ValueError: if it is damaged, not grey of 8 or 16 bits, or above 67 million pixels.
+        ValueError: if it is damaged, not 8- or 16-bit grey, or above 67 million pixels.
     """
     try:
         with Image.open(BytesIO(content), formats=["PNG"]) as image:
@@ -57,7 +57,7 @@ def decode_png(content: bytes | memoryview) -> ndarray:
 
 
 def check_not_constant(pixels: ndarray) -> None:
-    """Refuses a picture without a picture.
+    """Refuse an image without content.
 
     Raises:
         UnreadableImage: if all pixels are equal.
@@ -67,15 +67,15 @@ def check_not_constant(pixels: ndarray) -> None:
 
 
 def fit_square(pixels: ndarray, size: int, fit: Fit = "pad") -> ndarray:
-    """Scales to a square with the aspect kept.
+    """Resize to a square, keeping the aspect ratio.
 
     Args:
         pixels: (H, W) float32 in [0, 1].
-        size: side of the result, at least 1.
-        fit: ``pad`` puts black at the shorter sides, equally on both; ``crop`` cuts the longer sides, equally.
+        size: side of the result in pixels, at least 1.
+        fit: ``pad`` pads the shorter dimension with black, equally on both sides; ``crop`` crops the longer one.
 
     Returns:
-        (size, size) float32 in [0, 1]. Shrinking is anti-aliased (bicubic over the whole footprint of
+        (size, size) float32 in [0, 1]. Downscaling is anti-aliased (bicubic over the whole footprint of
         each new pixel).
     """
     if size < 1:
@@ -87,8 +87,8 @@ def fit_square(pixels: ndarray, size: int, fit: Fit = "pad") -> ndarray:
     if fit == "crop":
         side = min(height, width)
         top, left = (height - side) / 2, (width - side) / 2
-        middle = (left, top, left + side, top + side)
-        square = np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC, middle))
+        box = (left, top, left + side, top + side)
+        square = np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC, box))
         return np.clip(square, 0.0, 1.0)
     scale = size / max(height, width)
     inner = (max(1, round(width * scale)), max(1, round(height * scale)))

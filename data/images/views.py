@@ -1,4 +1,4 @@
-"""View positions that may be written: words of the field and no others, for they come from free text."""
+"""Validate view positions against the terms of the field, since they come from free text."""
 
 import re
 
@@ -9,10 +9,10 @@ _WORDS = frozenset([
     "LORDOTIC", "APICAL", "COSTAL", "RIBS", "HORIZONTAL", "VERTICAL", "ERECT", "UPRIGHT", "SUPINE", "SITTING",
     "PORTABLE", "PEDIATRIC", "CHEST", "VIEW", "STANDING", "EXPIRATION", "INSPIRATION", "UNK",
 ])  # fmt: skip
-_BETWEEN = re.compile(r"[\s_/-]+")
+_SEPARATORS = re.compile(r"[\s_/-]+")
 
 
 def view_position(text: str) -> str:
-    """The position as it stands, if every word of it is one of the field; else ""."""
-    words = [word for word in _BETWEEN.split(text.strip().upper()) if word]
+    """Return the position unchanged if every word is a term of the field, else ""."""
+    words = [word for word in _SEPARATORS.split(text.strip().upper()) if word]
     return text.strip() if words and all(word in _WORDS for word in words) else ""

@@ -1,4 +1,4 @@
-"""Reads damaged files by number, in a process of its own that may crash, hang or ask for memory; a line a file.
+"""Read damaged files by index in a separate process that may crash, hang or exhaust memory; one line per file.
 
 Run as ``python -m tests.data.images.read_mutated BEGIN END FOLDER``.
 """
@@ -15,8 +15,8 @@ from medunifier.data.images.radiograph import read_image
 from tests.data.dicom_samples import SAMPLES, mutated_file, sample
 
 MAX_SECONDS = 20
-MAX_FILE_BYTES = 2**30
-"""Of address space beyond what the process had after the undamaged samples."""
+MAX_EXTRA_MEMORY = 2**30
+"""Additional address space, in bytes, beyond that used after reading the undamaged samples."""
 
 
 def main(begin: int, end: int, folder: Path) -> None:
@@ -24,8 +24,8 @@ def main(begin: int, end: int, folder: Path) -> None:
     for name in SAMPLES:
         path.write_bytes(sample(name))
         read_image(path)
-    held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (held + MAX_FILE_BYTES, held + MAX_FILE_BYTES))
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + MAX_EXTRA_MEMORY, used + MAX_EXTRA_MEMORY))
     for number in range(begin, end):
         path.write_bytes(mutated_file(number)[1])
         print(number, flush=True, end=" ")
@@ -42,7 +42,7 @@ def _outcome(path: Path) -> str:
     except BaseException as error:
         return f"raised {error!r}"
     valid = pixels.dtype == np.float32 and pixels.ndim == 2 and 0 <= pixels.min() < pixels.max() <= 1
-    return "decoded" if valid else "invalid picture"
+    return "decoded" if valid else "invalid image"
 
 
 if __name__ == "__main__":

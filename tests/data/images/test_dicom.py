@@ -28,7 +28,7 @@ from tests.data.dicom_samples import RAMP
 from tests.files import read_csv
 
 
-def film(**changes: object) -> Dataset:
+def dicom_dataset(**changes: object) -> Dataset:
     """Return a small valid DICOM data set; attributes can be changed, or removed by None."""
     ds = Dataset()
     ds.file_meta = FileMetaDataset()
@@ -54,10 +54,10 @@ def saved(ds: Dataset, path: Path) -> Path:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return tmp_path / "film.dcm"
+    return tmp_path / "image.dcm"
 
 
-# Rows that the manifest's maker could decode and that are no single grey picture, by the reason given.
+# Files that the manifest marks as decodable but that are not a single grey image, with the expected reason.
 REFUSED = {
     "derived/odd-constant-image.dcm": "constant",
     "odd/pydicom-SC_rgb_small_odd_jpeg.dcm": "colour",
@@ -101,16 +101,16 @@ def test_every_file_of_the_manifest(shared_data: Callable[[str], Path]) -> None:
             )
 
 
-def test_lossless_transcodes_and_the_inverted_twin_are_identical(shared_data: Callable[[str], Path]) -> None:
+def test_lossless_transcodes_and_inverted_values_are_identical(shared_data: Callable[[str], Path]) -> None:
     root = shared_data("dicom")
-    film = read_radiograph(root / "chest/barre-CR-MONO1-10-chest.dcm")
+    original = read_radiograph(root / "chest/barre-CR-MONO1-10-chest.dcm")
     for name in (
         "explicitBE", "explicitLE", "implicitLE-withmeta", "j2k-lossless", "jpegls-lossless", "rle",
         "MONOCHROME2-inverted-values",
     ):  # fmt: skip
-        assert np.array_equal(film, read_radiograph(root / f"derived/barre-chest-{name}.dcm")), name
+        assert np.array_equal(original, read_radiograph(root / f"derived/barre-chest-{name}.dcm")), name
     lossy = read_radiograph(root / "derived/barre-chest-j2k-lossy-cr10.dcm")
-    assert 0 < np.abs(film - lossy).mean() < 0.01
+    assert 0 < np.abs(original - lossy).mean() < 0.01
 
 
 def test_twelve_bit_jpeg(shared_data: Callable[[str], Path], path: Path) -> None:
@@ -126,14 +126,14 @@ def test_twelve_bit_jpeg(shared_data: Callable[[str], Path], path: Path) -> None
 
 
 @pytest.mark.parametrize(("white", "refused"), [(126, False), (200, True)])
-def test_values_that_ring_beyond_the_range_are_cut(path: Path, white: int, refused: bool) -> None:
-    shown = np.full((64, 64), 8, np.uint8)
-    shown[:, 37:] = white
+def test_ringing_beyond_the_range_is_clipped(path: Path, white: int, refused: bool) -> None:
+    pixels = np.full((64, 64), 8, np.uint8)
+    pixels[:, 37:] = white
     buffer = BytesIO()
-    Image.fromarray(shown).save(buffer, "JPEG", quality=60)
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=60)
     stored = np.asarray(Image.open(buffer))
     assert stored.max() > 127
-    ds = film(Rows=64, Columns=64, BitsAllocated=8, BitsStored=7, HighBit=6)
+    ds = dicom_dataset(Rows=64, Columns=64, BitsAllocated=8, BitsStored=7, HighBit=6)
     ds.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
     ds.PixelData = encapsulate([buffer.getvalue()])
     ds["PixelData"].VR = "OB"
@@ -144,18 +144,18 @@ def test_values_that_ring_beyond_the_range_are_cut(path: Path, white: int, refus
         assert np.abs(read_radiograph(saved(ds, path)) - np.minimum(stored, 127) / 127).max() < 0.03
 
 
-def test_range_is_that_of_the_bits(path: Path) -> None:
-    assert np.allclose(read_radiograph(saved(film(), path)), RAMP / 4095, atol=1e-6)
+def test_the_range_without_window_is_that_of_the_bits(path: Path) -> None:
+    assert np.allclose(read_radiograph(saved(dicom_dataset(), path)), RAMP / 4095, atol=1e-6)
 
 
 def test_view_modality_and_body_part_come_from_the_header(path: Path) -> None:
-    radiograph = read_dicom(saved(film(), path))
+    radiograph = read_dicom(saved(dicom_dataset(), path))
     assert (radiograph.view, radiograph.modality, radiograph.body_part, radiograph.bits) == ("PA", "CR", "CHEST", 12)
 
 
 @pytest.mark.parametrize("shape", [None, "IDENTITY", "INVERSE"])
 def test_monochrome1_is_inverted_once(path: Path, shape: str | None) -> None:
-    ds = film(PhotometricInterpretation="MONOCHROME1")
+    ds = dicom_dataset(PhotometricInterpretation="MONOCHROME1")
     if shape:
         ds.PresentationLUTShape = shape
     assert np.allclose(read_radiograph(saved(ds, path)), 1 - RAMP / 4095, atol=1e-6)
@@ -163,47 +163,51 @@ def test_monochrome1_is_inverted_once(path: Path, shape: str | None) -> None:
 
 def test_linear_window_follows_the_standard(path: Path) -> None:
     """PS3.3 C.11.2.1.2.1: 0 up to c - 0.5 - (w - 1)/2, 1 above c - 0.5 + (w - 1)/2."""
-    shown = read_radiograph(saved(film(WindowCenter=2048, WindowWidth=1001), path))
+    pixels = read_radiograph(saved(dicom_dataset(WindowCenter=2048, WindowWidth=1001), path))
     expected = np.clip((RAMP - 2047.5) / 1000 + 0.5, 0, 1)
-    assert np.allclose(shown, expected, atol=1e-5)
+    assert np.allclose(pixels, expected, atol=1e-5)
 
 
 def test_other_window_functions(path: Path) -> None:
-    exact = read_radiograph(saved(film(WindowCenter=2048, WindowWidth=1000, VOILUTFunction="LINEAR_EXACT"), path))
+    exact = read_radiograph(
+        saved(dicom_dataset(WindowCenter=2048, WindowWidth=1000, VOILUTFunction="LINEAR_EXACT"), path)
+    )
     assert np.allclose(exact, np.clip((RAMP - 2048.0) / 1000 + 0.5, 0, 1), atol=1e-5)
-    sigmoid = read_radiograph(saved(film(WindowCenter=2048, WindowWidth=1000, VOILUTFunction="SIGMOID"), path))
+    sigmoid = read_radiograph(
+        saved(dicom_dataset(WindowCenter=2048, WindowWidth=1000, VOILUTFunction="SIGMOID"), path)
+    )
     assert np.allclose(sigmoid, 1 / (1 + np.exp(-4 * (RAMP - 2048.0) / 1000)), atol=1e-5)
 
 
 def test_first_of_several_windows(path: Path) -> None:
-    two = read_radiograph(saved(film(WindowCenter=[2048, 10], WindowWidth=[1001, 20]), path))
-    one = read_radiograph(saved(film(WindowCenter=2048, WindowWidth=1001), path))
+    two = read_radiograph(saved(dicom_dataset(WindowCenter=[2048, 10], WindowWidth=[1001, 20]), path))
+    one = read_radiograph(saved(dicom_dataset(WindowCenter=2048, WindowWidth=1001), path))
     assert np.array_equal(two, one)
 
 
 @pytest.mark.parametrize("width", ["0", "1", ""])
-def test_a_window_that_cannot_be_applied_is_none(path: Path, width: str) -> None:
+def test_an_invalid_window_is_ignored(path: Path, width: str) -> None:
     assert np.allclose(
-        read_radiograph(saved(film(WindowCenter="5", WindowWidth=width), path)), RAMP / 4095, atol=1e-6
+        read_radiograph(saved(dicom_dataset(WindowCenter="5", WindowWidth=width), path)), RAMP / 4095, atol=1e-6
     )
 
 
 @pytest.mark.parametrize(("slope", "intercept"), [("2", "-100"), ("-1", "4095"), ("0.5", "7")])
-def test_rescale_alone_changes_nothing_but_direction(path: Path, slope: str, intercept: str) -> None:
+def test_rescale_without_window_only_changes_direction(path: Path, slope: str, intercept: str) -> None:
     """The range is rescaled with the values; a falling slope mirrors them."""
-    shown = read_radiograph(saved(film(RescaleSlope=slope, RescaleIntercept=intercept), path))
-    assert np.allclose(shown, 1 - RAMP / 4095 if slope == "-1" else RAMP / 4095, atol=1e-5)
+    pixels = read_radiograph(saved(dicom_dataset(RescaleSlope=slope, RescaleIntercept=intercept), path))
+    assert np.allclose(pixels, 1 - RAMP / 4095 if slope == "-1" else RAMP / 4095, atol=1e-5)
 
 
 def test_window_is_in_rescaled_units(path: Path) -> None:
-    plain = read_radiograph(saved(film(WindowCenter=2000, WindowWidth=1001), path))
-    shifted = film(RescaleSlope="1", RescaleIntercept="-1000", WindowCenter=1000, WindowWidth=1001)
+    plain = read_radiograph(saved(dicom_dataset(WindowCenter=2000, WindowWidth=1001), path))
+    shifted = dicom_dataset(RescaleSlope="1", RescaleIntercept="-1000", WindowCenter=1000, WindowWidth=1001)
     assert np.allclose(read_radiograph(saved(shifted, path)), plain, atol=1e-5)
 
 
 def test_signed_values(path: Path) -> None:
     signed = (RAMP.astype(np.int16) - 2048).astype("<i2")
-    ds = film(PixelRepresentation=1, PixelData=signed.tobytes())
+    ds = dicom_dataset(PixelRepresentation=1, PixelData=signed.tobytes())
     assert np.allclose(read_radiograph(saved(ds, path)), RAMP / 4095, atol=1e-6)
 
 
@@ -211,26 +215,28 @@ def test_voi_table(path: Path) -> None:
     table = Dataset()
     table.LUTDescriptor = [4096, 0, 16]
     table.LUTData = (np.arange(4096, dtype=np.uint32) ** 2 // 256).astype(np.uint16).tolist()
-    ds = film(VOILUTSequence=[table], WindowCenter=1, WindowWidth=2)  # the table goes before the window
+    ds = dicom_dataset(
+        VOILUTSequence=[table], WindowCenter=1, WindowWidth=2
+    )  # the LUT takes precedence over the window
     table["LUTDescriptor"].VR, table["LUTData"].VR = "US", "US"
     assert np.allclose(read_radiograph(saved(ds, path)), (RAMP.astype(int) ** 2 // 256) / 65535, atol=1e-6)
 
 
 def test_containers(path: Path) -> None:
     """Gzipped, deflated, run-length coded and without preamble: the same image."""
-    plain = read_radiograph(saved(film(), path))
+    plain = read_radiograph(saved(dicom_dataset(), path))
     path.write_bytes(gzip.compress(path.read_bytes()))
     assert np.array_equal(read_radiograph(path), plain)
 
-    deflated = film()
+    deflated = dicom_dataset()
     deflated.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
     assert np.array_equal(read_radiograph(saved(deflated, path)), plain)
 
-    coded = film()
+    coded = dicom_dataset()
     coded.compress(RLELossless)
     assert np.array_equal(read_radiograph(saved(coded, path)), plain)
 
-    bare = film()
+    bare = dicom_dataset()
     del bare.file_meta
     bare.save_as(path, implicit_vr=True, little_endian=True, enforce_file_format=False)
     assert np.array_equal(read_radiograph(path), plain)
@@ -257,7 +263,7 @@ def test_containers(path: Path) -> None:
 )
 def test_refused_with_a_reason(path: Path, changes: dict[str, object], reason: str) -> None:
     with pytest.raises(UnreadableImage, match=reason) as caught:
-        read_dicom(saved(film(**changes), path))
+        read_dicom(saved(dicom_dataset(**changes), path))
     assert str(path) not in caught.value.reason
 
 
@@ -271,11 +277,11 @@ def test_a_stream_larger_than_its_header_is_refused(path: Path, shared_data: Cal
 def test_an_inflating_bomb_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("medunifier.data.images.dicom.MAX_FILE_BYTES", 2**20)
     path.write_bytes(gzip.compress(bytes(2**21)))
-    with pytest.raises(UnreadableImage, match="inflation"):
+    with pytest.raises(UnreadableImage, match="decompression"):
         read_dicom(path)
-    bomb = film(PixelData=bytes(2**22))
+    bomb = dicom_dataset(PixelData=bytes(2**22))
     bomb.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
-    with pytest.raises(UnreadableImage, match="inflation"):
+    with pytest.raises(UnreadableImage, match="decompression"):
         read_dicom(saved(bomb, path))
 
 
@@ -283,7 +289,7 @@ def test_an_inflating_bomb_is_refused(path: Path, monkeypatch: pytest.MonkeyPatc
 @given(st.lists(st.tuples(st.integers(0, 3200), st.integers(0, 255)), min_size=1, max_size=8), st.integers(0, 3300))
 def test_mutations_are_decoded_or_refused(path: Path, changes: list[tuple[int, int]], cut: int) -> None:
     buffer = BytesIO()
-    film().save_as(buffer, enforce_file_format=True)
+    dicom_dataset().save_as(buffer, enforce_file_format=True)
     data = bytearray(buffer.getvalue())
     for place, value in changes:
         # Half of the changes fall on the header, which is a tenth of the file.

@@ -1,4 +1,4 @@
-"""A file that crashes or blocks its decoder is refused, all others are kept, and no second start is needed."""
+"""A file that crashes or hangs its decoder is refused, all others are kept, and ingest completes in one run."""
 
 import multiprocessing
 import os
@@ -16,13 +16,13 @@ from medunifier.data.images.radiograph import read_image
 from medunifier.data.ingest.command import IngestConfig, ingest
 from medunifier.shared.errors import UserError
 
-# The child is a fresh process, which the patches of a test do not reach: it gets other words to run.
+# The child is a new process, which monkeypatching does not reach, so these programs replace its code.
 _CRASHING = """
 import io, os, sys
-asked = sys.stdin.buffer.read()
-if b"bad" in asked:
+request = sys.stdin.buffer.read()
+if b"bad" in request:
     os.abort()
-sys.stdin = io.TextIOWrapper(io.BytesIO(asked))
+sys.stdin = io.TextIOWrapper(io.BytesIO(request))
 from medunifier.data.images.isolated import decode_from_stdin
 decode_from_stdin()
 """
@@ -31,7 +31,7 @@ _OFFLINE = """
 import medunifier.data.images.radiograph
 from medunifier.data.images.isolated import decode_from_stdin
 from medunifier.shared.errors import UserError
-def read_image(path, *how):
+def read_image(path, *options):
     raise UserError("the bucket does not answer")
 medunifier.data.images.radiograph.read_image = read_image
 decode_from_stdin()
@@ -40,7 +40,7 @@ _GREEDY = """
 import medunifier.data.images.radiograph
 from medunifier.data.images.pixels import UnreadableImage
 from medunifier.data.images.isolated import decode_from_stdin
-def read_image(path, *how):
+def read_image(path, *options):
     try:
         bytearray(2**33)
     except MemoryError:
@@ -50,9 +50,7 @@ decode_from_stdin()
 """
 _SLEEPING = "import time\ntime.sleep(60)"
 
-_forked = pytest.mark.skipif(
-    multiprocessing.get_start_method() != "fork", reason="a patch reaches no unforked worker"
-)
+_forked = pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="patches reach only forked workers")
 
 
 @pytest.fixture
@@ -67,10 +65,10 @@ def tree(tmp_path: Path) -> Path:
     return tree
 
 
-def test_it_reads_what_is_read_in_one_process(tree: Path) -> None:
-    here, apart = read_image(tree / "a.png", 32), read_isolated(tree / "a.png", 32)
-    assert np.array_equal(here.pixels, apart.pixels) and here.bits == apart.bits
-    (tree / "a.png").write_bytes(b"no picture")
+def test_isolated_and_direct_decoding_are_equal(tree: Path) -> None:
+    direct, isolated = read_image(tree / "a.png", 32), read_isolated(tree / "a.png", 32)
+    assert np.array_equal(direct.pixels, isolated.pixels) and direct.bits == isolated.bits
+    (tree / "a.png").write_bytes(b"not an image")
     with pytest.raises(UnreadableImage, match="not a DICOM file"):
         read_isolated(tree / "a.png", 32)
 
@@ -97,24 +95,22 @@ def test_crash_hang_and_lack_of_memory_are_distinguished(tree: Path, monkeypatch
     assert not isinstance(caught.value, UnreadableImage)
 
 
-@pytest.mark.skipif(
-    multiprocessing.get_start_method() != "fork", reason="workers are not forked, no patch reaches them"
-)
+@pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="patches reach only forked workers")
 @pytest.mark.parametrize("how", ["crashes", "hangs"])
 def test_ingest_survives_a_file_that_kills_its_worker(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    def read(path: Path, *asked: object) -> Radiograph:
+    def read(path: Path, *options: object) -> Radiograph:
         if "bad" in path.name:
             os._exit(1) if how == "crashes" else _spin()
-        return read_image(path, *asked)  # type: ignore[arg-type]
+        return read_image(path, *options)  # type: ignore[arg-type]
 
     monkeypatch.setattr("medunifier.data.ingest.shard_job.read_image", read)
     monkeypatch.setattr("medunifier.data.ingest.shard_job.MAX_SECONDS", 1)
     monkeypatch.setattr("medunifier.data.images.isolated._CHILD", _CRASHING)
     out = tmp_path / "out"
     manifest = ingest(IngestConfig(source="csv", root=str(tree), out=str(out), size=32, workers=2, shard_studies=2))
-    assert not list(out.rglob(".partial-*")), "the worker that died has left images of patients"
+    assert not list(out.rglob(".partial-*")), "the dead worker left patient images"
     assert manifest["counts"]["kept_studies"] == 4
     ((reason, count),) = manifest["counts"]["reject_reasons"].items()
     assert "process" in reason and count == 1
@@ -125,10 +121,8 @@ def _spin() -> None:
         time.sleep(1)
 
 
-@pytest.mark.skipif(
-    multiprocessing.get_start_method() != "fork", reason="workers are not forked, no patch reaches them"
-)
-def test_workers_that_die_of_anything_else_end_ingest(
+@pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="patches reach only forked workers")
+def test_workers_that_die_outside_decoding_stop_ingest(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("medunifier.data.ingest.shard_job.encode_png", lambda _: os._exit(1))

@@ -1,4 +1,4 @@
-"""Masks: run lengths as SIIM-ACR's own encoder writes them, folders, and their way through ingest and removal."""
+"""Masks: SIIM-ACR run lengths, mask folders, and masks in ingest and duplicate removal."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from tests.seeds import for_seeds
 
 
 def encoded(mask: np.ndarray) -> str:
-    """Pixel by pixel down the columns, each run's gap from the end of the one before."""
+    """Encode in column-major order; each gap is counted from the end of the previous run."""
     runs: list[str] = []
     gap = length = 0
     for column in range(mask.shape[1]):
@@ -38,7 +38,7 @@ def encoded(mask: np.ndarray) -> str:
 
 
 @for_seeds(200)
-def test_run_lengths_come_back(seed: int) -> None:
+def test_run_lengths_round_trip(seed: int) -> None:
     rng = np.random.default_rng(seed)
     mask = rng.random(rng.integers(2, 9, size=2)) < rng.uniform(0.1, 0.9)
     mask[0, 0] = True
@@ -56,7 +56,7 @@ def test_masks_of_one_finding_are_merged_and_resized_like_the_image(tmp_path: Pa
     wide[:, :20] = True
     Image.fromarray(wide.astype(np.uint8) * 255).save(tmp_path / "a.png")
     found = read_masks([("Edema", "0 4"), ("Edema", "20 4"), ("Fracture", tmp_path / "a.png")], (20, 40), 20)
-    # 20 x 40 into 20 x 20: ten rows in the middle; 4 pixels down the first two columns are two of one column.
+    # 20 x 40 is fitted to the middle ten rows of 20 x 20; 4 pixels in each of two columns become two in one.
     assert found["Fracture"][5:15, :10].all() and found["Fracture"].sum() == 100
     assert np.argwhere(found["Edema"]).tolist() == [[5, 0], [6, 0]]
     with pytest.raises(UnreadableImage, match="20 x 40.*40 x 20"):
@@ -89,7 +89,7 @@ def test_a_phantoms_mask_is_where_its_image_changes(finding: str, change: dict[s
         render_frontal(state, 64, np.random.default_rng(5)) - render_frontal(PLAIN, 64, np.random.default_rng(5))
     )
     assert changed[mask].mean() > 4 * changed[~mask].mean()
-    right, left = mask[:, :32].sum(), mask[:, 32:].sum()  # the patient's right is on the left of the picture
+    right, left = mask[:, :32].sum(), mask[:, 32:].sum()  # the patient's right is on the left of the image
     assert (left > 4 * right) if "left" in str(change) else (right > 4 * left)
 
 
@@ -122,10 +122,10 @@ def test_masks_are_stored_with_their_images(archive: Path, tmp_path: Path) -> No
     for image, masks in found:
         index = min(expected, key=lambda i: np.abs(expected[i][0] * 255 - image).mean())
         truth = expected.pop(index)[1]
-        assert set(masks) <= set(truth)  # a place of a few pixels may not outlive the fit
+        assert set(masks) <= set(truth)  # a mask of a few pixels may vanish on resizing
         for finding, mask in masks.items():
             full = truth[finding].reshape(32, 2, 32, 2).mean(axis=(1, 3))
-            assert (~mask & (full == 1)).sum() + (mask & (full == 0)).sum() <= 3  # bicubic at its edges
+            assert (~mask & (full == 1)).sum() + (mask & (full == 0)).sum() <= 3  # bicubic at the edges
     with pytest.raises(UserError, match="other settings"):
         shards(archive, tmp_path / "out", masks="")
 
@@ -141,13 +141,13 @@ def test_masks_do_not_change_the_images(archive: Path, tmp_path: Path) -> None:
 def test_removing_an_image_removes_its_masks(tmp_path: Path) -> None:
     """A study of two images, the first of which is also in test: image 1 becomes image 0, with its mask."""
     phantom = Phantom(64, 0)
-    films = [phantom.study(20 * i).images[0] for i in range(3)]
+    images = [phantom.study(20 * i).images[0] for i in range(3)]
     (tmp_path / "masks").mkdir()
     rows = ["image,patient_id,study_id,view,findings,split"]
-    for name, film, split in (("a", 0, "train"), ("b", 1, "train"), ("c", 0, "test"), ("d", 2, "validate")):
-        Image.fromarray(np.asarray(films[film] * 255 + 0.5, np.uint8)).save(tmp_path / f"{name}.png")
+    for name, index, split in (("a", 0, "train"), ("b", 1, "train"), ("c", 0, "test"), ("d", 2, "validate")):
+        Image.fromarray(np.asarray(images[index] * 255 + 0.5, np.uint8)).save(tmp_path / f"{name}.png")
         mask = np.zeros((64, 64), np.uint8)
-        mask[:, : 16 * (1 + film)] = 255
+        mask[:, : 16 * (1 + index)] = 255
         Image.fromarray(mask).save(tmp_path / "masks" / mask_name(f"{name}.png", "Pleural Other"))
         study = "train" if split == "train" else name
         rows.append(f"{name}.png,{study},{study},PA,Clear.,{split}")
@@ -159,7 +159,7 @@ def test_removing_an_image_removes_its_masks(tmp_path: Path) -> None:
     assert train.masks(0, 0)["Pleural Other"].sum() == 64 * 32 and not train.masks(0, 1)
 
 
-def test_folders_and_options_that_do_not_fit_are_refused(archive: Path, tmp_path: Path) -> None:
+def test_unmatched_folders_and_conflicting_options_are_refused(archive: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"[0-9a-f-]+\.pleural-effusion\.png"):
         shards(archive, tmp_path / "out", masks=str(tmp_path))
     with pytest.raises(UsageError, match="choose one"):

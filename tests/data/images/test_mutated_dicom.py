@@ -1,4 +1,4 @@
-"""Damaged DICOM files of every coding: an image or a refusal, in bounded time and memory, and never a crash."""
+"""Damaged DICOM files of every coding are decoded or refused, in bounded time and memory, without a crash."""
 
 import subprocess
 import sys
@@ -19,9 +19,9 @@ from tests.files import read_csv
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_every_undamaged_sample_is_decoded(name: str, tmp_path: Path) -> None:
-    """Else the damage would be done to files that are refused anyhow."""
-    (tmp_path / "film.dcm").write_bytes(sample(name))
-    pixels = read_radiograph(tmp_path / "film.dcm")
+    """Otherwise the damaged versions would be refused for other reasons."""
+    (tmp_path / "image.dcm").write_bytes(sample(name))
+    pixels = read_radiograph(tmp_path / "image.dcm")
     assert pixels.std() > 0.1
     if name not in ("jpeg-ls", "tables"):
         shown = np.clip((RAMP.astype(float) - 10 - 2047.5) / 4095 + 0.5, 0, 1) if name != "signed-overlaid" else None
@@ -44,7 +44,7 @@ def _outcomes(begin: int, end: int, folder: Path, root: Path) -> Counter[str]:
 
 def test_six_hundred_damaged_files(tmp_path: Path, root: Path) -> None:
     outcomes = _outcomes(0, 600, tmp_path, root)
-    # Damage that always or never mattered would test nothing.
+    # Damage that always or never has an effect would test nothing.
     assert outcomes["decoded"] > 100 and outcomes["refused"] > 100
 
 
@@ -58,25 +58,25 @@ def test_damaged_real_files(shared_data, tmp_path: Path) -> None:
     for number, path in enumerate(sorted(shared_data("dicom").rglob("*.dcm"))):
         data = path.read_bytes()
         for damage in range(3 if len(data) < 300_000 else 1):
-            (tmp_path / "film.dcm").write_bytes(mutate(data, Random(1000 * number + damage)) if data else b"")
+            (tmp_path / "image.dcm").write_bytes(mutate(data, Random(1000 * number + damage)) if data else b"")
             try:
-                pixels = read_radiograph(tmp_path / "film.dcm", 64)
+                pixels = read_radiograph(tmp_path / "image.dcm", 64)
             except UnreadableImage:
                 continue
             assert pixels.dtype == np.float32 and 0 <= pixels.min() < pixels.max() <= 1
 
 
 def test_ingest_accounts_for_every_damaged_file(tmp_path: Path) -> None:
-    """Kept or in rejects.csv; the sum is complete, and what is kept is what the reader reads."""
-    films = tmp_path / "films"
-    films.mkdir()
+    """Every file is either in the shards or in rejects.csv."""
+    images = tmp_path / "images"
+    images.mkdir()
     rows = ["image,patient_id,study_id"]
     for number in range(120):
-        (films / f"{number}.dcm").write_bytes(mutated_file(number)[1])
+        (images / f"{number}.dcm").write_bytes(mutated_file(number)[1])
         rows.append(f"{number}.dcm,p{number},s{number // 2}")
-    (films / "manifest.csv").write_text("\n".join(rows) + "\n")
+    (images / "manifest.csv").write_text("\n".join(rows) + "\n")
     out = tmp_path / "out"
-    config = IngestConfig(source="csv", root=str(films), out=str(out), size=16, workers=2, shard_studies=20)
+    config = IngestConfig(source="csv", root=str(images), out=str(out), size=16, workers=2, shard_studies=20)
     manifest = ingest(config)
     kept = sum(
         len(info["views"])

@@ -1,4 +1,4 @@
-"""PNG and JPEG radiographs, and the fitting into a square."""
+"""PNG and JPEG radiographs, and fitting to a square."""
 
 import pickle
 from collections.abc import Callable
@@ -21,8 +21,8 @@ def test_png_of_8_and_16_bits(tmp_path: Path) -> None:
     assert np.array_equal(read_radiograph(tmp_path / "a.png"), GREY.astype(np.float32) / np.float32(255))
     deep = GREY.astype(np.uint16) * 256 + 77
     Image.fromarray(deep).save(tmp_path / "b.png")
-    film = read_image(tmp_path / "b.png")
-    assert np.allclose(film.pixels, deep / 65535, atol=1e-7) and film.bits == 16
+    radiograph = read_image(tmp_path / "b.png")
+    assert np.allclose(radiograph.pixels, deep / 65535, atol=1e-7) and radiograph.bits == 16
 
 
 def test_the_file_type_follows_from_its_content(tmp_path: Path) -> None:
@@ -38,23 +38,23 @@ def test_jpeg(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P"])
-def test_grey_in_other_spellings(tmp_path: Path, mode: str) -> None:
+def test_grey_images_in_other_pixel_formats(tmp_path: Path, mode: str) -> None:
     Image.fromarray(GREY).convert(mode).save(tmp_path / "a.png")
     assert np.allclose(read_radiograph(tmp_path / "a.png"), GREY / 255, atol=1e-6)
 
 
 def test_a_small_coloured_arrow_is_accepted_and_a_colour_image_is_not(tmp_path: Path) -> None:
-    picture = np.repeat(GREY[:, :, None], 3, axis=2)
-    picture[:3, :4] = (255, 0, 0)  # 12 of 1,280 pixels
-    Image.fromarray(picture).save(tmp_path / "a.png")
+    rgb = np.repeat(GREY[:, :, None], 3, axis=2)
+    rgb[:3, :4] = (255, 0, 0)  # 12 of 1,280 pixels
+    Image.fromarray(rgb).save(tmp_path / "a.png")
     assert read_radiograph(tmp_path / "a.png").shape == (40, 32)
-    picture[:20] = (255, 0, 0)
-    Image.fromarray(picture).save(tmp_path / "a.png")
+    rgb[:20] = (255, 0, 0)
+    Image.fromarray(rgb).save(tmp_path / "a.png")
     with pytest.raises(UnreadableImage, match="colour"):
         read_radiograph(tmp_path / "a.png")
 
 
-def test_refusals(tmp_path: Path) -> None:
+def test_unreadable_images_are_refused_with_a_reason(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     with pytest.raises(UnreadableImage, match="cannot be opened"):
         read_radiograph(path)
@@ -94,7 +94,7 @@ def test_fitting_keeps_aspect_and_pads_with_black() -> None:
 
 
 def test_shrinking_is_anti_aliased() -> None:
-    """A checkerboard becomes its mean, and not a moire of black and white."""
+    """A checkerboard becomes its mean, without moiré."""
     board = (np.indices((512, 512)).sum(axis=0) % 2).astype(np.float32)
     small = fit_square(board, 64)
     assert np.abs(small[4:-4, 4:-4] - 0.5).max() < 0.02

@@ -15,7 +15,7 @@ from medunifier.data.ingest.check import try_images
 from medunifier.data.ingest.command import IngestConfig, ingest
 from medunifier.data.shards.dataset import ShardDataset
 from medunifier.shared.errors import UserError
-from tests.data.images.test_dicom import RAMP, film, saved
+from tests.data.images.test_dicom import RAMP, dicom_dataset, saved
 
 
 def test_crop_is_the_centre_of_the_image_at_a_larger_scale() -> None:
@@ -41,10 +41,10 @@ def test_window_full_ignores_the_window_and_lut_of_the_header(tmp_path: Path) ->
     table.LUTDescriptor, table.LUTData = [4096, 0, 16], (np.arange(4096, dtype=np.uint16) // 2).tolist()
     table["LUTDescriptor"].VR, table["LUTData"].VR = "US", "US"
     for changes in ({"WindowCenter": 2048, "WindowWidth": 101}, {"VOILUTSequence": [table]}):
-        saved(film(**changes), path)
+        saved(dicom_dataset(**changes), path)
         assert not np.allclose(read_image(path).pixels, RAMP / 4095, atol=1e-2)
         assert np.allclose(read_image(path, window="full").pixels, RAMP / 4095, atol=1e-6)
-    inverse = film(PhotometricInterpretation="MONOCHROME1", WindowCenter=2048, WindowWidth=101)
+    inverse = dicom_dataset(PhotometricInterpretation="MONOCHROME1", WindowCenter=2048, WindowWidth=101)
     assert np.allclose(read_image(saved(inverse, path), window="full").pixels, 1 - RAMP / 4095, atol=1e-6)
 
 
@@ -62,7 +62,7 @@ def tree(tmp_path: Path) -> Path:
     tree = tmp_path / "tree"
     tree.mkdir()
     for name, changes in HEADERS.items():
-        saved(film(WindowCenter=2048, WindowWidth=1001, **changes), tree / f"{name}.dcm")
+        saved(dicom_dataset(WindowCenter=2048, WindowWidth=1001, **changes), tree / f"{name}.dcm")
     Image.fromarray((RAMP >> 4).astype(np.uint8)).save(tree / "picture.png")
     names = [f"{name}.dcm" for name in HEADERS] + ["picture.png"]
     (tree / "manifest.csv").write_text("\n".join(["image", *names]) + "\n")
