@@ -1,9 +1,9 @@
-"""The whole pipeline on phantoms: archive, shards, tokenizer, codes, model, judgement, and one page about it.
+"""Run the whole pipeline on phantoms: archive, shards, tokenizer, codes, model, evaluation, and a result page.
 
     python scripts/demo.py --run_dir runs/demo
 
-Each step is a command that works the same on real data; it is printed before it runs. Started again, a
-finished step says so and an interrupted one continues.
+Each step is a command that also works on real data; it is printed before it runs. On a rerun, finished steps are
+skipped and an interrupted one resumes.
 """
 
 import importlib.metadata
@@ -28,7 +28,7 @@ from medunifier.shared.training.hardware import processor_name
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# What a run of the demo has to reach on held-out phantom patients.
+# Target metrics of a demo run on held-out phantom patients.
 THRESHOLDS = {
     "tokenizer.psnr": 26.0,
     "tokenizer.codebook_usage": 0.6,
@@ -38,32 +38,32 @@ THRESHOLDS = {
     "reports.clinical_f1_micro": 0.8,
     "synthesis.label_auroc": 0.8,
 }
-# What every single finding is compared with: F1 of its mentions in reports, AUROC of its generated images.
+# Targets for each finding: F1 of its mentions in reports, AUROC of its generated images.
 FINDING_THRESHOLDS = {"reports": 0.8, "synthesis": 0.8}
 
-# Those that a model of two million parameters learns to see at 64 pixels within minutes.
+# Findings that a model of two million parameters learns at 64 pixels within minutes.
 FINDINGS = ("cardiomegaly", "effusion", "pneumothorax", "opacity", "nodule")
 
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """Train and judge a small model on 64-pixel phantoms, from nothing to a page."""
+    """Train and evaluate a small model on 64-pixel phantoms, from the data to a result page."""
 
     run_dir: str = "runs/demo"
-    """Where everything is written; index.html and metrics.json at the end."""
+    """Output folder; index.html and metrics.json are written at the end."""
     studies: int = 4000
-    """Phantom studies; a tenth of them is for the test, of which 200 are drawn."""
+    """Number of phantom studies; a tenth is the test split, of which 200 are sampled."""
     seed: int = 0
-    """Of the phantoms and of the evaluation."""
+    """Seed of the phantoms and of the evaluation."""
     stage1_steps: int = 0
-    """Training steps of the tokenizer; 0 = as configs/stage1/demo.yaml says."""
+    """Training steps of the tokenizer; 0 = the value in configs/stage1/demo.yaml."""
     stage2_steps: int = 0
-    """Training steps of the model; 0 = as configs/stage2/demo.yaml says."""
+    """Training steps of the model; 0 = the value in configs/stage2/demo.yaml."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One command; ``result`` is what it leaves behind, and what the step after it needs."""
+    """One command; ``result`` is its output, which the next step needs."""
 
     name: str
     command: tuple[str, ...]
@@ -71,13 +71,13 @@ class Step:
 
 
 def steps_of(config: DemoConfig) -> list[Step]:
-    """The commands of the demo in their order."""
+    """Return the commands of the demo, in order."""
     run = Path(config.run_dir)
     archive, images, codes = run / "archive", run / "images", run / "codes"
     tokenizer, model = run / "stage1" / "tokenizer", run / "stage2" / "model"
     evaluation = run / "evaluation.json"
     workers = str(len(os.sched_getaffinity(0)))
-    # Said in full, since the launcher warns about each that is left to its default.
+    # All options are explicit, since the launcher warns about each default.
     launch = shlex.split(
         "accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no"
     )
@@ -95,9 +95,9 @@ def steps_of(config: DemoConfig) -> list[Step]:
         Step(
             "ingest",
             ("medunifier", "ingest", "--source", "phantom", "--root", f"{archive}", "--out", f"{images}")
-            # The impression says the same once more: without it a row is a third shorter, and more of them are seen.
+            # The impression repeats the findings: without it sequences are a third shorter, so more fit in the time.
             + ("--size", "64", "--workers", workers, "--text", "findings", "--key_file", f"{run / 'pseudonym.key'}")
-            # Phantoms are alike by birth: to compare all pairs of them costs time and tells nothing.
+            # Phantoms are similar by construction, so a duplicate search would be slow and uninformative.
             + ("--duplicates", "ignore"),
             images,
         ),
@@ -121,9 +121,9 @@ def steps_of(config: DemoConfig) -> list[Step]:
         Step(
             "evaluate",
             ("medunifier", "evaluate", "all", "--model", f"{model}", "--data", f"{images}", "--out", f"{evaluation}")
-            # A small model draws truer with less chance in it.
+            # A small model generates better images at a lower temperature.
             + ("--seed", f"{config.seed}", "--temperature", "0.6")
-            # Four short trainings: enough to see what the model's weights are worth beside fresh ones.
+            # Four short runs: enough to compare pre-trained with randomly initialized weights.
             + ("--finetune.steps", "60", "--finetune.batch_size", "16", "--finetune.shares", "[10, 100]"),
             evaluation,
         ),
@@ -131,17 +131,17 @@ def steps_of(config: DemoConfig) -> list[Step]:
 
 
 def run_steps(steps: Sequence[Step], log: Path) -> dict[str, float]:
-    """Run the commands one after another, each in the repository's root, with its output as it comes.
+    """Run the commands sequentially in the repository root, with their output unbuffered.
 
     Args:
-        steps: what to run.
-        log: JSON file of the seconds that each step took, over all starts until it was finished.
+        steps: the commands to run.
+        log: JSON file of the seconds per step, summed over all runs until it finished.
 
     Returns:
         Seconds by step.
 
     Raises:
-        UserError: at the first command that fails; those after it are not started.
+        UserError: at the first command that fails; later ones are not started.
     """
     record: dict[str, Any] = read_json(log, "the demo's record") if log.is_file() else {}
     for number, step in enumerate(steps, start=1):
@@ -153,40 +153,40 @@ def run_steps(steps: Sequence[Step], log: Path) -> dict[str, float]:
         start = time.perf_counter()
         code = subprocess.run([_program(step.command[0]), *step.command[1:]], cwd=ROOT, check=False).returncode  # noqa: S603 - fixed program, arguments as a list
         seconds = time.perf_counter() - start
-        if not entry["finished"]:  # a start that found its work done tells nothing
+        if not entry["finished"]:  # a rerun of a finished step is not timed
             entry["seconds"] += seconds
         entry["finished"] = entry["finished"] or code == 0
         write_json(log, record)
         if code:
             raise UserError(
-                f"step {step.name} failed with exit code {code}, its message stands above; "
-                "once it is mended, the same command continues here"
+                f"step {step.name} failed with exit code {code}, see its message above; "
+                "after fixing the cause, the same command resumes here"
             )
         print(f"{step.name}: {seconds:.0f} s", flush=True)
     return {step.name: record[step.name]["seconds"] for step in steps}
 
 
 def _newer(result: Path, source: Path) -> bool:
-    """A file, which its command would otherwise make anew, is up to date."""
+    """Return whether a result file is newer than its source."""
     return source.exists() and result.stat().st_mtime > source.stat().st_mtime
 
 
 def _program(name: str) -> str:
-    """The command of this Python's own environment, whatever the shell would find first."""
-    own = Path(sys.executable).with_name(name)
-    found = str(own) if own.is_file() else shutil.which(name)
+    """Return the path of a command in this Python's environment, before any on PATH."""
+    installed = Path(sys.executable).with_name(name)
+    found = str(installed) if installed.is_file() else shutil.which(name)
     if not found:
         raise UserError(f"the command {name} is not installed beside {sys.executable}: pip install -e . in {ROOT}")
     return found
 
 
 def machine() -> dict[str, Any]:
-    """Cores and processor, without which seconds mean nothing."""
+    """Return cores and processor, to interpret the timings."""
     return {"cores": len(os.sched_getaffinity(0)), "cpu": processor_name(), "system": platform.system()}
 
 
 def write_results(run: Path, seconds: Mapping[str, float]) -> dict[str, Any]:
-    """``metrics.json`` and ``index.html`` of a finished run; returns the former's content."""
+    """Write ``metrics.json`` and ``index.html`` of a finished run, and return the content of the former."""
     evaluation = read_json(run / "evaluation.json", "a finished demo")
     versions = {"medunifier": importlib.metadata.version("medunifier")} | evaluation["versions"]
     content = evaluation["metrics"] | {
@@ -203,7 +203,7 @@ def write_results(run: Path, seconds: Mapping[str, float]) -> dict[str, Any]:
 
 def write_page(run: Path, evaluation: Mapping[str, Any], content: Mapping[str, Any]) -> None:
     """Write the page: thresholds, a section for every task, training curves, time."""
-    # Imported late: torch takes seconds, and the steps before should not wait for it.
+    # Imported late, since importing torch takes seconds.
     from medunifier.shared.report_page.page import Page
     from medunifier.shared.report_page.plots import curve_panels
     from medunifier.stage2_unified.evaluate.results.definitions import definitions_of
@@ -221,7 +221,7 @@ def write_page(run: Path, evaluation: Mapping[str, Any], content: Mapping[str, A
     compared = {name: value for name, value in metrics.items() if name.removesuffix(".baseline") in THRESHOLDS}
     page.metrics(compared, THRESHOLDS)
     page.definitions(definitions_of(compared))
-    # Averages hide a finding that the model does not see.
+    # Averages hide a finding that the model does not recognize.
     for task, below in findings_below(evaluation, FINDING_THRESHOLDS).items():
         listed = ", ".join(f"{finding} ({value:.2f})" for finding, value in below.items())
         page.paragraph(f"{TITLES[task]}, findings below {FINDING_THRESHOLDS[task]:.2f}: {listed or 'none'}.")
@@ -240,7 +240,7 @@ def write_page(run: Path, evaluation: Mapping[str, Any], content: Mapping[str, A
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the demo and say where the page lies.
+    """Run the demo and print the metrics and the path of the page.
 
     Raises:
         UserError: if a step fails.
@@ -252,13 +252,13 @@ def main(argv: Sequence[str]) -> None:
     seconds = run_steps(steps_of(config), run / "seconds.json")
     content = write_results(run, seconds)
     print()
-    for name, least in THRESHOLDS.items():
+    for name, threshold in THRESHOLDS.items():
         value, baseline = content.get(name), content.get(f"{name}.baseline")
         if value is None:
-            print(f"{name:32} not judged (see evaluation.json)")
+            print(f"{name:32} not evaluated (see evaluation.json)")
         else:
-            verdict = "reached" if value >= least else "NOT REACHED"
-            print(f"{name:32} {value:8.3f}   baseline {baseline:6.3f}   threshold {least:5.2f}   {verdict}")
+            verdict = "reached" if value >= threshold else "NOT REACHED"
+            print(f"{name:32} {value:8.3f}   baseline {baseline:6.3f}   threshold {threshold:5.2f}   {verdict}")
     print(f"\n{time.perf_counter() - start:.0f} s; open {run / 'index.html'}")
 
 

@@ -1,8 +1,8 @@
-"""DICOM in, PNG out: `medunifier ingest` with two workers against the plain script that everybody writes.
+"""Benchmark DICOM to PNG conversion: `medunifier ingest` with two workers against a minimal script.
 
-The script is one process: pydicom, ``apply_voi_lut``, MONOCHROME1 inverted, the picture's own range onto 8 bits,
-PIL's resize with the aspect kept, a PNG file an image. Ours does what ingest does, from the tables to the manifest,
-its pool's start included: labels, checks, pseudonyms, shards, checksums. Where a worker's time goes is printed too.
+The script is one process: pydicom, ``apply_voi_lut``, MONOCHROME1 inverted, min-max scaling to 8 bits,
+PIL's resize with the aspect ratio kept, a PNG file per image. Ours runs all of ingest, from the tables to the
+manifest, including the pool's start: labels, checks, pseudonyms, shards, checksums. A profile of a worker is printed.
 """
 
 import cProfile
@@ -27,41 +27,41 @@ from medunifier.data.ingest.shard_job import ShardJob, Transform, run_shard_job
 from medunifier.data.phantom.command import PhantomConfig, write_archive
 from medunifier.data.sources import SourceOptions, read_source
 
-STUDIES, FILM, COPIES, SIZE, WORKERS = 24, 1536, 4, 256, 2
+STUDIES, PHANTOM_SIZE, COPIES, SIZE, WORKERS = 24, 1536, 4, 256, 2
 TARGET = 1.9
-REAL_FILMS = Path(__file__).resolve().parents[3] / "shared" / "data" / "dicom" / "chest"
-_OPTIONS = SourceOptions(outside_root=True)  # the tables may name links to films elsewhere
+REAL_IMAGES = Path(__file__).resolve().parents[3] / "shared" / "data" / "dicom" / "chest"
+_OPTIONS = SourceOptions(outside_root=True)  # the tables name symbolic links to images elsewhere
 STAGES = {"decoding": "decode_dicom", "resizing": "fit_square", "PNG": "encode_png", "reading": "read_at_most"}
 
 
 def rows(config: BenchConfig) -> list[Row]:
-    """Images a second: phantoms as large as a film, and real films where they lie beside the project."""
+    """Measure images per second: full-size phantoms, and real radiographs if the files are available."""
     with tempfile.TemporaryDirectory() as folder:
         top = Path(folder)
-        write_archive(PhantomConfig(out=top / "drawn", studies=STUDIES, size=FILM))
-        films = sorted((top / "drawn").rglob("*.dcm"))
-        found = [_compared(_linked(films, top / "phantom"), top, f"phantom DICOM of {FILM} px", config)]
-        if films := _real_films(top / "try"):
-            found.append(_compared(_linked(films, top / "real"), top, "real DICOM, most compressed", config))
+        write_archive(PhantomConfig(out=top / "generated", studies=STUDIES, size=PHANTOM_SIZE))
+        paths = sorted((top / "generated").rglob("*.dcm"))
+        found = [_compared(_linked(paths, top / "phantom"), top, f"phantom DICOM of {PHANTOM_SIZE} px", config)]
+        if paths := _real_images(top / "try"):
+            found.append(_compared(_linked(paths, top / "real"), top, "real DICOM, most compressed", config))
         return found
 
 
-def _linked(films: Sequence[Path], folder: Path) -> Path:
-    """An archive in the layout of the csv source, with several names for each film."""
+def _linked(paths: Sequence[Path], folder: Path) -> Path:
+    """Create an archive in the layout of the csv source, with several links to each image."""
     folder.mkdir()
     names = []
     for copy in range(COPIES):
-        for number, film in enumerate(films):
+        for number, path in enumerate(paths):
             names.append(f"{copy}-{number}.dcm")
-            (folder / names[-1]).symlink_to(film)
+            (folder / names[-1]).symlink_to(path)
     (folder / "manifest.csv").write_text("\n".join(["image", *names]), encoding="utf-8")
     return folder
 
 
-def _real_films(scratch: Path) -> list[Path]:
-    """Those that both sides read."""
-    films = []
-    for path in sorted(REAL_FILMS.glob("*.dcm")):
+def _real_images(scratch: Path) -> list[Path]:
+    """Return the files that both implementations can read."""
+    paths = []
+    for path in sorted(REAL_IMAGES.glob("*.dcm")):
         try:
             read_image(path)
             plain_script([path], scratch)
@@ -69,12 +69,12 @@ def _real_films(scratch: Path) -> list[Path]:
             continue
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-        films.append(path)
-    return films
+        paths.append(path)
+    return paths
 
 
 def _compared(root: Path, top: Path, what: str, config: BenchConfig) -> Row:
-    films = sorted(root.glob("*.dcm"))
+    paths = sorted(root.glob("*.dcm"))
     key = top / "key"
     config_of_ours = IngestConfig(
         source="csv",
@@ -83,7 +83,7 @@ def _compared(root: Path, top: Path, what: str, config: BenchConfig) -> Row:
         size=SIZE,
         workers=WORKERS,
         key_file=str(key),
-        shard_studies=len(films) // 10 + 1,
+        shard_studies=len(paths) // 10 + 1,
         options=_OPTIONS,
     )
 
@@ -94,41 +94,41 @@ def _compared(root: Path, top: Path, what: str, config: BenchConfig) -> Row:
 
     def peer() -> None:
         shutil.rmtree(top / "peer", ignore_errors=True)
-        plain_script(films, top / "peer")
+        plain_script(paths, top / "peer")
 
-    row = paired(f"{what}, images/s, {WORKERS} workers", ours, peer, config, TARGET, float(len(films)))
-    _print_shares(what, root, top / "shares", load_key(str(key)))
+    row = paired(f"{what}, images/s, {WORKERS} workers", ours, peer, config, TARGET, float(len(paths)))
+    _print_profile(what, root, top / "profile", load_key(str(key)))
     return row
 
 
-def plain_script(films: Sequence[Path], out: Path) -> None:
-    """The peer."""
+def plain_script(paths: Sequence[Path], out: Path) -> None:
+    """Convert the files as a minimal script does (the peer)."""
     out.mkdir()
-    for number, path in enumerate(films):
+    for number, path in enumerate(paths):
         dataset = pydicom.dcmread(path)
         pixels = apply_voi_lut(dataset.pixel_array, dataset).astype(np.float32)
         if dataset.PhotometricInterpretation == "MONOCHROME1":
             pixels = pixels.max() - pixels
         pixels = (pixels - pixels.min()) / (pixels.max() - pixels.min()) * 255
-        picture = Image.fromarray(pixels.astype(np.uint8))
-        scale = SIZE / max(picture.size)
-        small = picture.resize(
-            (round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC
-        )
+        image = Image.fromarray(pixels.astype(np.uint8))
+        scale = SIZE / max(image.size)
+        small = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
         square = Image.new("L", (SIZE, SIZE))
         square.paste(small, ((SIZE - small.width) // 2, (SIZE - small.height) // 2))
         square.save(out / f"{number}.png")
 
 
-def _print_shares(what: str, root: Path, scratch: Path, key: bytes) -> None:
-    """One shard in this process under the profiler: the share of each stage."""
+def _print_profile(what: str, root: Path, scratch: Path, key: bytes) -> None:
+    """Profile one shard in this process and print the fraction of time per stage."""
     records = tuple(read_source("csv", root, _OPTIONS).records)
     job = ShardJob(scratch / "0.tar", scratch / "0.json", "csv", records, Transform(SIZE, 8, "findings"), key)
     profile = cProfile.Profile()
     profile.runcall(run_shard_job, job)
     shutil.rmtree(scratch)
     seconds = {name: value[3] for (_, _, name), value in pstats.Stats(profile).stats.items()}  # type: ignore[attr-defined]
-    whole = seconds["run_shard_job"]
-    shares = {stage: seconds[function] / whole for stage, function in STAGES.items()}
-    shares["all else"] = 1 - sum(shares.values())
-    print(f"{what}: of a worker's time " + ", ".join(f"{share:.0%} {stage}" for stage, share in shares.items()))
+    total = seconds["run_shard_job"]
+    fractions = {stage: seconds[function] / total for stage, function in STAGES.items()}
+    fractions["all else"] = 1 - sum(fractions.values())
+    print(
+        f"{what}: of a worker's time " + ", ".join(f"{fraction:.0%} {stage}" for stage, fraction in fractions.items())
+    )

@@ -1,12 +1,12 @@
-"""Token shards, shuffled: our indexed loader against stock ``webdataset.WebDataset`` with a DataLoader.
+"""Benchmark shuffled reading of token shards: the indexed loader against stock ``webdataset.WebDataset``.
 
 Both read the same tar files from the page cache, decode codes and json of every sample, and stack batches of 32
-int64 codes. The peer is configured as webdataset's documentation has it: shards shuffled, a buffer of 1,000 samples,
-batches made in the dataset, so that the DataLoader passes them on. Each turn is one whole epoch from a new iterator:
-a shorter one would charge the peer for filling a buffer that it does not use.
+int64 codes. The peer is configured as in webdataset's documentation: shards shuffled, a buffer of 1,000 samples,
+batches made in the dataset, so that the DataLoader only passes them on. Each round is one whole epoch from a new
+iterator: a shorter one would charge the peer for filling a buffer that it does not use.
 
-The last row asks what is left of it beside a training step: forward, backward and what the loader makes the step wait
-for, reports cut and turned into ids as in training, in the training process itself (workers would hide most of it).
+The last row measures the data wait in a training step: forward, backward and the time until the batch is ready, with
+reports truncated and tokenized as in training, in the training process itself (workers would hide most of it).
 """
 
 import tempfile
@@ -32,12 +32,12 @@ from medunifier.stage2_unified.training.config import LossWeights
 from medunifier.stage2_unified.training.four_objectives import FourObjectives
 
 SHARDS, STUDIES, BATCH = 8, 512, 32
-TARGET, MOST_WAIT = 5.0, 0.02
+TARGET, MAX_WAIT = 5.0, 0.02
 REPORT = {"findings": "The heart is normal in size. " * 6, "impression": "No acute process."}
 
 
 def rows(config: BenchConfig) -> list[Row]:
-    """Samples a second over an epoch: read in the training process, and by two workers on either side."""
+    """Measure samples per second over an epoch: read in the training process, and by two workers each."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         _write(root)
@@ -60,7 +60,7 @@ def rows(config: BenchConfig) -> list[Row]:
 
 
 def _waiting(dataset: ShardDataset, config: BenchConfig) -> Row:
-    """The share of a training step of the four objectives in which it waits for its batch."""
+    """Measure the fraction of a training step of the four objectives that waits for its batch."""
     stage2 = load_benchmark("stage2")
     shape = stage2.RADIOGRAPHS
     torch.manual_seed(0)
@@ -75,19 +75,19 @@ def _waiting(dataset: ShardDataset, config: BenchConfig) -> Row:
         batch = next(stream)
         ready = time.perf_counter()
         stage2._step(objectives, objectives(batch)["loss"])
-        if number:  # the first opens files and warms up
+        if number:  # the first round opens files and warms up
             waited, computed = waited + ready - begin, computed + time.perf_counter() - ready
-    share = waited / (waited + computed)
-    what = f"share of a training step ({shape.studies} studies of {shape.name}) that waits for data; peer: what may"
-    return Row(what, share, MOST_WAIT, MOST_WAIT / share, 1.0)
+    fraction = waited / (waited + computed)
+    what = f"fraction of a step ({shape.studies} studies of {shape.name}) that waits for data; peer: what may"
+    return Row(what, fraction, MAX_WAIT, MAX_WAIT / fraction, 1.0)
 
 
 def _write(root: Path) -> None:
-    draw, shards = np.random.default_rng(0), {}
+    generator, shards = np.random.default_rng(0), {}
     for number in range(SHARDS):
         samples = []
         for study in range(STUDIES):
-            codes = draw.integers(0, 512, (1, 16, 16), dtype=np.uint16)
+            codes = generator.integers(0, 512, (1, 16, 16), dtype=np.uint16)
             info = {"study_id": f"{study}", "patient_id": "p", "views": ["PA"], "report": REPORT}
             samples.append((f"{number}-{study}", {"codes.npy": encode_npy(codes), "json": encode_info(info)}))
         shards[shard_name("train", number)] = write_shard(root / shard_name("train", number), samples)
@@ -95,9 +95,9 @@ def _write(root: Path) -> None:
 
 
 def _epoch(batches: Iterator[torch.Tensor]) -> None:
-    wanted = SHARDS * STUDIES
-    while wanted:
-        wanted -= len(next(batches))
+    remaining = SHARDS * STUDIES
+    while remaining:
+        remaining -= len(next(batches))
 
 
 def _ours(samples: Sequence[Any]) -> torch.Tensor:

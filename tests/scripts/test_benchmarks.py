@@ -37,7 +37,13 @@ def test_both_loaders_give_every_sample_of_an_epoch(tmp_path, monkeypatch):
 
 def test_the_ingest_benchmark_runs(tmp_path, monkeypatch, capsys):
     bench = load_benchmark("ingest")
-    for name, value in (("STUDIES", 3), ("FILM", 64), ("COPIES", 1), ("SIZE", 48), ("REAL_FILMS", tmp_path / "none")):
+    for name, value in (
+        ("STUDIES", 3),
+        ("PHANTOM_SIZE", 64),
+        ("COPIES", 1),
+        ("SIZE", 48),
+        ("REAL_IMAGES", tmp_path / "none"),
+    ):
         monkeypatch.setattr(bench, name, value)
     (row,) = bench.rows(BenchConfig(rounds=1))
     assert row.ratio > 0
