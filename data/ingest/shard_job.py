@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from medunifier.data.images.dicom import Radiograph, Windowing
-from medunifier.data.images.isolated import MAX_SECONDS, read_isolated
+from medunifier.data.images.isolated import MAX_SECONDS, IsolatedReader
 from medunifier.data.images.masks import member_name, read_masks
 from medunifier.data.images.pixels import Fit, UnreadableImage
 from medunifier.data.images.radiograph import check_burned_in, check_chest, read_image
@@ -92,10 +92,11 @@ def run_shard_job(job: ShardJob) -> Path:
     are read with isolated decoding. The shard's bytes do not depend on how the images are decoded.
     """
     begun = job.report.with_suffix(BEGUN)
-    read = read_isolated if begun.exists() else _read_with_timeout
-    write_json(begun, {})
-    tally = _Tally()
-    row = write_shard(job.shard, _samples(job, tally, read))
+    with IsolatedReader() as isolated:
+        read = isolated.read if begun.exists() else _read_with_timeout
+        write_json(begun, {})
+        tally = _Tally()
+        row = write_shard(job.shard, _samples(job, tally, read))
     if job.fingerprints:
         with atomic_file(_fingerprints_path(job)) as partial, open(partial, "wb") as file:
             np.save(file, np.array(tally.fingerprints, FINGERPRINT), allow_pickle=False)

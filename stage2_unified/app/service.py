@@ -11,12 +11,12 @@ from typing import TypeVar
 
 import numpy as np
 
+from medunifier.data.images.isolated import IsolatedReader
 from medunifier.data.images.synthetic import describe_generated_image, save_synthetic_png
 from medunifier.shared.errors import UserError
 from medunifier.shared.files.grey_levels import to_uint8
 from medunifier.shared.files.input_files import read_bounded
 from medunifier.stage2_unified.app.code_grid import Region, edited
-from medunifier.stage2_unified.app.reader import RadiographReader
 from medunifier.stage2_unified.inference.embedding_index import StudyIndex
 from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline
 from medunifier.stage2_unified.inference.prompts import FINDINGS, chosen_prompts
@@ -27,6 +27,8 @@ from medunifier.stage2_unified.inference.zero_shot import PromptScorer
 MAX_CHARACTERS = 5000
 MAX_IMAGES = 8
 MAX_LABELS = 50
+MAX_SECONDS_PER_UPLOAD = 30
+"""Time limit for decoding an upload; other requests wait for it."""
 MAX_SIMILAR = 50
 VIEWS = ("as the file says", "PA", "AP", "LATERAL")
 MAX_RANKED = 2000
@@ -96,7 +98,7 @@ class ModelService:
         self.pipeline, self.index, self._model = pipeline, index, pipeline.fingerprint
         self.index_images = index_images or {}
         self._folder, self._max_bytes = folder, max_bytes
-        self._reader = RadiographReader()
+        self._reader = IsolatedReader(MAX_SECONDS_PER_UPLOAD)
         self._images: OrderedDict[str, EncodedImage] = OrderedDict()
         self._scorers: OrderedDict[tuple[str, ...], tuple[PromptScorer, np.ndarray | None]] = OrderedDict()
         self._sampled: OrderedDict[tuple[bytes, str], dict[str, float]] = OrderedDict()

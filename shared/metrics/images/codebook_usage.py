@@ -1,4 +1,4 @@
-"""How much of a codebook a set of images uses: over the whole set, since figures of a batch mislead."""
+"""Codebook usage and perplexity over a whole data set; figures of single batches would be misleading."""
 
 import torch
 from torch import Tensor
@@ -10,8 +10,8 @@ class CodeCount:
     """Counts codes over a whole set and all processes.
 
     Args:
-        codes: entries of the book, K.
-        device: where the counts are kept.
+        codes: number of codebook entries, K.
+        device: of the counts.
     """
 
     def __init__(self, codes: int, device: torch.device | str = "cpu") -> None:
@@ -22,8 +22,8 @@ class CodeCount:
         self.counts += torch.bincount(codes.flatten(), minlength=len(self.counts))
 
     def figures(self) -> dict[str, float]:
-        """``codebook_usage``: share of entries that occur at all. ``perplexity``: exp of the entropy, 1 … K."""
+        """``codebook_usage``: fraction of entries that occur at all. ``perplexity``: exp of the entropy, 1 … K."""
         counts = all_reduce_sum(self.counts).double()
-        share = counts / counts.sum().clamp(min=1)
-        entropy = -torch.special.xlogy(share, share).sum()
+        fraction = counts / counts.sum().clamp(min=1)
+        entropy = -torch.special.xlogy(fraction, fraction).sum()
         return {"codebook_usage": float((counts > 0).double().mean()), "perplexity": float(entropy.exp())}

@@ -1,8 +1,10 @@
-"""A file that crashes or hangs its decoder is refused, all others are kept, and ingest completes in one run."""
+"""Isolated decoding equals direct decoding, and a file that crashes or hangs its decoder is refused alone."""
 
 import multiprocessing
 import os
+import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,45 +12,37 @@ import pytest
 from PIL import Image
 
 from medunifier.data.images.dicom import Radiograph
-from medunifier.data.images.isolated import read_isolated
+from medunifier.data.images.isolated import IsolatedReader
 from medunifier.data.images.pixels import UnreadableImage
 from medunifier.data.images.radiograph import read_image
 from medunifier.data.ingest.command import IngestConfig, ingest
 from medunifier.shared.errors import UserError
 
 # The child is a new process, which monkeypatching does not reach, so these programs replace its code.
-_CRASHING = """
-import io, os, sys
-request = sys.stdin.buffer.read()
-if b"bad" in request:
-    os.abort()
-sys.stdin = io.TextIOWrapper(io.BytesIO(request))
-from medunifier.data.images.isolated import decode_from_stdin
-decode_from_stdin()
-"""
-_KILLED = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
-_OFFLINE = """
-import medunifier.data.images.radiograph
-from medunifier.data.images.isolated import decode_from_stdin
-from medunifier.shared.errors import UserError
-def read_image(path, *options):
-    raise UserError("the bucket does not answer")
-medunifier.data.images.radiograph.read_image = read_image
-decode_from_stdin()
-"""
-_GREEDY = """
-import medunifier.data.images.radiograph
+_PATCHED = """
+import medunifier.data.images.radiograph as radiograph
+from medunifier.data.images.isolated import serve_requests
 from medunifier.data.images.pixels import UnreadableImage
-from medunifier.data.images.isolated import decode_from_stdin
+from medunifier.shared.errors import UserError
+import os
+original = radiograph.read_image
 def read_image(path, *options):
+{body}
+    return original(path, *options)
+radiograph.read_image = read_image
+serve_requests()
+"""
+_CRASHING = _PATCHED.format(body="    if 'bad' in path.name: os.abort()")
+_KILLED = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
+_OFFLINE = _PATCHED.format(body="    raise UserError('the bucket does not answer')")
+_GREEDY = _PATCHED.format(
+    body="""
     try:
         bytearray(2**33)
     except MemoryError:
         raise UnreadableImage("too greedy") from None
-medunifier.data.images.radiograph.read_image = read_image
-decode_from_stdin()
 """
-_SLEEPING = "import time\ntime.sleep(60)"
+)
 
 _forked = pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="patches reach only forked workers")
 
@@ -65,34 +59,58 @@ def tree(tmp_path: Path) -> Path:
     return tree
 
 
-def test_isolated_and_direct_decoding_are_equal(tree: Path) -> None:
-    direct, isolated = read_image(tree / "a.png", 32), read_isolated(tree / "a.png", 32)
+@pytest.fixture
+def reader() -> Iterator[IsolatedReader]:
+    with IsolatedReader() as reader:
+        yield reader
+
+
+def test_isolated_and_direct_decoding_are_equal_in_one_child(tree: Path, reader: IsolatedReader) -> None:
+    direct, isolated = read_image(tree / "a.png", 32), reader.read(tree / "a.png", 32)
     assert np.array_equal(direct.pixels, isolated.pixels) and direct.bits == isolated.bits
-    (tree / "a.png").write_bytes(b"not an image")
+    child = reader._child
+    (tree / "b.png").write_bytes(b"not an image")
     with pytest.raises(UnreadableImage, match="not a DICOM file"):
-        read_isolated(tree / "a.png", 32)
+        reader.read(tree / "b.png", 32)
+    assert reader.read(tree / "c.png", 16).pixels.shape == (16, 16) and reader._child is child
 
 
-def test_crash_hang_and_lack_of_memory_are_distinguished(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medunifier.data.images.isolated._CHILD", _CRASHING)
-    with pytest.raises(UnreadableImage, match="process"):
-        read_isolated(tree / "bad.png", 32)
-    monkeypatch.setattr("medunifier.data.images.isolated._CHILD", _SLEEPING)
-    monkeypatch.setattr("medunifier.data.images.isolated.MAX_SECONDS", 1)
-    with pytest.raises(UnreadableImage, match="1 seconds"):
-        read_isolated(tree / "a.png", 32)
-    monkeypatch.setattr("medunifier.data.images.isolated._CHILD", _KILLED)
-    with pytest.raises(UserError, match="out of memory") as caught:
-        read_isolated(tree / "a.png", 32)
-    assert not isinstance(caught.value, UnreadableImage)
-    monkeypatch.setattr("medunifier.data.images.isolated.MAX_SECONDS", 60)
-    monkeypatch.setattr("medunifier.data.images.isolated._CHILD", _GREEDY)
-    with pytest.raises(UnreadableImage, match="too greedy"):
-        read_isolated(tree / "a.png", 32)
-    monkeypatch.setattr("medunifier.data.images.isolated._CHILD", _OFFLINE)
-    with pytest.raises(UserError, match="does not answer") as caught:
-        read_isolated(tree / "a.png", 32)
-    assert not isinstance(caught.value, UnreadableImage)
+@pytest.mark.parametrize(
+    ("program", "kind", "message"),
+    [
+        (_CRASHING, UnreadableImage, "crashes"),
+        (_KILLED, UserError, "out of memory"),
+        (_GREEDY, UnreadableImage, "too greedy"),
+        (_OFFLINE, UserError, "does not answer"),
+    ],
+)
+def test_a_failure_of_the_child_becomes_the_right_error(
+    tree: Path, reader: IsolatedReader, monkeypatch: pytest.MonkeyPatch, program: str, kind: type, message: str
+) -> None:
+    monkeypatch.setattr("medunifier.data.images.isolated._CHILD", program)
+    with pytest.raises(UserError, match=message) as caught:
+        reader.read(tree / "bad.png", 32)
+    assert type(caught.value) is kind
+    if program == _CRASHING:
+        assert reader.read(tree / "a.png", 32).pixels.shape == (32, 32), "no new child was started"
+
+
+def test_a_hanging_child_is_killed_and_replaced(tree: Path, reader: IsolatedReader) -> None:
+    reader.read(tree / "a.png", 16)
+    assert reader._child is not None
+    os.kill(reader._child.pid, signal.SIGSTOP)  # hang, as a codec may
+    reader._seconds = 0.2
+    with pytest.raises(UnreadableImage, match="0.2 seconds"):
+        reader.read(tree / "a.png", 16)
+    reader._seconds = 60
+    assert reader.read(tree / "a.png", 16).pixels.shape == (16, 16)
+
+
+def test_closing_the_reader_ends_its_child(tree: Path) -> None:
+    with IsolatedReader() as reader:
+        reader.read(tree / "a.png", 16)
+        child = reader._child
+    assert child is not None and child.returncode is not None and reader._child is None
 
 
 @pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="patches reach only forked workers")

@@ -80,8 +80,8 @@ def test_a_run_killed_twice_resumes_to_the_same_bytes(
         _wait_for(lambda shards=shards: len(list(out.glob("*.tar"))) >= shards)
         assert _kill(process), "it finished before it was killed"
         assert not (out / "manifest.json").exists()
-    # Isolated decoding is ten times slower, and only for images that crash their decoder.
-    monkeypatch.setattr("medunifier.data.ingest.shard_job.read_isolated", None)
+    # Isolated decoding is slower, and only for images that crash their decoder.
+    monkeypatch.setattr("medunifier.data.images.isolated.IsolatedReader.read", None)
     ingest(_config(archive, out))
     assert contents(out) == uninterrupted[0]
 
