@@ -53,7 +53,12 @@ class IsolatedReader:
             child = self._running_child()
             assert child.stdin is not None and child.stdout is not None  # noqa: S101 - narrows a type
             timed_out = threading.Event()
-            timer = threading.Timer(self._seconds, lambda: (timed_out.set(), child.kill()))
+
+            def expire() -> None:
+                timed_out.set()
+                child.kill()
+
+            timer = threading.Timer(self._seconds, expire)
             timer.start()
             try:
                 child.stdin.write(pickle.dumps((path, size, fit, window)))
