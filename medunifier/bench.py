@@ -1,10 +1,10 @@
-"""``medunifier bench NAME``: ours beside a peer in one run, as ratios. A benchmark is ``scripts/benchmarks/NAME.py``.
+"""``medunifier bench NAME``: compare our code with a peer in one run. A benchmark is ``scripts/benchmarks/NAME.py``.
 
-It has a function ``rows(config)``, and may have a dataclass ``Config`` of its own in place of :class:`BenchConfig`,
-with ``out`` and ``threads`` at least.
+A benchmark has a function ``rows(config)`` and may define a dataclass ``Config`` in place of :class:`BenchConfig`,
+with at least ``out`` and ``threads``.
 
-Times of one machine say little about another's, and a shared machine's say little about its own an hour later.
-So ours and the peer take turns, and what is reported is the median of the paired ratios.
+Times differ between machines, and over an hour on a shared machine. So ours and the peer run alternately, and the
+median of the paired ratios is reported.
 """
 
 import ast
@@ -63,13 +63,13 @@ def paired(
     target: float | None = None,
     units: float = 1.0,
 ) -> Row:
-    """Time two callables in turns.
+    """Time two callables alternately.
 
     Args:
         what: what is compared, with its unit ("training step, steps/s").
         ours, peer: do the same work.
         config: rounds.
-        target: ratio that is asked for.
+        target: target ratio.
         units: amount of work in a call; the row shows units a second.
     """
     seconds: dict[str, list[float]] = {"ours": [], "peer": []}

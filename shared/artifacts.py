@@ -61,7 +61,7 @@ def unwritable(error: BaseException, folder: Path) -> str | None:
     cause: BaseException | None = error
     while cause is not None:
         for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            # safetensors reports the error of the system in words alone.
+            # safetensors raises its own error type; only the message contains the system's error.
             if (isinstance(cause, OSError) and cause.errno == number) or os.strerror(number) in str(cause):
                 return os.strerror(number)
         if any(sign in str(cause) for sign in _TORCH_WRITER):

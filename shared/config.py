@@ -131,7 +131,7 @@ def _parser_of(
     parser.add_argument("--config", action="config", help="YAML file with any of the options below.")
     parser.add_class_arguments(config_class, nested_key=None, as_positional=positional)
     for action in parser._actions:
-        # jsonargparse wants a value with every option; "--check" alone means true to whoever types it.
+        # jsonargparse wants a value with every option; a bare "--check" must mean true.
         if getattr(action, "_typehint", None) is bool:
             action.nargs, action.const = "?", True
     return parser

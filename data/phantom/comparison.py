@@ -77,7 +77,7 @@ def describe_resolved(kind: str, change: Change, rng: Generator) -> list[tuple[s
 
 
 def _location_words(locations: tuple[Any, ...]) -> list[str]:
-    """Return each location in words; both sides together are "bilateral"."""
+    """Return the text of each location; both sides together are "bilateral"."""
     if len(locations) == len(SIDES) and set(locations) == set(SIDES):
         return ["bilateral"]
     return [location if isinstance(location, str) else " ".join(location) for location in locations]

@@ -54,12 +54,12 @@ def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iter
         )
 
 
-def moment(films: Iterable[Row]) -> str:
+def moment(images: Iterable[Row]) -> str:
     """Return the time of a study's first image as text that sorts chronologically; "" if an image has no date."""
     moments = [
         # 08:30:45.5 is written "83045.5"; fractions of a second are dropped.
-        f"{film['StudyDate']}T{film['StudyTime'].partition('.')[0].zfill(6)}" if film["StudyDate"] else ""
-        for film in films
+        f"{image['StudyDate']}T{image['StudyTime'].partition('.')[0].zfill(6)}" if image["StudyDate"] else ""
+        for image in images
     ]
     return min(moments, default="")
 

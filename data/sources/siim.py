@@ -24,12 +24,12 @@ def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iter
     """
     table = required_table(root, "train-rle", "SIIM-ACR")
     rows = read_table(table, ("ImageId", "EncodedPixels"), problems, needed=("ImageId", "EncodedPixels"))
-    films = files_by_stem(root, ".dcm")
+    paths = files_by_stem(root, ".dcm")
     for image, masks in grouped(rows, lambda row: row["ImageId"]).items():
         runs = tuple(("Pneumothorax", row["EncodedPixels"]) for row in masks if row["EncodedPixels"] != "-1")
         yield StudyRecord(
             study_id=image,
             patient_id=image,
-            views=(View(films.get(image, root / "dicom-images-train" / f"{image}.dcm"), masks=runs),),
+            views=(View(paths.get(image, root / "dicom-images-train" / f"{image}.dcm"), masks=runs),),
             labels=closed_labels(["Pneumothorax"] if runs else [], ["Pneumothorax"]),
         )

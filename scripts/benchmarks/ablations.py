@@ -83,7 +83,7 @@ def rows(config: Config) -> list[Row]:
     evaluated = {
         name: read_json(path, "a run of this benchmark")["figures"]
         for name in RUNS
-        if (path := _folder(config, name) / "judged.json").is_file()
+        if (path := _folder(config, name) / "evaluation.json").is_file()
     }
     missing = [name for name in RUNS if name not in evaluated]
     if missing:
@@ -117,7 +117,7 @@ def _folder(config: Config, name: str) -> Path:
 
 def _run(config: Config, name: str, left_out: tuple[str, ...]) -> None:
     folder = _folder(config, name)
-    if (folder / "judged.json").is_file():
+    if (folder / "evaluation.json").is_file():
         return
     print(f"{name}: {config.steps} steps", flush=True)
     start = time.perf_counter()
@@ -139,7 +139,7 @@ def _run(config: Config, name: str, left_out: tuple[str, ...]) -> None:
         tokenizer, pipeline = load_model(evaluation.model, task, None)
         metrics = evaluate(task, evaluation, tokenizer, pipeline, f"medunifier evaluate {task}")["metrics"]
         values |= {metric: metrics[metric] for metric in trained}
-    write_json(folder / "judged.json", {"figures": values, "training_seconds": seconds, "steps": config.steps})
+    write_json(folder / "evaluation.json", {"figures": values, "training_seconds": seconds, "steps": config.steps})
 
 
 def _train(config: Config, folder: Path, options: list[str]) -> None:

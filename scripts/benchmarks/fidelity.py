@@ -184,14 +184,15 @@ def rows(config: Config) -> list[Row]:
         shards = runs / f"{data}-images"
         for side in SIDES:
             name = f"{data}-{side}"
-            if config.only in ("", name) and not (runs / name / "judged.json").is_file():
+            if config.only in ("", name) and not (runs / name / "evaluation.json").is_file():
                 _make_shards(config, data, shards)
                 _train(config, name, side, shards)
-        if not all((runs / f"{data}-{side}" / "judged.json").is_file() for side in SIDES):
-            missing = [f"{data}-{side}" for side in SIDES if not (runs / f"{data}-{side}" / "judged.json").is_file()]
+        results = {f"{data}-{side}": runs / f"{data}-{side}" / "evaluation.json" for side in SIDES}
+        missing = [name for name, path in results.items() if not path.is_file()]
+        if missing:
             print(f"{data}: still to be trained: {', '.join(missing)}")
             continue
-        ours, fork = (read_json(runs / f"{data}-{side}" / "judged.json", "a run of this benchmark") for side in SIDES)
+        ours, fork = (read_json(path, "a run of this benchmark") for path in results.values())
         table += _compare(data, ours, fork)
         sections.append(_section(config, data, ours, fork, shards))
         _write_example_images(config, data)
@@ -260,7 +261,7 @@ def _train(config: Config, name: str, side: str, shards: Path) -> None:
     arrays: dict[str, Any] = dict(examples)  # typed Any, since numpy's options are keyword arguments too
     np.savez_compressed(run_dir / "pictures.npz", **arrays)
     write_json(
-        run_dir / "judged.json",
+        run_dir / "evaluation.json",
         {
             "figures": metrics,
             "parameters": sum(p.numel() for p in inference),

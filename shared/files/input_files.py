@@ -30,7 +30,7 @@ _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 def open_regular(path: str | Path) -> io.BufferedReader:
     """Open a regular file of this machine for reading.
 
-    A FIFO would block until somebody writes to it, and a device may have no end.
+    Opening a FIFO would block until a process writes to it, and a device may have no end.
 
     Raises:
         OSError: if it is absent, may not be read, or is no regular file.

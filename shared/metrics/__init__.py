@@ -1,1 +1,1 @@
-"""Metrics: each a function or a small accumulator of its own that can be read alone."""
+"""Metrics: independent functions and small accumulators, one per module."""

@@ -47,10 +47,10 @@ def macro_auroc(truth: np.ndarray, scores: np.ndarray) -> float:
 
 
 def macro_auroc_interval(
-    truth: np.ndarray, scores: np.ndarray, patients: Sequence[str], draws: int = 200, seed: int = 0
+    truth: np.ndarray, scores: np.ndarray, patients: Sequence[str], count: int = 200, seed: int = 0
 ) -> tuple[float, float]:
     """95 % bootstrap interval by patient of :func:`macro_auroc`."""
-    return bootstrap_interval(lambda rows: macro_auroc(truth[rows], scores[rows]), patients, draws, seed=seed)
+    return bootstrap_interval(lambda rows: macro_auroc(truth[rows], scores[rows]), patients, count, seed=seed)
 
 
 def truth_matrix(labels: Sequence[dict[str, int]], findings: Sequence[str]) -> np.ndarray:

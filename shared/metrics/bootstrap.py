@@ -5,16 +5,15 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 
-def resamples(patients: Sequence[str], draws: int, seed: int = 0) -> Iterator[np.ndarray]:
-    """Row numbers of ``draws`` samples of the patients with replacement; a patient brings all of its rows.
+def resamples(patients: Sequence[str], count: int, seed: int = 0) -> Iterator[np.ndarray]:
+    """Yield the row numbers of ``count`` bootstrap samples of patients; a sampled patient contributes all its rows.
 
-    The same patients in the same order, draws and seed give the same rows: what two systems' scores on
-    the same studies are compared on.
+    The rows depend only on the arguments, so that two systems' scores on the same studies can be compared in pairs.
 
     Args:
         patients: (N,) the patient of each row.
-        draws: how many.
-        seed: of the draws.
+        count: number of resamples.
+        seed: of the random generator.
 
     Raises:
         ValueError: without rows.
@@ -26,7 +25,7 @@ def resamples(patients: Sequence[str], draws: int, seed: int = 0) -> Iterator[np
     sizes = np.bincount(owner)
     begins = np.cumsum(sizes) - sizes
     rng = np.random.default_rng(seed)
-    for _ in range(draws):
+    for _ in range(count):
         sampled = rng.integers(len(sizes), size=len(sizes))
         # First row of each sampled patient, repeated for its rows, plus 0, 1, … within the patient.
         ends = np.cumsum(sizes[sampled])
@@ -35,7 +34,7 @@ def resamples(patients: Sequence[str], draws: int, seed: int = 0) -> Iterator[np
 
 
 def percentile_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
-    """(low, high) that hold ``confidence`` of the resamples' values; NaN if over half of these are no numbers."""
+    """Return (low, high), which contain ``confidence`` of the finite values; NaN if over half are not finite."""
     defined = values[np.isfinite(values)]
     if 2 * len(defined) < len(values):
         return float("nan"), float("nan")
@@ -47,24 +46,24 @@ def percentile_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[f
 def bootstrap_interval(
     statistic: Callable[[np.ndarray], float],
     patients: Sequence[str],
-    draws: int = 200,
+    count: int = 200,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> tuple[float, float]:
     """Return the percentile interval of a statistic over patients sampled with replacement.
 
     Args:
-        statistic: maps row numbers (with repetitions) to the figure; NaN where a draw leaves it undefined.
+        statistic: maps row numbers (with repetitions) to the figure; NaN where it is undefined for a resample.
         patients: (N,) the patient of each row.
-        draws: how many resamples.
-        confidence: share of the resamples inside.
-        seed: of the draws.
+        count: number of resamples.
+        confidence: fraction of the resamples inside the interval.
+        seed: of the random generator.
 
     Returns:
-        (low, high); (NaN, NaN) if more than half the draws leave the statistic undefined.
+        (low, high); (NaN, NaN) if the statistic is undefined for more than half of the resamples.
 
     Raises:
         ValueError: without rows.
     """
-    values = np.array([statistic(rows) for rows in resamples(patients, draws, seed)])
+    values = np.array([statistic(rows) for rows in resamples(patients, count, seed)])
     return percentile_interval(values, confidence)

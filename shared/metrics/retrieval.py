@@ -94,9 +94,10 @@ def recall_at_k(
 
 
 def precision_at_k(scores: np.ndarray, query_class: np.ndarray, candidate_class: np.ndarray, k: int) -> np.ndarray:
-    """Share of each query's k nearest candidates that are of its class (GLoRIA's measure on CheXpert 5x200).
+    """Return the fraction of each query's k nearest candidates that share its class.
 
-    Ties are resolved pessimistically, as for recall: of equal scores those of another class come first.
+    This is GLoRIA's measure on CheXpert 5x200. Ties are resolved pessimistically, as for recall: among
+    equal scores, candidates of another class come first.
 
     Args:
         scores: (queries, candidates) floats, higher is nearer.

@@ -96,27 +96,27 @@ class Samples:
         """All figures over all rows."""
         return {metric: self.value(metric) for metric in self.statistics}
 
-    def intervals(self, draws: int, seed: int) -> dict[str, tuple[float, float]]:
-        """95 % bootstrap interval by patient of every figure, over the same resamples."""
+    def intervals(self, count: int, seed: int) -> dict[str, tuple[float, float]]:
+        """Return the 95 % bootstrap interval by patient of every figure, over the same resamples."""
         resampled = np.array(
             [
                 [self.value(metric, rows) for metric in self.statistics]
-                for rows in resamples(self.patients, draws, seed)
+                for rows in resamples(self.patients, count, seed)
             ]
         )
         return {metric: percentile_interval(resampled[:, i]) for i, metric in enumerate(self.statistics)}
 
 
-def paired_difference(a: Samples, b: Samples, metric: str, draws: int, seed: int) -> dict[str, Any]:
-    """A figure of two systems on the same rows: the difference, its interval, and how easily it is 0.
+def paired_difference(a: Samples, b: Samples, metric: str, count: int, seed: int) -> dict[str, Any]:
+    """Compare a figure of two systems on the same rows: the difference, its interval and its p-value.
 
-    Both are resampled alike, so what makes a study hard for both cancels. ``p`` is two-sided: twice the
-    share of the resamples on the other side of 0, with one added to count and draws, so that it is never 0.
+    Both use the same resamples, so the common difficulty of a study cancels. ``p`` is two-sided: twice the fraction
+    of resamples on the other side of 0, with one added to numerator and denominator, so that it is never 0.
 
     Args:
         a, b: with equal ids and patients, in the same order.
         metric: a figure of both.
-        draws, seed: of the bootstrap by patient.
+        count, seed: number of resamples by patient, and their seed.
 
     Returns:
         ``{"a", "b", "difference" (a - b), "interval" [low, high] (95 %), "p"}``.
@@ -128,7 +128,7 @@ def paired_difference(a: Samples, b: Samples, metric: str, draws: int, seed: int
         raise ValueError("a paired bootstrap needs the same rows on both sides")
     if a.statistics[metric] != b.statistics[metric]:
         raise ValueError(f"{metric} is defined otherwise on the two sides")
-    rows = resamples(a.patients, draws, seed)
+    rows = resamples(a.patients, count, seed)
     found = np.array([a.value(metric, chosen) - b.value(metric, chosen) for chosen in rows])
     found = found[np.isfinite(found)]
     beyond = min((found <= 0).sum(), (found >= 0).sum())

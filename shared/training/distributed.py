@@ -33,10 +33,11 @@ def on_cpu() -> bool:
 
 
 def warn_if_alone() -> None:
-    """Print a warning if the launcher was asked for several processes and this one is alone.
+    """Print a warning if the launcher requested several processes and this one runs alone.
 
-    ``accelerate launch --cpu --num_processes 2`` starts one (Accelerate 1.15, without ``mpirun``). It passes on no
-    count, but the rendezvous address that it sets for several processes alone. Call it once Accelerate is set up.
+    ``accelerate launch --cpu --num_processes 2`` starts one (Accelerate 1.15, without ``mpirun``). It sets no
+    process count, but a rendezvous address, which it sets only for several processes. Call this after Accelerate
+    is set up.
     """
     if world_size() > 1:
         return
@@ -44,7 +45,7 @@ def warn_if_alone() -> None:
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ and {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
     if count not in (None, "1") or (count is None and launched):
         print(
-            f"warning: the launcher was asked for {count or 'several'} processes, but this one runs alone, so the "
+            f"warning: the launcher requested {count or 'several'} processes, but this one runs alone, so the "
             "global batch is smaller. On CPUs start them with: accelerate launch --config_file "
             "configs/accelerate/ddp.yaml --num_processes N …",
             flush=True,

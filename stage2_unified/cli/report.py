@@ -120,7 +120,7 @@ def write_rows(
     Raises:
         UserError: if no input is readable; then no file is left behind.
     """
-    run = run | {"films": len(source.keys), "keys_sha256": keys_digest(source)}
+    run = run | {"images": len(source.keys), "keys_sha256": keys_digest(source)}
     with RowFile(out, run, columns, flatten) as file:
         if file.done:
             print(f"{out} is already complete")

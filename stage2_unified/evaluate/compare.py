@@ -65,7 +65,7 @@ def compare(a: str, b: str, resamples: int = 2000, seed: int = 0) -> dict[str, A
 
     Returns:
         ``{"a", "b", "figures": {name: {"a", "b", "difference", "interval", "p"}}, "not_tested": {name: why},
-        "draws", "seed"}``.
+        "resamples", "seed"}``.
 
     Raises:
         UserError: if a file is no result, has no scores by sample, or the two are not comparable.
@@ -101,13 +101,15 @@ def compare(a: str, b: str, resamples: int = 2000, seed: int = 0) -> dict[str, A
             not_tested[metric] = "it is not computed from scores by sample"
     if not figures:
         raise UserError(f"{a} and {b} have no metric in common that can be tested")
-    return {"a": a, "b": b, "figures": figures, "not_tested": not_tested, "draws": resamples, "seed": seed}
+    return {"a": a, "b": b, "figures": figures, "not_tested": not_tested, "resamples": resamples, "seed": seed}
 
 
 def _read(path: str) -> dict[str, Any]:
     result = read_json(path, "a result of medunifier evaluate")
     if not isinstance(result, dict) or not {"metrics", "data", "protocol"} <= result.keys():
         raise UserError(f"{path} is no result of `medunifier evaluate`, or too old to be compared")
+    if "evaluated" not in result["data"]:
+        raise UserError(f"{path} does not list the evaluated studies (data.evaluated): evaluate the model again")
     if "samples" not in result:
         raise UserError(f"{path} has no scores by sample: its tasks ({result['task']}) cannot be compared this way")
     return result
@@ -129,7 +131,7 @@ def _check_comparable(paths: Sequence[str], results: Sequence[Mapping[str, Any]]
             values = [str(value)[:60] for value in (a[key], b[key])]
             raise UserError(f"not comparable: {what} ({key}: {values[0]} in {paths[0]}, {values[1]} in {paths[1]})")
     for task in common:
-        evaluated = [data["judged"].get(task, {}).get("ids") for data in (a, b)]
+        evaluated = [data["evaluated"].get(task, {}).get("ids") for data in (a, b)]
         if evaluated[0] != evaluated[1]:
             counts = [0 if ids is None else len(ids) for ids in evaluated]
             raise UserError(

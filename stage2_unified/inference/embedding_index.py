@@ -144,7 +144,7 @@ def build_index(
         UserError: if the folder contains something else, or no input is readable.
     """
     folder = Path(folder)
-    run = {"model": pipeline.fingerprint, "key": source.key_name, "view": view, "films": len(source.keys)}
+    run = {"model": pipeline.fingerprint, "key": source.key_name, "view": view, "images": len(source.keys)}
     run["keys_sha256"] = keys_digest(source)
     work = folder.with_name(f"{folder.name}.unfinished")
     remove_partial(folder.parent, folder.name)

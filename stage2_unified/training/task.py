@@ -174,7 +174,7 @@ class UnifiedTask:
             ("generated from their reports", generated),
         ]
         self.run.picture(
-            "drawn",
+            "generated",
             step,
             labelled_rows(
                 [(name, self.processor.codes_to_images(codes.view(grid).cpu()).numpy()) for name, codes in rows],

@@ -29,7 +29,7 @@ from pydicom.uid import (
 RAMP = np.arange(32 * 40, dtype=np.uint16).reshape(32, 40) * 3  # 0 to 3837: twelve bits
 
 
-def film(pixels: np.ndarray = RAMP, bits: int = 12, syntax: UID = ExplicitVRLittleEndian) -> Dataset:
+def sample_dicom(pixels: np.ndarray = RAMP, bits: int = 12, syntax: UID = ExplicitVRLittleEndian) -> Dataset:
     """Return a small valid data set with most of what the reader uses: window, rescale, a sequence, private tags."""
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
@@ -59,7 +59,7 @@ def file_bytes(dataset: Dataset) -> bytes:
 
 
 def _with_tables() -> Dataset:
-    dataset = film()
+    dataset = sample_dicom()
     table = Dataset()
     table.add_new("LUTDescriptor", "US", [4096, 0, 16])
     table.add_new("LUTData", "US", list(range(0, 65536, 16)))
@@ -70,7 +70,7 @@ def _with_tables() -> Dataset:
 
 
 def _signed_overlaid() -> Dataset:
-    dataset = film((RAMP.astype(np.int16) - 2048).astype("<i2"))
+    dataset = sample_dicom((RAMP.astype(np.int16) - 2048).astype("<i2"))
     dataset.PixelRepresentation = 1
     for name, value in (("OverlayRows", 32), ("OverlayColumns", 40), ("OverlayBitPosition", 0)):
         dataset.add_new({"OverlayRows": 0x60000010, "OverlayColumns": 0x60000011}.get(name, 0x60000102), "US", value)
@@ -79,26 +79,26 @@ def _signed_overlaid() -> Dataset:
 
 
 def _encapsulated(stream: bytes, bits: int, syntax: UID) -> Dataset:
-    dataset = film(RAMP if bits > 8 else RAMP.astype(np.uint8), bits, syntax)
+    dataset = sample_dicom(RAMP if bits > 8 else RAMP.astype(np.uint8), bits, syntax)
     dataset.PixelData = encapsulate([stream])
     dataset["PixelData"].is_undefined_length = True
     return dataset
 
 
 def _compressed(syntax: UID, **options: object) -> Dataset:
-    dataset = film()
+    dataset = sample_dicom()
     dataset.compress(syntax, encoding_plugin="pydicom" if syntax == RLELossless else "pylibjpeg", **options)
     return dataset
 
 
 def _big_endian() -> Dataset:
-    dataset = film(syntax=ExplicitVRBigEndian)
+    dataset = sample_dicom(syntax=ExplicitVRBigEndian)
     dataset.PixelData = RAMP.astype(">u2").tobytes()
     return dataset
 
 
 def _bare() -> bytes:
-    dataset = film()
+    dataset = sample_dicom()
     del dataset.file_meta
     buffer = BytesIO()
     dataset.save_as(buffer, implicit_vr=True, little_endian=True, enforce_file_format=False)
@@ -133,12 +133,12 @@ def jpeg_lossless(pixels: np.ndarray, bits: int) -> bytes:
 
 
 SAMPLES: dict[str, Callable[[], bytes]] = {
-    "explicit": lambda: file_bytes(film()),
-    "implicit": lambda: file_bytes(film(syntax=ImplicitVRLittleEndian)),
+    "explicit": lambda: file_bytes(sample_dicom()),
+    "implicit": lambda: file_bytes(sample_dicom(syntax=ImplicitVRLittleEndian)),
     "big-endian": lambda: file_bytes(_big_endian()),
     "tables": lambda: file_bytes(_with_tables()),
     "signed-overlaid": lambda: file_bytes(_signed_overlaid()),
-    "deflated": lambda: file_bytes(film(syntax=DeflatedExplicitVRLittleEndian)),
+    "deflated": lambda: file_bytes(sample_dicom(syntax=DeflatedExplicitVRLittleEndian)),
     "bare": _bare,
     "run-length": lambda: file_bytes(_compressed(RLELossless)),
     "jpeg": lambda: file_bytes(_encapsulated(_jpeg(), 8, JPEGBaseline8Bit)),
@@ -242,7 +242,7 @@ def _repeat(damaged: bytearray, random: Random) -> None:
 
 
 def _find(damaged: bytearray, random: Random, needles: list[bytes]) -> int | None:
-    """Where one of the needles lies, any of its places alike."""
+    """Return a random position of a random needle, or None."""
     needle, places, at = random.choice(needles), [], -1
     while (at := damaged.find(needle, at + 1)) >= 0:
         places.append(at)
@@ -250,7 +250,7 @@ def _find(damaged: bytearray, random: Random, needles: list[bytes]) -> int | Non
 
 
 def _field(damaged: bytearray, random: Random) -> None:
-    """The value of an element, as a number or a word."""
+    """Overwrite the value of an element with a number or a word."""
     at = _find(damaged, random, _TAGS)
     if at is not None:
         new = struct.pack("<H", random.choice(_NUMBERS)) if random.random() < 0.6 else random.choice(_WORDS)

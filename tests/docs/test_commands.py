@@ -42,7 +42,7 @@ NOT_RUN = {
     r"--generated": "sets of images of another system; tests/stage2_unified/evaluate/external/test_external.py",
     r"subset (5|8)x200|CheXpert": "CheXpert's table; tests/stage2_unified/evaluate/subsets/test_subset.py writes one",
     r"--source (?!phantom|dicom-folder --root /data)": "an archive of patients; tests/data/sources builds its layout",
-    r"evaluate (all|TASK|tokenizer|synthesis|finetune)": "minutes; tests/stage2_unified/evaluate judges every task",
+    r"evaluate (all|TASK|tokenizer|synthesis|finetune)": "minutes; tests/stage2_unified/evaluate runs every task",
     r"^accelerate": "minutes; run by the slow test below",
 }
 # What makes a command small; the last of two values of an option counts.

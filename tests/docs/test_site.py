@@ -60,9 +60,9 @@ def test_links_out_of_docs_are_led_to_pages_of_the_site(root, monkeypatch):
     monkeypatch.syspath_prepend(str(root / "scripts"))
     from docs_site import rewrite
 
-    text = "[a](../data/records.py) [b](tokenizer.md#judging-it) [c](https://x.org/y) [d](#here) [e](../README.md)"
+    text = "[a](../data/records.py) [b](tokenizer.md#evaluation) [c](https://x.org/y) [d](#here) [e](../README.md)"
     assert rewrite(text, "docs", "data.md") == (
-        "[a](source/data/records.py.md) [b](tokenizer.md#judging-it) [c](https://x.org/y) [d](#here) [e](index.md)"
+        "[a](source/data/records.py.md) [b](tokenizer.md#evaluation) [c](https://x.org/y) [d](#here) [e](index.md)"
     )
     assert rewrite("[a](docs/start.md)", "", "index.md") == "[a](start.md)"
     assert rewrite("[a](../model.md)", "docs/results", "results/speed.md") == "[a](../model.md)"

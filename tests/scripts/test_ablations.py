@@ -80,7 +80,7 @@ def test_a_failed_training_is_an_error_and_leaves_no_figures(bench, config, monk
     monkeypatch.setattr(bench, "subprocess", SimpleNamespace(run=lambda *_, **__: failed))
     with pytest.raises(UserError, match="failed.*same command continues"):
         bench.rows(config())
-    assert not list(tmp_path.rglob("judged.json"))
+    assert not list(tmp_path.rglob("evaluation.json"))
 
 
 def test_an_unknown_run_is_refused(config):

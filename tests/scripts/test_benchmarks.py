@@ -52,14 +52,14 @@ def test_the_ingest_benchmark_runs(tmp_path, monkeypatch, capsys):
 
 
 def test_the_plain_script_is_a_fair_peer(shared_data, tmp_path):
-    """It shows what we show, up to the scale of its grey levels."""
+    """Its image correlates with ours above 0.99; only the scale of the grey levels differs."""
     from PIL import Image
 
     bench = load_benchmark("ingest")
-    film = shared_data("dicom/chest/nih-DX-1024-implicitLE.dcm")
-    bench.plain_script([film], tmp_path / "out")
+    path = shared_data("dicom/chest/nih-DX-1024-implicitLE.dcm")
+    bench.plain_script([path], tmp_path / "out")
     plain = np.asarray(Image.open(tmp_path / "out" / "0.png"), np.float32)
-    assert np.corrcoef(plain.ravel(), read_radiograph(film, bench.SIZE).ravel())[0, 1] > 0.99
+    assert np.corrcoef(plain.ravel(), read_radiograph(path, bench.SIZE).ravel())[0, 1] > 0.99
 
 
 @pytest.mark.slow
@@ -91,7 +91,7 @@ def test_the_fidelity_benchmark_trains_both_sides_on_the_same_images_and_continu
     page = (tmp_path / "f.md").read_text()
     assert "Phantoms" in page and f"{psnr.ours:.4g}" in page and (tmp_path / "f.png").is_file()
     with pytest.raises(UserError, match="another configuration"):
-        (tmp_path / "runs" / "phantom-ours" / "judged.json").unlink()
+        (tmp_path / "runs" / "phantom-ours" / "evaluation.json").unlink()
         bench.rows(config(lr=1e-2))
 
 
@@ -123,5 +123,5 @@ def test_both_sides_of_the_generate_benchmark_sample_the_same_codes(monkeypatch)
     model = bench._model().eval()
     prompt = bench._prompts(model, 2)
     stock = bench.to_causal_lm(model)
-    drawn = bench.ours(model, prompt, temperature=0.0)
-    assert drawn.shape == (2, 6) and torch.equal(drawn, bench.peer(model, stock, prompt, temperature=0.0))
+    sampled = bench.ours(model, prompt, temperature=0.0)
+    assert sampled.shape == (2, 6) and torch.equal(sampled, bench.peer(model, stock, prompt, temperature=0.0))

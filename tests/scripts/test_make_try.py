@@ -11,7 +11,7 @@ if shutil.which("make") is None:
 
 
 def make(root, *arguments):
-    # `make test` runs this: what it hands to a make below it would change what that one prints.
+    # Under `make test`, the variables that make passes to a sub-make would change its output.
     own = {name: value for name, value in os.environ.items() if name not in ("MAKELEVEL", "MAKEFLAGS", "MFLAGS")}
     return subprocess.run(["make", *arguments], cwd=root, env=own, capture_output=True, text=True, timeout=60)
 

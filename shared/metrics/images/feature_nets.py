@@ -203,12 +203,12 @@ def _load(net: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     own = net.state_dict()
     # Files from before 2018 lack the counters of the batch norms, which nothing here reads.
     wanted = {key for key in own if not key.endswith("num_batches_tracked")}
-    odd = sorted(key for key in wanted if key not in state or state[key].shape != own[key].shape)
-    odd += sorted(key for key in state if key not in own)
-    if odd:
+    mismatched = sorted(key for key in wanted if key not in state or state[key].shape != own[key].shape)
+    mismatched += sorted(key for key in state if key not in own)
+    if mismatched:
         raise UserError(
-            f"{path} does not fit the feature net: {len(odd)} tensors are missing, left over or of another shape, "
-            f"such as {odd[0]}"
+            f"{path} does not fit the feature net: {len(mismatched)} tensors are missing, unexpected "
+            f"or of another shape, such as {mismatched[0]}"
         )
     net.load_state_dict(state, strict=False)
 

@@ -8,8 +8,8 @@ def frechet_distance(features: np.ndarray, others: np.ndarray) -> float:
 
     The root's trace is the sum of the singular values of A₁A₂ᵀ, where A are the centred features over
     √(N − 1): no root of a matrix is taken, so nothing turns complex where there are fewer images than
-    features, and a set against itself gives 0 to rounding. With few images the figure lies too high (two
-    draws of one set do not give 0): a figure is comparable only at the same number of images.
+    features, and a set against itself gives 0 to rounding. With few images the figure is biased upwards (two
+    samples of one set do not give 0), so it is comparable only at the same number of images.
 
     Args:
         features, others: (N, D) and (M, D), any order.

@@ -6,9 +6,9 @@ import numpy as np
 def kernel_distance(features: np.ndarray, others: np.ndarray) -> float:
     """Unbiased squared maximum mean discrepancy with the kernel (x·y / D + 1)³ (Bińkowski et al., 2018).
 
-    Over all images at once, where most code averages over random subsets of 1,000: that is the same
-    expectation with more noise and a seed. Unbiased means that it does not depend on the number of images,
-    and that two draws of one set scatter around 0, below it too.
+    It is computed over all images at once. Most code averages over random subsets of 1,000, which has the same
+    expectation, more noise, and a seed. The expectation does not depend on the number of images; two samples of
+    one set give values around 0, negative ones included.
 
     Args:
         features, others: (N, D) and (M, D).

@@ -30,10 +30,10 @@ class Manifold:
 
 
 def manifold(real: np.ndarray, generated: np.ndarray, neighbours: int = NEIGHBOURS) -> Manifold:
-    """Compare two sets by spheres that reach to each image's k-th nearest of its own set.
+    """Compare two sets by spheres around each image that reach to its k-th nearest neighbour within its set.
 
     Precision and recall after Kynkäänniemi et al. (2019), density and coverage after Naeem et al. (2020),
-    who show that the first two are swayed by single outliers. A point on a sphere's surface is outside, as
+    who show that the first two are sensitive to single outliers. A point on a sphere's surface is outside, as
     in Naeem's code.
 
     Args:
@@ -67,9 +67,9 @@ def _radius(points: np.ndarray, neighbours: int) -> np.ndarray:
 
 
 def nearest(queries: np.ndarray, pool: np.ndarray, block: int = 1024) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest of a pool for each query: (Q,) distances and (Q,) numbers in the pool.
+    """Return the nearest pool entry of each query: (Q,) distances and (Q,) indices into the pool.
 
-    A memorising model draws images that lie nearer to its training images than unseen real ones do.
+    A memorising model generates images that are nearer to its training images than unseen real ones are.
 
     Args:
         queries, pool: (Q, D) and (P, D) features; the pool not empty.

@@ -46,7 +46,7 @@ class BertScore:
             )
         layers = int(model.config.num_hidden_layers)
         if layer is not None and not 0 <= layer <= layers:
-            raise UserError(f"the language model in {folder} has {layers} layers, layer {layer} was asked for")
+            raise UserError(f"the language model in {folder} has {layers} layers, but layer {layer} was requested")
         self._model = model.to(self._device).eval()
         self._layer = layers if layer is None else layer
         # RoBERTa counts its positions from 2 on.

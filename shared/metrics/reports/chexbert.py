@@ -64,11 +64,13 @@ class Chexbert:
             raise UserError(f"{path} is not CheXbert's checkpoint: {' '.join(str(error).split())[:120]}") from None
         own = {f"bert.{key}": value for key, value in self._bert.state_dict().items()}
         own |= {f"linear_heads.{key}": value for key, value in self._heads.state_dict().items()}
-        # Written by an older library, which kept the numbers of the positions among the weights.
-        odd = sorted(key for key in own if key not in state or state[key].shape != own[key].shape)
-        odd += sorted(key for key in state if key not in own and not key.endswith("position_ids"))
-        if odd:
-            raise UserError(f"{path} does not fit CheXbert's network: {len(odd)} tensors differ, such as {odd[0]}")
+        # The published file was written by an older transformers, which stored position_ids among the weights.
+        mismatched = sorted(key for key in own if key not in state or state[key].shape != own[key].shape)
+        mismatched += sorted(key for key in state if key not in own and not key.endswith("position_ids"))
+        if mismatched:
+            raise UserError(
+                f"{path} does not fit CheXbert's network: {len(mismatched)} tensors differ, such as {mismatched[0]}"
+            )
         for prefix, part in (("bert.", self._bert), ("linear_heads.", self._heads)):
             part.load_state_dict({key.removeprefix(prefix): state[key] for key in own if key.startswith(prefix)})
 

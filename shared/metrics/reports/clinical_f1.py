@@ -41,10 +41,10 @@ def f1_counts(
 
 
 def f1_of(hits: np.ndarray, predicted: np.ndarray, true: np.ndarray) -> tuple[float, float]:
-    """(micro, macro) F1 of the rows whose counts these are; NaN where nobody states anything.
+    """Return (micro, macro) F1 from the counts of rows; NaN if neither side states any finding.
 
-    A finding that neither side ever states has no F1 and stays out of the macro mean; one that is only
-    ever stated wrongly counts 0.
+    A finding that neither side states has no F1 and is excluded from the macro mean; one that is only
+    stated wrongly counts 0.
     """
     sums = np.stack([hits.sum(axis=0), predicted.sum(axis=0), true.sum(axis=0)]).astype(float)
     each = _f1(*sums)
@@ -69,8 +69,8 @@ def clinical_f1(
 
     Returns:
         ``{"micro", "macro", "findings_scored", "per_finding": {finding: {"precision", "recall", "f1",
-        "support"}}}``; precision, recall and F1 are None where undefined, micro and macro NaN if nobody
-        states anything.
+        "support"}}}``; precision, recall and F1 are None where undefined, micro and macro are NaN if
+        neither side states any finding.
 
     Raises:
         ValueError: if the two differ in length.

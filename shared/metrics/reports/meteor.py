@@ -1,4 +1,4 @@
-"""METEOR by nltk, where WordNet's files are at hand; without them it is left out."""
+"""METEOR by nltk; left out where WordNet's files are not installed."""
 
 from collections.abc import Sequence
 from pathlib import Path

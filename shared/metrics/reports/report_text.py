@@ -12,13 +12,13 @@ _SPACES = re.compile(r"\s+")
 
 
 def clean(text: str) -> str:
-    """Lower case, sentences joined by " . ", punctuation gone: R2Gen's form for MIMIC-CXR.
+    """Return lower-case text without punctuation, sentences joined by " . ": R2Gen's form for MIMIC-CXR.
 
-    R2Gen further replaces the rare words of the *reference* by its vocabulary; nothing of the kind is
-    done here, so a figure may lie a little below one got that way.
+    R2Gen also replaces rare words of the *reference*, which its vocabulary lacks. This function does not, so
+    figures may be slightly lower than R2Gen's.
 
     Returns:
-        Words and full stops separated by single spaces, "" for a text without a word.
+        Words and full stops separated by single spaces, "" for a text without words.
     """
     text = _RUNS.sub(lambda run: "." if "." in run[0] else " ", text.lower())
     text = _LIST_NUMBER.sub(". ", _SPACES.sub(" ", text).strip())

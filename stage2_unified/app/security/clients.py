@@ -20,7 +20,7 @@ def is_loopback(host: str) -> bool:
 def address_of(scope: Mapping[str, Any]) -> str:
     """Return the address that quotas count: an IPv4 address, or the /64 network of an IPv6 address.
 
-    One machine has 2^64 addresses of its IPv6 network to choose from, so a single one identifies nobody.
+    A machine can choose among the 2^64 addresses of its IPv6 network, so a single address does not identify it.
     """
     host = (scope.get("client") or ("",))[0]
     try:

@@ -76,7 +76,7 @@ class Uploads:
         """Write the files of a multipart request; Gradio parses it.
 
         Returns:
-            Their paths, or an answer in words for a request that is no upload.
+            Their paths, or an error response for a request that is no upload.
 
         Raises:
             HTTPException: 429 or 507 if a bound is reached, 408 if the request takes too long.

@@ -79,7 +79,7 @@ def run(config: ExternalEmbeddingsConfig, command: str) -> None:
         "sections": "unspecified",
         "split": "unspecified",
         "counts": {"unspecified": count},
-        "judged": {"retrieval": {"studies": count, "patients": len(set(patients)), "ids": ids}},
+        "evaluated": {"retrieval": {"studies": count, "patients": len(set(patients)), "ids": ids}},
     }
     content = write_result(
         config.out,

@@ -117,7 +117,7 @@ def run(config: ExternalImagesConfig, command: str) -> None:
             "values": "float32 in [0, 1], not rounded to 8 bits",
             "stored": {name: side.stored for name, side in sides.items()},
         },
-        "judged": {"synthesis": {"studies": len(real.files), "patients": len(real.files), "ids": real.hashes}},
+        "evaluated": {"synthesis": {"studies": len(real.files), "patients": len(real.files), "ids": real.hashes}},
     }
     content = write_result(
         config.out,

@@ -128,7 +128,7 @@ def _evaluate_with_table(
         "sections": "unspecified",
         "split": "unspecified",
         "counts": {"unspecified": len(ids)},
-        "judged": {"reports": {"studies": len(ids), "patients": len(set(references.patients)), "ids": ids}},
+        "evaluated": {"reports": {"studies": len(ids), "patients": len(set(references.patients)), "ids": ids}},
     }
     return result, data
 

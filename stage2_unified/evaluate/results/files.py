@@ -67,7 +67,7 @@ def write_result(
         "versions": versions(),
         "command": command,
         "seed": seed,
-        "bootstrap": {"draws": bootstrap, "by": "patient", "interval": "95 % percentile"},
+        "bootstrap": {"resamples": bootstrap, "by": "patient", "interval": "95 % percentile"},
         "seconds": dict(seconds or {}),
         "details": details,
     }

@@ -31,7 +31,6 @@ BASELINE = "The tick on each bar is the baseline: the value of chance or of a tr
 _SETS = {
     "real": "held-out {}",
     "train": "training {}",
-    "drawn": "generated",
     "decoded": "held-out, reconstructed",
 }
 
@@ -336,12 +335,12 @@ def _settings(result: Mapping[str, Any]) -> list[list[str]]:
     rows = [["command", result["command"]], ["data", data["path"]], ["manifest SHA-256", data["manifest_sha256"]]]
     rows += [["sections", data["sections"]], ["images", images]]
     rows += [
-        ["intervals", f"{result['bootstrap']['interval']}, {result['bootstrap']['draws']} resamples of patients"]
+        ["intervals", f"{result['bootstrap']['interval']}, {result['bootstrap']['resamples']} resamples of patients"]
     ]
     rows += [["studies by split", ", ".join(f"{name} {count}" for name, count in data["counts"].items())]]
     rows += [
         [f"evaluated: {task}", f"{sample['studies']} studies of {sample['patients']} patients"]
-        for task, sample in data["judged"].items()
+        for task, sample in data["evaluated"].items()
     ]
     rows += [[f"fingerprint: {name}", str(value)] for name, value in result["model"].items()]
     rows += [[f"seconds: {name}", f"{value:.1f}"] for name, value in result["seconds"].items()]

@@ -84,7 +84,7 @@ def score_images(generated: Images, real: Images, net: FeatureNet, train: np.nda
         real_columns |= {"synthesis.recall": found.recall, "synthesis.coverage": found.coverage}
     details: dict[str, Any] = {
         "feature_net": net.describe() | {"features": int(features.shape[1])},
-        "images": {"drawn": len(features), "real": len(truth)},
+        "images": {"generated": len(features), "real": len(truth)},
         "neighbours": NEIGHBOURS,
         "fid.baseline": "two halves of the real images",
     }
@@ -111,7 +111,7 @@ def score_images(generated: Images, real: Images, net: FeatureNet, train: np.nda
         ]
     samples = {}
     for name, unit, side, columns in (
-        ("drawn", "generated image", generated, generated_columns),
+        ("generated", "generated image", generated, generated_columns),
         ("real", "real image", real, real_columns),
     ):
         if columns:

@@ -290,7 +290,7 @@ class EvaluationData:
             "counts": {
                 name: sum(row["samples"] for row in rows.values()) for name, rows in self.manifest["splits"].items()
             },
-            "judged": {
+            "evaluated": {
                 task: {"studies": len(studies), "patients": len(set(studies.patients)), "ids": studies.ids}
                 for task, studies in evaluated.items()
             },

@@ -67,7 +67,7 @@ def evaluate_finetune(context: EvaluationContext) -> TaskResult:
         "positives": dict(zip(findings, np.nansum(truth, axis=0).astype(int).tolist(), strict=True)),
         "roc_of": f"{best[0]}, {best[1]} %",
         "roc": roc_per_finding(truth, scores[best], findings),
-        "recipe": vars(options) | {"optimizer": "AdamW", "judged": "after the last step, at threshold 0.5"},
+        "recipe": vars(options) | {"optimizer": "AdamW", "evaluated": "after the last step, at threshold 0.5"},
     }
     protocol: dict[str, Any] = {
         "findings": findings,

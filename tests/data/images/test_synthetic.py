@@ -25,9 +25,8 @@ from medunifier.data.images.synthetic import (
 )
 from medunifier.data.phantom import Phantom
 
-PIXELS = (
-    Phantom(65, 3).study(4).images[0][:, :63]
-)  # odd and not square, to test the row/column order and the padding to even length
+# Odd sides, not square: tests the row/column order and the padding to even length.
+PIXELS = Phantom(65, 3).study(4).images[0][:, :63]
 MARKS = {
     "ImageType": ["DERIVED", "SECONDARY"], "SyntheticData": "YES", "ConversionType": "SYN", "Modality": "OT",
     "SeriesDescription": "SYNTHETIC", "StudyID": "SYNTHETIC", "BurnedInAnnotation": "NO", "BodyPartExamined": "CHEST",

@@ -21,7 +21,7 @@ from medunifier.shared.errors import UserError
 from medunifier.stage1_tokenizer.cli import tokenize_shards as tokenize
 from medunifier.stage1_tokenizer.frozen import export
 from medunifier.stage1_tokenizer.model.vqgan import VQGAN
-from tests.data.dicom_samples import RAMP, film
+from tests.data.dicom_samples import RAMP, sample_dicom
 from tests.files import read_csv
 from tests.stage1_tokenizer.conftest import TINY
 
@@ -52,7 +52,7 @@ OTHERS = tuple(_word(number) for number in range(60, 68))
 
 
 def _dataset() -> Dataset:
-    dataset = film()
+    dataset = sample_dicom()
     for number, (name, _) in enumerate(TEXTS.items()):
         setattr(dataset, name, _word(number))
     for name, value in (NUMBERS | UIDS).items():

@@ -10,7 +10,7 @@ import pytest
 
 from medunifier.data.ingest.command import IngestConfig, ingest
 from medunifier.shared.errors import UserError
-from tests.data.dicom_samples import film
+from tests.data.dicom_samples import sample_dicom
 
 SECRET = "Millerson"
 FULL = f"HISTORY: {SECRET}, 65M.\n\nFINDINGS: The lungs are clear.\n\nIMPRESSION: No effusion."
@@ -20,7 +20,7 @@ OTHER = f"INDICATION: cough\n\nLungs of {SECRET}, clear."
 
 def _dicom_folder(root: Path, texts: list[str]) -> None:
     for number, text in enumerate(texts):
-        dataset: pydicom.Dataset = film()
+        dataset: pydicom.Dataset = sample_dicom()
         dataset.PatientID, dataset.StudyInstanceUID = f"p{number}", f"1.2.{number}"
         dataset.save_as(root / f"{number}.dcm", enforce_file_format=True)
         (root / f"{number}.txt").write_text(text)

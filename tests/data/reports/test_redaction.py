@@ -14,7 +14,7 @@ from medunifier.data.reports.redaction import BUILT_IN, patterns, redact
 from medunifier.data.shards.dataset import ShardDataset
 from medunifier.shared.config import parse_config
 from medunifier.shared.errors import UserError
-from tests.data.dicom_samples import film
+from tests.data.dicom_samples import sample_dicom
 
 GONE = [
     ("dates", "compared to 3/14/2019.", "compared to ___."),
@@ -159,11 +159,11 @@ def test_options_are_parsed_from_the_command_line() -> None:
 def test_burned_in_text_is_refused_unless_accepted(tmp_path: Path, flag: str | None, kept: int) -> None:
     tree = tmp_path / "tree"
     tree.mkdir()
-    dataset = film()
+    dataset = sample_dicom()
     if flag is not None:
         dataset.BurnedInAnnotation = flag
     dataset.save_as(tree / "a.dcm", enforce_file_format=True)
-    film().save_as(tree / "b.dcm", enforce_file_format=True)
+    sample_dicom().save_as(tree / "b.dcm", enforce_file_format=True)
     (tree / "manifest.csv").write_text("image\na.dcm\nb.dcm\n")
     manifest, _ = _ingested(tree, tmp_path / "refused")
     assert manifest["counts"]["kept_studies"] == 1 + kept

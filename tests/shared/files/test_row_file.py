@@ -1,4 +1,4 @@
-"""Rows survive a kill, a finished file is whole, and nobody's file is overwritten."""
+"""Rows survive a kill, a finished file is complete, and foreign files are not overwritten."""
 
 import csv
 import json

@@ -50,13 +50,13 @@ def test_equals_the_definition_with_ties_and_shared_texts(seed):
 def test_chance_equals_the_mean_of_random_scores():
     rng = np.random.default_rng(0)
     ids = [0, 0, 0, 1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]
-    draws = []
+    samples = []
     for _ in range(400):
         by_text = rng.random((len(ids), 13))
-        draws.append(recall_at_k(by_text[:, ids], ids, ids))
+        samples.append(recall_at_k(by_text[:, ids], ids, ids))
     for way in ("image_to_text_r5", "text_to_image_r5"):
-        mean = np.mean([draw[way] for draw in draws])
-        assert mean == pytest.approx(draws[0][f"{way}.baseline"], abs=0.02)
+        mean = np.mean([sample[way] for sample in samples])
+        assert mean == pytest.approx(samples[0][f"{way}.baseline"], abs=0.02)
 
 
 def test_a_constant_score_is_0_and_an_oracle_1():

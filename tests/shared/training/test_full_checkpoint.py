@@ -24,7 +24,7 @@ def write(folder):
 sys.exit(run_command(lambda folder: Checkpoints(folder[0]).save(7, write, DataPosition(56, 8)), sys.argv[1:]))
 """
 
-# In a mount namespace of its own, so that the small disk is this process' alone and goes with it.
+# In a separate mount namespace, so that only this process sees the small disk and it is removed on exit.
 SCRIPT = """
 mount -t tmpfs -o size=1m none "$1" || exit 9
 for writer in torch safetensors; do

@@ -10,8 +10,7 @@ import numpy as np
 from PIL import Image
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from tests.data.dicom_samples import file_bytes
-from tests.data.dicom_samples import film as sample_dicom
+from tests.data.dicom_samples import file_bytes, sample_dicom
 
 SCRIPTS = (
     "<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "\"><svg onload=alert(1)>", "javascript:alert(1)",

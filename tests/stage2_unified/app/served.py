@@ -15,9 +15,9 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @contextmanager
 def serving(folder: Path, **options: object) -> Iterator[SimpleNamespace]:
-    """``url``, ``process``, ``log`` of a server whose home, working and temporary folder lie in ``folder``.
+    """Start a server with its home, working and temporary folder in ``folder``; yield ``url``, ``process``, ``log``.
 
-    After it exits, no file of its own may be left.
+    It must leave no file behind when it exits.
     """
     for name in ("home", "work", "tmp"):
         (folder / name).mkdir()

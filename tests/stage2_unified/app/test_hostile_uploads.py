@@ -7,8 +7,7 @@ import httpx
 import pytest
 from gradio_client import Client
 
-from tests.data.dicom_samples import file_bytes
-from tests.data.dicom_samples import film as sample_dicom
+from tests.data.dicom_samples import file_bytes, sample_dicom
 from tests.stage2_unified.app.conftest import LOGIN
 from tests.stage2_unified.app.hostile import SCRIPTS, hostile_uploads
 

@@ -10,7 +10,7 @@ from medunifier.stage2_unified.cli import report as report_command
 from medunifier.stage2_unified.cli.report import main
 from medunifier.stage2_unified.inference.inputs import codes_of, open_inputs
 from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline
-from tests.data.dicom_samples import film as sample_dicom
+from tests.data.dicom_samples import sample_dicom
 from tests.files import read_csv
 
 

@@ -83,7 +83,11 @@ def test_all_tasks_are_written_to_one_result_and_one_page(studies, image_shards,
         assert np.isfinite(result["metrics"][name]) and np.isfinite(result["metrics"][f"{name}.baseline"])
     assert result["skipped"] == {} and list(result["details"]) == list(command.TASKS)
     assert result["data"]["source"] == "phantom" and len(result["data"]["manifest_sha256"]) == 64
-    assert result["data"]["judged"]["retrieval"]["studies"] == len(result["data"]["judged"]["retrieval"]["ids"]) == 30
+    assert (
+        result["data"]["evaluated"]["retrieval"]["studies"]
+        == len(result["data"]["evaluated"]["retrieval"]["ids"])
+        == 30
+    )
     assert result["model"] == {"tokenizer": "f" * 64, "model": "e" * 64, "sections": "findings+impression"}
     intervals = {name: bounds for row in result["details"].values() for name, bounds in row["intervals"].items()}
     for name in REQUIRED:
@@ -95,7 +99,7 @@ def test_all_tasks_are_written_to_one_result_and_one_page(studies, image_shards,
     samples = load_samples(out.parent, result["samples"])
     assert samples["reports"].value("reports.bleu4") == result["metrics"]["reports.bleu4"]
     with open(out.parent / result["reports"], newline="") as file:
-        assert [row["study_id"] for row in csv.DictReader(file)] == result["data"]["judged"]["reports"]["ids"]
+        assert [row["study_id"] for row in csv.DictReader(file)] == result["data"]["evaluated"]["reports"]["ids"]
     page = out.with_suffix(".html").read_text()
     assert PHANTOM in page and all(name in page for name in REQUIRED)
     assert (
@@ -229,7 +233,7 @@ def test_exactly_the_listed_ids_are_evaluated(studies, image_shards, tmp_path):
     config = EvaluateConfig("m", str(image_shards), str(tmp_path / "o.json"), limit=5, bootstrap=2)
     config = replace(config, ids=str(tmp_path / "ids.txt"))
     result = evaluate("reports", config, FakeTokenizer(), Oracle(studies), "")
-    assert sorted(result["data"]["judged"]["reports"]["ids"]) == sorted(ids)
+    assert sorted(result["data"]["evaluated"]["reports"]["ids"]) == sorted(ids)
     (tmp_path / "ids.txt").write_text("unknown")
     with pytest.raises(UserError, match="1 of the 1.*test"):
         evaluate("reports", config, FakeTokenizer(), Oracle(studies), "")

@@ -99,12 +99,15 @@ def test_invalid_arguments_and_files_give_one_error_line(results, tmp_path, caps
     (tmp_path / "moved.json").write_text(json.dumps(content))
     content.pop("samples")
     (tmp_path / "no-samples.json").write_text(json.dumps(content))
+    content["data"].pop("evaluated")
+    (tmp_path / "old.json").write_text(json.dumps(content))
     for argv, code, text in [
         (["compare", best], 2, "required: b"),
         (["compare", best, best, best], 2, "unrecognized"),
         (["compare", best, str(tmp_path / "none.json")], 1, "not found"),
         (["compare", best, str(tmp_path / "empty.json")], 1, "is no result of `medunifier evaluate`"),
         (["compare", best, str(tmp_path / "no-samples.json")], 1, "no scores by sample"),
+        (["compare", best, str(tmp_path / "old.json")], 1, "data.evaluated"),
         (["compare", best, str(tmp_path / "moved.json")], 1, "must lie beside its result"),
         (["compare", best, best, "--bootstrap", "1"], 2, "bootstrap must be at least 2"),
     ]:

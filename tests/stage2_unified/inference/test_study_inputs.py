@@ -82,18 +82,18 @@ def test_shards_provide_all_views_and_the_prior(made, tmp_path):
         assert np.allclose(pipeline.embed_images(**one)[0], together[number], atol=1e-5)
     data = EvaluationData(str(made.codes), pipeline.tokenizer)
     studies = data.studies("train")
-    judged = model_inputs(data, "train", studies, 2, prior=True)
+    evaluated = model_inputs(data, "train", studies, 2, prior=True)
     assert studies.ids == source.keys
-    assert np.allclose(pipeline.embed_images(**judged.arguments), together, atol=1e-5)
-    swapped = judged.select([7, 2])
+    assert np.allclose(pipeline.embed_images(**evaluated.arguments), together, atol=1e-5)
+    swapped = evaluated.select([7, 2])
     reports = [{"findings": "No effusion."}] * 2
     matched = pipeline.match(**swapped.arguments, reports=reports)
     assert matched == pytest.approx(
-        pipeline.match(**judged.select([2, 7]).arguments, reports=reports)[::-1], rel=1e-4
+        pipeline.match(**evaluated.select([2, 7]).arguments, reports=reports)[::-1], rel=1e-4
     )
     image_data = EvaluationData(str(made.images), pipeline.tokenizer)
     from_pixels = model_inputs(image_data, "train", image_data.studies("train"), 2, prior=True)
-    assert all((a == b).all() for a, b in zip(from_pixels.codes, judged.codes, strict=True))
+    assert all((a == b).all() for a, b in zip(from_pixels.codes, evaluated.codes, strict=True))
     assert [p is None for p in from_pixels.priors] == [image.prior is None for image in images]
 
 

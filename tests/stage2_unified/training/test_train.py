@@ -107,7 +107,7 @@ def test_a_killed_and_restarted_training_equals_the_uninterrupted_one_bit_for_bi
     # A third start finds the run finished; the exported model works.
     train(killed)
     assert "done already" in capsys.readouterr().out
-    for name in ("curves.png", "config.yaml", "pictures/drawn-0000008.png", "pictures/reports-0000008.txt"):
+    for name in ("curves.png", "config.yaml", "pictures/generated-0000008.png", "pictures/reports-0000008.txt"):
         assert (tmp_path / "killed" / name).is_file()
     check_pipeline(MedUnifierPipeline.from_pretrained(tmp_path / "killed" / "model"))
 
@@ -286,7 +286,7 @@ def test_two_fsdp_processes_equal_one_and_write_unsharded_checkpoints(root, made
     for name, weight in plain.items():
         assert torch.equal(saved[name], exported[name]), name
         assert torch.allclose(exported[name], weight, atol=1e-4), name
-    for name in ("drawn-0000008.png", "reports-0000008.txt"):
+    for name in ("generated-0000008.png", "reports-0000008.txt"):
         assert (tmp_path / "two" / "pictures" / name).is_file()
     short = arguments(made, tmp_path / "bf16", **common, loop__steps=2, loop__mixed_precision="bf16")
     subprocess.run([*map(str, launch), *short], check=True, capture_output=True, timeout=300)

@@ -1,4 +1,4 @@
-"""Use of a codebook against counting by hand and scipy's entropy."""
+"""Codebook usage and perplexity against plain counting and scipy's entropy."""
 
 import numpy as np
 import pytest

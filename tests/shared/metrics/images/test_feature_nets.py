@@ -1,4 +1,4 @@
-"""Feature nets: a name, a checksum, weights that are checked, and an answer in words without them."""
+"""Feature nets: name, checksum, validated weights, and a one-line error without them."""
 
 import numpy as np
 import pytest

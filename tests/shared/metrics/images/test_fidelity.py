@@ -10,7 +10,7 @@ from tests.seeds import for_seeds
 
 
 def pairs(seed):
-    """Two grey images alike to a degree, (1, 1, 24, 30) each."""
+    """Return two grey images of random similarity, (1, 1, 24, 30) each."""
     rng = np.random.default_rng(seed)
     a, noise = rng.random((2, 24, 30))
     share = rng.uniform(0, 1)

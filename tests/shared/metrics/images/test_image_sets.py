@@ -85,7 +85,7 @@ def test_one_image_or_another_width_is_refused(metric):
         metric(np.zeros((5, 4)), np.zeros((5, 3)))
 
 
-def by_hand(real, drawn, k):
+def by_hand(real, generated, k):
     """Precision, recall, density and coverage as the papers define them, point by point."""
 
     def distance(x, y):
@@ -94,13 +94,13 @@ def by_hand(real, drawn, k):
     def radius(points, i):
         return sorted(distance(points[i], points[j]) for j in range(len(points)) if j != i)[k - 1]
 
-    radii = [radius(real, i) for i in range(len(real))], [radius(drawn, i) for i in range(len(drawn))]
-    inside = [[distance(x, y) < radii[0][i] for i, x in enumerate(real)] for y in drawn]
+    radii = [radius(real, i) for i in range(len(real))], [radius(generated, i) for i in range(len(generated))]
+    inside = [[distance(x, y) < radii[0][i] for i, x in enumerate(real)] for y in generated]
     return (
         np.mean([any(row) for row in inside]),
-        np.mean([any(distance(x, y) < radii[1][j] for j, y in enumerate(drawn)) for x in real]),
+        np.mean([any(distance(x, y) < radii[1][j] for j, y in enumerate(generated)) for x in real]),
         np.mean([sum(row) for row in inside]) / k,
-        np.mean([min(distance(x, y) for y in drawn) < radii[0][i] for i, x in enumerate(real)]),
+        np.mean([min(distance(x, y) for y in generated) < radii[0][i] for i, x in enumerate(real)]),
     )
 
 
@@ -108,17 +108,17 @@ def by_hand(real, drawn, k):
 def test_neighbourhoods_equal_the_definition(seed):
     rng = np.random.default_rng(seed)
     real = rng.integers(0, 4, size=(rng.integers(4, 10), 2)).astype(float)  # few places: many ties
-    drawn = rng.integers(0, 4, size=(rng.integers(4, 10), 2)) + float(rng.integers(0, 3))
-    got = manifold(real, drawn, 2)
+    generated = rng.integers(0, 4, size=(rng.integers(4, 10), 2)) + float(rng.integers(0, 3))
+    got = manifold(real, generated, 2)
     figures = [values.mean() for values in (got.precision, got.recall, got.density, got.coverage)]
-    assert figures == pytest.approx(list(by_hand(real, drawn, 2)))
+    assert figures == pytest.approx(list(by_hand(real, generated, 2)))
 
 
 def test_one_sharp_mode_has_precision_and_no_recall():
     rng = np.random.default_rng(0)
     real = rng.normal(size=(200, 2))
-    drawn = real[:1] + 0.001 * rng.normal(size=(200, 2))
-    got = manifold(real, drawn)
+    generated = real[:1] + 0.001 * rng.normal(size=(200, 2))
+    got = manifold(real, generated)
     assert got.precision.mean() == 1 and got.recall.mean() < 0.05 and got.coverage.mean() < 0.1
     again = manifold(real, rng.normal(size=(200, 2)))
     assert (
@@ -127,7 +127,7 @@ def test_one_sharp_mode_has_precision_and_no_recall():
         and again.density.mean() == pytest.approx(1, abs=0.15)
     )
     with pytest.raises(ValueError, match="more than 5 images"):
-        manifold(real[:5], drawn)
+        manifold(real[:5], generated)
 
 
 @for_seeds(200)

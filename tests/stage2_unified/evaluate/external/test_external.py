@@ -49,7 +49,7 @@ def test_flipped_reports_move_clinical_f1_by_the_computed_amount(flipped, tmp_pa
          "--references", write_csv(tmp_path / "r.csv", truth)], tmp_path / "o.json"
     )  # fmt: skip
     assert result["metrics"]["reports.clinical_f1_micro"] == pytest.approx((100 - flipped) / 100)
-    assert result["data"]["judged"]["reports"]["patients"] == 50
+    assert result["data"]["evaluated"]["reports"]["patients"] == 50
     assert "METEOR" not in result["metrics"] and "meteor" in result["details"]["reports"]["left_out"]
     assert any("no labels" in note for note in result["notes"])
     assert len(result["details"]["reports"]["failures"]) == min(flipped, 4)
