@@ -30,7 +30,7 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "scripts" / "benchmarks"
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison. ``ratio`` above 1 = ours is better; ``target`` is what is asked of it, None if nothing."""
+    """One comparison. ``ratio`` above 1: ours is better; ``target``: the required ratio, or None."""
 
     what: str
     ours: float

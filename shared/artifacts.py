@@ -27,7 +27,7 @@ FORMAT_VERSION = 1
 PARTIAL_PREFIX = ".partial-"
 _OLD = "-old"
 
-# What torch.save says when fewer bytes than it wrote have arrived (caffe2/serialize/inline_container.cc).
+# Message of torch.save if fewer bytes than it wrote have arrived (caffe2/serialize/inline_container.cc).
 _TORCH_WRITER = ("unexpected pos", "PytorchStreamWriter failed")
 _NEARLY_FULL = 2**20  # bytes: a file system may keep some blocks that no file of this size gets
 

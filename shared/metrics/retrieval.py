@@ -132,7 +132,7 @@ def rerank(scores: np.ndarray, top: int, match: Callable[[np.ndarray, np.ndarray
         match: (P,) query numbers and (P,) candidate numbers -> (P,) finite second scores.
 
     Returns:
-        (queries, candidates) floats that rank as said; equal second scores keep the first order.
+        (queries, candidates) scores with this order; equal second scores keep the first order.
     """
     queries, candidates = scores.shape
     top = min(top, candidates)

@@ -143,7 +143,7 @@ def paired_difference(a: Samples, b: Samples, metric: str, count: int, seed: int
 
 
 def save_samples(path: Path, groups: Mapping[str, Samples]) -> dict[str, Any]:
-    """Write all rows into one ``.npz``; returns what the result file says of it."""
+    """Write all rows into one ``.npz`` and return its record for the result file."""
     arrays: dict[str, np.ndarray] = {}
     for name, samples in groups.items():
         arrays[f"{name}/ids"] = np.array(samples.ids, dtype=str)
@@ -174,7 +174,7 @@ def load_samples(folder: Path, record: Mapping[str, Any]) -> dict[str, Samples]:
 
     Args:
         folder: where the result file lies.
-        record: what it says of its samples.
+        record: its record of the samples.
 
     Raises:
         UserError: if the file is absent, or is not the one that was written.

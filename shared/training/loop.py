@@ -1,4 +1,4 @@
-"""Training loop of both stages: steps, logging, validation, checkpoints, resume. It knows no objective.
+"""Training loop of both stages: steps, logging, validation, checkpoints, resume. It is independent of the objective.
 
 A stage passes it a :class:`Task`. The step determines the learning rate and what is logged and saved when; the
 position in the data, in samples, is saved with each checkpoint. A run that is killed and started again

@@ -36,7 +36,7 @@ def sample_dicom(pixels: np.ndarray = RAMP, bits: int = 12, syntax: UID = Explic
     dataset.file_meta.TransferSyntaxUID = syntax
     dataset.SOPClassUID, dataset.SOPInstanceUID = ComputedRadiographyImageStorage, "1.2.3"
     dataset.Modality, dataset.ViewPosition, dataset.BodyPartExamined = "CR", "PA", "CHEST"
-    dataset.PatientName, dataset.ImageComments = "Film^Small", "none"
+    dataset.PatientName, dataset.ImageComments = "Sample^Small", "none"
     dataset.SamplesPerPixel, dataset.PhotometricInterpretation, dataset.NumberOfFrames = 1, "MONOCHROME2", 1
     dataset.Rows, dataset.Columns = pixels.shape
     dataset.BitsAllocated = 8 * pixels.itemsize

@@ -84,10 +84,10 @@ def test_the_fidelity_benchmark_trains_both_sides_on_the_same_images_and_continu
     rows = bench.rows(config())
     assert seen["ours"] == seen["fork"] and len(seen["ours"]) == 20
     assert bench.rows(config()) == rows and len(seen["ours"]) == 20  # nothing is trained again
-    psnr, _, distance, usage, asked = rows
+    psnr, _, distance, usage, against_target = rows
     assert psnr.ratio == pytest.approx(psnr.ours / psnr.peer) and psnr.target == 1
     assert distance.ratio == pytest.approx(distance.peer / distance.ours)
-    assert usage.target is None and asked.ratio == pytest.approx(usage.ours / 0.95)
+    assert usage.target is None and against_target.ratio == pytest.approx(usage.ours / 0.95)
     page = (tmp_path / "f.md").read_text()
     assert "Phantoms" in page and f"{psnr.ours:.4g}" in page and (tmp_path / "f.png").is_file()
     with pytest.raises(UserError, match="another configuration"):

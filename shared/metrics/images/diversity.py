@@ -23,7 +23,7 @@ def similarity_within(images: np.ndarray) -> float:
     """Return the mean MS-SSIM over all pairs of images generated from one prompt.
 
     Below 176 pixels there are fewer than five scales; their weights are then brought to a sum of 1, and the
-    figure is comparable only at that size: :func:`scales_of` says how many there are.
+    figure is comparable only at that size: :func:`scales_of` returns their number.
 
     Args:
         images: (N, H, W) floats in [0, 1], N ≥ 2.

@@ -53,7 +53,7 @@ class FeatureNet:
         return np.concatenate(parts)
 
     def describe(self) -> dict[str, Any]:
-        """What a result file says of it."""
+        """Return the description for a result file."""
         return {
             "name": self.name,
             "sha256": self.sha256,
@@ -78,7 +78,7 @@ def load_feature_net(name: str, weights: str | None = None, device: str | None =
         device: where it runs; an accelerator if there is one.
 
     Raises:
-        UserError: if the weights are absent, are not needed, or do not fit; it says what to put where.
+        UserError: if the weights are absent, are not needed, or do not fit; the message names the expected file.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if name not in NAMES:

@@ -59,9 +59,9 @@ class BertScore:
         for begin in range(0, len(written), batch_size):
             some = slice(begin, begin + batch_size)
             sides = zip(self._states(written[some]), self._states(references[some]), strict=True)
-            for row, (said, wanted) in enumerate(sides):
-                if len(said) and len(wanted):
-                    nearness = said @ wanted.T  # (pieces written, pieces of the reference)
+            for row, (predicted, wanted) in enumerate(sides):
+                if len(predicted) and len(wanted):
+                    nearness = predicted @ wanted.T  # (pieces written, pieces of the reference)
                     # A piece that is like none of the other text counts 0, as in torchmetrics.
                     precision, recall = (nearness.amax(dim=d).clamp(min=0).mean().item() for d in (1, 0))
                     scores[begin + row] = 2 * precision * recall / max(precision + recall, 1e-12)
@@ -80,7 +80,7 @@ class BertScore:
         return [row[chosen] for row, chosen in zip(states, words, strict=True)]
 
     def describe(self) -> dict[str, Any]:
-        """What a result file says of it."""
+        """Return the description for a result file."""
         return {
             "model": f"{self._name}, {self._folder}",
             "layer": self._layer,

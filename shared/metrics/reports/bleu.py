@@ -46,9 +46,9 @@ def bleu_counts(written: Sequence[str], references: Sequence[str]) -> tuple[np.n
         words, truth = clean(text).split(), clean(reference).split()
         lengths[row] = len(words), len(truth)
         for n in range(1, ORDERS + 1):
-            said, wanted = _ngrams(words, n), _ngrams(truth, n)
-            hits[row, n - 1] = (said & wanted).total()
-            totals[row, n - 1] = said.total()
+            predicted, wanted = _ngrams(words, n), _ngrams(truth, n)
+            hits[row, n - 1] = (predicted & wanted).total()
+            totals[row, n - 1] = predicted.total()
     return hits, totals, lengths
 
 

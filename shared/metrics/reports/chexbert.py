@@ -94,5 +94,5 @@ class Chexbert:
         return labels
 
     def describe(self) -> dict[str, Any]:
-        """What a result file says of it."""
+        """Return the description for a result file."""
         return {"model": "CheXbert", "sha256": self.sha256}

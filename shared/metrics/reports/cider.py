@@ -39,8 +39,8 @@ def cider_each(written: Sequence[str], references: Sequence[str]) -> np.ndarray:
     for counts in truth:
         for order in counts:
             documents.update(order.keys())
-    said = [_counts(text) for text in written]
-    return np.array([_similarity(a, b, documents, len(references)) for a, b in zip(said, truth, strict=True)])
+    predicted = [_counts(text) for text in written]
+    return np.array([_similarity(a, b, documents, len(references)) for a, b in zip(predicted, truth, strict=True)])
 
 
 def _counts(text: str) -> list[Counter[tuple[str, ...]]]:
@@ -49,15 +49,15 @@ def _counts(text: str) -> list[Counter[tuple[str, ...]]]:
 
 
 def _similarity(
-    said: list[Counter[tuple[str, ...]]],
+    predicted: list[Counter[tuple[str, ...]]],
     wanted: list[Counter[tuple[str, ...]]],
     documents: Counter[tuple[str, ...]],
     corpus: int,
 ) -> float:
     # pycocoevalcap measures length in bigrams, not words; kept for parity.
-    penalty = np.exp(-((said[1].total() - wanted[1].total()) ** 2) / (2 * SIGMA**2))
+    penalty = np.exp(-((predicted[1].total() - wanted[1].total()) ** 2) / (2 * SIGMA**2))
     cosines = []
-    for a, b in zip(said, wanted, strict=True):
+    for a, b in zip(predicted, wanted, strict=True):
         x, y = _weighted(a, documents, corpus), _weighted(b, documents, corpus)
         norms = np.sqrt(sum(v * v for v in x.values())) * np.sqrt(sum(v * v for v in y.values()))
         # The written count is clipped at the reference's, so that repetition earns nothing (the D of CIDEr-D).

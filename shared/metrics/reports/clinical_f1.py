@@ -77,12 +77,12 @@ def clinical_f1(
     """
     rows = f1_counts(predicted, truth, findings, uncertain)
     micro, macro = f1_of(*rows)
-    hits, said, true = (row.sum(axis=0) for row in rows)
-    each = _f1(hits, said, true)
+    hits, stated, true = (row.sum(axis=0) for row in rows)
+    each = _f1(hits, stated, true)
     defined = np.isfinite(each)
     per_finding = {
         name: {
-            "precision": float(hits[i] / said[i]) if said[i] else None,
+            "precision": float(hits[i] / stated[i]) if stated[i] else None,
             "recall": float(hits[i] / true[i]) if true[i] else None,
             "f1": float(each[i]) if defined[i] else None,
             "support": int(true[i]),
@@ -93,7 +93,7 @@ def clinical_f1(
 
 
 def best_constant(train: Sequence[Labels], findings: Sequence[str], uncertain: Uncertain = "positive") -> Labels:
-    """The one set of findings which, said of every study, has the highest micro F1 on the training labels.
+    """Return the set of findings which, predicted for every study, has the highest micro F1 on the training labels.
 
     For a constant set S micro F1 is 2 · Σ n_f / (N · |S| + Σ n), so the best set of a given size is that of
     the most frequent findings: it is enough to try the prefixes. It is at least as good as the most

@@ -25,8 +25,8 @@ def radgraph_f1(written: Annotation, reference: Annotation, level: Level) -> flo
     Returns:
         In [0, 1]; 0 if either names nothing, as in the package.
     """
-    said, wanted = _facts(written, level), _facts(reference, level)
-    return 2 * len(said & wanted) / (len(said) + len(wanted)) if said and wanted else 0.0
+    predicted, wanted = _facts(written, level), _facts(reference, level)
+    return 2 * len(predicted & wanted) / (len(predicted) + len(wanted)) if predicted and wanted else 0.0
 
 
 def _facts(annotation: Annotation, level: Level) -> set[tuple[Any, ...]]:

@@ -184,7 +184,7 @@ def _add_findings(
 ) -> None:
     """Add the columns and the metrics of one labeller in all variants."""
     for suffix, findings, uncertain in VARIANTS:
-        names = tuple(f"{metric}{suffix}_{count}" for count in ("hits", "said", "true"))
+        names = tuple(f"{metric}{suffix}_{count}" for count in ("hits", "predicted", "true"))
         table |= dict(zip(names, f1_counts(predicted, truth, findings, uncertain), strict=True))
         statistics[f"reports.{metric}_micro{suffix}"] = Statistic("f1_micro", names)
         statistics[f"reports.{metric}_macro{suffix}"] = Statistic("f1_macro", names)
@@ -192,7 +192,7 @@ def _add_findings(
 
 def _worst(table: dict[str, np.ndarray]) -> list[int]:
     """Return the studies with the lowest F1 over their findings; ties are ordered by ROUGE-L."""
-    hits, predicted, true = (table[f"clinical_f1_{count}"].sum(axis=1) for count in ("hits", "said", "true"))
+    hits, predicted, true = (table[f"clinical_f1_{count}"].sum(axis=1) for count in ("hits", "predicted", "true"))
     f1 = np.where(predicted + true > 0, 2 * hits / np.maximum(predicted + true, 1), 1.0)
     return [int(i) for i in np.lexsort((table["rouge_l"], f1))[:FAILURES] if f1[i] < 1]
 

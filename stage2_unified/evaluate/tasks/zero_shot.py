@@ -38,10 +38,10 @@ def evaluate_zero_shot(context: EvaluationContext) -> TaskResult:
     known = np.isfinite(truth)
     if paired:
         predicted, true = (scores > 0) & known, (truth == 1) & known
-        table |= {"hits": predicted & true, "said": predicted, "true": true}
+        table |= {"hits": predicted & true, "predicted": predicted, "true": true}
         table["right"] = np.where(known, (scores > 0) == (truth == 1), np.nan)
         statistics |= {
-            "zero_shot.f1_macro": Statistic("f1_macro", ("hits", "said", "true")),
+            "zero_shot.f1_macro": Statistic("f1_macro", ("hits", "predicted", "true")),
             "zero_shot.accuracy": mean_of("right"),
         }
         prevalence = np.nanmean(truth, axis=0)

@@ -120,10 +120,10 @@ def test_reranking_equals_sorting_by_hand(seed):
     rng = np.random.default_rng(seed)
     queries, candidates, top = int(rng.integers(1, 6)), int(rng.integers(1, 9)), int(rng.integers(1, 11))
     scores, second = rng.random((queries, candidates)), rng.integers(0, 3, size=(queries, candidates)) / 2
-    asked = []
+    calls = []
 
     def match(q, c):
-        asked.append(len(q))
+        calls.append(len(q))
         return second[q, c]
 
     got = np.argsort(-rerank(scores, top, match), axis=1, kind="stable")
@@ -131,7 +131,7 @@ def test_reranking_equals_sorting_by_hand(seed):
         order = sorted(range(candidates), key=lambda j, i=i: -scores[i, j])
         head = sorted(order[:top], key=lambda j, i=i: -second[i, j])  # stable: ties keep the first order
         assert got[i].tolist() == head + order[top:]
-    assert asked == [queries * min(top, candidates)]
+    assert calls == [queries * min(top, candidates)]
 
 
 def test_reranking_by_an_oracle_finds_what_is_among_the_first():

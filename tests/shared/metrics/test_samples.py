@@ -40,13 +40,13 @@ def test_a_figure_over_rows_is_the_figure_of_these_rows():
     labels = [[{name: int(rng.integers(0, 2)) for name in FINDINGS} for _ in range(20)] for _ in range(2)]
     truth, score = rng.integers(0, 2, size=(20, 2)).astype(float), rng.random((20, 2))
     hits, totals, lengths = bleu_counts(*texts)
-    both, said, true = f1_counts(*labels, FINDINGS)
-    f1, kinds = ("both", "said", "true"), ("hits", "totals", "lengths")
+    both, stated, true = f1_counts(*labels, FINDINGS)
+    f1, kinds = ("both", "predicted", "true"), ("hits", "totals", "lengths")
     samples = Samples(
         "study",
         [str(i) for i in range(20)],
         [str(i) for i in range(20)],
-        {"hits": hits, "totals": totals, "lengths": lengths, "both": both, "said": said, "true": true}
+        {"hits": hits, "totals": totals, "lengths": lengths, "both": both, "predicted": stated, "true": true}
         | {"truth": truth, "score": score, "a": truth[:, 0], "b": score[:, 0], "hit": truth[:, 1]},
         {f"bleu{n}": Statistic(f"bleu{n}", kinds) for n in (1, 2, 3, 4)}
         | {"micro": Statistic("f1_micro", f1), "macro": Statistic("f1_macro", f1)}

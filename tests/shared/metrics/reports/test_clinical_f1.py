@@ -12,7 +12,7 @@ from tests.seeds import for_seeds
 FINDINGS = ("Edema", "Fracture", "Pneumonia", "Pneumothorax", "No Finding")
 
 
-def draw(rng, n):
+def sample_labels(rng, n):
     return [
         {name: int(rng.choice([1, 0, -1], p=[0.5, 0.3, 0.2])) for name in FINDINGS if rng.random() < 0.7}
         for _ in range(n)
@@ -23,7 +23,7 @@ def draw(rng, n):
 @for_seeds(40)
 def test_equals_scikit_learn(seed, uncertain):
     rng = np.random.default_rng(seed)
-    predicted, truth = draw(rng, 40), draw(rng, 40)
+    predicted, truth = sample_labels(rng, 40), sample_labels(rng, 40)
     p = np.array([[{1: 1, -1: uncertain == "positive"}.get(r.get(f), 0) for f in FINDINGS] for r in predicted])
     t = np.array([[{1: 1, -1: uncertain == "positive"}.get(r.get(f), 0) for f in FINDINGS] for r in truth])
     got = clinical_f1(predicted, truth, FINDINGS, uncertain)
@@ -47,11 +47,11 @@ def test_flipped_findings_move_micro_f1_by_the_computed_amount(flipped):
 
 
 def test_an_oracle_is_at_the_ceiling_and_an_absent_class_does_not_pull_it_down():
-    truth = draw(np.random.default_rng(0), 60)
-    got = clinical_f1(truth, truth, (*FINDINGS, "Never Said"))
+    truth = sample_labels(np.random.default_rng(0), 60)
+    got = clinical_f1(truth, truth, (*FINDINGS, "Never Stated"))
     assert got["micro"] == got["macro"] == 1
     assert got["findings_scored"] == len(FINDINGS)
-    assert got["per_finding"]["Never Said"] == {"precision": None, "recall": None, "f1": None, "support": 0}
+    assert got["per_finding"]["Never Stated"] == {"precision": None, "recall": None, "f1": None, "support": 0}
 
 
 def test_a_finding_only_ever_stated_wrongly_counts_zero():
@@ -71,7 +71,7 @@ def test_the_two_rules_differ_where_doubt_is():
 
 @for_seeds(10)
 def test_the_constant_is_the_best_of_all_sets(seed):
-    train = draw(np.random.default_rng(seed), 15)
+    train = sample_labels(np.random.default_rng(seed), 15)
     subsets = [s for size in range(1, len(FINDINGS) + 1) for s in combinations(FINDINGS, size)]
 
     def score(chosen):

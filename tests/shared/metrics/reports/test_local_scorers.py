@@ -62,8 +62,8 @@ def by_hand(words, truth):
 
 @for_seeds(200)
 def test_meteor_equals_its_definition(seed):
-    draw = random.Random(seed)
-    words, truth = ([draw.choice([*WORDS, "density", "little"]) for _ in range(draw.randint(1, 9))] for _ in range(2))
+    rng = random.Random(seed)
+    words, truth = ([rng.choice([*WORDS, "density", "little"]) for _ in range(rng.randint(1, 9))] for _ in range(2))
     got = meteor_each([" ".join(words)], [" ".join(truth)], SmallWordnet())
     assert got[0] == pytest.approx(by_hand([*words, "."], [*truth, "."]))
 
@@ -107,8 +107,8 @@ def hidden(bert_folder, text, layer=-1):
 
 
 def test_bertscore_equals_torchmetrics_a_pair_at_a_time(bert_folder):
-    draw = random.Random(0)
-    texts = [[" ".join(draw.choice(WORDS) for _ in range(draw.randint(1, 8))) for _ in range(60)] for _ in range(2)]
+    rng = random.Random(0)
+    texts = [[" ".join(rng.choice(WORDS) for _ in range(rng.randint(1, 8))) for _ in range(60)] for _ in range(2)]
     got = BertScore(str(bert_folder[0]), layer=1, device="cpu")(*texts)
     tokenizer = BertTokenizerFast.from_pretrained(bert_folder[0])
     for value, written, reference in zip(got, *texts, strict=True):
@@ -130,8 +130,8 @@ def test_bertscore_at_the_ceiling_of_nothing_and_without_a_model(bert_folder, tm
 
 def test_chexbert_reads_the_published_checkpoints_form(bert_folder):
     labeler = Chexbert(str(bert_folder[0]), OBSERVATIONS, device="cpu")
-    draw = random.Random(1)
-    reports = [" ".join(draw.choice(WORDS) for _ in range(draw.randint(1, 20))) + "\n." for _ in range(60)]
+    rng = random.Random(1)
+    reports = [" ".join(rng.choice(WORDS) for _ in range(rng.randint(1, 20))) + "\n." for _ in range(60)]
     got = labeler(reports)
     seen = set()
     for report, labels in zip(reports, got, strict=True):
@@ -173,14 +173,14 @@ def test_radgraph_f1_by_levels():
 
 @for_seeds(200)
 def test_radgraph_f1_is_that_of_the_counts(seed):
-    draw = random.Random(seed)
+    rng = random.Random(seed)
 
     def annotation():
-        names = [str(i) for i in range(draw.randint(1, 6))]
+        names = [str(i) for i in range(rng.randint(1, 6))]
         return {
             "entities": {
                 n: entity(
-                    draw.choice("abc"), draw.choice(["X", "Y"]), *([("r", draw.choice(names))] * draw.randint(0, 1))
+                    rng.choice("abc"), rng.choice(["X", "Y"]), *([("r", rng.choice(names))] * rng.randint(0, 1))
                 )
                 for n in names
             }

@@ -29,9 +29,9 @@ WORDS = [
 
 def corpus(seed, reports):
     """References of 5 to 30 words, and the same with a fifth of their words lost."""
-    draw = random.Random(seed)
-    truth = [" ".join(draw.choice(WORDS) for _ in range(draw.randint(5, 30))) + "." for _ in range(reports)]
-    written = [" ".join(w for w in text.rstrip(".").split() if draw.random() < 0.8) + "." for text in truth]
+    rng = random.Random(seed)
+    truth = [" ".join(rng.choice(WORDS) for _ in range(rng.randint(5, 30))) + "." for _ in range(reports)]
+    written = [" ".join(w for w in text.rstrip(".").split() if rng.random() < 0.8) + "." for text in truth]
     return written, truth
 
 
