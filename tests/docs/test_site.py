@@ -91,5 +91,5 @@ def test_it_builds_without_a_warning(root, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     shown = (tmp_path / "site" / "api" / "index.html").read_text(encoding="utf-8")
     assert "encode_indices" in shown and ":class:" not in shown
-    assert (tmp_path / "site" / "source" / "stage2_unified" / "model.py" / "index.html").is_file()
+    assert (tmp_path / "site" / "source" / "stage2_unified" / "model" / "modeling.py" / "index.html").is_file()
     assert json.loads((tmp_path / "site" / "search" / "search_index.json").read_text())["docs"]
