@@ -9,7 +9,6 @@ median of the paired ratios is reported.
 
 import ast
 import importlib.util
-import os
 import platform
 import statistics
 import sys
@@ -22,6 +21,7 @@ from typing import Any
 
 from medunifier.shared.artifacts import write_json
 from medunifier.shared.config import Subcommand, parse_subcommand
+from medunifier.shared.files.os_services import usable_cores
 from medunifier.shared.progress import Progress
 from medunifier.shared.training.hardware import processor_name
 
@@ -92,7 +92,7 @@ def machine() -> dict[str, Any]:
 
     return {
         "cpu": processor_name(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": usable_cores(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -121,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     import torch
 
-    torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(config.threads or usable_cores())
     rows: list[Row] = load_benchmark(name).rows(config)
     for row in rows:
         target = "" if row.target is None else f"   (target {row.target:g})"

@@ -24,6 +24,7 @@ from medunifier.shared.artifacts import read_json, write_json
 from medunifier.shared.command import run_command
 from medunifier.shared.config import parse_config
 from medunifier.shared.errors import UserError
+from medunifier.shared.files.os_services import usable_cores
 from medunifier.shared.training.hardware import processor_name
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -76,7 +77,7 @@ def steps_of(config: DemoConfig) -> list[Step]:
     archive, images, codes = run / "archive", run / "images", run / "codes"
     tokenizer, model = run / "stage1" / "tokenizer", run / "stage2" / "model"
     evaluation = run / "evaluation.json"
-    workers = str(len(os.sched_getaffinity(0)))
+    workers = str(usable_cores())
     # All options are explicit, since the launcher warns about each default.
     launch = shlex.split(
         "accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no"
@@ -182,7 +183,7 @@ def _program(name: str) -> str:
 
 def machine() -> dict[str, Any]:
     """Return cores and processor, to interpret the timings."""
-    return {"cores": len(os.sched_getaffinity(0)), "cpu": processor_name(), "system": platform.system()}
+    return {"cores": usable_cores(), "cpu": processor_name(), "system": platform.system()}
 
 
 def write_results(run: Path, seconds: Mapping[str, float]) -> dict[str, Any]:

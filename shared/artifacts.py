@@ -5,7 +5,6 @@ complete, so a full disk or a kill leaves nothing half-written.
 """
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -13,12 +12,13 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medunifier.shared.errors import UserError
 from medunifier.shared.files.input_files import MAX_JSON_BYTES, parse_json, read_bounded
+from medunifier.shared.files.os_services import lock, try_lock
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -139,8 +139,7 @@ def _locked(create: Callable[[], Path], flags: int) -> Iterator[Path]:
             descriptor = os.open(partial, flags)
         except FileNotFoundError:
             continue  # removed as a remnant before it was locked
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        lock(descriptor)
         if partial.exists():
             break
         os.close(descriptor)
@@ -176,10 +175,11 @@ def _remove_unlocked(entry: Path) -> None:
     except OSError:
         return  # removed meanwhile, or not a file of ours
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)
+        # Without locks a live process may be writing it.
+        if try_lock(descriptor, without_locks=False):
+            shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)
     except OSError:
-        pass  # a live process is writing it
+        pass  # removed meanwhile
     finally:
         os.close(descriptor)
 

@@ -4,6 +4,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
+from io import TextIOWrapper
 
 from medunifier.shared.errors import UsageError, UserError
 
@@ -15,6 +16,9 @@ def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str]) -
         0, 1 for a :class:`UserError`, 2 for a :class:`UsageError`, 130 for an interrupt. Any other exception
         propagates with its traceback, which a bug report needs.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a console in cp1252 or ASCII cannot show every character
     try:
         command(argv)
     except UsageError as error:

@@ -6,7 +6,6 @@ make every run fail.
 
 import os
 import pickle
-import resource
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from types import TracebackType
 from medunifier.data.images.dicom import Radiograph, Windowing
 from medunifier.data.images.pixels import Fit, UnreadableImage
 from medunifier.shared.errors import UserError
+from medunifier.shared.files.os_services import limit_memory
 
 MAX_SECONDS = 120
 """Time limit for one image; the largest accepted size takes about ten."""
@@ -115,7 +115,7 @@ def serve_requests() -> None:
     """Run in the child: read requests from standard input, write images or errors to standard output."""
     from medunifier.data.images.radiograph import read_image
 
-    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
+    limit_memory(MAX_MEMORY)
     output = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # keep output of codecs out of the pipe
     while True:

@@ -7,7 +7,6 @@ on the number of workers. ``--check`` only reports (:mod:`medunifier.data.ingest
 
 import csv
 import hashlib
-import os
 import shutil
 import sys
 from collections import Counter
@@ -57,6 +56,7 @@ from medunifier.shared.artifacts import (
 )
 from medunifier.shared.config import parse_config
 from medunifier.shared.errors import UserError
+from medunifier.shared.files.os_services import usable_cores
 from medunifier.shared.files.settings_record import begin_or_continue, refuse_other_settings
 from medunifier.shared.progress import Progress
 
@@ -257,7 +257,7 @@ def _remove(config: IngestConfig, duplicates: Duplicates, out: Path) -> list[Rem
 
 
 def _workers(config: IngestConfig) -> int:
-    return config.workers or len(os.sched_getaffinity(0))
+    return config.workers or usable_cores()
 
 
 def _transform(config: IngestConfig) -> Transform:

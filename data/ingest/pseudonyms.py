@@ -4,10 +4,10 @@ import hashlib
 import hmac
 import os
 import secrets
-from pathlib import Path
 
 from medunifier.shared.errors import UserError
 from medunifier.shared.files.input_files import read_bounded
+from medunifier.shared.files.os_services import expand_home
 
 DEFAULT_KEY_FILE = "~/.config/medunifier/pseudonym.key"
 KEY_BYTES = 32
@@ -22,7 +22,7 @@ def load_key(path: str) -> bytes:
     Raises:
         UserError: if the file cannot be created, or is not a key.
     """
-    file = Path(path).expanduser()
+    file = expand_home(path)
     try:
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -4,18 +4,18 @@ A cached copy is named by its checksum, so it cannot become stale, and shards wi
 are downloaded once. ``MEDUNIFIER_CACHE`` sets the cache folder, which may be deleted at any time.
 """
 
-import fcntl
 import os
 from pathlib import Path
 
 from medunifier.data.remote_paths import filesystem, is_url, remote_errors_as_user_errors
 from medunifier.shared.artifacts import atomic_file, remove_partial, sha256_file
 from medunifier.shared.errors import UserError
+from medunifier.shared.files.os_services import home_folder, lock
 
 
 def cache_folder() -> Path:
     """Return the folder for copies of remote shards."""
-    return Path(os.environ.get("MEDUNIFIER_CACHE") or Path.home() / ".cache" / "medunifier")
+    return Path(os.environ.get("MEDUNIFIER_CACHE") or home_folder() / ".cache" / "medunifier")
 
 
 def checked_shard(root: str, name: str, sha256: str) -> Path:
@@ -49,8 +49,8 @@ def _cached_copy(url: str, sha256: str) -> Path:
         return copy
     copy.parent.mkdir(parents=True, exist_ok=True)
     # Workers start with the same shards: one downloads, the others wait for it.
-    with open(copy.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with open(copy.with_suffix(".lock"), "w") as file:
+        lock(file)
         if not (copy.is_file() and sha256_file(copy) == sha256):
             _download(url, sha256, copy)
     return copy

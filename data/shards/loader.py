@@ -6,19 +6,26 @@ processes and workers; every sample is read once per epoch; every rank takes the
 not passed to `accelerator.prepare` (Accelerate 1.15 reads an iterable on rank 0 only by default).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from medunifier.data.shards.dataset import Sample
+from medunifier.shared.errors import UserError
+from medunifier.shared.files.os_services import free_shared_memory
 from medunifier.shared.training.distributed import rank as current_rank
 from medunifier.shared.training.distributed import world_size
 
 if TYPE_CHECKING:
     from medunifier.shared.training.config import LoopConfig
+
+_PREFETCHED = 4  # batches per loader process
+_MAX_SECONDS = 900  # for one batch, also from a slow remote archive
+_AMPLE_SHARED_MEMORY = 2**33  # not measured against the batches
 
 
 class Studies(Protocol):
@@ -85,14 +92,60 @@ def sample_stream(
         rank, world: rank of this process, and number of processes.
         workers: loader processes; 0 reads in this process.
     """
+    stream = _Stream(dataset, seed)
+    positions = _Positions(position, batch_size, rank, world)
+    if workers:
+        _check_shared_memory(lambda: collate([stream[number] for number in next(iter(positions))]), workers)
     loader = DataLoader(
-        _Stream(dataset, seed),
-        batch_sampler=_Positions(position, batch_size, rank, world),
+        stream,
+        batch_sampler=positions,
         collate_fn=collate,
         num_workers=workers,
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=_PREFETCHED if workers else None,
+        timeout=_MAX_SECONDS if workers else 0,
     )
-    return iter(loader)
+    return _named_failures(iter(loader))
+
+
+def _check_shared_memory(first_batch: Callable[[], Any], workers: int) -> None:
+    """Refuse loader processes whose batches do not fit into /dev/shm: they would hang or be killed while passing one.
+
+    Raises:
+        UserError: with the sizes and the remedies.
+    """
+    free = free_shared_memory()
+    if free is None or free > _AMPLE_SHARED_MEMORY:
+        return
+    needed = _tensor_bytes(first_batch()) * (_PREFETCHED * workers + 1)
+    if needed > free:
+        raise UserError(
+            f"{workers} loader processes need about {needed / 2**20:.1f} MiB of shared memory, and /dev/shm has "
+            f"{free / 2**20:.1f} MiB free: enlarge it (docker run --shm-size 8g) or pass --loop.workers 0"
+        )
+
+
+def _tensor_bytes(batch: Any) -> int:
+    """Return the bytes of all tensors in a batch of nested mappings, sequences and objects with attributes."""
+    if isinstance(batch, Tensor):
+        return batch.nbytes
+    if isinstance(batch, Mapping):
+        batch = batch.values()
+    elif not isinstance(batch, (list, tuple)):
+        batch = getattr(batch, "__dict__", {}).values()
+    return sum(_tensor_bytes(part) for part in batch)
+
+
+def _named_failures(batches: Iterator[Any]) -> Iterator[Any]:
+    """Yield the batches; a loader process that died or hangs ends the run with a `UserError`."""
+    try:
+        yield from batches
+    except RuntimeError as error:
+        if "DataLoader" not in str(error):
+            raise
+        raise UserError(
+            f"a loader process ended or did not answer ({' '.join(str(error).split())[:200]}): it may have run out "
+            "of memory or shared memory; the same command continues, with fewer --loop.workers if it happens again"
+        ) from error
 
 
 def training_stream(

@@ -5,7 +5,6 @@ present ``OUT`` appears by rename, as JSON lines or CSV by its suffix, with ``OU
 """
 
 import csv
-import fcntl
 import json
 import os
 import sys
@@ -17,6 +16,7 @@ from typing import Any
 from medunifier.shared.artifacts import atomic_file, read_json, remove_partial, write_json
 from medunifier.shared.errors import UserError
 from medunifier.shared.files.input_files import parse_json
+from medunifier.shared.files.os_services import try_lock
 from medunifier.shared.files.settings_record import refuse_other_settings
 
 Row = dict[str, Any]
@@ -61,11 +61,9 @@ class RowFile:
             return
         out.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(self._journal, "a+b")  # noqa: SIM115, __exit__ closes it
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not try_lock(self._file, without_locks=True):
             self._file.close()
-            raise UserError(f"another process is writing {out}: wait for it, or pass another --out") from None
+            raise UserError(f"another process is writing {out}: wait for it, or pass another --out")
         self._continue()
 
     @property

@@ -1,11 +1,12 @@
 """Cores, memory, accelerators and disk of this machine, within the limits of a container."""
 
-import os
 import platform
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from medunifier.shared.files.os_services import usable_cores
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +55,7 @@ def this_machine(path: str | Path = ".") -> Machine:
     """Return the resources of this machine; the disk is that of ``path``."""
     import torch
 
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     memory, free = memory_and_free()
     folder = Path(path).resolve()
     while not folder.exists():

@@ -6,7 +6,6 @@ continues exactly: on a CPU to the last bit, and over the same samples on anothe
 """
 
 import os
-import resource
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from medunifier.shared.errors import UserError
+from medunifier.shared.files.os_services import peak_memory, usable_cores
 from medunifier.shared.progress import Progress
 from medunifier.shared.report_page.plots import save_curves
 from medunifier.shared.training.checkpoints import Checkpoints, DataPosition
@@ -47,7 +47,7 @@ class Task(Protocol):
 def use_threads(threads: int) -> None:
     """Set the CPU threads of this process: ``threads``, or its part of the cores (a launcher sets one)."""
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // local))
+    torch.set_num_threads(threads or max(1, usable_cores() // local))
 
 
 def check_global_batch(run_dir: str | Path, config: LoopConfig) -> None:
@@ -190,4 +190,4 @@ def _peak_memory_gib() -> float:
     """Return the peak memory of the accelerator, or of this process without one."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return peak_memory() / 2**30

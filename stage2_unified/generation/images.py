@@ -12,6 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from medunifier.stage2_unified.model.attention_mask import for_attention
 from medunifier.stage2_unified.model.kv_cache import CACHE, PreallocatedCache
 from medunifier.stage2_unified.model.modeling import MedUnifierForConditionalGeneration
 from medunifier.stage2_unified.model.sequences import ImageSpans, left_padded
@@ -99,7 +100,7 @@ def _generate_next(
     for number in range(tokens):
         output = model.model(
             inputs_embeds=embedded,
-            attention_mask=mask,
+            attention_mask=for_attention(mask, model.model, embedded.dtype),
             position_ids=position_ids,
             use_cache=True,
             **{CACHE: cache},

@@ -1,8 +1,9 @@
 """Attention mask for bidirectional images: full attention within an image's codes, causal everywhere else."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from medunifier.shared.errors import UserError
 from medunifier.stage2_unified.model.vocabulary import EMB_IMG, Vocabulary
 
 
@@ -34,3 +35,31 @@ def bidirectional_image_mask(ids: Tensor, vocabulary: Vocabulary, visible: Tenso
         diagonal = torch.eye(ids.shape[1], dtype=torch.bool, device=ids.device)
         mask = mask & visible.bool()[:, None, :] | diagonal
     return mask[:, None]
+
+
+def for_attention(mask: Tensor, decoder: nn.Module, dtype: torch.dtype) -> Tensor:
+    """Return a boolean mask in the form that the decoder's attention implementation takes.
+
+    ``transformers`` passes masks with four dimensions on as they are: ``sdpa`` takes booleans, ``eager`` adds the
+    mask to the scores, and the others have their own formats.
+
+    Args:
+        mask: (B, 1, Q, K) bool, True where a query attends to a key.
+        decoder: the transformer that will get the mask.
+        dtype: of the attention scores.
+
+    Returns:
+        (B, 1, Q, K) bool, or ``dtype`` with 0 and its lowest value.
+
+    Raises:
+        UserError: for another implementation.
+    """
+    implementation = decoder.config._attn_implementation
+    if implementation == "sdpa":
+        return mask
+    if implementation == "eager":
+        return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
+    raise UserError(
+        f"attn_implementation={implementation!r} cannot generate images or use bidirectional_images: load the model "
+        "with attn_implementation='sdpa'"
+    )

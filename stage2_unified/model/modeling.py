@@ -18,7 +18,7 @@ from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from medunifier.shared.errors import UserError
-from medunifier.stage2_unified.model.attention_mask import bidirectional_image_mask
+from medunifier.stage2_unified.model.attention_mask import bidirectional_image_mask, for_attention
 from medunifier.stage2_unified.model.configuration import MedUnifierConfig
 from medunifier.stage2_unified.model.kv_cache import CACHE, PrefixCache
 from medunifier.stage2_unified.model.sequences import ImageSpans, SequenceBuilder, Sequences
@@ -260,9 +260,7 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 )
             return visible
         mask = bidirectional_image_mask(ids, self.vocabulary, visible)
-        if mask is not None and self.model.config._attn_implementation != "sdpa":
-            raise ValueError("a model with bidirectional_images must be loaded with attn_implementation='sdpa'")
-        return visible if mask is None else mask
+        return visible if mask is None else for_attention(mask, self.model, self.lm_head.weight.dtype)
 
     # Retrieval and matching -----------------------------------------------------------------------------
 

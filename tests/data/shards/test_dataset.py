@@ -1,12 +1,15 @@
 import io
 import os
+import time
 
 import numpy as np
 import pytest
+import torch
 import webdataset
 
 from medunifier.data.shards.dataset import (
     MANIFEST,
+    MAX_OPEN_SHARDS,
     ShardDataset,
     decode_npy,
     encode_info,
@@ -165,3 +168,51 @@ def test_an_evaluation_pass_reads_every_sample_once(tmp_path):
             for entry in batch]  # fmt: skip
     assert sorted(both) == [(n, n) for n in range(8)]
     assert sum(len(batch) for batch in batches_once(dataset, numbers, batch_size=3, limit=4)) == 4
+
+
+def test_many_shards_need_few_file_descriptors(tmp_path):
+    def descriptors():
+        return len(os.listdir("/proc/self/fd"))
+
+    dataset = ShardDataset(write_folder(tmp_path, counts=(1,) * (3 * MAX_OPEN_SHARDS)), "train")
+    before = descriptors()
+    assert [dataset[number].info["n"] for number in range(len(dataset))] == list(range(len(dataset)))
+    assert dataset[0].info["n"] == 0, "an evicted shard is opened again"
+    assert descriptors() - before <= MAX_OPEN_SHARDS
+    del dataset
+    assert descriptors() <= before
+
+
+class _Failing:
+    """A data set whose samples end or stop the process that reads them."""
+
+    def __init__(self, fail):
+        self._fail = fail
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, number):
+        self._fail()
+
+
+@pytest.mark.parametrize(("fail", "seconds"), [(lambda: os._exit(1), 60), (lambda: time.sleep(30), 1)])
+def test_a_loader_process_that_died_or_hangs_ends_the_run_in_words(monkeypatch, fail, seconds):
+    monkeypatch.setattr("medunifier.data.shards.loader._MAX_SECONDS", seconds)
+    monkeypatch.setattr("medunifier.data.shards.loader.free_shared_memory", lambda: None)
+    with pytest.raises(UserError, match="loader process"):
+        next(sample_stream(_Failing(fail), list, batch_size=2, seed=0, workers=1))
+
+
+def test_too_little_shared_memory_is_refused_before_training_hangs(tmp_path, monkeypatch):
+    def pixels(samples):
+        return {"pixels": torch.stack([torch.tensor(sample.images[0]) for _, sample in samples])}
+
+    dataset = ShardDataset(write_folder(tmp_path), "train")
+    batch = 2 * 4 * 6
+    monkeypatch.setattr("medunifier.data.shards.loader.free_shared_memory", lambda: 9 * batch - 1)
+    with pytest.raises(UserError, match="shm-size"):
+        sample_stream(dataset, pixels, batch_size=2, seed=0, workers=2)
+    assert next(sample_stream(dataset, pixels, batch_size=2, seed=0, workers=0))["pixels"].shape == (2, 4, 6)
+    monkeypatch.setattr("medunifier.data.shards.loader.free_shared_memory", lambda: 9 * batch)
+    assert next(sample_stream(dataset, pixels, batch_size=2, seed=0, workers=2))["pixels"].shape == (2, 4, 6)

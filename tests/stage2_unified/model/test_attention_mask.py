@@ -7,6 +7,7 @@ import torch
 
 from medunifier.shared.errors import UserError
 from medunifier.stage2_unified.export.causal_lm import to_causal_lm
+from medunifier.stage2_unified.generation.images import generate_images
 from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline
 from medunifier.stage2_unified.model.attention_mask import bidirectional_image_mask
 from medunifier.stage2_unified.model.sequences import ImageSpans, left_padded
@@ -100,9 +101,41 @@ def test_unsupported_uses_of_bidirectional_images_are_refused():
     for rest in (ids[:, 4:], ids[:, -1:]):
         with pytest.raises(ValueError, match="one pass"):
             model(input_ids=rest, cache=cache)
-    model.set_attn_implementation("eager")
-    with pytest.raises(ValueError, match="sdpa"):
+    model.model.config._attn_implementation = "flex_attention"
+    with pytest.raises(UserError, match="sdpa"):
         model(input_ids=ids)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_eager_and_sdpa_attention_agree_in_every_mode(bidirectional):
+    model, batch = make_model(bidirectional_images=bidirectional).eval(), make_batch(studies=4)
+    prompt = {"report": batch.report, "report_length": batch.report_length, "view": batch.images.view[:, 0]}
+
+    def outputs(implementation):
+        model.set_attn_implementation(implementation)
+        ids, visible, _ = left_padded(model.sequences.image_first(batch.images))
+        return (
+            generate_images(model, **prompt, seeds=torch.arange(4), guidance=3.0, temperature=0),  # padded prompts
+            model.generate(ids, attention_mask=visible.long(), max_new_tokens=5, do_sample=False, eos_token_id=-1),
+            model.get_image_features(batch.images),
+            model.get_text_features(batch.report, batch.report_length),
+            model.match(batch.images, batch.report, batch.report_length),
+        )
+
+    for eager, sdpa in zip(outputs("eager"), outputs("sdpa"), strict=True):
+        if eager.is_floating_point():
+            assert torch.allclose(eager, sdpa, atol=1e-5)
+        else:
+            assert torch.equal(eager, sdpa)
+
+
+@torch.no_grad()
+def test_images_are_not_generated_with_an_attention_that_takes_other_masks():
+    model, batch = make_model().eval(), make_batch(studies=2)
+    model.model.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(UserError, match="sdpa"):
+        generate_images(model, batch.report, batch.report_length, batch.images.view[:, 0], torch.arange(2))
 
 
 def test_a_saved_model_stays_bidirectional_and_works_in_the_pipeline(tmp_path):
