@@ -237,3 +237,8 @@ def test_old_files_are_deleted_and_examples_stay(tmp_path):
 def test_the_shown_model_input_is_the_image(client, dicom_file):
     shown = np.asarray(Image.open(client.predict(handle_file(dicom_file), "PA", api_name="/show")).convert("L")) / 255
     assert np.abs(shown - read_radiograph(dicom_file, 32)).max() < 0.01
+
+
+def test_a_socks_proxy_in_the_environment_does_not_prevent_the_start(monkeypatch):
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
+    httpx.Client().close()  # as Gradio makes one when it is imported
