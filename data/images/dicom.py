@@ -1,9 +1,8 @@
 """Decode DICOM radiographs to display values in [0, 1], and read the few header fields that are used.
 
-Pipeline (DICOM PS3.3 C.11): stored value -> modality LUT or rescale -> VOI LUT or window -> [0, 1] -> inversion for
-MONOCHROME1. Without a window the range is that of the stored bits, never the image's minimum and maximum, so images
-of one device remain comparable. Nothing is repaired by guessing: a file that contradicts itself is refused, and tags
-are trusted (a wrong MONOCHROME1 tag gives a negative).
+Pipeline: stored value -> modality LUT or rescale -> VOI LUT or window -> [0, 1] -> inversion for MONOCHROME1
+(`medunifier.data.images.lut`) -> square pixels. Nothing is repaired by guessing: a file that contradicts itself is
+refused, and tags are trusted (a wrong MONOCHROME1 tag gives a negative).
 """
 
 import gzip
@@ -23,7 +22,6 @@ from numpy import ndarray
 from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames
 from pydicom.pixels import get_decoder
-from pydicom.pixels.processing import apply_modality_lut, apply_voi
 from pydicom.uid import (
     HTJ2K,
     JPEG2000,
@@ -39,7 +37,8 @@ from pydicom.uid import (
 )
 
 from medunifier.data.images.compressed_header import covers_all_coefficients, parse_frame_header
-from medunifier.data.images.pixels import UnreadableImage, check_not_constant, check_size
+from medunifier.data.images.lut import display_values
+from medunifier.data.images.pixels import UPRIGHT, Geometry, UnreadableImage, check_not_constant, check_size
 from medunifier.data.remote_paths import as_path, read_at_most
 
 MAX_FILE_BYTES = 2**29
@@ -51,7 +50,10 @@ _META_BYTES = 2**16
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
 # Lossy coding causes ringing at edges, also beyond the range of the original values.
-_LOSSY = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEG2000, HTJ2K)
+_LOSSY = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless, JPEG2000, HTJ2K)
+
+_MAX_ASPECT = 8.0
+"""Greatest plausible ratio of the sides of a pixel. Line scanners have about 2."""
 
 _GZIP = b"\x1f\x8b"
 _GREY = ("MONOCHROME1", "MONOCHROME2")
@@ -71,7 +73,7 @@ class Radiograph:
     """A decoded image and the header fields that ingest uses. No identifier is read."""
 
     pixels: ndarray
-    """(H, W) float32 in [0, 1], bones bright."""
+    """(H, W) float32 in [0, 1], bones bright, upright, with square pixels."""
     view: str = ""
     """ViewPosition in upper case ("PA", "AP", "LATERAL", "LL", ...), "" if the header has none."""
     modality: str = ""
@@ -81,7 +83,9 @@ class Radiograph:
     burned_in: bool = False
     """The header declares text in the pixels, possibly a name (BurnedInAnnotation is YES)."""
     stored: tuple[int, int] = (0, 0)
-    """Rows and columns of the file, if ``pixels`` were fitted to a square."""
+    """Rows and columns of the file, before ``geometry`` and fitting to a square."""
+    geometry: Geometry = UPRIGHT
+    """What was applied to the stored pixels. Masks of the file need the same."""
 
 
 def read_dicom(path: str | Path) -> Radiograph:
@@ -171,10 +175,17 @@ def _radiograph(dataset: Dataset, window: Windowing) -> Radiograph:
     _check_header(dataset)
     stored = _stored_values(dataset)
     check_not_constant(stored)
-    pixels = _display_values(dataset, stored, window == "header")
+    inverted = (
+        dataset.PhotometricInterpretation == "MONOCHROME1" or _upper(dataset, "PresentationLUTShape") == "INVERSE"
+    )
+    stored_range = _stored_range(dataset)
+    pixels = display_values(dataset, stored, stored_range, windowed=window == "header", inverted=inverted)
     check_not_constant(pixels)
+    geometry = Geometry(aspect=_pixel_aspect(dataset))
     return Radiograph(
-        pixels=pixels,
+        pixels=geometry.apply(pixels),
+        stored=pixels.shape,
+        geometry=geometry,
         view=_upper(dataset, "ViewPosition"),
         modality=_upper(dataset, "Modality"),
         body_part=_upper(dataset, "BodyPartExamined"),
@@ -234,10 +245,10 @@ def _stored_values(dataset: Dataset) -> ndarray:
     if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
         _check_codestream(dataset, rows, columns)
         options["decoding_plugin"] = _decoding_plugin(dataset.file_meta.TransferSyntaxUID)
-    # pydicom would mask unsigned values beyond the bits stored, silently turning white to black.
-    # Higher bits are valid if an old overlay uses them, and (as sign) in signed values.
-    has_overlay = any(element.tag.group & 0xFF00 == 0x6000 for element in dataset)
-    if int(dataset.PixelRepresentation) == 0 and not has_overlay:
+    is_lossy = dataset.file_meta.TransferSyntaxUID in _LOSSY
+    # pydicom would mask the bits above those stored. In lossy images these are an overshoot, and white would become
+    # black; in others it is decided below. A signed lossy image is decoded as unsigned and needs pydicom's shift.
+    if int(dataset.PixelRepresentation) == 0 or not is_lossy:
         options["correct_unused_bits"] = False
     dataset.pixel_array_options(**options)
     try:
@@ -253,10 +264,43 @@ def _stored_values(dataset: Dataset) -> ndarray:
     least, greatest = int(stored.min()), int(stored.max())
     if low <= least and greatest <= high:
         return stored
-    ringing = (high - low) // 16 if dataset.file_meta.TransferSyntaxUID in _LOSSY else 0
+    if not is_lossy:
+        return _without_unused_bits(dataset, stored)
+    ringing = (high - low) // 16
     if least < low - ringing or greatest > high + ringing:
-        raise UnreadableImage(f"pixel values beyond the {int(dataset.BitsStored)} bits stored")
+        raise UnreadableImage(_beyond(dataset))
     return np.clip(stored, low, high)
+
+
+def _beyond(dataset: Dataset) -> str:
+    return f"pixel values beyond the {int(dataset.BitsStored)} bits stored"
+
+
+def _without_unused_bits(dataset: Dataset, stored: ndarray) -> ndarray:
+    """Return (H, W) int32 without the unused bits, whose content is undefined (PS3.5 8.1.1), for example overlays.
+
+    They lie above HighBit, and in old files also below. Signed values get the sign of their highest stored bit.
+
+    Raises:
+        UnreadableImage: if the upper bits continue the values, since masked values would wrap around: BitsStored is
+            too small. The image is then smoother with them than without.
+    """
+    bits, high_bit = int(dataset.BitsStored), dataset.get("HighBit")
+    shift = max(0, int(high_bit) + 1 - bits) if isinstance(high_bit, int) else 0
+    whole = stored.astype(np.int64) >> shift
+    values = (whole & (2**bits - 1)).astype(np.int32)
+    if int(dataset.PixelRepresentation) == 1:
+        sign = 2 ** (bits - 1)
+        values = (values ^ sign) - sign
+    if _variation(values) > _variation(whole):
+        raise UnreadableImage(_beyond(dataset))
+    return values
+
+
+def _variation(values: ndarray) -> int:
+    """Return the sum of the absolute differences between adjacent pixels."""
+    strips = (values[top : top + 257].astype(np.int64) for top in range(0, len(values), 256))  # bounds the memory
+    return sum(int(np.abs(np.diff(s, axis=0)).sum() + np.abs(np.diff(s[:256], axis=1)).sum()) for s in strips)
 
 
 @cache
@@ -301,75 +345,20 @@ def _stored_range(dataset: Dataset) -> tuple[int, int]:
     return 0, 2**bits - 1
 
 
-def _display_values(dataset: Dataset, stored: ndarray, windowed: bool) -> ndarray:
-    """Return (H, W) float32 in [0, 1], bones bright; the header's LUT and window are applied only if ``windowed``."""
-    inverted = (
-        dataset.PhotometricInterpretation == "MONOCHROME1" or _upper(dataset, "PresentationLUTShape") == "INVERSE"
-    )
-    values, low, high = _modality(dataset, stored)
-    if windowed and _has_table(dataset, "VOILUTSequence"):
-        table = dataset.VOILUTSequence[0]
-        display = apply_voi(values, dataset).astype(np.float32) / (2.0 ** int(table.LUTDescriptor[2]) - 1)
-        display = np.clip(display, 0.0, 1.0)
-        return 1.0 - display if inverted else display
-    values = values.astype(np.float32)
-    window = _window(dataset) if windowed else None
-    if inverted:
-        # Values are mirrored before windowing, not after. The standard's linear window is asymmetric by half a grey
-        # level; this way an image and its counterpart with mirrored values and window are equal.
-        values = np.float32(low + high) - values
-        window = window and (low + high - window[0], window[1])
-    if window is None:
-        return np.clip((values - np.float32(low)) / np.float32(high - low), 0.0, 1.0)
-    return _windowed(values, *window, _upper(dataset, "VOILUTFunction"))
+def _pixel_aspect(dataset: Dataset) -> float:
+    """Return height / width of a pixel from its spacing, or else from PixelAspectRatio; 1 if neither is usable.
 
-
-def _has_table(dataset: Dataset, name: str) -> bool:
-    sequence = dataset.get(name)
-    return bool(sequence) and "LUTData" in sequence[0]
-
-
-def _number(value: Any) -> float | None:
-    """Return the (first) number of an attribute; None if it is empty or not a finite number."""
-    if value is not None and not isinstance(value, str) and hasattr(value, "__len__"):
-        value = value[0] if len(value) else None
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    return number if np.isfinite(number) else None
-
-
-def _modality(dataset: Dataset, stored: ndarray) -> tuple[ndarray, float, float]:
-    """Return the values after the modality LUT or rescale, and the range that the stored bits allow."""
-    low, high = _stored_range(dataset)
-    if _has_table(dataset, "ModalityLUTSequence"):
-        bits = int(dataset.ModalityLUTSequence[0].LUTDescriptor[2])
-        return apply_modality_lut(stored, dataset), 0.0, 2.0**bits - 1
-    slope, intercept = _number(dataset.get("RescaleSlope")), _number(dataset.get("RescaleIntercept"))
-    if slope is None or intercept is None or (slope == 1 and intercept == 0):
-        return stored, low, high
-    if slope == 0:
-        raise UnreadableImage("rescale slope is 0")
-    ends = sorted((low * slope + intercept, high * slope + intercept))
-    return stored.astype(np.float32) * np.float32(slope) + np.float32(intercept), ends[0], ends[1]
-
-
-def _window(dataset: Dataset) -> tuple[float, float] | None:
-    """Return (centre, width) of the first window; None if there is no valid one."""
-    centre, width = _number(dataset.get("WindowCenter")), _number(dataset.get("WindowWidth"))
-    min_width = 1.0 if _upper(dataset, "VOILUTFunction") in ("", "LINEAR") else 0.0
-    return (centre, width) if centre is not None and width is not None and width > min_width else None
-
-
-def _windowed(values: ndarray, centre: float, width: float, function: str) -> ndarray:
-    """Apply one of the three window functions of PS3.3 C.11.2.1.2 and .3, to [0, 1]."""
-    if function == "SIGMOID":
-        with np.errstate(over="ignore"):
-            return (1 / (1 + np.exp(np.float32(-4.0) * (values - np.float32(centre)) / np.float32(width)))).astype(
-                np.float32
-            )
-    if function != "LINEAR_EXACT":
-        centre, width = centre - 0.5, width - 1.0
-    display = (values - np.float32(centre)) / np.float32(width) + np.float32(0.5)
-    return np.clip(display, 0.0, 1.0, out=display)
+    Raises:
+        UnreadableImage: above 8 or below 1/8.
+    """
+    for name in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio"):
+        try:
+            vertical, horizontal = map(float, list(dataset[name].value))
+        except Exception:  # noqa: S112 - absent, or not two numbers; pydicom raises any exception on the latter
+            continue
+        if not (0 < vertical < np.inf and 0 < horizontal < np.inf):
+            continue
+        if not 1 / _MAX_ASPECT <= vertical / horizontal <= _MAX_ASPECT:
+            raise UnreadableImage("implausible pixel aspect ratio")
+        return vertical / horizontal
+    return 1.0

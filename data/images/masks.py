@@ -10,7 +10,7 @@ import numpy as np
 from numpy import ndarray
 from PIL import Image
 
-from medunifier.data.images.pixels import MAX_PIXELS, Fit, UnreadableImage, decode_png, fit_square
+from medunifier.data.images.pixels import MAX_PIXELS, UPRIGHT, Fit, Geometry, UnreadableImage, decode_png, fit_square
 from medunifier.data.records import Mask, StudyRecord
 from medunifier.data.remote_paths import read_at_most
 from medunifier.data.reports.observations import OBSERVATIONS
@@ -72,15 +72,20 @@ def mask_name(image: str, finding: str) -> str:
 
 
 def read_masks(
-    masks: Iterable[tuple[str, Mask]], shape: tuple[int, int], size: int, fit: Fit = "pad"
+    masks: Iterable[tuple[str, Mask]],
+    shape: tuple[int, int],
+    size: int,
+    fit: Fit = "pad",
+    geometry: Geometry = UPRIGHT,
 ) -> dict[str, ndarray]:
-    """Read the masks of an image, merge those of one finding, and fit them to the square like the image.
+    """Read the masks of an image, merge those of one finding, and transform them to the square like the image.
 
     Args:
         masks: (finding, mask) pairs.
         shape: rows and columns of the image as stored.
         size: side of the square.
         fit: how the image was fitted.
+        geometry: the image's, since its masks mark stored pixels.
 
     Returns:
         {finding: (size, size) bool}: true where at least half of the resized pixel is marked.
@@ -95,7 +100,10 @@ def read_masks(
             rows, columns = marked.shape
             raise UnreadableImage(f"its mask has {rows} x {columns} pixels, the image {shape[0]} x {shape[1]}")
         merged[finding] = merged.get(finding, False) | marked
-    return {name: fit_square(marked.astype(np.float32), size, fit) >= 0.5 for name, marked in merged.items()}
+    return {
+        name: fit_square(geometry.apply(marked.astype(np.float32)), size, fit) >= 0.5
+        for name, marked in merged.items()
+    }
 
 
 def decode_runs(text: str, rows: int, columns: int) -> ndarray:

@@ -1,5 +1,6 @@
-"""Checks and resizing of pixels, for every file format: size limits, constant images, fitting to a square."""
+"""Checks and resizing of pixels, for every file format: size limits, geometry, fitting to a square."""
 
+from dataclasses import dataclass
 from io import BytesIO
 from typing import Literal
 
@@ -13,6 +14,21 @@ SMALLEST_SIDE = 16
 LARGEST_SIDE = 16_384
 MAX_PIXELS = 2**26
 """67 million: four times the largest chest radiograph encountered (4248 x 3480)."""
+
+_MIN_ASPECT_ERROR = 0.01
+"""Pixels whose sides differ by at most 1 % count as square: spacings are rounded, and so is every resized image."""
+
+# Orientation of EXIF: quarter turns counter-clockwise, then whether mirrored left to right.
+_ORIENTATIONS = {
+    1: (0, False),
+    2: (0, True),
+    3: (2, False),
+    4: (2, True),
+    5: (3, True),
+    6: (3, False),
+    7: (1, True),
+    8: (1, False),
+}
 
 Fit = Literal["pad", "crop"]
 """pad: the whole image, padded with black to a square. crop: the largest central square."""
@@ -39,6 +55,45 @@ def check_size(rows: int, columns: int) -> None:
         raise UnreadableImage(f"too small: {rows} x {columns} pixels, expected at least {SMALLEST_SIDE} per side")
     if max(rows, columns) > LARGEST_SIDE or rows * columns > MAX_PIXELS:
         raise UnreadableImage(f"too large: {rows} x {columns} pixels, expected at most {MAX_PIXELS}")
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How stored pixels become an upright image with square pixels."""
+
+    orientation: int = 1
+    """Orientation of EXIF, 1 to 8; 1 is upright."""
+    aspect: float = 1.0
+    """Height / width of a pixel."""
+
+    def apply(self, pixels: ndarray) -> ndarray:
+        """Turn or mirror the image, then enlarge the dimension along which its pixels are longer.
+
+        Args:
+            pixels: (H, W) float32 in [0, 1].
+
+        Returns:
+            Float32 in [0, 1]; the same array if nothing is to be done.
+
+        Raises:
+            UnreadableImage: if the result would be too large.
+        """
+        turns, mirrored = _ORIENTATIONS[self.orientation]
+        if turns:
+            pixels = np.rot90(pixels, turns)
+        if mirrored:
+            pixels = pixels[:, ::-1]
+        if abs(self.aspect - 1) > _MIN_ASPECT_ERROR:
+            rows, columns = pixels.shape
+            rows, columns = round(rows * max(self.aspect, 1)), round(columns / min(self.aspect, 1))
+            check_size(rows, columns)
+            image = Image.fromarray(np.ascontiguousarray(pixels)).resize((columns, rows), Image.Resampling.BICUBIC)
+            pixels = np.clip(np.asarray(image), 0.0, 1.0)  # bicubic overshoots at edges
+        return np.ascontiguousarray(pixels)
+
+
+UPRIGHT = Geometry()
+"""Upright with square pixels: nothing to be done."""
 
 
 def decode_png(content: bytes | memoryview) -> ndarray:

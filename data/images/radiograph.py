@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy import ndarray
-from PIL import Image
+from PIL import ExifTags, Image
 
 from medunifier.data.images.dicom import MAX_FILE_BYTES, Radiograph, Windowing, decode_dicom, is_dicom
-from medunifier.data.images.pixels import Fit, UnreadableImage, check_not_constant, check_size, fit_square
+from medunifier.data.images.pixels import Fit, Geometry, UnreadableImage, check_not_constant, check_size, fit_square
 from medunifier.data.remote_paths import as_path, read_at_most
 
 _MAGIC = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG"}
@@ -28,12 +28,12 @@ def read_radiograph(path: str | Path, size: int | None = None) -> ndarray:
     Args:
         path: the image file.
         size: side of the square to fit the image to (aspect ratio kept, padded with black, anti-aliased). None
-            keeps the stored size.
+            keeps the stored size, except that pixels which are not square are made square.
 
     Returns:
-        (H, W) or (size, size) float32 in [0, 1], bones bright. DICOM values are scaled by the window, or else by
-        the bit depth (see `medunifier.data.images.dicom`), PNG and JPEG by 255 or 65,535. RGB files are converted
-        if their channels agree within 16 of 255 on 99 % of the pixels.
+        (H, W) or (size, size) float32 in [0, 1], bones bright, turned as EXIF states. DICOM values are scaled by the
+        window, or else by the bit depth (see `medunifier.data.images.lut`), PNG and JPEG by 255 or 65,535. RGB files
+        are converted if their channels agree within 16 of 255 on 99 % of the pixels.
 
     Raises:
         UnreadableImage: with a short reason; nothing is repaired by guessing.
@@ -63,7 +63,7 @@ def read_image(
     if size is None:
         return radiograph
     pixels = fit_square(radiograph.pixels, size, fit)
-    return replace(radiograph, pixels=pixels, stored=radiograph.pixels.shape)
+    return replace(radiograph, pixels=pixels)
 
 
 # Projection radiography; XA, RF and others also show the chest but are not radiographs.
@@ -106,6 +106,7 @@ def _read_png_or_jpeg(data: bytes, format_: str) -> Radiograph:
                     raise UnreadableImage(f"{frames} frames, one expected")
                 image.load()
                 pixels, bits = _grey(image)
+                geometry = Geometry(_orientation(image))
     except UnreadableImage:
         raise
     except Exception as error:
@@ -113,7 +114,16 @@ def _read_png_or_jpeg(data: bytes, format_: str) -> Radiograph:
         # Only the error type is reported: messages contain the path, which may contain a patient's name.
         raise UnreadableImage(f"not readable as {format_} ({type(error).__name__})") from error
     check_not_constant(pixels)
-    return Radiograph(pixels, bits=bits)
+    return Radiograph(geometry.apply(pixels), bits=bits, stored=pixels.shape, geometry=geometry)
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the orientation of a loaded image's EXIF, 1 to 8; 1 (upright) if it is absent or invalid."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # Pillow raises any exception on damaged EXIF, which leaves the image readable
+        return 1
+    return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
 
 
 def _grey(image: Image.Image) -> tuple[ndarray, int]:

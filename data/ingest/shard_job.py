@@ -138,7 +138,7 @@ def _samples(
                 check_burned_in(radiograph, transform.burned_in)
                 if transform.chest_only:
                     check_chest(radiograph)
-                masks = read_masks(view.masks, radiograph.stored, transform.size, transform.fit)
+                masks = read_masks(view.masks, radiograph.stored, transform.size, transform.fit, radiograph.geometry)
             except UnreadableImage as error:
                 tally.rejects.append({"study_id": study, "view": number, "reason": error.reason})
                 continue
