@@ -77,8 +77,8 @@ def read_table(dataset: Dataset, sequence: str, low: float, high: float) -> Look
 
     - Entries of 8 bits are packed in pairs (the data has as many bytes as entries), or padded to words.
     - The second value of the descriptor is signed if its input may be, whatever the VR; the others never are.
-    - 16 bits per entry often describe the storage. So the range is that of the bits which the greatest entry needs,
-      if 16 are declared or more are needed than declared; else it is that of the bits declared.
+    - 16 bits per entry often describe the storage. So if 16 are declared, or fewer than the greatest entry needs, the
+      range is that of the least usual depth (8, 10, 12, 14, 16) which holds it; else it is that of the bits declared.
     - Data longer than declared is cut. In shorter data the last entry stands for the missing ones, at most half.
 
     Args:
@@ -96,7 +96,7 @@ def read_table(dataset: Dataset, sequence: str, low: float, high: float) -> Look
     if not items or "LUTData" not in items[0]:
         return None
     item, name = items[0], "modality LUT" if sequence == "ModalityLUTSequence" else "VOI LUT"
-    little = bool(dataset.original_encoding[1])
+    little = dataset.original_encoding[1] is not False
     descriptor = _words(item["LUTDescriptor"].value, little) if "LUTDescriptor" in item else np.empty(0)
     if len(descriptor) != 3:
         raise UnreadableImage(f"{name} without a valid descriptor")
@@ -114,7 +114,7 @@ def read_table(dataset: Dataset, sequence: str, low: float, high: float) -> Look
         raise UnreadableImage(f"{name} with less than half of the entries declared")
     needed = int(entries.max()).bit_length()
     if not needed <= bits < _FULL_WORD:
-        bits = max(needed, 1)
+        bits = max(8, needed + needed % 2)
     if first >= _SIGN:
         signed = first - 2**16
         # Where one of the two readings has no entry for any input, the other is meant.

@@ -101,14 +101,14 @@ def test_every_file_of_the_manifest(shared_data: Callable[[str], Path]) -> None:
             )
 
 
-def test_lossless_transcodes_and_inverted_values_are_identical(shared_data: Callable[[str], Path]) -> None:
+def test_lossless_transcodes_and_inverted_values_agree(shared_data: Callable[[str], Path]) -> None:
     root = shared_data("dicom")
     original = read_radiograph(root / "chest/barre-CR-MONO1-10-chest.dcm")
-    for name in (
-        "explicitBE", "explicitLE", "implicitLE-withmeta", "j2k-lossless", "jpegls-lossless", "rle",
-        "MONOCHROME2-inverted-values",
-    ):  # fmt: skip
+    for name in ("explicitBE", "explicitLE", "implicitLE-withmeta", "j2k-lossless", "jpegls-lossless", "rle"):
         assert np.array_equal(original, read_radiograph(root / f"derived/barre-chest-{name}.dcm")), name
+    # Values and window are mirrored, and the linear window is asymmetric by half a value of its 1,023.
+    inverted = read_radiograph(root / "derived/barre-chest-MONOCHROME2-inverted-values.dcm")
+    assert np.abs(original - inverted).max() < 1.001 / 1023
     lossy = read_radiograph(root / "derived/barre-chest-j2k-lossy-cr10.dcm")
     assert 0 < np.abs(original - lossy).mean() < 0.01
 
@@ -209,6 +209,48 @@ def test_signed_values(path: Path) -> None:
     signed = (RAMP.astype(np.int16) - 2048).astype("<i2")
     ds = dicom_dataset(PixelRepresentation=1, PixelData=signed.tobytes())
     assert np.allclose(read_radiograph(saved(ds, path)), RAMP / 4095, atol=1e-6)
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_unused_bits_are_ignored(path: Path, signed: bool, compressed: bool) -> None:
+    """PS3.5 8.1.1: constant, random, an overlay in one plane, or absent where a sign would be extended."""
+    values = RAMP.astype(np.int64) - 2048 * signed
+    rng = np.random.default_rng(0)
+    plane = np.zeros(RAMP.shape, np.int64)
+    plane[10:20, 5:30] = 1
+    for unused in (0, 0xF, rng.integers(0, 16, RAMP.shape), plane, plane << 3):
+        pixels = (values & 0xFFF | np.asarray(unused) << 12).astype("<u2")
+        ds = dicom_dataset(PixelRepresentation=int(signed), PixelData=pixels.tobytes())
+        if unused is plane:
+            ds.add_new(0x60000100, "US", 16)
+            ds.add_new(0x60000102, "US", 12)
+        if compressed:
+            ds.compress(RLELossless)
+        assert np.allclose(read_radiograph(saved(ds, path)), RAMP / 4095, atol=1e-6)
+
+
+def test_unused_bits_below_the_stored_ones_are_ignored(path: Path) -> None:
+    pixels = RAMP << 4 | np.random.default_rng(0).integers(0, 16, RAMP.shape).astype(np.uint16)
+    ds = dicom_dataset(PixelData=pixels.astype("<u2").tobytes(), HighBit=15)
+    assert np.allclose(read_radiograph(saved(ds, path)), RAMP / 4095, atol=1e-6)
+    unshifted = dicom_dataset(HighBit=15)  # the header is wrong: no value uses the bits above
+    assert np.allclose(read_radiograph(saved(unshifted, path)), RAMP / 4095, atol=1e-6)
+
+
+def test_values_that_continue_beyond_the_bits_are_refused(path: Path) -> None:
+    """Masked, white would become black: BitsStored is too small, or the values are unsigned."""
+    smooth = (np.indices((64, 64)).sum(axis=0) * 32).astype("<u2")
+    for pixels, changes in (
+        (RAMP, {"BitsStored": 11, "HighBit": 10}),
+        (RAMP, {"PixelRepresentation": 1}),
+        (smooth, {"BitsStored": 10, "HighBit": 9}),
+        (np.sort(smooth, axis=0)[:, :1].repeat(64, axis=1), {"BitsStored": 10, "HighBit": 9}),
+    ):
+        rows, columns = pixels.shape
+        ds = dicom_dataset(Rows=rows, Columns=columns, PixelData=pixels.tobytes(), **changes)
+        with pytest.raises(UnreadableImage, match="beyond"):
+            read_radiograph(saved(ds, path))
 
 
 def test_voi_table(path: Path) -> None:

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from medunifier.data.images.masks import decode_runs, mask_name, read_masks
 from medunifier.data.images.pixels import UnreadableImage
+from medunifier.data.images.radiograph import read_image
 from medunifier.data.ingest.command import IngestConfig, ingest
 from medunifier.data.phantom import Phantom
 from medunifier.data.phantom.command import main as phantom_main
@@ -17,6 +18,7 @@ from medunifier.data.phantom.state import Lesion
 from medunifier.data.records import SPLITS
 from medunifier.data.shards.dataset import ShardDataset
 from medunifier.shared.errors import UsageError, UserError
+from tests.data.images.test_dicom import dicom_dataset, saved
 from tests.data.phantom.rendering.test_frontal import PLAIN
 from tests.seeds import for_seeds
 
@@ -67,6 +69,52 @@ def test_masks_of_one_finding_are_merged_and_resized_like_the_image(tmp_path: Pa
     (tmp_path / "a.png").write_text("none")
     with pytest.raises(UnreadableImage, match="PNG"):
         read_masks([("Fracture", tmp_path / "a.png")], (20, 40), 20)
+
+
+def test_masks_follow_orientation_and_pixel_aspect(tmp_path: Path) -> None:
+    """Ingested masks, of files and of run lengths, lie on the bright rectangle of the image that they mark."""
+    marked = np.zeros((60, 90), dtype=bool)
+    marked[6:21, 9:27] = True
+    Image.fromarray(marked).save(tmp_path / "mask.png")
+    masks = [("Fracture", tmp_path / "mask.png"), ("Edema", encoded(marked))]
+    files = []
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        files.append(tmp_path / f"{orientation}.png")
+        Image.fromarray(marked.astype(np.uint8) * 255).save(files[-1], exif=exif)
+    for spacing in ([0.1, 0.1], [0.2, 0.1], [0.1, 0.15]):
+        pixels = (marked * 4095).astype("<u2")
+        files.append(tmp_path / f"{spacing}.dcm")
+        saved(dicom_dataset(Rows=60, Columns=90, PixelSpacing=spacing, PixelData=pixels.tobytes()), files[-1])
+    places = set()
+    for path in files:
+        for fit in ("pad", "crop"):
+            image = read_image(path, 45, fit)
+            found = read_masks(masks, image.stored, 45, fit, image.geometry)
+            for mask in found.values():
+                assert mask.sum() > 20 and np.array_equal(mask, image.pixels >= 0.5), (path.name, fit)
+            places.add(found["Edema"].tobytes())
+    assert len(places) == 2 * (len(files) - 1)  # upright with square pixels occurs twice
+
+
+def test_ingest_turns_masks_with_their_images(tmp_path: Path) -> None:
+    (tmp_path / "masks").mkdir()
+    marked = np.zeros((32, 64), np.uint8)
+    marked[:8, :16] = 255
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.fromarray(marked).save(tmp_path / "a.png", exif=exif)
+    Image.fromarray(marked).save(tmp_path / "masks" / mask_name("a.png", "Fracture"))
+    (tmp_path / "manifest.csv").write_text(
+        "image,patient_id,study_id,view,findings,split\na.png,p,s,PA,Clear.,train\n"
+    )
+    ingest(IngestConfig("csv", str(tmp_path), str(tmp_path / "out"), size=64, workers=1, duplicates="ignore",
+                        masks=str(tmp_path / "masks")))  # fmt: skip
+    train = ShardDataset(tmp_path / "out", "train")
+    image, mask = train[0].images[0], train.masks(0, 0)["Fracture"]
+    # A quarter turn clockwise puts the upper left corner on the upper right, beside 16 columns of padding.
+    assert mask[:16, 40:48].all() and mask.sum() == 128 and np.array_equal(mask, image > 127)
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
-from medunifier.data.images.pixels import UnreadableImage, fit_square
+from medunifier.data.images.pixels import Geometry, UnreadableImage, fit_square
 from medunifier.data.images.radiograph import read_image, read_radiograph
+from tests.data.dicom_samples import RAMP
+from tests.data.images.test_dicom import dicom_dataset, saved
 
 GREY = (np.arange(40 * 32).reshape(40, 32) % 256).astype(np.uint8)
 
@@ -80,6 +82,69 @@ def test_unreadable_images_are_refused_with_a_reason(tmp_path: Path) -> None:
     Image.fromarray(half, mode="LA").save(path)
     with pytest.raises(UnreadableImage, match="transparent"):
         read_radiograph(path)
+
+
+@pytest.mark.parametrize("format_", ["png", "jpg"])
+def test_the_orientation_of_exif_is_applied(tmp_path: Path, format_: str) -> None:
+    path = tmp_path / f"a.{format_}"
+    for orientation in range(10):  # 0 and 9 are invalid
+        image = Image.fromarray(GREY)
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        image.save(path, exif=exif)
+        with Image.open(path) as stored:
+            upright = np.asarray(ImageOps.exif_transpose(stored)) / 255
+        found = read_image(path)
+        assert np.allclose(found.pixels, upright, atol=1e-6) and found.stored == (40, 32), orientation
+        assert np.array_equal(read_radiograph(path, 20), fit_square(found.pixels, 20))
+
+
+def test_damaged_exif_leaves_the_image_as_stored(tmp_path: Path) -> None:
+    Image.fromarray(GREY).save(tmp_path / "a.jpg", exif=b"Exif\0\0none of it")
+    assert read_radiograph(tmp_path / "a.jpg").shape == (40, 32)
+
+
+@pytest.mark.parametrize(
+    ("changes", "shape"),
+    [
+        ({"PixelAspectRatio": [2, 1]}, (64, 40)),  # pixels twice as high as wide
+        ({"PixelAspectRatio": [1, 2]}, (32, 80)),
+        ({"PixelSpacing": [0.2, 0.16]}, (40, 40)),
+        ({"ImagerPixelSpacing": [0.15, 0.3]}, (32, 80)),
+        ({"NominalScannedPixelSpacing": [0.3, 0.2]}, (48, 40)),
+        ({"PixelSpacing": [0.2, 0.2], "PixelAspectRatio": [2, 1]}, (32, 40)),  # the spacing takes precedence
+        ({"PixelSpacing": [0, 0], "PixelAspectRatio": [2, 1]}, (64, 40)),
+        ({"PixelSpacing": [0.1500, 0.1501]}, (32, 40)),
+        ({"PixelSpacing": [0.15]}, (32, 40)),
+        ({"PixelAspectRatio": [1, 0]}, (32, 40)),
+    ],
+)
+def test_pixels_become_square(tmp_path: Path, changes: dict[str, list[float]], shape: tuple[int, int]) -> None:
+    found = read_image(saved(dicom_dataset(**changes), tmp_path / "a.dcm"))
+    assert found.pixels.shape == shape and found.stored == (32, 40)
+    plain = Image.fromarray((RAMP / 4095).astype(np.float32)).resize(shape[::-1], Image.Resampling.BICUBIC)
+    assert np.allclose(found.pixels, np.clip(plain, 0, 1), atol=1e-5)
+
+
+def test_a_circle_is_round_whatever_the_pixels(tmp_path: Path) -> None:
+    for vertical, horizontal in ((1.0, 1.0), (2.0, 1.0), (1.0, 1.7)):
+        rows, columns = np.ogrid[: round(90 / vertical), : round(90 / horizontal)]
+        disc = np.hypot((rows + 0.5) * vertical - 45, (columns + 0.5) * horizontal - 45) < 30
+        ds = dicom_dataset(PixelSpacing=[vertical, horizontal], PixelData=(disc * 4095).astype("<u2").tobytes())
+        ds.Rows, ds.Columns = disc.shape
+        found = read_radiograph(saved(ds, tmp_path / "a.dcm"), 90) > 0.5
+        assert [abs(int(found.any(axis=axis).sum()) - 60) <= 2 for axis in (0, 1)] == [True, True]
+
+
+@pytest.mark.parametrize("ratio", [[1000, 1], [1, 1000]])
+def test_an_implausible_pixel_is_refused(tmp_path: Path, ratio: list[int]) -> None:
+    with pytest.raises(UnreadableImage, match="aspect"):
+        read_radiograph(saved(dicom_dataset(PixelAspectRatio=ratio), tmp_path / "a.dcm"))
+
+
+def test_square_pixels_of_a_huge_image_are_refused_before_memory_is_allocated() -> None:
+    with pytest.raises(UnreadableImage, match="too large"):
+        Geometry(aspect=8.0).apply(np.broadcast_to(np.float32(0), (4000, 4000)))
 
 
 def test_the_error_survives_a_process_boundary() -> None:
