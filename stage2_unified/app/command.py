@@ -76,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with temporary_folder() as folder, listening_socket(config.host, config.port) as listening:
         import uvicorn
 
+        from medunifier.stage2_unified.app.security.connections import BoundedConnection
+
         app = make_app(
             config.model, folder, host=config.host, hostnames=_hostnames(config), index=config.index,
             phantoms=config.phantoms, login=login, queue=config.queue, max_bytes=config.upload_mib * 2**20,
@@ -90,7 +92,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if config.browser and has_screen():
             # webbrowser.open may block; the socket is already listening, so an early request is answered.
             threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
-        settings = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=2)
+        settings = uvicorn.Config(
+            app, http=BoundedConnection, ws="none", log_level="warning", access_log=False, timeout_graceful_shutdown=2
+        )
         # uvicorn re-raises the signal that stopped it: as an exception, it lets the folder be removed.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         with contextlib.suppress(KeyboardInterrupt):

@@ -6,6 +6,7 @@ from http.cookies import CookieError, SimpleCookie
 from typing import Any
 
 COOKIE = "medunifier-client"
+_MAX_COOKIE = 64  # characters; the gate sets 32. It is stored with every upload.
 LOCAL_NAME = "localhost"
 
 
@@ -35,14 +36,14 @@ def address_of(scope: Mapping[str, Any]) -> str:
 
 
 def cookie_of(scope: Mapping[str, Any]) -> str:
-    """Return the value of the client's cookie, or "" without one."""
+    """Return the value of the client's cookie, or "" without one or for one that the gate did not set."""
     for name, value in scope["headers"]:
         if name == b"cookie" and COOKIE.encode() in value:
             try:
                 found = SimpleCookie(value.decode("latin-1")).get(COOKIE)
             except CookieError:
                 continue
-            if found is not None:
+            if found is not None and len(found.value) <= _MAX_COOKIE:
                 return found.value
     return ""
 

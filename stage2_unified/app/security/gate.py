@@ -17,7 +17,7 @@ from medunifier.stage2_unified.app.security.login import CLIENT_ADDRESS
 Scope = dict[str, Any]
 
 # Gradio mounts many more: a proxy, recordings, an editor of its source, component functions, deep links.
-_NAME = r"[A-Za-z0-9_]+"
+_NAME = r"[A-Za-z0-9_-]{1,64}"
 _ROUTES = {
     "GET": re.compile(
         r"/|/(health|config|theme\.css|favicon\.ico|manifest\.json|robots\.txt|logout)/?"
@@ -32,8 +32,9 @@ _ROUTES = {
 }  # fmt: skip
 _FILE = "/gradio_api/file="
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/@\[\]]+)(?::(\d{1,5}))?")
-# Gradio builds addresses of these; a proxy in front passes the name on in Host.
-_DROPPED = {b"x-forwarded-host", b"x-gradio-server"}
+# Gradio builds addresses of the first two; a proxy in front passes the name on in Host. A server may ignore ranges:
+# the files are small, and Gradio raises on ranges that it cannot parse.
+_DROPPED = {b"x-forwarded-host", b"x-gradio-server", b"range", b"if-range"}
 
 
 class Gate:

@@ -1,5 +1,7 @@
-"""A bound on the body of each request, applied before anything is parsed."""
+"""A bound on the body of each request, applied before anything is parsed, and on the names of sessions in it."""
 
+import json
+import re
 from typing import Any
 
 from starlette.responses import PlainTextResponse
@@ -7,12 +9,22 @@ from starlette.responses import PlainTextResponse
 Scope = dict[str, Any]
 
 
+_NAMES = ("session_hash", "event_id")
+_NAME = re.compile("[A-Za-z0-9_-]{1,64}")
+
+
 class _TooLarge(Exception):
     pass
 
 
+class _BadName(Exception):
+    pass
+
+
 class RequestLimits:
-    """ASGI middleware: a bound on every request's body.
+    """ASGI middleware: a bound on every request's body, and short names of sessions and events.
+
+    Gradio keeps a thousand sessions and more queues under the names that clients choose.
 
     Args:
         app: what is protected.
@@ -23,13 +35,13 @@ class RequestLimits:
         self._app, self._max_bytes, self._other_bytes = app, max_bytes, other_bytes
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
-        """Pass a request on, or answer it with 413."""
+        """Pass a request on, or answer it with 413 or, for a name that is refused, 422."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         upload = scope["path"].rstrip("/").endswith("/upload")
         most = self._max_bytes if upload else self._other_bytes
-        taken, answered = 0, False
+        taken, answered, body = 0, False, bytearray()
 
         async def counted() -> Any:
             nonlocal taken
@@ -37,6 +49,10 @@ class RequestLimits:
             taken += len(message.get("body", b""))
             if taken > most:
                 raise _TooLarge
+            if not upload and message["type"] == "http.request":
+                body.extend(message.get("body", b""))
+                if not message.get("more_body") and not _names_are_short(bytes(body)):
+                    raise _BadName
             return message
 
         async def watched(message: Any) -> None:
@@ -52,3 +68,17 @@ class RequestLimits:
         except _TooLarge:
             if not answered:
                 await PlainTextResponse(f"too large: at most {most} bytes", 413)(scope, receive, send)
+        except _BadName:
+            if not answered:
+                reason = f"{' and '.join(_NAMES)} must be up to 64 letters, digits, '_' and '-'"
+                await PlainTextResponse(reason, 422)(scope, receive, send)
+
+
+def _names_are_short(body: bytes) -> bool:
+    """Check the names in a JSON body. Any other body passes: Gradio refuses it, or takes no names from it."""
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError):
+        return True
+    values = [content.get(name) for name in _NAMES] if isinstance(content, dict) else []
+    return all(value is None or (isinstance(value, str) and _NAME.fullmatch(value)) for value in values)

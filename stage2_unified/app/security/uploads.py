@@ -12,6 +12,7 @@ from pathlib import Path
 
 from fastapi import HTTPException
 from fastapi.responses import PlainTextResponse, Response
+from python_multipart.exceptions import FormParserError
 from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 
@@ -97,6 +98,8 @@ class Uploads:
             paths = [str(path) for path in taken[0]]
         except MultiPartException as error:
             return PlainTextResponse(error.message, 413 if "maximum allowed size" in error.message else 400)
+        except FormParserError:  # the parser cannot be made, for example for a boundary of 300 characters
+            return PlainTextResponse("the form is damaged", 400)
         except TypeError:  # Gradio's, for a form field of the files' name that holds a text
             return PlainTextResponse("the form has no file", 400)
         except TimeoutError:

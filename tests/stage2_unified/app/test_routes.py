@@ -133,6 +133,22 @@ def test_files_are_served_from_the_folder_alone(served, client, secret):
         assert answer.status_code in (403, 404) and CANARY not in answer.text, path
 
 
+def test_ranges_are_ignored(served, client):
+    uploaded = upload(client, "image.png", b"\x89PNG\r\n\x1a\n own")
+    for value in ("bytes=0-1", "bytes=--1", "bytes=" + "0-," * 2000, "bytes=a-b", "bytes=" + "9" * 5000 + "-"):
+        answer = client.get(f"/gradio_api/file={uploaded}", headers={"range": value})
+        assert answer.status_code == 200 and answer.content.endswith(b"own"), value
+
+
+def test_long_names_of_sessions_are_refused(served, client):
+    before = len(served.page.state_holder.session_data)
+    for path in ("queue/join", "run/predict", "call/show"):
+        sent = {"data": [None, "PA"], "fn_index": 0, "session_hash": "a" * 1000}
+        assert 400 <= client.post(f"/gradio_api/{path}", json=sent).status_code < 500
+    assert client.get(f"/gradio_api/heartbeat/{'a' * 1000}").status_code == 404
+    assert len(served.page.state_holder.session_data) == before
+
+
 def test_nothing_is_uploaded_without_the_password(served):
     stranger = served.client()
     stranger.get("/")

@@ -130,3 +130,18 @@ def test_a_stalled_upload_ends_and_counts_while_it_lasts(store):
     results = [getattr(one, "status_code", one) for one in asyncio.run(asyncio.wait_for(attack(), 15))]
     assert results == [408, 408, 429, 429, 408] and not made.files()
     assert send(made.client("10.0.0.1")).status_code == 200
+
+
+def test_a_form_that_the_parser_refuses_is_answered_in_words(store):
+    made = store()
+    for boundary in ("b" * 300, "b" * 4000):
+        headers = {"content-type": f"multipart/form-data; boundary={boundary}"}
+        answer = made.client("10.0.0.1").post("/upload", content=b"--b", headers=headers)
+        assert answer.status_code == 400 and answer.text
+    assert not made.files()
+
+
+def test_a_cookie_that_the_gate_did_not_set_is_not_kept():
+    for length, kind in ((32, "cookie"), (65, "address"), (60_000, "address")):
+        headers = [(b"cookie", b"medunifier-client=" + b"a" * length)]
+        assert owner_of({"headers": headers, "client": ("10.0.0.1", 1)})[0] == kind
