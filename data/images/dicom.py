@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 import pydicom
@@ -26,7 +26,6 @@ from pydicom.uid import (
     HTJ2K,
     JPEG2000,
     UID,
-    DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEGBaseline8Bit,
@@ -43,8 +42,6 @@ from medunifier.data.remote_paths import as_path, read_at_most
 
 MAX_FILE_BYTES = 2**29
 """Maximum size of a file after decompression, in bytes."""
-_META_BYTES = 2**16
-"""Minimum number of bytes searched for a transfer syntax; the stated length of the meta information may be wrong."""
 
 # pydicom also logs what it raises, with tracebacks; a refused file should only be one line in a table.
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
@@ -140,10 +137,10 @@ def _unpacked(data: bytes) -> bytes:
 
 
 def _parse(data: bytes) -> Dataset:
-    if DeflatedExplicitVRLittleEndian.encode() in data[: max(_meta_end(data), _META_BYTES)]:
-        _check_inflated_size(data)
     try:
-        dataset = pydicom.dcmread(BytesIO(data), force=True)
+        dataset = pydicom.dcmread(DicomFile(BytesIO(data)), force=True)
+    except UnreadableImage:
+        raise
     except Exception as error:
         raise UnreadableImage(f"not readable as DICOM ({_brief(error)})") from error
     if not is_dicom(data) and not any(tag in dataset for tag in ("SOPClassUID", "Modality", "Rows", "PixelData")):
@@ -151,24 +148,40 @@ def _parse(data: bytes) -> Dataset:
     return dataset
 
 
-def _meta_end(data: bytes) -> int:
-    """Return the offset of the data set from the group length (0002,0000), the first element; 0 if it is absent."""
-    if not is_dicom(data) or data[132:136] != b"\x02\x00\x00\x00" or len(data) < 144:
-        return 0
-    return 144 + int.from_bytes(data[140:144], "little")
+class DicomFile:
+    """A file for ``pydicom.dcmread`` that refuses decompression bombs.
+
+    pydicom inflates a deflated data set at once and without a bound. It reads to the end of the file only for that,
+    so the size is checked there: at the very bytes that it will inflate, whatever lengths the header states.
+
+    Args:
+        file: binary and seekable.
+
+    Raises:
+        UnreadableImage: while it is read, if the data set is larger than 512 MiB, packed or inflated.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self.seek, self.tell = file, file.seek, file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        """Return ``size`` bytes; without a size, all that follow, which must be a deflated data set."""
+        if size >= 0:
+            return self._file.read(size)
+        rest = self._file.read(MAX_FILE_BYTES + 1)
+        _check_inflated_size(rest)
+        return rest
 
 
-def _check_inflated_size(data: bytes) -> None:
-    """Decompress a deflated data set in small steps without keeping the bytes, to refuse decompression bombs."""
-    start = _meta_end(data)
-    if not start:
-        raise UnreadableImage("not readable as DICOM: deflated without the length of its file meta information")
-    inflater, total, rest = zlib.decompressobj(-zlib.MAX_WBITS), 0, data[start:]
-    while rest and not inflater.eof:
+def _check_inflated_size(rest: bytes) -> None:
+    """Decompress a deflated data set in small steps without keeping the bytes."""
+    total = len(rest) if len(rest) > MAX_FILE_BYTES else 0
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    while rest and not inflater.eof and total <= MAX_FILE_BYTES:
         total += len(inflater.decompress(rest, 2**20))
         rest = inflater.unconsumed_tail
-        if total > MAX_FILE_BYTES:
-            raise UnreadableImage("too large after decompression")
+    if total > MAX_FILE_BYTES:
+        raise UnreadableImage("too large after decompression")
 
 
 def _radiograph(dataset: Dataset, window: Windowing) -> Radiograph:

@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pydicom
-from pydicom.errors import InvalidDicomError
 
+from medunifier.data.images.dicom import DicomFile
+from medunifier.data.images.pixels import UnreadableImage
 from medunifier.data.records import Problem, StudyRecord, View
 from medunifier.data.remote_paths import open_file
 from medunifier.data.sources import SourceOptions
 from medunifier.data.sources.tables import read_report
+from medunifier.shared.errors import UserError
 
 _SUFFIXES = {".dcm", ".dicom", ".dic", ".ima", ""}
 _TAGS = ["PatientID", "StudyInstanceUID", "SOPInstanceUID", "StudyDate", "StudyTime"]
@@ -52,10 +54,14 @@ def _patient_study_and_moment(path: Path, root: Path) -> tuple[str, str, str]:
         return own, own, ""  # compressed: not decompressed twice for the header
     try:
         with open_file(path) as file:
-            header = pydicom.dcmread(file, force=True, stop_before_pixels=True, specific_tags=_TAGS)
+            header = pydicom.dcmread(DicomFile(file), force=True, stop_before_pixels=True, specific_tags=_TAGS)
         patient, study = str(header.get("PatientID") or ""), str(header.get("StudyInstanceUID") or "")
         day, time = str(header.get("StudyDate") or ""), str(header.get("StudyTime") or "").partition(".")[0]
-    except (InvalidDicomError, OSError, ValueError, KeyError, AttributeError, TypeError, EOFError):
+    except UserError as error:
+        if not isinstance(error, UnreadableImage):  # of a remote file system
+            raise
+        patient = study = day = time = ""
+    except Exception:  # a damaged header raises any of them, RecursionError and zlib.error included
         patient = study = day = time = ""  # the reason is reported when its pixels are decoded
     taken = f"{day}T{time}" if len(day) == 8 and day.isdigit() else ""
     return patient or study or own, study or own, taken

@@ -1,6 +1,8 @@
 """DICOM: every real file of the manifest, encodings of one image, and files that must be refused."""
 
 import gzip
+import struct
+import zlib
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -21,7 +23,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from medunifier.data.images.dicom import read_dicom
+from medunifier.data.images.dicom import decode_dicom, read_dicom
 from medunifier.data.images.pixels import UnreadableImage
 from medunifier.data.images.radiograph import read_radiograph
 from tests.data.dicom_samples import RAMP
@@ -325,6 +327,31 @@ def test_an_inflating_bomb_is_refused(path: Path, monkeypatch: pytest.MonkeyPatc
     bomb.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
     with pytest.raises(UnreadableImage, match="decompression"):
         read_dicom(saved(bomb, path))
+
+
+def test_a_bomb_is_refused_whatever_its_meta_information_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medunifier.data.images.dicom.MAX_FILE_BYTES", 2**20)
+
+    def element(number: int, vr: bytes, value: bytes) -> bytes:
+        value += bytes(len(value) % 2)
+        length = b"\0\0" + struct.pack("<I", len(value)) if vr == b"OB" else struct.pack("<H", len(value))
+        return struct.pack("<HH", 2, number) + vr + length + value
+
+    def deflated(content: bytes) -> bytes:
+        packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+        return packer.compress(content) + packer.flush()
+
+    bomb, harmless = deflated(bytes(2**22)), deflated(bytes(10))
+    syntax = element(0x10, b"UI", DeflatedExplicitVRLittleEndian.encode())
+    late, decoy = element(1, b"OB", bytes(70_000)), element(0x102, b"OB", harmless)
+    for meta, stated in (
+        (syntax, len(syntax)), (syntax, 0), (syntax, 2**32 - 200), (late + syntax, 0), (late + syntax, 20),
+        (syntax + decoy, len(syntax) + 12),
+    ):  # fmt: skip
+        content = bytes(128) + b"DICM" + element(0, b"UL", struct.pack("<I", stated)) + meta + bomb
+        for data in (content, content[132:], content[:132] + content[144:]):  # without preamble, without length
+            with pytest.raises(UnreadableImage, match="decompression"):
+                decode_dicom(data)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
