@@ -122,8 +122,11 @@ _NPY_START = 10  # magic, version 1.0, length of the header that follows
 @lru_cache(maxsize=1024)
 def _npy_layout(header: bytes) -> tuple[np.dtype[Any], int, tuple[int, ...], Literal["C", "F"]]:
     file = io.BytesIO(header)
-    np.lib.format.read_magic(file)
-    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+    try:
+        np.lib.format.read_magic(file)
+        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+    except Exception as error:  # of Python's parser: SyntaxError, TokenError, RecursionError, …
+        raise ValueError(f"no valid .npy header: {error}") from error
     if dtype.hasobject:
         raise ValueError("arrays of Python objects are not supported")
     return dtype, math.prod(shape), shape, "F" if fortran_order else "C"
@@ -177,7 +180,7 @@ def _check_splits(splits: Any, where: str) -> None:
         for name, row in rows.items():
             bare_name(name, where)
             samples, checksum = (row.get("samples"), row.get("sha256")) if isinstance(row, dict) else (None, None)
-            if type(samples) is not int or samples < 0:
+            if type(samples) is not int or not 0 <= samples <= _MAX_SAMPLES:
                 raise UserError(f"{where} has no valid number of samples for shard {name}")
             # The checksum becomes the file name of a remote shard's cached copy.
             if not isinstance(checksum, str) or not _SHA256.fullmatch(checksum):
@@ -190,6 +193,8 @@ _MANIFEST_TYPES: dict[str, type] = {
 }  # fmt: skip
 """Types of the other manifest entries that readers rely on."""
 _SHA256 = re.compile("[0-9a-f]{64}")
+_MAX_SAMPLES = 2**40
+"""Of a shard; larger numbers would not fit into the length of a data set."""
 
 
 _DAMAGE = (ValueError, TypeError, ArithmeticError, LookupError, SyntaxError, MemoryError)

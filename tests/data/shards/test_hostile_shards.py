@@ -70,6 +70,7 @@ def test_invalid_manifest_values_are_refused(tmp_path):
 
     for change in (
         row(samples=-1), row(samples="5"), row(samples=True), row(samples=1.5), row(samples=None), row(sha256=3),
+        row(samples=2**63), row(samples=2**80),
         row(sha256="../../x"), row(sha256="A" * 64), lambda m: m.update(splits=[]), lambda m: m.update(splits=None),
         lambda m: m["splits"].update(train=[]), lambda m: m["splits"]["train"].update({SHARD: 3}),
         lambda m: m.update(tokenizer=[]), lambda m: m.update(tokenizer={"fingerprint": 3}),
@@ -182,6 +183,7 @@ def test_a_damaged_sample_is_a_user_error_with_its_key(tmp_path):
         *({"codes.npy": content, "json": info} for content in (
             b"", b"\x93NUMPY", codes[:60], codes[:-1], objects.getvalue(), encode_npy(np.zeros((1, 2, 2))),
             encode_npy(np.zeros((4,), np.uint16)), codes.replace(b"(1, 2, 2)", b"(1,-2,-2)"), b"PK\x03\x04" + codes,
+            b"\x93NUMPY\x01\x00" + (9000).to_bytes(2, "little") + b"(" * 9000,
         )),
     ]  # fmt: skip
     for number, members in enumerate(damaged):
