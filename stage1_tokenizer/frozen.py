@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -25,6 +26,7 @@ from medunifier.stage1_tokenizer.config import ModelConfig, QuantizerConfig, mod
 from medunifier.stage1_tokenizer.model.quantizers import largest_logit, nearest_entry
 from medunifier.stage1_tokenizer.model.vqgan import VQGAN
 from medunifier.stage1_tokenizer.preprocessing import to_model
+from medunifier.stage1_tokenizer.taming import model_shapes
 
 CONFIG, WEIGHTS, CODEBOOK, CARD = "config.json", "model.safetensors", "codebook.safetensors", "README.md"
 
@@ -97,17 +99,14 @@ class FrozenTokenizer(nn.Module, PushFolder):
                     f"{path} has format version {saved['format_version']}, this medunifier reads {FORMAT_VERSION}"
                 )
             _refuse_older_version(path, saved)
-            model = VQGAN(model_config(saved["model"]))
+            config = model_config(saved["model"])
+            _check_shapes(path, config)
+            model = VQGAN(config)
             codebook = load_file(path / CODEBOOK)["codebook"]
             weights = load_file(path / WEIGHTS)
             expected = saved["fingerprint"]
             remap = (weights.pop("remap.entries"), weights.pop("remap.code")) if "remapped_entries" in saved else None
             tokenizer = cls(model, remap)
-            if codebook.shape != tokenizer.codebook.shape:
-                raise UserError(
-                    f"{path / CODEBOOK} has shape {tuple(codebook.shape)}, "
-                    f"but config.json specifies {tuple(tokenizer.codebook.shape)}"
-                )
             tokenizer._model.load_state_dict(weights, strict=True)
         except UserError:
             raise
@@ -263,6 +262,30 @@ Encodes a radiograph of {self.image_size} x {self.image_size} pixels as {height}
 
 {research_notice(TOKENIZER_LIMITS)}
 """
+
+
+def _check_shapes(path: Path, config: ModelConfig) -> None:
+    """Compare the weights' shapes with the configuration's before a model of those sizes is allocated.
+
+    Raises:
+        UserError: if they differ, or the configuration has more layers than there are weights.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name in (WEIGHTS, CODEBOOK):
+        with safe_open(path / name, "pt") as file:
+            shapes |= {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - no mapping
+    if len(config.ch_mult) * config.num_res_blocks > len(shapes):
+        raise UserError(
+            f"{path / CONFIG} specifies more layers than {path / WEIGHTS} has weights: copy the folder again"
+        )
+    expected = {"codebook": (config.n_embed, config.embed_dim)}
+    # The quantizer's own tensors have the codebook's size; they are not saved.
+    expected |= {k: v for k, v in model_shapes(config).items() if k in shapes or not k.startswith("quantize.")}
+    for name, shape in expected.items():
+        if shapes.get(name) != shape:
+            raise UserError(
+                f"{path}: {name} has shape {shapes.get(name)}, but {CONFIG} specifies {shape}: copy the folder again"
+            )
 
 
 def _refuse_older_version(path: Path, saved: dict[str, Any]) -> None:

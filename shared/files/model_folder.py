@@ -30,6 +30,9 @@ def checked_model_folder(folder: str | Path, what: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:
+    except BaseException as error:
+        # A panic of Rust code (tokenizers) is no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise UserError(f"{folder} cannot be loaded as {what}: {reason}") from error

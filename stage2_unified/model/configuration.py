@@ -7,6 +7,15 @@ from transformers import AutoConfig, PreTrainedConfig
 from medunifier.shared.errors import UserError
 from medunifier.stage2_unified.model.vocabulary import BOS, EOS, PAD, Vocabulary
 
+MAX_LAYERS = 1000
+"""Of the backbone."""
+
+
+def _check(name: str, value: Any, kind: type) -> Any:
+    if type(value) is not kind:
+        raise UserError(f"config.json has no valid {name}: expected {kind.__name__}, got {type(value).__name__}")
+    return value
+
 
 class MedUnifierConfig(PreTrainedConfig):
     """Configuration of the unified model.
@@ -57,10 +66,17 @@ class MedUnifierConfig(PreTrainedConfig):
                 "config.json was written by an older version of medunifier: it has `codes` in place of "
                 "`codebook_size`; load the model with that version, or train it again"
             )
+        _check("max_report_tokens", max_report_tokens, int)
+        _check("text_choice", text_choice, str)
+        _check("tokenizer_fingerprint", tokenizer_fingerprint, str)
         vocabulary = Vocabulary(text_size, codebook_size)
         backbone: Any = text_config
         if not isinstance(text_config, PreTrainedConfig):
             values = dict(text_config or {})
+            # transformers makes a list of that length before it looks at the weights.
+            layers = _check("text_config.num_hidden_layers", values.get("num_hidden_layers", 1), int)
+            if not 0 < layers <= MAX_LAYERS:
+                raise UserError(f"config.json has {layers} layers in text_config: expected 1 to {MAX_LAYERS}")
             backbone = AutoConfig.for_model(values.pop("model_type", "qwen3"), **values)
         special_ids = {
             "bos_token_id": vocabulary[BOS],

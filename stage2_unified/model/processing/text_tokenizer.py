@@ -40,4 +40,5 @@ def load_text_tokenizer(path: str) -> PreTrainedTokenizerBase:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             path, local_files_only=True, trust_remote_code=False
         )
+        tokenizer("No effusion.")  # settings of wrong types are not noticed before
     return tokenizer

@@ -65,6 +65,40 @@ def test_a_damaged_tokenizer_folder_is_one_error(copy):
         FrozenTokenizer.from_pretrained(folder)
 
 
+def test_sizes_of_a_tokenizer_are_compared_with_its_weights_before_a_model_is_built(copy, monkeypatch):
+    folder = copy / IMAGE_TOKENIZER
+    config = json.loads((folder / "config.json").read_text())
+    built = []
+    monkeypatch.setattr("medunifier.stage1_tokenizer.frozen.VQGAN", built.append)
+    for change in (
+        {"n_embed": 2**40}, {"embed_dim": 2**36}, {"ch": 2**20}, {"z_channels": 2**30}, {"num_res_blocks": 10**9},
+        {"in_channels": 2**40}, {"ch_mult": [1] * 500}, {"n_embed": config["model"]["n_embed"] + 1},
+    ):  # fmt: skip
+        (folder / "config.json").write_text(json.dumps(config | {"model": config["model"] | change}))
+        with pytest.raises(UserError):
+            FrozenTokenizer.from_pretrained(folder)
+        assert not built, change
+
+
+def test_wrong_settings_that_take_effect_late_are_one_error(copy):
+    config, text = (json.loads((copy / name).read_text()) for name in ("config.json", "tokenizer_config.json"))
+    layers = {"text_config": config["text_config"] | {"num_hidden_layers": 10**9}}
+    for change in ({"max_report_tokens": "x"}, {"text_choice": 1}, {"tokenizer_fingerprint": 1}, layers):
+        (copy / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(UserError, match=next(iter(change))):
+            MedUnifierPipeline.from_pretrained(copy, "cpu")
+    (copy / "config.json").write_text(json.dumps(config))
+    (copy / "tokenizer_config.json").write_text(json.dumps(text | {"model_max_length": "x"}))
+    with pytest.raises(UserError, match="text tokenizer"):
+        load_text_tokenizer(str(copy))
+    (copy / "tokenizer_config.json").write_text(json.dumps(text))
+    tokenizer = json.loads((copy / "tokenizer.json").read_text())
+    panics = {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}}
+    (copy / "tokenizer.json").write_text(json.dumps(tokenizer | panics))
+    with pytest.raises(UserError, match="text tokenizer"):
+        load_text_tokenizer(str(copy))
+
+
 def test_a_weight_index_may_only_name_files_of_its_folder(tmp_path):
     path = tmp_path / "model.safetensors.index.json"
     for weight_map in ({"a": "../../x.safetensors"}, {"a": "/x.safetensors"}, {"a": 3}, [], None):
