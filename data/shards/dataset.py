@@ -164,7 +164,23 @@ def read_manifest(root: str | Path) -> dict[str, Any]:
         container = manifest.get(parent, {}) if parent else manifest
         if not isinstance(container.get(name, expected()), expected):
             raise UserError(f"{root}/{MANIFEST} has no valid {names}: expected {expected.__name__}")
+    if "tokenizer" in manifest and type(manifest["tokenizer"].get("codes")) is not int:
+        raise UserError(f"{root}/{MANIFEST} has no valid tokenizer.codes: expected the size of the codebook")
     return dict(manifest)
+
+
+def check_codebook_size(manifest: Mapping[str, Any], codebook_size: int, where: str | Path) -> None:
+    """Check the codebook size that bounds the codes of token shards when they are read; image shards have none.
+
+    Raises:
+        UserError: if the manifest states another than the tokenizer of its fingerprint has.
+    """
+    found = manifest.get("tokenizer", {}).get("codes", codebook_size)
+    if found != codebook_size:
+        raise UserError(
+            f"{where} states {found} codes, but its tokenizer has {codebook_size}: its manifest was changed; "
+            "tokenize the data again"
+        )
 
 
 def _check_splits(splits: Any, where: str) -> None:
@@ -201,7 +217,7 @@ _DAMAGE = (ValueError, TypeError, ArithmeticError, LookupError, SyntaxError, Mem
 """Exceptions that decoders raise on damaged members."""
 
 
-def _decode_sample(key: str, members: Mapping[str, memoryview]) -> Sample:
+def _decode_sample(key: str, members: Mapping[str, memoryview], codebook_size: int) -> Sample:
     """Decode a sample; raise one of ``_DAMAGE`` if its members are damaged or inconsistent."""
     info = _decode_info(members["json"])
     images: list[np.ndarray] = []
@@ -210,6 +226,8 @@ def _decode_sample(key: str, members: Mapping[str, memoryview]) -> Sample:
     codes = decode_npy(members["codes.npy"]) if "codes.npy" in members else None
     if codes is not None and (codes.ndim != 3 or codes.dtype.kind not in "iu"):
         raise ValueError(f"codes of shape {codes.shape}, {codes.dtype}; expected integers (images, h, w)")
+    if codes is not None and codes.size and not 0 <= codes.min() <= codes.max() < codebook_size:
+        raise ValueError(f"codes from {codes.min()} to {codes.max()}, but the codebook has {codebook_size} entries")
     views = len(info["views"])
     if (codes is not None and len(codes) != views) or (len(images) != views and (images or codes is None)):
         raise ValueError(f"{len(images) if codes is None else len(codes)} images, but {views} views in its json")
@@ -263,6 +281,7 @@ class ShardDataset:
     def __init__(self, path: str | Path, split: str) -> None:
         self.root, self.split = str(as_path(path)), split
         self.manifest = read_manifest(self.root)
+        self._codebook_size: int = self.manifest.get("tokenizer", {}).get("codes", 2**31)
         shards = self.manifest["splits"].get(split, {})
         if not any(row["samples"] for row in shards.values()):
             present = ", ".join(name for name, rows in self.manifest["splits"].items() if rows)
@@ -285,7 +304,7 @@ class ShardDataset:
         """Read sample ``number`` (0 … len - 1), with its pixels or codes."""
         key, members = self._members(number)
         try:
-            return _decode_sample(key, members)
+            return _decode_sample(key, members, self._codebook_size)
         except _DAMAGE as error:
             raise self._damaged(number, key, error) from error
 

@@ -15,7 +15,7 @@ from medunifier.data.images.pixels import fit_square
 from medunifier.data.images.radiograph import UnreadableImage, read_image
 from medunifier.data.images.views import view_position
 from medunifier.data.remote_paths import as_path
-from medunifier.data.shards.dataset import MANIFEST, Sample, ShardDataset, read_manifest
+from medunifier.data.shards.dataset import MANIFEST, Sample, ShardDataset, check_codebook_size, read_manifest
 from medunifier.data.shards.prior_studies import prior_study_indices
 from medunifier.shared.errors import UserError
 
@@ -131,6 +131,7 @@ class ShardStudies:
                 f"{folder} was tokenized with tokenizer {str(found)[:12]}, but the model expects "
                 f"{tokenizer.fingerprint[:12]}. Pass the image shards, or tokenize them again"
             )
+        check_codebook_size(manifest, tokenizer.codebook_size, folder)
         present = [name for name, rows in manifest["splits"].items() if any(r["samples"] for r in rows.values())]
         if not present:
             raise UserError(f"{folder} contains no samples")

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from medunifier.data.shards.dataset import Sample, ShardDataset
+from medunifier.data.shards.dataset import Sample, ShardDataset, check_codebook_size
 from medunifier.data.shards.prior_studies import prior_study_indices
 from medunifier.shared.errors import UserError
 from medunifier.stage1_tokenizer.frozen import FrozenTokenizer
@@ -69,3 +69,4 @@ def check_fingerprint(manifest: dict[str, Any], tokenizer: FrozenTokenizer, shar
             f"the codes of {shards} were made by another tokenizer (fingerprint {found[:12]}…) than was passed "
             f"({tokenizer.fingerprint[:12]}…): pass that tokenizer, or tokenize the data again with this one"
         )
+    check_codebook_size(manifest, tokenizer.codebook_size, shards)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from medunifier.data.shards.dataset import Sample, ShardDataset, read_manifest
+from medunifier.data.shards.dataset import Sample, ShardDataset, check_codebook_size, read_manifest
 from medunifier.shared.artifacts import canonical_json
 from medunifier.shared.errors import UserError
 from medunifier.stage2_unified.model.processing.report_codec import normalise_report, sections_of
@@ -114,6 +114,8 @@ class EvaluationData:
                 f"{path} was tokenized with tokenizer {str(found)[:12]}, but the model expects "
                 f"{tokenizer.fingerprint[:12]}. Pass the image shards, or tokenize them again"
             )
+        if tokenizer is not None:
+            check_codebook_size(self.manifest, tokenizer.codebook_size, path)
 
     def has_split(self, split: str) -> bool:
         """Return whether the split has samples."""

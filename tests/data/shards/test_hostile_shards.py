@@ -1,5 +1,6 @@
 """Malicious shard folders: nothing outside is read or written, and every defect is a UserError."""
 
+import contextlib
 import io
 import json
 import tarfile
@@ -11,6 +12,7 @@ import pytest
 from medunifier.data.shards.dataset import (
     MANIFEST,
     ShardDataset,
+    check_codebook_size,
     encode_info,
     encode_npy,
     encode_png,
@@ -74,6 +76,7 @@ def test_invalid_manifest_values_are_refused(tmp_path):
         row(sha256="../../x"), row(sha256="A" * 64), lambda m: m.update(splits=[]), lambda m: m.update(splits=None),
         lambda m: m["splits"].update(train=[]), lambda m: m["splits"]["train"].update({SHARD: 3}),
         lambda m: m.update(tokenizer=[]), lambda m: m.update(tokenizer={"fingerprint": 3}),
+        lambda m: m.update(tokenizer={}), lambda m: m.update(tokenizer={"codes": "512"}),
         lambda m: m.update(transform="x"), lambda m: m.update(source=[]),
     ):  # fmt: skip
         (root / MANIFEST).write_text(content)
@@ -190,6 +193,21 @@ def test_a_damaged_sample_is_a_user_error_with_its_key(tmp_path):
         root = one_sample(tmp_path / str(number), members)
         with pytest.raises(UserError, match=f"sample s of shard {SHARD}"):
             _ = ShardDataset(root, "train")[0]
+
+
+def test_codes_outside_the_codebook_are_refused(tmp_path):
+    for number, (value, fits) in enumerate(((0, True), (15, True), (16, False), (-1, False), (2**62, False))):
+        codes = encode_npy(np.full((1, 2, 2), value, np.int64))
+        root = one_sample(tmp_path / str(number), {"codes.npy": codes, "json": encode_info(GOOD)})
+        change_manifest(root, lambda m: m.update(tokenizer={"fingerprint": "f", "codes": 16}))
+        if fits:
+            assert ShardDataset(root, "train")[0].codes.max() == value
+        else:
+            with pytest.raises(UserError, match="codebook"):
+                _ = ShardDataset(root, "train")[0]
+    for size, fits in ((16, True), (15, False), (2**40, False)):
+        with contextlib.nullcontext() if fits else pytest.raises(UserError, match="codes"):
+            check_codebook_size(read_manifest(root), size, root)
 
 
 def test_tokenize_writes_nothing_outside_its_folder(tmp_path, capsys):

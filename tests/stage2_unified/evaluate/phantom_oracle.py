@@ -43,7 +43,7 @@ def write_shards(root, studies, codes=None, source="phantom", masks=None):
         "splits": splits,
     }
     if codes is not None:
-        manifest["tokenizer"] = {"fingerprint": FakeTokenizer.fingerprint}
+        manifest["tokenizer"] = {"fingerprint": FakeTokenizer.fingerprint, "codes": FakeTokenizer.codebook_size}
     write_json(root / MANIFEST, manifest)
     return root
 
@@ -73,6 +73,7 @@ class FakeTokenizer:
 
     fingerprint = "f" * 64
     image_size = SIZE
+    codebook_size = 2**16
 
     def encode_images(self, images, batch_size=32):
         return np.stack([code_of(image) for image in images])
