@@ -30,12 +30,23 @@ from medunifier.stage1_tokenizer.taming import model_shapes
 
 CONFIG, WEIGHTS, CODEBOOK, CARD = "config.json", "model.safetensors", "codebook.safetensors", "README.md"
 
+IMAGE_TOKENIZER, RUN_TOKENIZER = "image_tokenizer", "tokenizer"
+"""The tokenizer's folder within a stage-2 model folder, and within a stage-1 run folder."""
+
 LATER_SETTINGS = ("decay", "kl_weight", "temperature_start", "temperature_end", "temperature_steps")
 """Quantizer settings added after the first tokenizers were exported. At their defaults they are omitted from
 ``config.json``, so that the fingerprints of those tokenizers stay valid."""
 
 _OLD_KINDS = ("classic", "unit_norm", "moving_average", "gumbel")
 """Quantizer kinds of older versions, whose tokenizers cannot be read any more."""
+
+
+def tokenizer_folder(path: str | Path) -> Path:
+    """Return the folder of the tokenizer at ``path``: itself, or that in a model or stage-1 run folder."""
+    inside = (Path(path) / name for name in (IMAGE_TOKENIZER, RUN_TOKENIZER))
+    if (Path(path) / CODEBOOK).is_file():
+        return Path(path)
+    return next((folder for folder in inside if (folder / CODEBOOK).is_file()), Path(path))
 
 
 class FrozenTokenizer(nn.Module, PushFolder):
@@ -83,12 +94,12 @@ class FrozenTokenizer(nn.Module, PushFolder):
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> "FrozenTokenizer":
-        """Load a tokenizer that was written by :meth:`save`.
+        """Load a tokenizer that was written by :meth:`save`, also from a model folder or run folder that contains it.
 
         Raises:
             UserError: if the folder is not a tokenizer, was written by an older version, or was modified.
         """
-        path = Path(path)
+        path = tokenizer_folder(path)
         saved = read_json(path / CONFIG, "a tokenizer folder (config.json, model.safetensors, codebook.safetensors)")
         for name in (WEIGHTS, CODEBOOK):
             if not (path / name).is_file():

@@ -16,7 +16,7 @@ from medunifier.shared.config import parse_config
 from medunifier.shared.errors import UsageError, UserError
 from medunifier.stage1_tokenizer import taming
 from medunifier.stage1_tokenizer.config import ModelConfig
-from medunifier.stage1_tokenizer.frozen import FrozenTokenizer
+from medunifier.stage1_tokenizer.frozen import FrozenTokenizer, tokenizer_folder
 from medunifier.stage1_tokenizer.model.vqgan import VQGAN
 
 CHECKPOINT_RECORD, OTHER_TENSORS = "taming.json", "taming.safetensors"
@@ -194,7 +194,7 @@ def to_taming(tokenizer: str | Path, out: str | Path) -> list[str]:
     Raises:
         UserError: if taming's layers cannot represent the model.
     """
-    path, notes = Path(tokenizer), []
+    path, notes = tokenizer_folder(tokenizer), []
     frozen = FrozenTokenizer.from_pretrained(path)
     state = {
         name: tensor for name, tensor in frozen.state_dict_of_model().items() if name.startswith(_MODEL_PREFIXES)

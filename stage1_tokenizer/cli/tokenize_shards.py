@@ -55,7 +55,7 @@ class TokenizeConfig:
     """Convert image shards to token shards with a frozen tokenizer."""
 
     tokenizer: str
-    """Folder of the frozen tokenizer."""
+    """Folder of the frozen tokenizer, or a model folder or stage-1 run folder that contains one."""
     shards: str
     """Folder or URL of image shards from `medunifier ingest`."""
     out: str

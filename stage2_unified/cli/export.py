@@ -50,13 +50,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     from medunifier.stage2_unified.export.causal_lm_folder import export_causal_lm
     from medunifier.stage2_unified.export.hub import export_hub
     from medunifier.stage2_unified.export.tokenizer_onnx import export_onnx
-    from medunifier.stage2_unified.model.processing.processor import IMAGE_TOKENIZER
 
     source = Path(config.model or config.tokenizer or config.data)
     out = Path(config.out) if config.out else source.with_name(f"{source.name}-{config.format}")
     if config.format == "onnx":
-        folder = config.tokenizer or str(Path(config.model) / IMAGE_TOKENIZER)
-        written = export_onnx(FrozenTokenizer.from_pretrained(folder), out)
+        written = export_onnx(FrozenTokenizer.from_pretrained(config.tokenizer or config.model), out)
     elif config.format == "hub":
         written = export_hub(config.model, config.tokenizer, config.data, config.may_share_data, out)
     else:

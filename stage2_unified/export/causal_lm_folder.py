@@ -8,10 +8,11 @@ from medunifier.shared.artifacts import atomic_folder, read_json, write_json
 from medunifier.shared.errors import UserError
 from medunifier.shared.files.model_folder import checked_model_folder
 from medunifier.shared.report_page.notice import MODEL_LIMITS, research_notice
+from medunifier.stage1_tokenizer.frozen import IMAGE_TOKENIZER
 from medunifier.stage2_unified.export.causal_lm import add_special_and_code_tokens, generation_configs, to_causal_lm
 from medunifier.stage2_unified.inference.pipeline import model_fingerprint
 from medunifier.stage2_unified.model.modeling import MedUnifierForConditionalGeneration
-from medunifier.stage2_unified.model.processing.processor import IMAGE_TOKENIZER, MedUnifierProcessor
+from medunifier.stage2_unified.model.processing.processor import MedUnifierProcessor
 from medunifier.stage2_unified.model.vocabulary import SPECIALS
 
 ORIGIN = "medunifier.json"

@@ -19,12 +19,8 @@ from medunifier.data.shards.index import INDEX_SUFFIX
 from medunifier.shared.artifacts import atomic_folder, read_json, sha256_file, write_json
 from medunifier.shared.errors import UserError
 from medunifier.shared.report_page.notice import RESEARCH_ONLY, research_notice
-from medunifier.stage1_tokenizer.frozen import FrozenTokenizer
-from medunifier.stage2_unified.model.processing.processor import (
-    IMAGE_TOKENIZER,
-    PROCESSOR_CONFIG,
-    MedUnifierProcessor,
-)
+from medunifier.stage1_tokenizer.frozen import FrozenTokenizer, tokenizer_folder
+from medunifier.stage2_unified.model.processing.processor import PROCESSOR_CONFIG, MedUnifierProcessor
 
 ORIGIN, CARD = "hub.json", "README.md"
 WITHOUT_PATIENTS = ("phantom",)
@@ -65,8 +61,8 @@ def export_hub(model: str, tokenizer: str, data: str, may_share_data: bool, out:
     if model:
         origin["model"] = _digest_of(Path(model), read_json(Path(model) / PROCESSOR_CONFIG, "a model folder"))
         MedUnifierProcessor.from_pretrained(model)  # for its error messages
-        tokenizer = tokenizer or str(Path(model) / IMAGE_TOKENIZER)
-    if tokenizer:
+    if tokenizer or model:
+        tokenizer = str(tokenizer_folder(tokenizer or model))
         frozen = FrozenTokenizer.from_pretrained(tokenizer)
         origin["tokenizer"] = frozen.fingerprint
     if data:

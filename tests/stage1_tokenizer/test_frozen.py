@@ -131,3 +131,11 @@ def test_settings_added_later_are_omitted_at_their_defaults_so_that_fingerprints
     assert saved["model"]["quantizer"].keys() == {
         "kind", "codebook_weight", "commitment_weight", "dead_code_interval", "dead_code_threshold",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["image_tokenizer", "tokenizer"])
+def test_a_tokenizer_is_found_within_a_model_folder_and_a_run_folder(folder, tmp_path, name):
+    outer = tmp_path / "outer"
+    shutil.copytree(folder, outer / name)
+    (outer / "config.json").write_text('{"model_type": "medunifier"}')
+    assert FrozenTokenizer.from_pretrained(outer).fingerprint == FrozenTokenizer.from_pretrained(folder).fingerprint

@@ -15,7 +15,7 @@ from medunifier.shared.artifacts import read_json
 from medunifier.shared.errors import UserError
 from medunifier.shared.files.model_folder import checked_model_folder
 from medunifier.shared.hub import PushFolder
-from medunifier.stage1_tokenizer.frozen import FrozenTokenizer
+from medunifier.stage1_tokenizer.frozen import IMAGE_TOKENIZER, FrozenTokenizer
 from medunifier.stage2_unified.model.configuration import MedUnifierConfig
 from medunifier.stage2_unified.model.processing.report_codec import ReportCodec, pad_reports, sections_of
 from medunifier.stage2_unified.model.processing.text_tokenizer import load_text_tokenizer
@@ -26,7 +26,6 @@ Codes = np.ndarray | Tensor | Sequence[np.ndarray] | Sequence[Tensor]
 Prior = tuple[np.ndarray | Tensor, str]
 
 PROCESSOR_CONFIG = "processor_config.json"
-IMAGE_TOKENIZER = "image_tokenizer"
 
 
 class MedUnifierProcessor(PushFolder):

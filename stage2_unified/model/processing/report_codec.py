@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -26,6 +27,20 @@ class ReportCodec:
     ) -> None:
         self.tokenizer, self.vocabulary = tokenizer, vocabulary
         self.sections, self.max_tokens = tuple(sections), max_tokens
+
+    @cached_property
+    def word_table(self) -> tuple[Tensor, Tensor]:
+        """(T,) word id of each text token and (T,) bool whether it begins a word.
+
+        Tokens that differ in case have the same word id; tokens with digits or other signs than . , ; : have -1. A
+        token begins a word if it carries the space before it (GPT-2's ``Ġ``, SentencePiece's ``▁``).
+        """
+        tokens = [str(token) for token in self.tokenizer.convert_ids_to_tokens(range(self.vocabulary.text_size))]
+        texts = [token.lstrip("Ġ▁").lower() for token in tokens]
+        known = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+        words = [known[text] if text.isalpha() or text in (".", ",", ";", ":") else -1 for text in texts]
+        starts = [token[:1] in ("Ġ", "▁") and text.isalpha() for token, text in zip(tokens, texts, strict=True)]
+        return torch.tensor(words), torch.tensor(starts)
 
     def encode(self, report: Mapping[str, str]) -> list[int]:
         """Return the ids of ``{"findings": …, "impression": …}``; an absent or empty section is left out."""

@@ -1,9 +1,16 @@
 """Generation: equal with and without cache, independent of the batch; guidance and filters as defined."""
 
+import re
+
+import numpy as np
 import pytest
 import torch
+from transformers import LogitsProcessorList
 
+from medunifier.data.phantom import Phantom
 from medunifier.stage2_unified.generation.images import _sample, _uniform, generate_images
+from medunifier.stage2_unified.generation.reports import NoRepeatedWords
+from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline
 from tests.stage2_unified.conftest import make_batch, make_model
 
 
@@ -109,3 +116,38 @@ def test_generate_supports_beams_and_sampling(model):
     torch.manual_seed(1)
     sampled = model.generate(ids, do_sample=True, top_k=5, temperature=2.0, **options)
     assert len(sampled) == 2
+
+
+def after(words, starts, *ids):
+    """The tokens that are suppressed after ``ids``."""
+    scores = NoRepeatedWords(torch.tensor(words), torch.tensor(starts))(torch.tensor([ids]), torch.zeros(1, 9))
+    return (scores[0] == -torch.inf).nonzero().flatten().tolist()
+
+
+def test_a_word_or_phrase_does_not_follow_itself():
+    #        " The" " the" " mid" " right" "." "thorax" " 2"; 7 and 8 are no text
+    words = [0, 0, 1, 2, 3, 4, -1]
+    starts = [True, True, True, True, False, False, True]
+    assert after(words, starts, 8, 0) == [0, 1], "in either case"
+    assert after(words, starts, 8, 3, 2, 3) == [2, 3]
+    assert after(words, starts, 8, 4, 0, 2, 4, 0) == [0, 1, 2], "a sentence"
+    assert after(words, starts, 8, 0, 2, 4, 3, 0) == [0, 1], "a phrase may recur later"
+    assert after(words, starts, 8, 4) == [], "nothing but words"
+    assert after(words, starts, 8, 6) == after(words, starts, 6, 2, 6) == [], "2 x 2 cm"
+    assert 5 not in after(words, starts, 2, 5), "the end of a word is not suppressed: another word would come of it"
+    assert after(words, starts, 7) == after(words, starts, 8) == []
+
+
+def test_the_shipped_model_repeats_no_word_on_images_unlike_its_training(root):
+    pipeline = MedUnifierPipeline.from_pretrained(root / "models" / "phantom" / "model", "cpu", 24)
+    turned = np.stack([np.rot90(Phantom(64, 0).study(number).images[0]) for number in range(24)])
+    codes = pipeline.encode(turned)
+    twice = re.compile(r"\b([a-z]+(?: [a-z]+)*) \1\b", re.IGNORECASE)
+
+    def stuttering(**generate):
+        reports = pipeline.write_reports(codes, ["PA"] * 24, **generate)
+        return [report for report in reports if twice.search(report["findings"])]
+
+    assert stuttering(logits_processor=LogitsProcessorList()), "else these images test nothing"
+    assert not stuttering()
+    assert not stuttering(num_beams=2, max_new_tokens=24)

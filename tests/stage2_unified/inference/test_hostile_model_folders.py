@@ -8,10 +8,9 @@ import pytest
 
 from medunifier.shared.errors import UserError
 from medunifier.shared.files.model_folder import checked_model_folder
-from medunifier.stage1_tokenizer.frozen import FrozenTokenizer
+from medunifier.stage1_tokenizer.frozen import IMAGE_TOKENIZER, FrozenTokenizer
 from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline
 from medunifier.stage2_unified.model.backbones import pretrained_config
-from medunifier.stage2_unified.model.processing.processor import IMAGE_TOKENIZER
 from medunifier.stage2_unified.model.processing.text_tokenizer import load_text_tokenizer
 
 
