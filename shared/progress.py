@@ -32,7 +32,8 @@ class Progress:
         self.count = self._begun_at = done
         self._live = sys.stderr.isatty() and not quiet
         self._quiet = quiet
-        self._start = self._last_line = time.monotonic()
+        self._start = time.monotonic()
+        self._last_line = -PLAIN_LINE_EVERY_S  # the first unit prints a line: something moves, and how fast
         self._figures = ""
         if self._live:
             self._bar = RichProgress(
@@ -73,9 +74,16 @@ class Progress:
         seconds = max(time.monotonic() - self._start, 1e-9)
         return f"{(self.count - self._begun_at) / seconds:.3g} {self.unit}/s"
 
+    def _eta(self) -> str:
+        done, left = self.count - self._begun_at, self.total - self.count
+        if done <= 0 or left <= 0:
+            return ""
+        seconds = round((time.monotonic() - self._start) / done * left)
+        return f"  ETA {seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+
     def _print_line(self) -> None:
         self._last_line = time.monotonic()
-        line = f"{self.what}: {self.count}/{self.total} {self.unit}  {self._rate()}  {self._figures}"
+        line = f"{self.what}: {self.count}/{self.total} {self.unit}  {self._rate()}{self._eta()}  {self._figures}"
         print(line.rstrip(), file=sys.stderr, flush=True)
 
 

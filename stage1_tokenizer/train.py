@@ -1,27 +1,13 @@
-"""Train the tokenizer: ``accelerate launch stage1_tokenizer/train.py --config configs/stage1/NAME.yaml …``."""
+"""Train the tokenizer: ``accelerate launch stage1_tokenizer/train.py --config configs/stage1/NAME.yaml …``.
+
+Nothing heavy is imported before the configuration is read: errors in it, ``--help`` and an interrupt are answered at
+once.
+"""
 
 import sys
 from collections.abc import Sequence
-from functools import partial
 
-from accelerate import Accelerator
-from accelerate.utils import set_seed
-
-from medunifier.data.shards.dataset import ShardDataset
-from medunifier.data.shards.loader import training_stream
-from medunifier.shared.command import run_command
-from medunifier.shared.config import parse_config
-from medunifier.shared.errors import UserError
-from medunifier.shared.training.config import MAY_CHANGE
-from medunifier.shared.training.distributed import barrier, is_main, on_cpu, warn_if_alone
-from medunifier.shared.training.loop import check_global_batch, train, use_threads
-from medunifier.shared.training.run_folder import RunFolder, export_once, read_metrics
-from medunifier.stage1_tokenizer.config import Stage1Config
-from medunifier.stage1_tokenizer.frozen import FrozenTokenizer
-from medunifier.stage1_tokenizer.preprocessing import collate_images
-from medunifier.stage1_tokenizer.training.task import TokenizerTask
-
-TOKENIZER = "tokenizer"
+from medunifier.shared.command import announce, loaded, run_training
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -31,51 +17,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         UserError: for errors that the user can fix: missing shards, a run folder of another configuration, a full
             disk, a non-finite loss.
     """
+    from medunifier.shared.config import parse_config
+    from medunifier.stage1_tokenizer.config import Stage1Config
+
     config = parse_config(Stage1Config, argv, prog="stage1_tokenizer/train.py", presets="stage1")
-    loop = config.loop
-    accelerator = Accelerator(
-        cpu=on_cpu(), mixed_precision=loop.mixed_precision, gradient_accumulation_steps=loop.accumulation
-    )
-    warn_if_alone()
-    use_threads(loop.threads)
-    set_seed(loop.seed)
-    training = ShardDataset(config.data.shards, "train")
-    validation = _validation(config.data.shards, training)
-    check_global_batch(config.run_dir, loop)
-    run = RunFolder(config.run_dir, config, MAY_CHANGE + ("data.shards", "data.pictures", "gradient_checkpointing"))
-    task = TokenizerTask(config, accelerator, run, validation)
-    collate = partial(collate_images, size=config.model.resolution, seed=loop.seed)
-    train(task, accelerator, run, training_stream(training, collate, loop), loop)
-    if is_main():
-        _export(task, run)
-    barrier()
-    accelerator.end_training()
+    announce("loading …")
+    from medunifier.stage1_tokenizer.training.run import train_tokenizer
 
-
-def _validation(shards: str, training: ShardDataset) -> ShardDataset:
-    """Return the validation split, or the training split with a warning if there is none."""
-    try:
-        return ShardDataset(shards, "validate")
-    except UserError as error:
-        if is_main():
-            print(f"warning: {error}; validation metrics of this run are computed on its training images", flush=True)
-        return training
-
-
-def _export(task: TokenizerTask, run: RunFolder) -> None:
-    """Export to ``tokenizer/``, with the metrics of the last validation in its model card."""
-    path = run.path / TOKENIZER
-    last = [line for line in read_metrics(run.path) if "validation/psnr" in line][-1]
-    figures = [f"- {name.removeprefix('validation/')}: {value:.4g}" for name, value in last.items() if name != "step"]
-    card = f"\n## Validation after {last['step']} steps\n\n" + "\n".join(figures) + "\n"
-    frozen = FrozenTokenizer(task.average.module)
-    export_once(
-        path,
-        frozen.fingerprint,
-        lambda: FrozenTokenizer.from_pretrained(path).fingerprint,
-        lambda: frozen.save(path, card),
-    )
+    loaded()
+    train_tokenizer(config)
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, sys.argv[1:]))
+    run_training(main, sys.argv[1:])

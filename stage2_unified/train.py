@@ -1,129 +1,32 @@
-"""Train the unified model: ``accelerate launch stage2_unified/train.py --config configs/stage2/NAME.yaml …``."""
+"""Train the unified model: ``accelerate launch stage2_unified/train.py --config configs/stage2/NAME.yaml …``.
+
+Nothing heavy is imported before the configuration is read: errors in it, ``--help`` and an interrupt are answered at
+once.
+"""
 
 import sys
 from collections.abc import Sequence
 
-from accelerate import Accelerator
-from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import set_seed
-
-from medunifier.data.shards.dataset import ShardDataset
-from medunifier.data.shards.loader import training_stream
-from medunifier.shared.command import run_command
-from medunifier.shared.config import parse_config
-from medunifier.shared.errors import UsageError, UserError
-from medunifier.shared.training.config import MAY_CHANGE
-from medunifier.shared.training.distributed import barrier, is_main, on_cpu, warn_if_alone, world_size
-from medunifier.shared.training.loop import check_global_batch, train, use_threads
-from medunifier.shared.training.run_folder import RunFolder, export_once
-from medunifier.stage1_tokenizer.frozen import FrozenTokenizer
-from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline, model_fingerprint
-from medunifier.stage2_unified.model.backbones import merge_adapters
-from medunifier.stage2_unified.model.processing.processor import MedUnifierProcessor
-from medunifier.stage2_unified.model.processing.report_codec import sections_of
-from medunifier.stage2_unified.training.build import build_model, export_model, make_optimizers, run_text_tokenizer
-from medunifier.stage2_unified.training.collator import StudyCollator
-from medunifier.stage2_unified.training.config import Stage2Config
-from medunifier.stage2_unified.training.dataset import StudiesWithText, check_fingerprint
-from medunifier.stage2_unified.training.four_objectives import FourObjectives
-from medunifier.stage2_unified.training.fsdp import checkpoint_whole, shard, take_over_fsdp, whole_model
-from medunifier.stage2_unified.training.task import UnifiedTask
-
-MODEL = "model"
+from medunifier.shared.command import announce, loaded, run_training
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train, or continue, the run that the arguments describe and export its model.
+    """Train or resume the configured run, then export its model.
 
     Raises:
-        UserError: for what the user can correct: tokens of another tokenizer, no text in the data, a full disk.
+        UserError: for errors that the user can fix: missing shards, tokens of another tokenizer, no text in the
+            data, a full disk, a non-finite loss.
     """
+    from medunifier.shared.config import parse_config
+    from medunifier.stage2_unified.training.config import Stage2Config
+
     config = parse_config(Stage2Config, argv, prog="stage2_unified/train.py", presets="stage2")
-    loop = config.loop
-    sharded = take_over_fsdp()
-    if sharded and config.lora.rank:
-        raise UsageError("lora.rank: adapters are not sharded; use configs/accelerate/ddp.yaml")
-    if sharded and config.compile:
-        raise UsageError("compile: not supported with FSDP, where its gradients are untested; leave it out")
-    accelerator = Accelerator(
-        cpu=on_cpu(), mixed_precision=loop.mixed_precision, gradient_accumulation_steps=loop.accumulation
-    )
-    warn_if_alone()
-    if loop.global_batch() < 2:
-        raise UsageError("loop.batch_size: the contrast needs at least 2 studies in the global batch, got 1")
-    use_threads(loop.threads)
-    set_seed(loop.seed)
-    tokenizer = FrozenTokenizer.from_pretrained(config.tokenizer)
-    shards = ShardDataset(config.data.shards, "train")
-    check_fingerprint(shards.manifest, tokenizer, config.data.shards)
-    text_choice = shards.manifest.get("transform", {}).get("text", "findings+impression")
-    training = StudiesWithText(shards, sections_of(text_choice), config.data.prior)
-    if config.data.prior and not training.follow_ups:
-        raise UserError(
-            f"data.prior: no study of {config.data.shards} has a prior study: each patient has one study, or the "
-            "shards lack their order (an older ingest, a source without dates); ingest again into another folder, or "
-            "leave data.prior out"
-        )
-    validation = _validation(config, sections_of(text_choice))
-    check_global_batch(config.run_dir, loop)
-    run = RunFolder(
-        config.run_dir, config, (*MAY_CHANGE, "data.shards", "tokenizer", "gradient_checkpointing", "compile")
-    )
+    announce("loading …")
+    from medunifier.stage2_unified.training.run import train_unified
 
-    text_tokenizer = run_text_tokenizer(config, run, training)
-    model = build_model(config, text_tokenizer, tokenizer, text_choice)
-    processor = MedUnifierProcessor(text_tokenizer, tokenizer.to(accelerator.device), model.config)
-    if is_main():
-        limit = config.data.max_report_tokens
-        follow_ups = f" {training.follow_ups} have a prior study," if config.data.prior else ""
-        truncated = sum(len(processor.codec.encode(report)) == limit for report in training.reports())
-        print(
-            f"{len(training)} of {len(shards)} training studies have text ({truncated} reports reach {limit} ids and "
-            f"are truncated),{follow_ups} {model.num_parameters() / 1e6:.1f} M parameters",
-            flush=True,
-        )
-    objectives = FourObjectives(model, config.weights, config.negative_hardness)
-    if sharded:
-        shard(objectives.to(accelerator.device), bf16=loop.mixed_precision == "bf16")
-        unprepared = make_optimizers(model, config.optim)
-        checkpoint_whole(accelerator, model, unprepared)
-        optimizers = [AcceleratedOptimizer(optimizer) for optimizer in unprepared]
-    else:
-        objectives, *optimizers = accelerator.prepare(objectives, *make_optimizers(model, config.optim))
-    task = UnifiedTask(objectives, optimizers, accelerator, config, run, validation, processor, tokenizer, sharded)
-    data = config.data
-    collate = StudyCollator(
-        processor.codec, data.text_dropout, loop.seed, True, data.section_dropout, data.max_views, data.view_dropout
-    )
-    train(task, accelerator, run, training_stream(training, collate, loop), loop)
-    folder = run.path / MODEL
-    trained = whole_model(model) if sharded else model
-    if is_main():
-        merge_adapters(trained)
-        export_once(
-            folder,
-            model_fingerprint(trained),
-            lambda: MedUnifierPipeline.from_pretrained(folder, "cpu").fingerprint,
-            lambda: export_model(trained, processor, folder, config, shards.manifest.get("source", "unknown")),
-        )
-    barrier()
-    accelerator.end_training()
-
-
-def _validation(config: Stage2Config, sections: tuple[str, ...]) -> StudiesWithText | None:
-    """Return the validation studies with text; None, with a message, if they are too few to contrast."""
-    validation: StudiesWithText | None = None
-    try:
-        validation = StudiesWithText(ShardDataset(config.data.shards, "validate"), sections, config.data.prior)
-        reason = f"only {len(validation)} validation studies with text"
-    except UserError as error:
-        reason = str(error)
-    if validation is None or len(validation) < 2 * world_size():
-        if is_main():
-            print(f"no validation: {reason}", flush=True)
-        return None
-    return validation
+    loaded()
+    train_unified(config)
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, sys.argv[1:]))
+    run_training(main, sys.argv[1:])

@@ -8,12 +8,14 @@ continues exactly: on a CPU to the last bit, and over the same samples on anothe
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
+from medunifier.shared.command import interruption
 from medunifier.shared.errors import UserError
 from medunifier.shared.files.os_services import peak_memory, usable_cores
 from medunifier.shared.progress import Progress
@@ -104,8 +106,12 @@ def train(
     run.rewind(start)
     batches = stream(samples)
     meter = _Meter(config)
-    with Progress(config.steps, "training", "step", done=start, quiet=not is_main()) as progress:
+    with (
+        Progress(config.steps, "training", "step", done=start, quiet=not is_main()) as progress,
+        _explained(progress, checkpoints),
+    ):
         for step in range(start + 1, config.steps + 1):
+            interruption.check()
             with meter.waiting():
                 micro_batches = [next(batches) for _ in range(config.accumulation)]
             samples += config.global_batch()
@@ -116,6 +122,8 @@ def train(
             if step % config.log_every == 0 or last:
                 shown = meter.read()
                 run.log(step, shown)
+            if step == start + 1:  # read back once, so that the first line shows a loss; later where it is logged
+                shown = shown or {name: float(value) for name, value in figures.items()}
             progress.advance(1, **{name: shown[name] for name in list(figures)[:4] if name in shown})
             if step % config.validate_every == 0 or last:
                 run.log(step, {f"validation/{name}": value for name, value in task.validate(step).items()})
@@ -127,6 +135,17 @@ def train(
                 checkpoints.save(step, lambda folder: accelerator.save_state(str(folder)), position)
                 meter.restart()
     run.close()
+
+
+@contextmanager
+def _explained(progress: Progress, checkpoints: Checkpoints) -> Iterator[None]:
+    """Add to an interrupt where the run stopped and where the same command continues."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        saved = checkpoints.latest()
+        then = f"continues from step {saved}" if saved else "starts again: no checkpoint was written yet"
+        raise KeyboardInterrupt(f"interrupted after step {progress.count}; the same command {then}") from None
 
 
 class _Meter:
