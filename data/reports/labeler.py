@@ -1,185 +1,348 @@
 """`label_report`: rule-based extraction of the 14 observations: mentions, negation, uncertainty and their scope.
 
-After CheXpert's labeler (Irvin et al. 2019) and NegEx (Chapman et al. 2001), without a parser: one
-regular expression finds all known phrases of a sentence, and a single left-to-right pass assigns the labels. The
-phrases are in `data.reports.phrases`. Runs offline; labels thousands of reports per second on one core.
+After CheXpert's labeler (Irvin et al. 2019) and NegEx (Chapman et al. 2001), without a parser: a phrase table finds all
+known phrases of a sentence, and a single left-to-right pass assigns the labels. The phrases are in
+`data.reports.phrases`, the words without a finding in `data.reports.vocabulary`. Runs offline.
 """
 
-import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 from medunifier.data.reports import phrases
+from medunifier.data.reports.matching import Match, PhraseTable
 from medunifier.data.reports.observations import (
     NEGATIVE,
     NO_FINDING,
     POSITIVE,
+    SUPPORT_DEVICES,
     UNCERTAIN,
     in_order,
     is_no_finding,
     merge_mentions,
 )
 from medunifier.data.reports.sections import split_sections
+from medunifier.data.reports.sentences import split_sentences, words
+from medunifier.data.reports.vocabulary import NEUTRAL
 
-# Disease outside the 14 observations.
-_OTHER = "other disease"
+NoFindingRule = Literal["known", "chexpert"]
 
-# Maximum distance in characters between an adjective and the organ that it describes: "enlarged cardiac silhouette".
-_MAX_ADJECTIVE_DISTANCE = 24
+# Disease outside the 14 observations, or a word that may be one; and evidence that something is normal.
+_OTHER, _NORMAL = "other disease", "normal"
+
+# Maximum number of words from an adjective to the organ that it describes: "enlarged cardiac silhouette".
+_MAX_ADJECTIVE_DISTANCE = 4
+
+_LIST_WORDS = frozenset({"and", "or", "nor"})
+_VERBS = frozenset(
+    "is are was were has have appears appear shows show demonstrates reveals remains remain there persists".split()
+)
+_SEEN = frozenset("seen identified noted visualized present evident demonstrated detected appreciated found".split())
+_DAMAGE = ("\0", "\ufffd")  # of text read with the wrong encoding
 
 
-def _actions() -> dict[str, tuple[tuple[str, str], ...]]:
-    """Return {phrase: (role, detail) pairs}. A phrase may name two findings ("hydropneumothorax")."""
-    table: dict[str, list[tuple[str, str]]] = {}
-
-    def add(role: str, names: tuple[str, ...], detail: str = "") -> None:
-        for name in names:
-            table.setdefault(name, []).append((role, detail))
-
+def _entries() -> Iterator[tuple[str, str, str]]:
     for finding, names in phrases.MENTIONS.items():
-        add("mention", names, finding)
-    add("mention", phrases.OTHER_DISEASE, _OTHER)
-    for organ, finding in phrases.ORGANS.items():
-        add("organ", (organ,), finding)
-    add("harmless", phrases.HARMLESS + phrases.PSEUDO_NEGATION)
-    add("large", phrases.LARGE)
-    add("normal", phrases.NORMAL)
-    add("negation_before", phrases.NEGATION_BEFORE)
-    add("negation_after", phrases.NEGATION_AFTER)
-    add("uncertainty_before", phrases.UNCERTAINTY_BEFORE)
-    add("uncertainty_after", phrases.UNCERTAINTY_AFTER)
-    add("uncertainty_both", phrases.UNCERTAINTY_BOTH)
-    add("scope_end", phrases.SCOPE_ENDS + tuple(f", {word}" for word in phrases.STATEMENT_OPENERS) + (";", ":"))
-    return {name: tuple(actions) for name, actions in table.items()}
+        for name in names:
+            yield name, "mention", finding
+    for finding, names in phrases.ORGANS.items():
+        for name in names:
+            yield name, "organ", finding
+    tables = {
+        "other": phrases.HARMLESS + phrases.OTHER_DISEASE, "neutral": phrases.NEUTRAL + phrases.PERSISTENCE,
+        "large": phrases.LARGE, "grown": phrases.GROWN, "normal": phrases.NORMAL, "healthy": phrases.HEALTHY,
+        "negation_before": phrases.NEGATION_BEFORE, "negation_after": phrases.NEGATION_AFTER,
+        "removal_before": phrases.REMOVAL_BEFORE, "removal_after": phrases.REMOVAL_AFTER,
+        "doubt_before": phrases.UNCERTAINTY_BEFORE, "weak_doubt_before": phrases.WEAK_UNCERTAINTY_BEFORE,
+        "doubt_after": phrases.UNCERTAINTY_AFTER, "doubt_both": phrases.UNCERTAINTY_BOTH,
+        "scope_end": phrases.SCOPE_ENDS, "predicate": phrases.PREDICATES,
+    }  # fmt: skip
+    for role, names in tables.items():
+        for name in names:
+            yield name, role, ""
 
 
-_STEM = "*"
+_TABLE = PhraseTable(_entries())
+_HINTS = phrases.HINTS
 
 
-def _pattern() -> re.Pattern[str]:
-    def escaped(name: str) -> str:
-        # After a star or punctuation no word boundary is required.
-        return re.escape(name.removesuffix(_STEM)) + (r"\b" if name[-1].isalpha() else "")
-
-    # Python's alternation takes the first alternative that matches, so longer phrases come first.
-    names = sorted(_TABLE, key=len, reverse=True)
-    punctuation = "|".join(escaped(name) for name in names if not name[0].isalpha())
-    # Grouped by first letter, a word is compared with a dozen phrases instead of three hundred.
-    letters = sorted({name[0] for name in names if name[0].isalpha()})
-    words = "|".join(
-        f"{letter}(?:{'|'.join(escaped(name)[1:] for name in names if name[0] == letter)})" for letter in letters
-    )
-    return re.compile(rf"\b(?:{words})|{punctuation}")
-
-
-_TABLE = _actions()
-_ACTIONS = {name.removesuffix(_STEM): actions for name, actions in _TABLE.items()}
-_PHRASE = _pattern()
-_OR = re.compile(r"(?<=[a-z])/(?=[a-z])")
-_SENTENCE_END = re.compile(r"[.?!]+(?=\s|$|[a-z])|\n\s*\n")
-_SPACES = re.compile(r"\s+")
-
-
-def label_report(text: str) -> dict[str, int]:
+def label_report(text: str, no_finding: NoFindingRule = "known") -> dict[str, int]:
     """Return the observations that a report mentions: positive (1), negative (0) or uncertain (-1), in table order.
 
     Args:
         text: a report's findings and impression, or a whole report in MIMIC-CXR's format, of which only
             findings and impression are used (an indication "rule out pneumonia" is not a finding).
+        no_finding: when `No Finding` is 1; it is absent otherwise. "known": every sentence is recognised as normal,
+            a denial, a device or neutral, so that an unknown word excludes it. "chexpert": none of the other
+            observations but support devices is positive or uncertain, as in chexpert-labeler, whose labels of MIMIC-CXR
+            and CheXpert published figures use.
 
     Returns:
-        {observation: 1 | 0 | -1}; observations that are not mentioned are absent. `No Finding` is 1 if nothing but
-        support devices is positive or uncertain, otherwise absent. Empty for an empty text.
+        {observation: 1 | 0 | -1}; observations that are not mentioned are absent. Empty for an empty text.
     """
     sections = split_sections(text)
     chosen = [sections[name] for name in ("findings", "impression") if name in sections]
     sentences = split_sentences("\n\n".join(chosen) if chosen else text)
+    if not sentences:
+        return {}
     mentions: dict[str, set[int]] = {}
     for sentence in sentences:
         for finding, value in _sentence_mentions(sentence):
             mentions.setdefault(finding, set()).add(value)
-    if not sentences:
-        return {}
-    other = mentions.pop(_OTHER, {NEGATIVE})
+    normal = bool(mentions.pop(_NORMAL, None))
+    other = mentions.pop(_OTHER, set())
     labels = {finding: merge_mentions(values) for finding, values in mentions.items()}
-    if is_no_finding(labels) and other == {NEGATIVE}:
+    known = other <= {NEGATIVE} and not any(mark in text for mark in _DAMAGE)
+    normal = normal or NEGATIVE in (*labels.values(), *other) or SUPPORT_DEVICES in labels
+    if is_no_finding(labels) and (no_finding == "chexpert" or (known and normal)):
         labels[NO_FINDING] = POSITIVE
     return in_order(labels)
 
 
-def split_sentences(text: str) -> list[str]:
-    """Split a text into lower-case sentences; slashes between words become "or", white space a single space."""
-    text = _OR.sub(" or ", text.lower().replace("and/or", "or"))
-    sentences = (_SPACES.sub(" ", sentence).strip() for sentence in _SENTENCE_END.split(text))
-    return [sentence for sentence in sentences if any(letter.isalpha() for letter in sentence)]
-
-
 @lru_cache(maxsize=50_000)  # sentences recur across reports: "no pneumothorax", "the lungs are clear"
 def _sentence_mentions(sentence: str) -> tuple[tuple[str, int], ...]:
-    scanner = _SentenceScanner()
-    for match in _PHRASE.finditer(sentence):
-        for role, detail in _ACTIONS[match[0]]:
-            scanner.process(role, detail, match)
-    return tuple((finding, value) for finding, value in scanner.found)
+    return tuple((mention.finding, mention.value) for mention in _Scanner(words(sentence)).scan())
 
 
-class _SentenceScanner:
-    """State of the left-to-right pass over a sentence: active negation or uncertainty, and organs mentioned."""
+@dataclass
+class _Mention:
+    finding: str
+    value: int
+    start: int
+    end: int
 
-    def __init__(self) -> None:
-        self.found: list[list] = []  # [finding, value]
+
+class _Scanner:
+    """Left-to-right pass over the words of a sentence: active negation or doubt, and organs mentioned."""
+
+    def __init__(self, tokens: list[str]) -> None:
+        self.tokens = tokens
+        self.matches = _TABLE.find(tokens)
+        self.found: list[_Mention] = []
         self.assertion = POSITIVE
-        self.clause_start = 0  # index into `found` from which a later "is not seen" applies
-        self.organs: list[str] = []
-        self.adjective: tuple[int, int] | None = None  # (value, end offset)
+        self.cue = Match(-1, -1, "", ())  # the phrase that set the assertion
+        self.objects = 0  # mentions in the scope of the assertion
+        self.removed = False
+        self.organs: list[tuple[str, int, int]] = []
+        self.adjective: tuple[int, int] | None = None  # (value, end)
+        self.pending: Match | None = None  # doubt that applies to no finding yet
 
-    def process(self, role: str, detail: str, match: re.Match[str]) -> None:
-        if role == "mention":
-            self._mention(detail, match[0])
-        elif role == "organ":
-            self._organ(detail, match.start())
-        elif role in ("large", "normal"):
-            self._size(role, match.end())
-        elif role == "negation_before":
-            self.assertion = NEGATIVE
-        elif role == "uncertainty_before":
-            # "No opacity to suggest pneumonia" and "no suspicious opacity" are negative, not uncertain.
-            if self.assertion != NEGATIVE or "exclude" in match[0]:
-                self.assertion = UNCERTAIN
-        elif role == "negation_after":
-            if match[0] == "resolved" and len(self.found) == self.clause_start:
-                self.assertion = NEGATIVE  # "resolved effusion"
-            self._apply_to_clause(NEGATIVE)
-        elif role == "uncertainty_after":
-            self._apply_to_clause(UNCERTAIN)
-        elif role == "uncertainty_both":
-            self._apply_to_clause(UNCERTAIN)
-            self.assertion = UNCERTAIN
-        elif role == "scope_end":
-            self.assertion = POSITIVE
-            if match[0] not in ("seen", "noted", "is noted", "are noted", "again", "also"):
-                self.clause_start = len(self.found)
+    def scan(self) -> list[_Mention]:
+        at = 0
+        for match in [*self.matches, Match(len(self.tokens), len(self.tokens), "", ())]:
+            for index in range(at, match.start):
+                self._word(index)
+            for role, detail in match.actions:
+                getattr(self, f"_{role}")(match, detail)
+            at = match.end
+        if self.pending is not None:
+            self._doubt_without_object(self.pending)
+        return self.found
 
-    def _mention(self, finding: str, phrase: str) -> None:
-        self.found.append([finding, self.assertion])
-        if phrase in phrases.HINTS and self.assertion != NEGATIVE:
-            self.found.append([phrases.HINTS[phrase], UNCERTAIN])
+    def _word(self, index: int) -> None:
+        word = self.tokens[index]
+        if word in (",", "and", "with", "plus"):
+            if self.assertion != POSITIVE and self.objects and self._starts_statement(index):
+                self._end_scope()
+            if word == ",":
+                self.adjective = None
+        elif word == ":":
+            self._end_scope()
+        elif not (word[0].isdigit() or word in NEUTRAL or word.removesuffix("s") in NEUTRAL or word in "()"):
+            self._add(_OTHER, index, index + 1)
 
-    def _organ(self, finding: str, start: int) -> None:
-        if self.adjective and start - self.adjective[1] <= _MAX_ADJECTIVE_DISTANCE and not self.organs:
-            self.found.append([finding, self.adjective[0]])
+    def _end_scope(self) -> None:
+        self.assertion, self.removed, self.adjective = POSITIVE, False, None
+
+    def _starts_statement(self, index: int) -> bool:
+        """Return whether a new statement, outside negation and doubt, follows the connecting word at ``index``."""
+        rest = self.tokens[index + 1 :]
+        comma = self.tokens[index] == ","
+        if not rest or (comma and rest[0] in (*_LIST_WORDS, "no", "not", "without")):
+            return False
+        ends = [i for i, word in enumerate(rest) if word in (",", ":", "and", "or", "nor", "but", "with", "without")]
+        segment = rest[: ends[0]] if ends else rest
+        stated = bool(_VERBS & set(segment))
+        is_list = comma and any(word in ("or", "nor") for word in rest)
+        if rest[0] in phrases.QUANTIFIERS:
+            return not is_list or (stated and not _SEEN & set(segment))
+        if self.tokens[index] == "with":
+            return False
+        if self.cue.phrase == "not" and not is_list:
+            return True
+        if comma and rest[0] in ("possible", "possibly", "probable", "probably", "likely", "query", "suspected"):
+            return not is_list
+        roles = {role for m in self.matches if index < m.start <= index + len(segment) for role, _ in m.actions}
+        if "organ" in roles and roles & {"large", "grown", "normal"}:
+            return True
+        return stated and not is_list and (comma or not _SEEN & set(segment))
+
+    def _add(self, finding: str, start: int, end: int, value: int | None = None) -> None:
+        self.found.append(_Mention(finding, self.assertion if value is None else value, start, end))
+        self.objects += 1
+        self.pending = None
+
+    def _mention(self, match: Match, finding: str) -> None:
+        device = finding == SUPPORT_DEVICES
+        self._add(finding, match.start, match.end, NEGATIVE if device and self.removed else None)
+        if match.phrase in _HINTS and self.assertion != NEGATIVE:
+            self._add(phrases.HINT, match.start, match.end, UNCERTAIN)
+
+    def _other(self, match: Match, _: str) -> None:
+        self._add(_OTHER, match.start, match.end)
+
+    def _neutral(self, match: Match, _: str) -> None:
+        pass
+
+    def _organ(self, match: Match, finding: str) -> None:
+        if self.adjective and match.start - self.adjective[1] <= _MAX_ADJECTIVE_DISTANCE and not self.organs:
+            self._add(finding, match.start, match.end, self.adjective[0])
         else:
-            self.organs.append(finding)
+            self.organs.append((finding, match.start, match.end))
 
-    def _size(self, role: str, end: int) -> None:
-        if role == "normal":
-            value = NEGATIVE if self.assertion == POSITIVE else POSITIVE if self.assertion == NEGATIVE else UNCERTAIN
-        else:
-            value = self.assertion
-        for finding in self.organs:
-            self.found.append([finding, value])
-        self.adjective = None if self.organs else (value, end)
+    def _describe_organs(self, value: int, match: Match) -> None:
+        for finding, start, end in self.organs:
+            self._add(finding, start, end, value)
+        self.adjective = None if self.organs else (value, match.end)
         self.organs = []
 
-    def _apply_to_clause(self, value: int) -> None:
-        for mention in self.found[self.clause_start :]:
-            mention[1] = value
+    def _is_denied(self, match: Match) -> bool:
+        """Return whether "not" stands directly before the phrase."""
+        return self.assertion == NEGATIVE and self.cue.phrase in ("not", "no") and match.start - self.cue.end <= 1
+
+    def _large(self, match: Match, _: str) -> None:
+        had_organs = bool(self.organs)
+        follows = any(
+            match.end <= m.start <= match.end + _MAX_ADJECTIVE_DISTANCE and m.actions[0][0] == "organ"
+            for m in self.matches
+        )
+        self._describe_organs(self.assertion, match)
+        if not had_organs and not follows and self.assertion != NEGATIVE and match.phrase != "large":
+            self._add(_OTHER, match.start, match.end)
+
+    def _grown(self, match: Match, _: str) -> None:
+        if self.organs:
+            self._describe_organs(self.assertion, match)
+        else:
+            self._add(_OTHER, match.start, match.end)
+
+    def _normal(self, match: Match, _: str) -> None:
+        denied = self._is_denied(match)
+        value = POSITIVE if denied else UNCERTAIN if self.assertion == UNCERTAIN else NEGATIVE
+        self._describe_organs(value, match)
+        self._healthy(match, "")
+
+    def _healthy(self, match: Match, _: str) -> None:
+        denied = self._is_denied(match)
+        self.found.append(_Mention(_OTHER if denied else _NORMAL, POSITIVE, match.start, match.end))
+
+    def _begin(self, value: int, match: Match) -> None:
+        self.assertion, self.cue, self.objects = value, match, 0
+
+    def _object_follows(self, match: Match) -> bool:
+        """Return whether a finding or an unknown word stands between the phrase and the end of its clause."""
+        tokens = self.tokens
+        stop = next((i for i in range(match.end, len(tokens)) if tokens[i] in (",", ":")), len(tokens))
+        if any(
+            match.end <= m.start < stop and m.actions[0][0] in ("mention", "organ", "other", "healthy", "normal")
+            for m in self.matches
+        ):
+            return True
+        covered = {i for m in self.matches for i in range(m.start, m.end)}
+        return any(i not in covered and tokens[i] not in NEUTRAL for i in range(match.end, stop))
+
+    def _negation_before(self, match: Match, _: str) -> None:
+        value = match.start > 0 and self.tokens[match.start - 1] == ":"  # "Pneumothorax: none"
+        if (value or match.phrase in ("none", "nil", "absent", "no")) and not self._object_follows(match):
+            if value or match.end == len(self.tokens):
+                self._apply(NEGATIVE, match, named=value)
+                return
+        self._begin(NEGATIVE, match)
+
+    def _doubt_before(self, match: Match, _: str) -> None:
+        # "No opacity to suggest pneumonia" and "no suspicious opacity" are negative, not uncertain.
+        if self.assertion == NEGATIVE and not any(word in match.phrase for word in ("exclude", "rule out")):
+            return
+        before = self.tokens[match.start - 1] if match.start else ""
+        if (before == ":" or match.end == len(self.tokens)) and not self._object_follows(match):
+            if self._apply(UNCERTAIN, match, named=before == ":"):
+                return
+        self._begin(UNCERTAIN, match)
+        self.pending = match
+
+    def _weak_doubt_before(self, match: Match, _: str) -> None:
+        if self.assertion != NEGATIVE:
+            self._begin(UNCERTAIN, match)
+
+    def _doubt_without_object(self, match: Match) -> None:
+        self.found.append(_Mention(_OTHER, UNCERTAIN, match.start, match.end))
+
+    def _removal_before(self, match: Match, _: str) -> None:
+        self.removed = True
+        if match.phrase.startswith("extubat"):
+            self._add(SUPPORT_DEVICES, match.start, match.end, NEGATIVE)
+
+    def _removal_after(self, match: Match, _: str) -> None:
+        for mention in self._group(match):
+            if mention.finding == SUPPORT_DEVICES:
+                mention.value = NEGATIVE
+
+    def _negation_after(self, match: Match, _: str) -> None:
+        if not self._apply(NEGATIVE, match):
+            if not self._object_follows(match):
+                self._add(_OTHER, match.start, match.end, UNCERTAIN)  # "the left diaphragm is not seen"
+            self._begin(NEGATIVE, match)
+
+    def _doubt_after(self, match: Match, _: str) -> None:
+        if not self._apply(UNCERTAIN, match):
+            self._begin(UNCERTAIN, match)
+
+    def _doubt_both(self, match: Match, _: str) -> None:
+        applied = self._apply(UNCERTAIN, match, named=match.phrase.startswith("if"))
+        if not applied or not match.phrase.startswith("if"):
+            self._begin(UNCERTAIN, match)
+
+    def _scope_end(self, match: Match, _: str) -> None:
+        self._end_scope()
+
+    def _predicate(self, match: Match, _: str) -> None:
+        following = self.tokens[match.end] if match.end < len(self.tokens) else ""
+        if self.objects and following not in ("or", "nor"):
+            self._end_scope()
+
+    def _apply(self, value: int, match: Match, *, named: bool = False) -> bool:
+        """Apply a phrase after its findings to them. Return whether there are any."""
+        group = self._group(match, named=named)
+        for mention in group:
+            mention.value = value
+        return bool(group)
+
+    def _group(self, match: Match, *, named: bool = False) -> list[_Mention]:
+        """Return the findings that the phrase after them refers to: the last one and those listed with it.
+
+        "Atelectasis or pneumonia cannot be excluded" concerns both, "left opacity, pneumonia cannot be excluded" one.
+        With ``named``, all findings before a colon or a comma are a list.
+        """
+        group: list[_Mention] = []
+        listed = named
+        for mention in reversed(self.found):
+            if mention.finding == _NORMAL:
+                continue
+            following = group[-1] if group else None
+            separator = self.tokens[mention.end : following.start if following else match.start]
+            if {"but", "however", "although", "though", "whereas", "while", "except"} & set(separator):
+                break
+            if following is not None:
+                if ":" in separator or _VERBS & set(separator):
+                    break
+                joined = bool(_LIST_WORDS & set(separator))
+                if joined and not {"or", "nor"} & set(separator) and _VERBS & set(self.tokens[: mention.start]):
+                    break  # "there is an effusion and a pneumothorax is not seen"
+                listed = listed or joined
+                if "," in separator and not listed:
+                    break
+                if separator and not joined and "," not in separator and following.finding != _OTHER:
+                    break
+            group.append(mention)
+        return group

@@ -1,190 +1,247 @@
 """Phrase tables of the labeler, one per role.
 
-A phrase is one or more whole words; a trailing star marks a stem ("opaci*" matches opacity, opacities,
-opacification). The longest match wins, so a longer harmless phrase overrides a shorter one ("pericardial effusion"
-is not a pleural effusion). Classes and design follow CheXpert (Irvin et al. 2019); the lists were written for this
-project. They differ from CheXpert's where Open-I's MeSH headings do: vascular congestion is not edema, and a nodular
-opacity is an opacity, not a lesion.
+A phrase is one or more words; hyphens and spaces are the same. A trailing star marks a stem ("opaci*" matches opacity,
+opacities, opacification), and "{a|b|}" stands for each of its alternatives. The phrase with most words wins, so a
+longer harmless phrase overrides a shorter one ("pericardial effusion" is not a pleural effusion). Classes and design
+follow CheXpert (Irvin et al. 2019); the lists were written for this project. They differ from CheXpert's where
+Open-I's MeSH headings do: vascular congestion is not edema, and a nodular opacity is an opacity, not a lesion.
 """
 
 MENTIONS: dict[str, tuple[str, ...]] = {
     "Cardiomegaly": (
-        "cardiomegaly*", "cardiac enlargement*", "cardiac silhouette enlargement*", "heart enlargement*",
-        "enlarged heart*", "enlarged cardiac*", "enlargement of the heart*", "enlargement of the cardiac*",
-        "enlargement of cardiac*", "ventricular enlargement*",
+        "cardiomegal*", "{cardiac|heart|ventricular|biventricular|biatrial|atrial} enlarge*",
+        "cardiac silhouette enlarge*", "enlarge* {heart|cardiac}", "enlarge* {of|in|} {the|} {heart|cardiac}*",
     ),
     "Enlarged Cardiomediastinum": (
-        "cardiomediastinal enlargement*", "mediastinal widening*", "widened mediastin*",
-        "widening of the mediastin*", "wide mediastin*", "mediastinal enlargement*", "enlarged mediastin*",
-        "enlarged cardiomediastin*", "mediastinal prominence*", "enlargement of the cardiomediastin*",
-        "enlargement of the mediastin*",
+        "{cardiomediastinal|mediastinal} {enlarge*|widen*|prominence|mass effect}", "widen* {superior|upper|} mediastin*",
+        "wide {superior|upper|} mediastin*", "widen* of {the|} {superior|upper|} mediastin*",
+        "enlarge* {mediastin*|cardiomediastin*}", "enlarge* of {the|} {mediastin*|cardiomediastin*}",
+        "broad* {of the|} {mediastin*|cardiomediastin*}",
     ),
     "Lung Opacity": (
-        "opaci*", "airspace disease*", "air space disease*", "air-space disease*", "airspace process*",
-        "infiltrate*", "infiltration*", "interstitial marking*", "interstitial prominence*",
-        "interstitial pattern*", "interstitial thickening*", "interstitial disease*", "reticular*",
-        "reticulation*", "density", "densities", "peribronchial thickening*", "peribronchial cuffing*",
-        "ground glass*", "ground-glass*",
+        "opaci*", "{airspace|air space} {disease|process|change|shadowing|opaci*}*", "infiltrate*", "infiltration*",
+        "infiltrative", "interstitial {marking|prominence|pattern|thickening|disease|change|shadowing|lung}*",
+        "reticular*", "reticulat*", "density", "densities", "peribronchial {thickening|cuffing}", "ground glass*",
+        "groundglass*", "shadowing*", "shadow", "shadows", "haziness", "hazy", "whiteout", "white out",
+        "{increased|reduced|decreased|loss of} {translucency|radiolucency|transradiancy}",
     ),
     "Lung Lesion": (
-        "nodule*", "mass", "masses", "masslike*", "tumor*", "neoplas*", "malignan*", "carcinoma*", "cancer*",
-        "metasta*", "lung lesion*", "pulmonary lesion*", "cavitary*", "cavitation*", "cavitating*",
+        "nodule*", "mass", "masses", "masslike*", "mass like", "tumor*", "neoplas*", "malignan*", "carcinoma*", "cancer*",
+        "metasta*", "mets", "{lung|pulmonary|coin|space occupying|cavitary|cavitating|cavity} lesion*", "cavitary*",
+        "cavitation*", "cavitating*", "lump", "lumps", "carcinomatosis", "lymphangitis", "adenocarcinoma*",
     ),
     "Edema": (
-        "edema*", "heart failure*", "chf", "cardiac decompensation*", "volume overload*", "fluid overload*",
+        "edema*", "{heart|cardiac|ventricular} failure*", "chf", "ccf", "lvf", "cardiac decompensat*",
+        "{volume|fluid} overload*", "kerley*", "septal lines", "bat wing*", "batwing*",
     ),
     "Consolidation": ("consolidat*",),
-    "Pneumonia": ("pneumonia*", "pneumonitis*", "infection*", "infectious*", "bronchopneumonia*"),
-    "Atelectasis": ("atelecta*", "subatelecta*", "collapse*", "lobar collapse*"),
-    "Pneumothorax": ("pneumothora*", "pneumo thora*", "hydropneumothora*", "hemopneumothora*"),
+    "Pneumonia": (
+        "pneumonia*", "pneumonitis*", "infection*", "infectious*", "infective*", "bronchopneumon*", "pneumonic", "lrti",
+        "pneumonias",
+    ),
+    "Atelectasis": ("atelecta*", "subatelecta*", "collapse*", "collapsing"),
+    "Pneumothorax": ("pneumothora*", "pneumo thora*", "hydropneumothora*", "hemopneumothora*", "pyopneumothora*"),
     "Pleural Effusion": (
-        "effusion*", "pleural effusion*", "pleural fluid*", "hydrothorax*", "hydropneumothora*",
-        "hemothorax*",
+        "effusion*", "pleural {fluid|collection}*", "hydrothora*", "hydropneumothora*", "hemothora*",
+        "hemopneumothora*", "pyopneumothora*", "fluid in {the|} {left|right|} pleural*",
     ),
     "Pleural Other": (
-        "pleural thickening*", "pleural scar*", "pleural-parenchymal scar*", "pleuroparenchymal scar*",
-        "fibrothorax*", "pleural plaque*", "pleural calcif*", "apical thickening*", "pleural fibrosis*",
-        "pleural based*",
+        "pleural {thickening|scar*|plaque*|calcif*|fibrosis|based|plaquing|reaction}", "apical thickening*",
+        "thickening of {the|} {left|right|apical|} pleura*", "{pleura is|pleurae are} thickened", "thickened pleura*",
+        "pleural parenchymal scar*", "pleuroparenchymal {scar*|thickening}", "fibrothora*", "biapical thickening",
+        "pleural thickened", "apical pleural cap*",
     ),
     "Fracture": ("fracture*",),
     "Support Devices": (
-        "pacemaker*", "pacer", "pacing", "defibrillator*", "icd", "aicd", "catheter*", "picc*",
-        "central line*", "venous line*", "central venous*", "endotracheal*", "et tube*", "ett",
-        "nasogastric*", "ng tube*", "orogastric*", "enteric tube*", "feeding tube*", "dobbhoff*", "tube*",
-        "tubing*", "chest tube*", "port-a-cath*", "portacath*", "mediport*", "infusaport*", "cannula*",
-        "drain", "stent*", "sternotomy wire*", "sternal wire*", "prosthe*", "valve replacement*",
-        "balloon pump*", "ecmo*", "swan-ganz*", "swan ganz*", "tracheostomy*", "surgical clip*", "hardware*",
-        "orthopedic*", "arthroplast*",
+        "pacemaker*", "pacer", "pacing", "ppm", "defibrillator*", "icd", "aicd", "crt d", "catheter*", "picc*", "cvc",
+        "cvp line", "vascath*", "permacath*", "permcath*", "hickman*", "broviac*", "portacath*", "port a cath*",
+        "mediport*", "infusaport*", "chemoport*", "chemo port*",
+        "{central|venous|dialysis|jugular|subclavian|ij|arterial|picc|femoral|infusion} {venous|} line*",
+        "line tip*", "{tip of|} the line*", "{lines and|lines or} {tube*|drain*|device*}", "central venous*",
+        "endotracheal*", "ett", "ngt", "ogt", "{et|ng|og} tube*", "nasogastric*", "orogastric*", "dobhoff*",
+        "dobbhoff*", "{enteric|feeding|chest} tube*", "tube*", "tubing*", "cannula*", "drain", "drains", "pigtail*",
+        "icc", "stent*", "sternotomy {wire|suture}*", "sternal wire*", "prosthe*", "valve replacement*",
+        "{mechanical|metallic|artificial|bioprosthetic|prosthetic} valve*", "balloon pump*", "iabp", "ecmo*", "lvad",
+        "impella", "swan ganz*", "tracheostom*", "surgical {clip|staple}*", "hardware*", "orthopedic*",
+        "arthroplast*", "{pacing|pacemaker|icd|ecg|monitoring|cardiac} {lead|wire|electrode}*", "vp shunt*",
+        "loop recorder*", "nerve stimulator*", "ivc filter*", "support device*", "monitoring device*", "intubated",
+        "intubation", "screws", "fixation plate*", "spinal rod*",
     ),
 }  # fmt: skip
 
-# chexpert-labeler treats heart failure as uncertain cardiomegaly.
-HINTS: dict[str, str] = {"heart failure": "Cardiomegaly", "chf": "Cardiomegaly"}
+# chexpert-labeler treats heart failure as uncertain cardiomegaly: these phrases of edema also mention HINT.
+HINT = "Cardiomegaly"
+HINTS: frozenset[str] = frozenset({"heart failure*", "cardiac failure*", "chf", "ccf"})
 
-# Longer phrases that contain one of the above but do not mention the finding.
+# Longer phrases that contain one of the above but do not mention the finding. They may be abnormal all the same.
 HARMLESS: tuple[str, ...] = (
-    "pericardial effusion*", "joint effusion*", "massive*", "mass effect*", "cardiac mass*",
-    "calcified nodule*", "calcified pulmonary nodule*", "calcified lung nodule*", "calcified mass*",
-    "nodular calcif*", "calcified density*", "calcified densities*", "calcific densit*", "metallic densit*",
-    "bone density*", "bony densit*", "osseous densit*", "soft tissue density*", "bone mineral density*",
-    "breast densit*", "densities of bone*", "collapse of vertebr*", "vertebral collapse*",
-    "vertebral body collapse*", "compression collapse*", "nipple*", "mastectomy*", "history of pneumonia*",
-    "infection control*", "granulomatous infection*", "fungal infection*", "prior infection*",
-    "previous infection*", "old infection*", "remote infection*", "soft tissue edema*",
-    "history of fracture*", "previous fracture deform*", "draining*", "drainage*",
-    "fracture of the catheter*", "fractured wire*", "fracture fixation*", "fractured sternal*",
+    "{pericardial|joint} {effusion|fluid}*", "massive*", "mass effect*", "cardiac mass*",
+    "calcified {pulmonary|lung|} nodule*", "calcified mass*", "nodular calcif*", "calcified {density|densities}",
+    "calcific {density|densities}", "metallic {density|densities}", "{bone|bony|osseous|soft tissue} {density|densities}",
+    "bone mineral density", "breast {density|densities|shadow|shadows}", "{density|densities} of bone*",
+    "collapse of vertebr*", "{vertebral|vertebral body|compression} collapse*", "collapsed vertebr*",
+    "nipple {shadow|density|} {s|}", "mastectomy*", "infection control*", "granulomatous infection*",
+    "fungal infection*", "{prior|previous|old|remote} infection*", "soft tissue edema*", "previous fracture deform*",
+    "draining*", "drainage*", "fracture of {the|} {catheter|wire}*", "fractured {sternal|wire}*", "fracture fixation*",
     "pneumonectomy*", "reticulonodular*", "pleural tube*", "contrast density*", "wire fracture*",
+    "{septal|fissure|fissural|pleural} line*", "no lung marking*", "nodules of bone", "contrast opaci*",
 )  # fmt: skip
 
-# Disease outside the 14 observations that excludes "No Finding".
+# Shadows of normal anatomy, and other phrases without meaning for the labels.
+NEUTRAL: tuple[str, ...] = (
+    "{hilar|mediastinal|thymic|aortic|diaphragm|diaphragmatic|vascular|bony|soft tissue|nipple} {shadow|shadows}",
+    "nipple {shadow|shadows}", "bowel gas", "in the interval", "as well as", 
+    "{air|gas} bubble", "no {comparison|prior|previous|old} {study|studies|exam*|film*|image*|radiograph*|}",
+)  # fmt: skip
+
+# Phrases of neutral words that name a disease all the same.
 OTHER_DISEASE: tuple[str, ...] = (
     "emphysem*", "scoliosis*", "kyphosis*", "hernia*", "bronchiecta*", "pulmonary fibrosis*", "sarcoid*",
     "tuberculosis*", "pneumomediastin*", "pneumoperiton*", "lymphadenopathy*", "adenopathy*", "dissection*",
-    "aneurysm*",
+    "aneurysm*", "free {intraperitoneal|subdiaphragmatic|} {air|gas|fluid}",
+    "{subdiaphragmatic|infradiaphragmatic|intraperitoneal|mediastinal|pericardial|pleural|soft tissue} {free|} {air|gas}",
+    "{air|gas} {under|below|beneath|within|along|around}", "air fluid level*", "air trapping", "air level*",
+    "right {sided|} {aortic arch|arch}", "{right|left} sided aorta",
+    "cervical rib*", "azygos lobe", "azygos fissure",
 )  # fmt: skip
 
-# Organs whose size is described by an adjective from the next two tables.
-ORGANS: dict[str, str] = {
-    **dict.fromkeys(
-        (
-            "heart", "heart size", "heart shadow", "cardiac silhouette", "cardiac size", "cardiac shadow",
-            "cardiac contour", "cardiac and mediastinal", "cardiac", "cardiopericardial silhouette",
-            "cardio pericardial silhouette", "size of the heart", "size of heart",
-        ),
-        "Cardiomegaly",
+# Organs whose size is described by a word of the next tables.
+ORGANS: dict[str, tuple[str, ...]] = {
+    "Cardiomegaly": (
+        "heart {size|shadow|silhouette|contour|border|}*", "cardiac {silhouette|size|shadow|contour|outline|diameter|}*",
+        "{cardiopericardial|cardio pericardial} {silhouette|}*", "size of {the|} {heart|cardiac}*", "ctr",
+        "{cardiothoracic|cardio thoracic} ratio",
     ),
-    **dict.fromkeys(
-        (
-            "mediastin*", "cardiomediastin*", "cardio mediastin*", "cardio-mediastin*", "mediastinal contour",
-            "mediastinal silhouette", "superior mediastin*",
-        ),
-        "Enlarged Cardiomediastinum",
+    "Enlarged Cardiomediastinum": (
+        "mediastin*", "cardiomediastin*", "cardio mediastin*", "{superior|upper} mediastin*",
     ),
 }  # fmt: skip
 
-# Descriptions of organ size.
+# Descriptions of organ size. GROWN applies only after an organ: "the heart has increased in size".
 LARGE: tuple[str, ...] = (
-    "enlarge*", "enlarging*", "increased in size", "widened*", "widening*", "prominen*", "large", "big",
-    "borderline",
+    "enlarge*", "increased in size", "widened*", "widening*", "prominen*", "large", "big", "borderline", "bulky", "broad",
+    "broadened", "dilated",
 )  # fmt: skip
+GROWN: tuple[str, ...] = ("increased", "increase", "elevated", "raised", "exceeds", "greater than")
 NORMAL: tuple[str, ...] = (
-    "normal", "unremarkable", "within normal", "upper normal", "top normal", "top-normal",
-    "upper limits of normal", "upper limit of normal", "not enlarged", "not widened", "intact", "nonenlarged",
-    "non-enlarged",
+    "normal", "unremarkable", "within normal", "upper normal", "top normal", "upper {limit|limits} of normal",
+    "not {enlarged|widened|dilated|prominent|increased}", "intact", "nonenlarged", "non enlarged", "nondilated",
+    "within {the|} {normal|} {limits|range}", "unenlarged", "normal in size", "nad", "wnl", "no abnormality detected",
+)  # fmt: skip
+
+# Other words that state a normal appearance; "not" before them states the opposite.
+HEALTHY: tuple[str, ...] = (
+    "clear", "negative", "patent", "preserved", "symmetric*", "satisfactory", "expanded", "aerated", "inflated", "midline",
+    "central", "centrally", "healthy", "adequate", "sharp", "free", "maintained", "well defined", "ventilated", "aligned",
+    "acceptable", "good",
 )  # fmt: skip
 
 # Negation before the finding.
 NEGATION_BEFORE: tuple[str, ...] = (
-    "no", "not", "without", "negative for", "free of", "clear of", "is clear of", "are clear of",
-    "absence of", "absent", "resolution of", "nor", "neither", "none", "rather than", "lack of", "lacks",
-    "exclude*", "rules out", "removal of", "devoid of", "denies", "cleared of", "non", "interval removal",
-    "resolution", "more sensitive",
+    "no", "not", "nil", "none", "without", "negative for", "free of", "free from", "clear of", "absence of", "absent",
+    "resolution of", "nor", "neither", "rather than", "lack of", "lacks", "excludes", "excluding", "rules out",
+    "devoid of", "denies", "cleared of", "resolution", "more sensitive", "never", "nothing", "unlikely to", "no longer",
+    "disappearance of", "non visualization of",
 )  # fmt: skip
 
 # Negation after the finding.
 NEGATION_AFTER: tuple[str, ...] = (
-    "not seen", "not identified", "not visualized", "not appreciated", "not evident", "not present",
-    "not demonstrated", "not apparent", "not visible", "not detected", "not noted", "not definitely seen",
-    "no longer", "has resolved", "have resolved", "resolved", "has cleared", "have cleared", "is absent",
-    "are absent", "ruled out", "has been excluded", "are excluded", "is excluded", "unlikely", "been removed",
-    "was removed", "not clearly seen", "is clear", "are clear", "not clearly identified", "not well seen",
-    "not well-seen", "not well visualized", "not well-visualized",
+    *(
+        f"not {word}"
+        for word in ("seen", "identified", "visualized", "appreciated", "evident", "present", "demonstrated", "apparent",
+                     "visible", "detected", "noted", "found", "shown", "suspected", "suggested", "recognized", "there")
+    ),
+    "no longer {seen|identified|visualized|appreciated|evident|present|demonstrated|apparent|visible|detected|noted|there}",
+    "{has|have|had|since|now|is|are|completely|fully|} resolved", "{has|have|had} cleared", "cleared completely",
+    "cleared up", "{is|are} absent", "ruled out", "{has been|have been|is|are|was|were|been} excluded", "excluded",
+    "unlikely", "{has|have} disappeared", "disappeared", "{completely|now|since} cleared", "not a feature",
+    "not {a|} {concern|consideration}", "{is|are} none",
+)  # fmt: skip
+
+# Removal concerns devices only: "removal of the chest tube with a pneumothorax remaining".
+REMOVAL_BEFORE: tuple[str, ...] = ("removal of", "interval removal", "extubation", "extubated", "removal", "removed")
+REMOVAL_AFTER: tuple[str, ...] = (
+    "{has been|have been|was|were|been|is|are} {removed|withdrawn completely|taken out|explanted}", "been removed",
+    "{has been|was|} extubated", "no longer in situ", "no longer in place",
 )  # fmt: skip
 
 # Uncertainty before the finding.
 UNCERTAINTY_BEFORE: tuple[str, ...] = (
-    "may", "might", "could", "can be seen", "possible", "possibly", "possibility", "probable", "probably",
-    "likely", "most likely", "suggest*", "suspicio*", "suspect*", "suspected", "concerning", "concern for",
-    "questionable", "question of", "question*", "worrisome", "potential", "presumed", "presumably",
-    "differential", "equivocal", "cannot exclude", "can not exclude", "cannot rule out",
-    "difficult to exclude", "not exclude", "not entirely exclude", "correlate for*", "evaluate for",
-    "raises the", "favor*", "appears to represent", "perhaps", "less likely", "correlate clinically for",
-    "maybe", "evaluation for", "evaluation of", "assessment for", "risk of", "factors for",
+    "possible", "possibly", "possibility {of|}", "probable", "probably", "likely", "most likely", "suspicio*", "suspect*",
+    "suspected", "concerning {for|}", "concern {for|of|}", "questionable", "question of", "question*", "worrisome {for|}",
+    "presumed", "presumably", "presumptive", "differential {diagnosis|} {includes|of|}", "equivocal",
+    "can not {exclude|rule out}", "difficult to {exclude|rule out}", "not {exclude|rule out}", "exclude", "rule out",
+    "ruling out", "query", "raises {the|} {possibility|question|concern|suspicion} {of|}", "raises the", "favor*",
+    "perhaps", "less likely", "maybe", "risk of", "factors for", "doubtful", "indeterminate for", "in view of {query|}",
+    "look for", "looking for", "unable to exclude", "unable to rule out", "impossible to exclude", "not excluding",
+    "consider", "considering", "potential", "potentially", "apparent", "vague", "hint of", "uncertain", "indeterminate",
+)  # fmt: skip
+# The same, but without meaning where no finding follows: "CT may help", "clinical correlation is suggested".
+WEAK_UNCERTAINTY_BEFORE: tuple[str, ...] = (
+    "may", "might", "could", "can be seen", "suggest*", "appears to represent", "appear to represent",
+    "{correlate|correlation} {clinically|} for", "{evaluate|evaluation|evaluating|assess|assessment|assessing} {for|of}",
+    "further {evaluate|evaluation|assess|assessment} of", "can represent", "in the differential of",
 )  # fmt: skip
 
-# Uncertainty after the finding; "versus" (UNCERTAINTY_BOTH) applies in both directions.
+# Uncertainty after the finding; that of UNCERTAINTY_BOTH applies in both directions.
 UNCERTAINTY_AFTER: tuple[str, ...] = (
-    "cannot be excluded", "can not be excluded", "not excluded", "cannot be ruled out", "not be excluded",
-    "not ruled out", "not entirely excluded", "not completely excluded", "is possible", "are possible",
-    "is suspected", "is questioned", "be considered", "in the differential", "difficult to exclude",
-    "difficult to entirely exclude", "cannot entirely be excluded", "not be entirely excluded", "is likely",
-    "are likely", "not be ruled out",
     *(
-        f"{cannot} be {how} {done}"
-        for cannot in ("cannot", "can not", "not")
-        for how in ("completely", "entirely", "definitively", "definitely", "confidently", "totally", "fully")
-        for done in ("excluded", "ruled out")
+        f"{denied} {done}"
+        for denied in ("can not be", "not", "not be", "could not be", "hard to", "difficult to", "impossible to")
+        for done in ("excluded", "ruled out", "excluded on this", "entirely exclude")
     ),
+    "difficult to {exclude|rule out}", "{is|are|remains|remain|also|would be} {possible|possibilities|questionable|equivocal}",
+    "{is|are|was|were} {queried|suspected|questioned|likely|probable|doubtful|uncertain|indeterminate}", "queried",
+    "{should|must|needs to|need to|would|could|may|might|to} be {considered|excluded|ruled out|suspected}",
+    "be {considered|suspected|questioned}", "in the differential {diagnosis|}", "{is|are|remains|remain} {a|} possibilit*",
+    "{is|remains|as} {a|} {consideration|concern|question}", "can not be {confirmed|assessed|evaluated}",
+    "not {be|} confirmed", "may be present", "might be present", "could be present", "may be {seen|there}",
+    "needs exclusion", "need exclusion", "to rule out", "can be considered",
 )  # fmt: skip
-UNCERTAINTY_BOTH: tuple[str, ...] = ("versus", "vs")
+UNCERTAINTY_BOTH: tuple[str, ...] = ("versus", "vs", "if any", "if present", "if at all")
 
-# Phrases with a negation that does not negate a finding.
-PSEUDO_NEGATION: tuple[str, ...] = (
-    "no change*", "no significant change*", "no interval change*", "no significant interval change*",
-    "not changed*", "not significantly changed*", "without change*", "without significant change*",
-    "no definite change*", "no increase*", "no appreciable change*", "no substantial change*",
-    "no relevant change*", "no other*", "not only*", "without interval change*",
-    "without significant interval change*", "no longer seen as*", "no comparison*", "no prior*",
+# A finding persists: words of negation that do not negate it.
+PERSISTENCE: tuple[str, ...] = (
+    "no {other|additional}*", "not only", "no longer seen as",
+    "{no|not|without|nil|minimal|little} {chang*|increase*|decrease*|improv*|worsen*|progress*|regress*|interval|reduction*"
+    "|alteration*|difference*|clearance*|clearing|deterioration*|enlargement of|growth*|new change*|response|shift in}",
+    "{not|never|nearly|almost|partially|partly|incompletely|mostly|largely|substantially|near completely|not yet}"
+    " {resolved|cleared|resolve|clear up|disappeared}",
+    "{no|without|not|partial|incomplete|near complete|nearly complete|almost complete|delayed|slow|ongoing|gradual}"
+    " {interval|} {resolution|clearing|disappearance} {of|}",
+    "{has|have|is|are|was|were|had} not {resolved|cleared|improved|changed|disappeared|resolving}",
+    "{has|have} {nearly|almost|partially|partly|mostly|largely|incompletely} {completely|} {resolved|cleared|disappeared}",
+    "{has|have|did|does|do} not {resolved|resolve|clear|improve|change|changed}", "yet to {resolve|clear}",
+    "fail* to {resolve|clear|improve}", "failure to {resolve|clear|improve}", "failure of {resolution|clearing}",
+    "{is|are|was} not resolved", "not as {well|} {seen|large|prominent|dense|extensive|marked}", "non resolving",
+    "{has|have} not been {removed|withdrawn}", "not been removed", "not removed", "nonresolving",
+    "no {evidence|sign|signs} of {resolution|improvement|clearing|regression}", "non {displaced|specific|obstructing}*",
+    "nondisplaced", "undisplaced", "not {displaced|significantly displaced}", "without displacement", "no displacement",
+    "{no|not|without} {appreciably|significantly|} {bigger|smaller|larger|greater}", "no doubt", "not negligible",
+    "not {insignificant|inconsiderable|uncommon}", "no less", "can not be overlooked", "no resolution",
+    "not {well|} {defined|marginated|loculated|tension|calcified}", "without {tension|mediastinal shift}", "no tension",
     # A finding "not seen on the prior" is new.
-    *(
-        f"not {found} on {the}{before}*"
-        for found in ("seen", "present", "identified", "visualized", "noted")
-        for the in ("", "the ")
-        for before in ("prior", "previous")
-    ),
+    "not {seen|present|identified|visualized|noted|evident|there} {on|in|at} {the|} {prior|previous|earlier|last}*",
 )  # fmt: skip
 
-# Ends of the scope of a negation or uncertainty.
+# Ends of the scope of a negation or doubt.
 SCOPE_ENDS: tuple[str, ...] = (
-    "but", "however", "although", "though", "except", "aside from", "apart from", "other than", "which",
-    "whereas", "there is", "there are", "there has", "there have", "and there", "and the", "otherwise",
-    "in addition", "additionally", "also", "while", "with the exception", "seen", "is noted", "are noted",
-    "noted", "again", "and stable", "and unchanged", "and mild", "and small", "and moderate", "and left",
-    "and right", "with associated",
+    "but", "however", "although", "though", "except", "aside from", "apart from", "other than", "which", "whereas",
+    "there {is|are|has|have}", "and there", "and the", "otherwise", "in addition", "additionally", "also", "while",
+    "with the exception", "again", "yet", "instead", "because of",
+)  # fmt: skip
+# The same, unless "or" follows: "no mass is seen or suspected".
+PREDICATES: tuple[str, ...] = (
+    "seen", "noted", "identified", "{is|are} {present|evident|visualized|detected|demonstrated|found|observed}",
 )  # fmt: skip
 
-# A comma ends the scope only before a word that begins a statement.
-STATEMENT_OPENERS: tuple[str, ...] = (
-    "stable", "unchanged", "mild", "small", "moderate", "the", "there", "with", "persistent", "status",
-    "heart", "lungs", "left", "right", "bilateral", "minimal", "increased", "new", "old",
-)  # fmt: skip
+# First words of a new noun phrase, which ends the scope after "and", "with" or a comma: "no pneumothorax and a small
+# effusion".
+QUANTIFIERS: frozenset[str] = frozenset(
+    """
+    a an the small mild moderate minimal tiny trace slight large severe extensive subtle stable unchanged persistent
+    persisting residual left right bilateral bibasal bibasilar basal increased increasing new old chronic worsening
+    improving interval status heart lungs there associated adjacent underlying resultant accompanying some patchy
+    unilateral loculated linear early ongoing known healed healing several multiple
+    """.split()
+)
