@@ -23,7 +23,7 @@ from medunifier.data.reports.observations import (
     merge_mentions,
 )
 from medunifier.data.reports.sections import split_sections
-from medunifier.data.reports.sentences import split_sentences, words
+from medunifier.data.reports.sentences import fold, split_sentences, words
 from medunifier.data.reports.vocabulary import NEUTRAL
 
 NoFindingRule = Literal["known", "chexpert"]
@@ -35,10 +35,14 @@ _OTHER, _NORMAL = "other disease", "normal"
 _MAX_ADJECTIVE_DISTANCE = 4
 
 _LIST_WORDS = frozenset({"and", "or", "nor"})
-_VERBS = frozenset(
-    "is are was were has have appears appear shows show demonstrates reveals remains remain there persists".split()
-)
-_SEEN = frozenset("seen identified noted visualized present evident demonstrated detected appreciated found".split())
+_VERBS = frozenset([
+    "is", "are", "was", "were", "has", "have", "appears", "appear", "shows", "show", "demonstrates", "reveals",
+    "remains", "remain", "there", "persists",
+])  # fmt: skip
+_SEEN = frozenset([
+    "seen", "identified", "noted", "visualized", "present", "evident", "demonstrated", "detected", "appreciated",
+    "found",
+])  # fmt: skip
 _DAMAGE = ("\0", "\ufffd")  # of text read with the wrong encoding
 
 
@@ -64,6 +68,7 @@ def _entries() -> Iterator[tuple[str, str, str]]:
 
 
 _TABLE = PhraseTable(_entries())
+_NEUTRAL = frozenset(folded for word in NEUTRAL for folded in fold(word))
 _HINTS = phrases.HINTS
 
 
@@ -149,7 +154,7 @@ class _Scanner:
                 self.adjective = None
         elif word == ":":
             self._end_scope()
-        elif not (word[0].isdigit() or word in NEUTRAL or word.removesuffix("s") in NEUTRAL or word in "()"):
+        elif not (word[0].isdigit() or word in _NEUTRAL or word.removesuffix("s") in _NEUTRAL or word in "()"):
             self._add(_OTHER, index, index + 1)
 
     def _end_scope(self) -> None:
@@ -176,7 +181,7 @@ class _Scanner:
         roles = {role for m in self.matches if index < m.start <= index + len(segment) for role, _ in m.actions}
         if "organ" in roles and roles & {"large", "grown", "normal"}:
             return True
-        return stated and not is_list and (comma or not _SEEN & set(segment))
+        return stated and not is_list and not _SEEN & set(segment)
 
     def _add(self, finding: str, start: int, end: int, value: int | None = None) -> None:
         self.found.append(_Mention(finding, self.assertion if value is None else value, start, end))
@@ -250,14 +255,14 @@ class _Scanner:
         ):
             return True
         covered = {i for m in self.matches for i in range(m.start, m.end)}
-        return any(i not in covered and tokens[i] not in NEUTRAL for i in range(match.end, stop))
+        return any(i not in covered and tokens[i] not in _NEUTRAL for i in range(match.end, stop))
 
     def _negation_before(self, match: Match, _: str) -> None:
         value = match.start > 0 and self.tokens[match.start - 1] == ":"  # "Pneumothorax: none"
-        if (value or match.phrase in ("none", "nil", "absent", "no")) and not self._object_follows(match):
-            if value or match.end == len(self.tokens):
-                self._apply(NEGATIVE, match, named=value)
-                return
+        last = match.end == len(self.tokens) and match.phrase in ("none", "nil", "absent", "no")
+        if (value or last) and not self._object_follows(match):
+            self._apply(NEGATIVE, match, named=value)
+            return
         self._begin(NEGATIVE, match)
 
     def _doubt_before(self, match: Match, _: str) -> None:
@@ -265,9 +270,9 @@ class _Scanner:
         if self.assertion == NEGATIVE and not any(word in match.phrase for word in ("exclude", "rule out")):
             return
         before = self.tokens[match.start - 1] if match.start else ""
-        if (before == ":" or match.end == len(self.tokens)) and not self._object_follows(match):
-            if self._apply(UNCERTAIN, match, named=before == ":"):
-                return
+        value = before == ":" or match.end == len(self.tokens)
+        if value and not self._object_follows(match) and self._apply(UNCERTAIN, match, named=before == ":"):
+            return
         self._begin(UNCERTAIN, match)
         self.pending = match
 
@@ -279,6 +284,9 @@ class _Scanner:
         self.found.append(_Mention(_OTHER, UNCERTAIN, match.start, match.end))
 
     def _removal_before(self, match: Match, _: str) -> None:
+        if match.phrase == "removed" and self._group(match):
+            self._removal_after(match, "")
+            return
         self.removed = True
         if match.phrase.startswith("extubat"):
             self._add(SUPPORT_DEVICES, match.start, match.end, NEGATIVE)

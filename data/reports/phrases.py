@@ -7,6 +7,8 @@ follow CheXpert (Irvin et al. 2019); the lists were written for this project. Th
 Open-I's MeSH headings do: vascular congestion is not edema, and a nodular opacity is an opacity, not a lesion.
 """
 
+from medunifier.data.reports.vocabulary import word_set
+
 MENTIONS: dict[str, tuple[str, ...]] = {
     "Cardiomegaly": (
         "cardiomegal*", "{cardiac|heart|ventricular|biventricular|biatrial|atrial} enlarge*",
@@ -32,7 +34,7 @@ MENTIONS: dict[str, tuple[str, ...]] = {
     ),
     "Edema": (
         "edema*", "{heart|cardiac|ventricular} failure*", "chf", "ccf", "lvf", "cardiac decompensat*",
-        "{volume|fluid} overload*", "kerley*", "septal lines", "bat wing*", "batwing*",
+        "{volume|fluid} overload*", "kerley*", "bat wing*", "batwing*",
     ),
     "Consolidation": ("consolidat*",),
     "Pneumonia": (
@@ -174,7 +176,7 @@ UNCERTAINTY_BEFORE: tuple[str, ...] = (
     "ruling out", "query", "raises {the|} {possibility|question|concern|suspicion} {of|}", "raises the", "favor*",
     "perhaps", "less likely", "maybe", "risk of", "factors for", "doubtful", "indeterminate for", "in view of {query|}",
     "look for", "looking for", "unable to exclude", "unable to rule out", "impossible to exclude", "not excluding",
-    "consider", "considering", "potential", "potentially", "apparent", "vague", "hint of", "uncertain", "indeterminate",
+    "consider", "considering", "potential", "potentially",
 )  # fmt: skip
 # The same, but without meaning where no finding follows: "CT may help", "clinical correlation is suggested".
 WEAK_UNCERTAINTY_BEFORE: tuple[str, ...] = (
@@ -237,11 +239,9 @@ PREDICATES: tuple[str, ...] = (
 
 # First words of a new noun phrase, which ends the scope after "and", "with" or a comma: "no pneumothorax and a small
 # effusion".
-QUANTIFIERS: frozenset[str] = frozenset(
-    """
+QUANTIFIERS: frozenset[str] = word_set("""
     a an the small mild moderate minimal tiny trace slight large severe extensive subtle stable unchanged persistent
     persisting residual left right bilateral bibasal bibasilar basal increased increasing new old chronic worsening
     improving interval status heart lungs there associated adjacent underlying resultant accompanying some patchy
     unilateral loculated linear early ongoing known healed healing several multiple
-    """.split()
-)
+""")

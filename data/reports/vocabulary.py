@@ -5,6 +5,12 @@ not in `NEUTRAL` may name a disease. A word is therefore added here only if no a
 other neutral words ("raised", "shift", "low" and "changes" are missing on purpose).
 """
 
+
+def word_set(text: str) -> frozenset[str]:
+    """Return the words of a text."""
+    return frozenset(text.split())
+
+
 # Frequent misspellings and variants -> the word of the tables.
 VARIANTS: dict[str, str] = {
     "atelectesis": "atelectasis", "atelactasis": "atelectasis", "atelectases": "atelectasis",
@@ -28,18 +34,15 @@ ABBREVIATIONS: dict[str, str] = {
 }  # fmt: skip
 
 # Adverbs and adjectives that may stand within a phrase: "not [clearly] seen", "no [significant interval] change".
-INTERPOSED: frozenset[str] = frozenset(
-    """
+INTERPOSED: frozenset[str] = word_set("""
     clearly definitely definitively definite entirely completely confidently totally fully absolutely reliably
     significantly significant interval appreciable appreciably substantial substantially relevant obvious obviously
     currently now yet also really readily well convincing convincingly distinctly further great greatly much marked
     markedly material gross grossly either still been any radiographic radiographically radiological radiologically
     demonstrable discernible visible overt
-    """.split()
-)  # fmt: skip
+""")  # fmt: skip
 
-NEUTRAL: frozenset[str] = frozenset(
-    """
+NEUTRAL: frozenset[str] = word_set("""
     a an the this that these those there here it its their his her he she they we i you which who what as such so
     and or nor if then than also both either each all any every some other others another same own only just even
     is are was were be been being am has have had having do does did done can will would should must shall
@@ -105,5 +108,4 @@ NEUTRAL: frozenset[str] = frozenset(
     inserted insertion approach access dual single chamber lumen lead leads wire wires device devices line lines
     distally proximally junction cavoatrial pre post status postoperative unit generator hub port ports
     support supporting life monitoring ecg electrodes external internal implanted
-    """.split()
-)  # fmt: skip
+""")  # fmt: skip
