@@ -1,7 +1,7 @@
 """`label_report`: rule-based extraction of the 14 observations: mentions, negation, uncertainty and their scope.
 
-After CheXpert's labeler (Irvin et al. 2019) and NegEx (Chapman et al. 2001), without a parser: a phrase table finds all
-known phrases of a sentence, and a single left-to-right pass assigns the labels. The phrases are in
+After CheXpert's labeler (Irvin et al. 2019) and NegEx (Chapman et al. 2001), without a parser: a phrase table finds
+all known phrases of a sentence, and a single left-to-right pass assigns the labels. The phrases are in
 `data.reports.phrases`, the words without a finding in `data.reports.vocabulary`. Runs offline.
 """
 
@@ -39,6 +39,8 @@ _VERBS = frozenset([
     "is", "are", "was", "were", "has", "have", "appears", "appear", "shows", "show", "demonstrates", "reveals",
     "remains", "remain", "there", "persists",
 ])  # fmt: skip
+_CLAUSE_WORDS = frozenset(["but", "however", "although", "though", "whereas", "while", "except"])
+_RELATIONS = frozenset(["which", "may", "might", "could", "with", "representing", "represent", "represents", "due"])
 _SEEN = frozenset([
     "seen", "identified", "noted", "visualized", "present", "evident", "demonstrated", "detected", "appreciated",
     "found",
@@ -80,8 +82,8 @@ def label_report(text: str, no_finding: NoFindingRule = "known") -> dict[str, in
             findings and impression are used (an indication "rule out pneumonia" is not a finding).
         no_finding: when `No Finding` is 1; it is absent otherwise. "known": every sentence is recognised as normal,
             a denial, a device or neutral, so that an unknown word excludes it. "chexpert": none of the other
-            observations but support devices is positive or uncertain, as in chexpert-labeler, whose labels of MIMIC-CXR
-            and CheXpert published figures use.
+            observations but support devices is positive or uncertain, as in chexpert-labeler, whose labels of
+            MIMIC-CXR and CheXpert published figures use.
 
     Returns:
         {observation: 1 | 0 | -1}; observations that are not mentioned are absent. Empty for an empty text.
@@ -316,7 +318,9 @@ class _Scanner:
 
     def _predicate(self, match: Match, _: str) -> None:
         following = self.tokens[match.end] if match.end < len(self.tokens) else ""
-        if self.objects and following not in ("or", "nor"):
+        previous = self.tokens[match.start - 1] if match.start else ""
+        # "No effusion or identified mass" is one list.
+        if self.objects and following not in ("or", "nor") and previous not in ("or", "nor", "any", ","):
             self._end_scope()
 
     def _apply(self, value: int, match: Match, *, named: bool = False) -> bool:
@@ -339,10 +343,10 @@ class _Scanner:
                 continue
             following = group[-1] if group else None
             separator = self.tokens[mention.end : following.start if following else match.start]
-            if {"but", "however", "although", "though", "whereas", "while", "except"} & set(separator):
+            if _CLAUSE_WORDS & set(separator):
                 break
             if following is not None:
-                if ":" in separator or _VERBS & set(separator):
+                if ":" in separator or (_VERBS | _RELATIONS) & set(separator):
                     break
                 joined = bool(_LIST_WORDS & set(separator))
                 if joined and not {"or", "nor"} & set(separator) and _VERBS & set(self.tokens[: mention.start]):

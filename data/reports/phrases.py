@@ -1,7 +1,7 @@
 """Phrase tables of the labeler, one per role.
 
-A phrase is one or more words; hyphens and spaces are the same. A trailing star marks a stem ("opaci*" matches opacity,
-opacities, opacification), and "{a|b|}" stands for each of its alternatives. The phrase with most words wins, so a
+A phrase is one or more words; hyphens and spaces are the same. A trailing star marks a stem ("opaci*" matches
+opacity, opacities, opacification), and "{a|b|}" stands for each of its alternatives. The phrase with most words wins, so a
 longer harmless phrase overrides a shorter one ("pericardial effusion" is not a pleural effusion). Classes and design
 follow CheXpert (Irvin et al. 2019); the lists were written for this project. They differ from CheXpert's where
 Open-I's MeSH headings do: vascular congestion is not edema, and a nodular opacity is an opacity, not a lesion.
@@ -15,20 +15,22 @@ MENTIONS: dict[str, tuple[str, ...]] = {
         "cardiac silhouette enlarge*", "enlarge* {heart|cardiac}", "enlarge* {of|in|} {the|} {heart|cardiac}*",
     ),
     "Enlarged Cardiomediastinum": (
-        "{cardiomediastinal|mediastinal} {enlarge*|widen*|prominence|mass effect}", "widen* {superior|upper|} mediastin*",
+        "{cardiomediastinal|mediastinal} {enlarge*|widen*|prominence|mass effect}",
+        "widen* {superior|upper|} mediastin*",
         "wide {superior|upper|} mediastin*", "widen* of {the|} {superior|upper|} mediastin*",
         "enlarge* {mediastin*|cardiomediastin*}", "enlarge* of {the|} {mediastin*|cardiomediastin*}",
         "broad* {of the|} {mediastin*|cardiomediastin*}",
     ),
     "Lung Opacity": (
         "opaci*", "{airspace|air space} {disease|process|change|shadowing|opaci*}*", "infiltrate*", "infiltration*",
-        "infiltrative", "interstitial {marking|prominence|pattern|thickening|disease|change|shadowing|lung}*",
+        "infiltrative", "interstitial lung disease*", "interstitial {marking|pattern|thickening|disease|shadowing}*",
         "reticular*", "reticulat*", "density", "densities", "peribronchial {thickening|cuffing}", "ground glass*",
         "groundglass*", "shadowing*", "shadow", "shadows", "haziness", "hazy", "whiteout", "white out",
         "{increased|reduced|decreased|loss of} {translucency|radiolucency|transradiancy}",
     ),
     "Lung Lesion": (
-        "nodule*", "mass", "masses", "masslike*", "mass like", "tumor*", "neoplas*", "malignan*", "carcinoma*", "cancer*",
+        "nodule*", "mass", "masses", "masslike*", "mass like", "tumor*", "neoplas*", "malignan*", "carcinoma*",
+        "cancer*",
         "metasta*", "mets", "{lung|pulmonary|coin|space occupying|cavitary|cavitating|cavity} lesion*", "cavitary*",
         "cavitation*", "cavitating*", "lump", "lumps", "carcinomatosis", "lymphangitis", "adenocarcinoma*",
     ),
@@ -38,7 +40,8 @@ MENTIONS: dict[str, tuple[str, ...]] = {
     ),
     "Consolidation": ("consolidat*",),
     "Pneumonia": (
-        "pneumonia*", "pneumonitis*", "infection*", "infectious*", "infective*", "bronchopneumon*", "pneumonic", "lrti",
+        "pneumonia*", "pneumonitis*", "infection*", "infectious*", "infective*", "bronchopneumon*", "pneumonic",
+        "lrti",
         "pneumonias",
     ),
     "Atelectasis": ("atelecta*", "subatelecta*", "collapse*", "collapsing"),
@@ -78,13 +81,15 @@ HINTS: frozenset[str] = frozenset({"heart failure*", "cardiac failure*", "chf", 
 # Longer phrases that contain one of the above but do not mention the finding. They may be abnormal all the same.
 HARMLESS: tuple[str, ...] = (
     "{pericardial|joint} {effusion|fluid}*", "massive*", "mass effect*", "cardiac mass*",
-    "calcified {pulmonary|lung|} nodule*", "calcified mass*", "nodular calcif*", "calcified {density|densities}",
-    "calcific {density|densities}", "metallic {density|densities}", "{bone|bony|osseous|soft tissue} {density|densities}",
+    "nodular calcif*", "metallic {density|densities}", "{bone|bony|osseous|soft tissue} {density|densities}",
     "bone mineral density", "breast {density|densities|shadow|shadows}", "{density|densities} of bone*",
     "collapse of vertebr*", "{vertebral|vertebral body|compression} collapse*", "collapsed vertebr*",
-    "nipple {shadow|density|} {s|}", "mastectomy*", "infection control*", "granulomatous infection*",
+    "nipple {shadow|density|} {s|}", "mastectomy*",
+    "history of {lung|breast|} {fracture|pneumonia|cancer|carcinoma|malignan|heart failure|chf|infection"
+    "|pneumothorax|effusion}*", "infection control*", "granulomatous infection*",
     "fungal infection*", "{prior|previous|old|remote} infection*", "soft tissue edema*", "previous fracture deform*",
-    "draining*", "drainage*", "fracture of {the|} {catheter|wire}*", "fractured {sternal|wire}*", "fracture fixation*",
+    "draining*", "drainage*", "fracture of {the|} {catheter|wire}*", "fractured {sternal|wire}*",
+    "fracture fixation*",
     "pneumonectomy*", "reticulonodular*", "pleural tube*", "contrast density*", "wire fracture*",
     "{septal|fissure|fissural|pleural} line*", "no lung marking*", "nodules of bone", "contrast opaci*",
 )  # fmt: skip
@@ -101,7 +106,8 @@ OTHER_DISEASE: tuple[str, ...] = (
     "emphysem*", "scoliosis*", "kyphosis*", "hernia*", "bronchiecta*", "pulmonary fibrosis*", "sarcoid*",
     "tuberculosis*", "pneumomediastin*", "pneumoperiton*", "lymphadenopathy*", "adenopathy*", "dissection*",
     "aneurysm*", "free {intraperitoneal|subdiaphragmatic|} {air|gas|fluid}",
-    "{subdiaphragmatic|infradiaphragmatic|intraperitoneal|mediastinal|pericardial|pleural|soft tissue} {free|} {air|gas}",
+    "{subdiaphragmatic|infradiaphragmatic|intraperitoneal|mediastinal|pericardial|pleural|soft tissue} {free"
+    "|} {air|gas}",
     "{air|gas} {under|below|beneath|within|along|around}", "air fluid level*", "air trapping", "air level*",
     "right {sided|} {aortic arch|arch}", "{right|left} sided aorta",
     "cervical rib*", "azygos lobe", "azygos fissure",
@@ -110,7 +116,8 @@ OTHER_DISEASE: tuple[str, ...] = (
 # Organs whose size is described by a word of the next tables.
 ORGANS: dict[str, tuple[str, ...]] = {
     "Cardiomegaly": (
-        "heart {size|shadow|silhouette|contour|border|}*", "cardiac {silhouette|size|shadow|contour|outline|diameter|}*",
+        "heart {size|shadow|silhouette|contour|border|}*",
+        "cardiac {silhouette|size|shadow|contour|outline|diameter|}*",
         "{cardiopericardial|cardio pericardial} {silhouette|}*", "size of {the|} {heart|cardiac}*", "ctr",
         "{cardiothoracic|cardio thoracic} ratio",
     ),
@@ -121,7 +128,8 @@ ORGANS: dict[str, tuple[str, ...]] = {
 
 # Descriptions of organ size. GROWN applies only after an organ: "the heart has increased in size".
 LARGE: tuple[str, ...] = (
-    "enlarge*", "increased in size", "widened*", "widening*", "prominen*", "large", "big", "borderline", "bulky", "broad",
+    "enlarge*", "increased in size", "widened*", "widening*", "prominen*", "large", "big", "borderline", "bulky",
+    "broad",
     "broadened", "dilated",
 )  # fmt: skip
 GROWN: tuple[str, ...] = ("increased", "increase", "elevated", "raised", "exceeds", "greater than")
@@ -133,8 +141,10 @@ NORMAL: tuple[str, ...] = (
 
 # Other words that state a normal appearance; "not" before them states the opposite.
 HEALTHY: tuple[str, ...] = (
-    "clear", "negative", "patent", "preserved", "symmetric*", "satisfactory", "expanded", "aerated", "inflated", "midline",
-    "central", "centrally", "healthy", "adequate", "sharp", "free", "maintained", "well defined", "ventilated", "aligned",
+    "clear", "negative", "patent", "preserved", "symmetric*", "satisfactory", "expanded", "aerated", "inflated",
+    "midline",
+    "central", "centrally", "healthy", "adequate", "sharp", "free", "maintained", "well defined", "ventilated",
+    "aligned",
     "acceptable", "good",
 )  # fmt: skip
 
@@ -142,7 +152,8 @@ HEALTHY: tuple[str, ...] = (
 NEGATION_BEFORE: tuple[str, ...] = (
     "no", "not", "nil", "none", "without", "negative for", "free of", "free from", "clear of", "absence of", "absent",
     "resolution of", "nor", "neither", "rather than", "lack of", "lacks", "excludes", "excluding", "rules out",
-    "devoid of", "denies", "cleared of", "resolution", "more sensitive", "never", "nothing", "unlikely to", "no longer",
+    "devoid of", "denies", "cleared of", "resolution", "more sensitive", "never", "nothing", "unlikely to",
+    "no longer",
     "disappearance of", "non visualization of",
 )  # fmt: skip
 
@@ -150,10 +161,13 @@ NEGATION_BEFORE: tuple[str, ...] = (
 NEGATION_AFTER: tuple[str, ...] = (
     *(
         f"not {word}"
-        for word in ("seen", "identified", "visualized", "appreciated", "evident", "present", "demonstrated", "apparent",
-                     "visible", "detected", "noted", "found", "shown", "suspected", "suggested", "recognized", "there")
+        for word in ("seen", "identified", "visualized", "appreciated", "evident", "present", "demonstrated",
+        "apparent",
+                     "visible", "detected", "noted", "found", "shown", "suspected", "suggested", "recognized",
+                     "there")
     ),
-    "no longer {seen|identified|visualized|appreciated|evident|present|demonstrated|apparent|visible|detected|noted|there}",
+    "no longer {seen|identified|visualized|appreciated|evident|present|demonstrated|apparent|visible|detected"
+    "|noted|there}",
     "{has|have|had|since|now|is|are|completely|fully|} resolved", "{has|have|had} cleared", "cleared completely",
     "cleared up", "{is|are} absent", "ruled out", "{has been|have been|is|are|was|were|been} excluded", "excluded",
     "unlikely", "{has|have} disappeared", "disappeared", "{completely|now|since} cleared", "not a feature",
@@ -169,19 +183,23 @@ REMOVAL_AFTER: tuple[str, ...] = (
 
 # Uncertainty before the finding.
 UNCERTAINTY_BEFORE: tuple[str, ...] = (
-    "possible", "possibly", "possibility {of|}", "probable", "probably", "likely", "most likely", "suspicio*", "suspect*",
-    "suspected", "concerning {for|}", "concern {for|of|}", "questionable", "question of", "question*", "worrisome {for|}",
+    "possible", "possibly", "possibility {of|}", "probable", "probably", "likely", "most likely", "suspicio*",
+    "suspect*",
+    "suspected", "concerning {for|}", "concern {for|of|}", "questionable", "question of", "question*",
+    "worrisome {for|}",
     "presumed", "presumably", "presumptive", "differential {diagnosis|} {includes|of|}", "equivocal",
     "can not {exclude|rule out}", "difficult to {exclude|rule out}", "not {exclude|rule out}", "exclude", "rule out",
     "ruling out", "query", "raises {the|} {possibility|question|concern|suspicion} {of|}", "raises the", "favor*",
-    "perhaps", "less likely", "maybe", "risk of", "factors for", "doubtful", "indeterminate for", "in view of {query|}",
+    "perhaps", "less likely", "maybe", "risk of", "factors for", "doubtful", "indeterminate for",
+    "in view of {query|}",
     "look for", "looking for", "unable to exclude", "unable to rule out", "impossible to exclude", "not excluding",
-    "consider", "considering", "potential", "potentially",
+    "consider", "potential", "potentially",
 )  # fmt: skip
 # The same, but without meaning where no finding follows: "CT may help", "clinical correlation is suggested".
 WEAK_UNCERTAINTY_BEFORE: tuple[str, ...] = (
     "may", "might", "could", "can be seen", "suggest*", "appears to represent", "appear to represent",
-    "{correlate|correlation} {clinically|} for", "{evaluate|evaluation|evaluating|assess|assessment|assessing} {for|of}",
+    "{correlate|correlation} {clinically|} for",
+    "{evaluate|evaluation|evaluating|assess|assessment|assessing} {for|of}",
     "further {evaluate|evaluation|assess|assessment} of", "can represent", "in the differential of",
 )  # fmt: skip
 
@@ -192,10 +210,12 @@ UNCERTAINTY_AFTER: tuple[str, ...] = (
         for denied in ("can not be", "not", "not be", "could not be", "hard to", "difficult to", "impossible to")
         for done in ("excluded", "ruled out", "excluded on this", "entirely exclude")
     ),
-    "difficult to {exclude|rule out}", "{is|are|remains|remain|also|would be} {possible|possibilities|questionable|equivocal}",
+    "difficult to {exclude|rule out}",
+    "{is|are|remains|remain|also|would be} {possible|possibilities|questionable|equivocal}",
     "{is|are|was|were} {queried|suspected|questioned|likely|probable|doubtful|uncertain|indeterminate}", "queried",
     "{should|must|needs to|need to|would|could|may|might|to} be {considered|excluded|ruled out|suspected}",
-    "be {considered|suspected|questioned}", "in the differential {diagnosis|}", "{is|are|remains|remain} {a|} possibilit*",
+    "be {considered|suspected|questioned}", "in the differential {diagnosis|}",
+    "{is|are|remains|remain} {a|} possibilit*",
     "{is|remains|as} {a|} {consideration|concern|question}", "can not be {confirmed|assessed|evaluated}",
     "not {be|} confirmed", "may be present", "might be present", "could be present", "may be {seen|there}",
     "needs exclusion", "need exclusion", "to rule out", "can be considered",
@@ -205,23 +225,29 @@ UNCERTAINTY_BOTH: tuple[str, ...] = ("versus", "vs", "if any", "if present", "if
 # A finding persists: words of negation that do not negate it.
 PERSISTENCE: tuple[str, ...] = (
     "no {other|additional}*", "not only", "no longer seen as",
-    "{no|not|without|nil|minimal|little} {chang*|increase*|decrease*|improv*|worsen*|progress*|regress*|interval|reduction*"
-    "|alteration*|difference*|clearance*|clearing|deterioration*|enlargement of|growth*|new change*|response|shift in}",
+    "{no|not|without|nil|minimal|little} {chang*|increase*|decrease*|improv*|worsen*|progress*|regress*"
+    "|interval|reduction*"
+    "|alteration*|difference*|clearance*|clearing|deterioration*|enlargement of|growth*|new change*|response"
+    "|shift in}",
     "{not|never|nearly|almost|partially|partly|incompletely|mostly|largely|substantially|near completely|not yet}"
     " {resolved|cleared|resolve|clear up|disappeared}",
     "{no|without|not|partial|incomplete|near complete|nearly complete|almost complete|delayed|slow|ongoing|gradual}"
     " {interval|} {resolution|clearing|disappearance} {of|}",
     "{has|have|is|are|was|were|had} not {resolved|cleared|improved|changed|disappeared|resolving}",
-    "{has|have} {nearly|almost|partially|partly|mostly|largely|incompletely} {completely|} {resolved|cleared|disappeared}",
+    "{has|have} {nearly|almost|partially|partly|mostly|largely|incompletely} {completely|} {resolved|cleared"
+    "|disappeared}",
     "{has|have|did|does|do} not {resolved|resolve|clear|improve|change|changed}", "yet to {resolve|clear}",
     "fail* to {resolve|clear|improve}", "failure to {resolve|clear|improve}", "failure of {resolution|clearing}",
     "{is|are|was} not resolved", "not as {well|} {seen|large|prominent|dense|extensive|marked}", "non resolving",
     "{has|have} not been {removed|withdrawn}", "not been removed", "not removed", "nonresolving",
-    "no {evidence|sign|signs} of {resolution|improvement|clearing|regression}", "non {displaced|specific|obstructing}*",
-    "nondisplaced", "undisplaced", "not {displaced|significantly displaced}", "without displacement", "no displacement",
+    "no {evidence|sign|signs} of {resolution|improvement|clearing|regression}",
+    "non {displaced|specific|obstructing}*",
+    "nondisplaced", "undisplaced", "not {displaced|significantly displaced}", "without displacement",
+    "no displacement",
     "{no|not|without} {appreciably|significantly|} {bigger|smaller|larger|greater}", "no doubt", "not negligible",
     "not {insignificant|inconsiderable|uncommon}", "no less", "can not be overlooked", "no resolution",
-    "not {well|} {defined|marginated|loculated|tension|calcified}", "without {tension|mediastinal shift}", "no tension",
+    "not {well|} {defined|marginated|loculated|tension|calcified}", "without {tension|mediastinal shift}",
+    "no tension",
     # A finding "not seen on the prior" is new.
     "not {seen|present|identified|visualized|noted|evident|there} {on|in|at} {the|} {prior|previous|earlier|last}*",
 )  # fmt: skip

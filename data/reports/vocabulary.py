@@ -18,7 +18,8 @@ VARIANTS: dict[str, str] = {
     "effussion": "effusion", "effussions": "effusions", "efusion": "effusion", "infilterate": "infiltrate",
     "infilterates": "infiltrates", "pnemothorax": "pneumothorax", "pneumothroax": "pneumothorax",
     "pneumothorax's": "pneumothorax", "pnuemothorax": "pneumothorax", "pneumotorax": "pneumothorax",
-    "consolidaton": "consolidation", "consoldation": "consolidation", "pnemonia": "pneumonia", "pnuemonia": "pneumonia",
+    "consolidaton": "consolidation", "consoldation": "consolidation", "pnemonia": "pneumonia",
+    "pnuemonia": "pneumonia",
     "ptx": "pneumothorax", "pneumothoraxes": "pneumothoraces", "neumonia": "pneumonia", "mediastinium": "mediastinum",
     "opacites": "opacities", "visualisation": "visualization", "fractue": "fracture",
 }  # fmt: skip
@@ -28,7 +29,8 @@ ABBREVIATIONS: dict[str, str] = {
     "h/o": "history of", "e/o": "evidence of", "b/l": "bilateral", "s/o": "suggestive of", "f/s/o": "suggestive of",
     "a/w": "associated with", "d/t": "due to", "vs.": "vs", "v/s": "vs", "approx.": "approximately",
     "dr.": "dr", "rt.": "right", "lt.": "left", "bilat.": "bilateral", "i.e.": "that is", "e.g.": "for example",
-    "cf.": "compare", "+/-": "possible", "+ve": "positive", "-ve": "negative", "d/d": "differential", "f/u": "follow up",
+    "cf.": "compare", "+/-": "possible", "+ve": "positive", "-ve": "negative", "d/d": "differential",
+    "f/u": "follow up",
     "ddx": "differential", "and/or": "or", "&": "and", "n.a.d.": "nad", "n.a.d": "nad", "i/v/o": "in view of",
     "min.": "minimal", "mod.": "moderate", "fig.": "figure", "can not": "cannot", "a.p.": "ap", "p.a.": "pa",
 }  # fmt: skip
@@ -103,6 +105,9 @@ NEUTRAL: frozenset[str] = word_set("""
     definite overt subtle specific particular suspicious convincing visible radiopaque radiographic frank confluent
     intraperitoneal subdiaphragm sensitive detecting specifically projecting project projects projected superimposed
     overlies within contained grossly configured bilaterally intrathoracic extrathoracic extra
+
+    represent represents representing reflect reflects reflecting consistent compatible keeping related due secondary
+    suggest suggests favored difference differences technical factors factor
 
     tip tips terminates terminating terminate ends end ending course courses coursing placed place placement situ
     inserted insertion approach access dual single chamber lumen lead leads wire wires device devices line lines
