@@ -36,7 +36,7 @@ def describe_generated_image(report: Mapping[str, str], *, model: str, seed: int
         model: the model's fingerprint.
         seed, guidance: as used for generation.
     """
-    labels = label_report(" ".join(report.values()))
+    labels = label_report("\n\n".join(report.values()))
     observations = ""
     for value, word in ((POSITIVE, "stated"), (NEGATIVE, "denied"), (UNCERTAIN, "uncertain")):
         if names := [name for name, label in labels.items() if label == value]:

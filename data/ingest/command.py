@@ -42,6 +42,7 @@ from medunifier.data.ingest.shard_job import (
 from medunifier.data.ingest.splits import assign_splits
 from medunifier.data.records import SPLITS, Problem, StudyRecord
 from medunifier.data.remote_paths import as_path, below, is_url
+from medunifier.data.reports.labeler import NoFindingRule
 from medunifier.data.reports.redaction import patterns
 from medunifier.data.shards.dataset import MANIFEST, shard_name
 from medunifier.data.shards.prior_studies import number_visits
@@ -99,6 +100,9 @@ class IngestConfig:
     """Bit depth of the written PNGs."""
     text: Literal["findings", "impression", "findings+impression"] = "findings+impression"
     """Report sections used as training text."""
+    no_finding: NoFindingRule = "known"
+    """Rule of No Finding where labels are extracted from reports. known: every sentence is recognised as normal, a
+    denial, a device or neutral. chexpert: that of chexpert-labeler, for comparison with published figures."""
     unsectioned: Unsectioned = "leave_out"
     """Reports in which neither findings nor impression has a header. leave_out: write no text and count them in the
     manifest. findings: use the whole report, or its last paragraph, including any clinical history in it."""
@@ -271,6 +275,7 @@ def _transform(config: IngestConfig) -> Transform:
         window=config.window,
         chest_only=config.chest_only,
         unsectioned=config.unsectioned,
+        no_finding=config.no_finding,
     )
 
 
@@ -393,6 +398,7 @@ def _finish(
             "chest_only": config.chest_only,
             "text": config.text,
             "unsectioned": config.unsectioned,
+            "no_finding": config.no_finding,
             "burned_in": config.burned_in,
             # Only the number: the user's patterns may be patient names.
             "redact": {

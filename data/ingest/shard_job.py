@@ -18,7 +18,7 @@ from medunifier.data.images.views import view_position
 from medunifier.data.ingest.duplicates.fingerprints import FINGERPRINT, fingerprint
 from medunifier.data.ingest.pseudonyms import pseudonym
 from medunifier.data.records import StudyRecord
-from medunifier.data.reports.labeler import label_report
+from medunifier.data.reports.labeler import NoFindingRule, label_report
 from medunifier.data.reports.plain_sections import section_text, split_plain_sections
 from medunifier.data.reports.redaction import redact
 from medunifier.data.reports.sections import FULL_REPORT, LAST_PARAGRAPH, one_line, split_sections, training_text
@@ -54,6 +54,8 @@ class Transform:
     """Refuse images whose header states that they are not chest radiographs."""
     unsectioned: Unsectioned = "leave_out"
     """How to treat a report in which neither findings nor impression has a header."""
+    no_finding: NoFindingRule = "known"
+    """Rule of No Finding for labels that are extracted from reports."""
 
 
 @dataclass(frozen=True)
@@ -156,16 +158,17 @@ def _samples(
 
 def _info(job: ShardJob, record: StudyRecord, study: str, views: list[str], tally: _Tally) -> dict[str, Any]:
     sections = _sections(record, job.transform.unsectioned, tally)
+    labels = record.labels
+    if labels is None:
+        # Before redaction, which joins the lines: list items without a full stop are sentences.
+        text_to_label = "\n\n".join(sections.get(name, "") for name in ("findings", "impression")).strip()
+        labels = label_report(text_to_label, job.transform.no_finding) if text_to_label else {}
     if job.transform.redact:
         for name in sections:
             # Join lines first, so that a pattern also matches across a line break.
             sections[name], count = redact(one_line(sections[name]), job.transform.redact)
             tally.redacted += count
     text = training_text(sections, job.transform.text)
-    labels = record.labels
-    if labels is None:
-        text_to_label = " ".join(sections.get(name, "") for name in ("findings", "impression")).strip()
-        labels = label_report(text_to_label) if text_to_label else {}
     return {
         "study_id": study,
         "patient_id": pseudonym(job.key, "patient", record.patient_id),

@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return [
             {"view": ",".join(image.view or config.view for image in (study, *study.others))}
             | ({"prior": study.prior is not None} if pipeline.prior else {})
-            | {**report, "labels": label_report(" ".join(report.values())), "notice": NOTICE}
+            | {**report, "labels": label_report("\n\n".join(report.values())), "notice": NOTICE}
             for study, report in zip(readable, reports, strict=True)
         ]
 

@@ -41,6 +41,6 @@ def sampled_probability(
                 np.repeat(grid[None], samples, axis=0), [view] * samples, do_sample=True, temperature=1.0, top_k=0
             )
         for report in written:
-            for name, value in label_report("\n".join(report.values())).items():
+            for name, value in label_report("\n\n".join(report.values())).items():
                 fractions[name.lower()][number] += {1: 1.0, -1: 0.5}.get(value, 0.0) / samples
     return fractions

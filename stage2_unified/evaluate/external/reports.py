@@ -105,7 +105,9 @@ def _evaluate_with_table(
         ids,
         ids if table.patients is None else [table.patients[name] for name in ids],
         texts,
-        [label_report(text) for text in texts] if table.labels is None else [table.labels[name] for name in ids],
+        [label_report(text, "chexpert") for text in texts]
+        if table.labels is None
+        else [table.labels[name] for name in ids],
     )
     ordered = [generated[name] for name in ids]
     scores = score_reports(ordered, references, scorers)

@@ -125,7 +125,8 @@ def score_reports(generated: Sequence[str], references: References, scorers: Sco
     """Compute BLEU-1..4, ROUGE-L, CIDEr, clinical F1 and the metrics of the local scorers.
 
     Clinical F1 is taken over 14 and 5 findings with uncertain mentions as positive and as negative; it compares
-    `label_report` of the generated report with the reference labels. CheXbert F1 labels both texts with CheXbert, as
+    `label_report` of the generated report (No Finding by chexpert-labeler's rule, as in the labels of MIMIC-CXR and
+    phantoms) with the reference labels. CheXbert F1 labels both texts with CheXbert, as
     in its papers. References are not truncated.
     """
     texts = references.texts
@@ -135,7 +136,7 @@ def score_reports(generated: Sequence[str], references: References, scorers: Sco
     for name, score in ({"rouge_l": rouge_l_each, "cider": cider_each} | scorers.each).items():
         table[name] = score(generated, texts)
         statistics[f"reports.{name}"] = mean_of(name)
-    predicted = [label_report(text) for text in generated]
+    predicted = [label_report(text, "chexpert") for text in generated]
     _add_findings(table, statistics, "clinical_f1", predicted, references.labels)
     if scorers.chexbert is not None:
         _add_findings(table, statistics, "chexbert_f1", scorers.chexbert(generated), scorers.chexbert(texts))
@@ -149,6 +150,7 @@ def score_reports(generated: Sequence[str], references: References, scorers: Sco
         "empty_references": sum(not text.strip() for text in texts),
         "distinct_reports": len(set(generated)),
         "labeller": "medunifier.data.reports.labeler.label_report",
+        "no_finding": "chexpert",
         "references": "one a study, not truncated",
         "scorers": scorers.described,
         "left_out": scorers.left_out,

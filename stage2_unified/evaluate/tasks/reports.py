@@ -48,7 +48,7 @@ def evaluate_generated_reports(
     """Score the reports of any system for studies of a shard folder; ``details["failed"]`` are study numbers."""
     references = References(studies.ids, studies.patients, studies.texts, studies.labels)
     scores = score_reports(generated, references, scorers)
-    of_texts = finding_metrics([label_report(text) for text in studies.texts], studies.labels)
+    of_texts = finding_metrics([label_report(text, "chexpert") for text in studies.texts], studies.labels)
     details = scores.details | {"labels_of_the_reference_text": of_texts, "failed": scores.failures}
     metrics = scores.samples.values()
     if data.has_split(TRAIN):

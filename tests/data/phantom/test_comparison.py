@@ -45,7 +45,7 @@ def test_changes_between_two_states() -> None:
 
 def test_the_labeler_extracts_the_labels_of_every_comparison() -> None:
     for _, _, report in follow_ups(4, 1500):
-        assert label_report(report.text) == report.labels, report.text
+        assert label_report(report.text, "chexpert") == report.labels, report.text
 
 
 def test_reports_state_new_unchanged_increased_and_resolved_findings() -> None:

@@ -66,7 +66,7 @@ def test_out_of_range_arguments_are_refused(size: int, seed: int) -> None:
 def test_the_labeler_extracts_the_labels_of_every_report() -> None:
     """Phrases and labeler rules are both part of this project, so agreement must be exact."""
     for _, report in reports(4, 800):
-        assert label_report(report.text) == report.labels, report.text
+        assert label_report(report.text, "chexpert") == report.labels, report.text
 
 
 def test_labels_match_the_state() -> None:

@@ -51,7 +51,7 @@ def test_tables_match_files_reports_and_labels(archive: Path) -> None:
     for row in studies:
         cells = {name: value for name, value in labels[row["study_id"]].items() if value and not name.endswith("_id")}
         text = (archive / row["path"]).read_text()
-        assert {name: int(float(value)) for name, value in cells.items()} == label_report(text)
+        assert {name: int(float(value)) for name, value in cells.items()} == label_report(text, "chexpert")
         assert metadata[row["study_id"]]["ViewPosition"] in ("PA", "AP")
         assert metadata[row["study_id"]]["Rows"] == "40"
 

@@ -30,7 +30,7 @@ from tests.files import read_csv
         ("The lungs are clear of consolidation.", {"Consolidation": 0}),
         ("No change in the left effusion.", {"Pleural Effusion": 1}),
         ("Pericardial effusion.", {}),
-        ("Calcified nodule.", {}),
+        ("Calcified nodule.", {"Lung Lesion": 1}),
         ("Massive left effusion.", {"Pleural Effusion": 1}),
         ("Hydropneumothorax.", {"Pneumothorax": 1, "Pleural Effusion": 1}),
         ("Stable congestive heart failure.", {"Edema": 1, "Cardiomegaly": -1}),
@@ -133,7 +133,7 @@ def read_openi(path: Path) -> list[tuple[str, set[str]]]:
 
 
 def test_mean_f1_against_openi_headings(openi: list[tuple[str, set[str]]]) -> None:
-    """Measured: 0.897 on 1,965 reports (uncertain counts as absent)."""
+    """Measured: 0.911 on 1,965 reports (uncertain counts as absent)."""
     labels = [label_report(text) for text, _ in openi]
     scores = []
     for name, headings in HEADINGS.items():
@@ -141,7 +141,7 @@ def test_mean_f1_against_openi_headings(openi: list[tuple[str, set[str]]]) -> No
         predicted = [label.get(name) == 1 for label in labels]
         hits = sum(a and b for a, b in zip(truth, predicted, strict=True))
         scores.append(2 * hits / (sum(truth) + sum(predicted)))
-    assert sum(scores) / len(scores) >= 0.89, dict(zip(HEADINGS, scores, strict=True))
+    assert sum(scores) / len(scores) >= 0.91, dict(zip(HEADINGS, scores, strict=True))
 
 
 WORDS = [
@@ -170,3 +170,142 @@ def test_invariants_of_labels_on_random_text(text: str) -> None:
     stated = any(value != 0 for name, value in labels.items() if name not in ("No Finding", "Support Devices"))
     assert not (stated and "No Finding" in labels)
     assert label_report(text.upper()) == labels
+
+
+# One noun phrase for each observation except No Finding.
+FINDINGS = {
+    "cardiomegaly": "Cardiomegaly",
+    "mediastinal widening": "Enlarged Cardiomediastinum",
+    "airspace opacity": "Lung Opacity",
+    "air-space shadowing": "Lung Opacity",
+    "lung nodule": "Lung Lesion",
+    "hilar tumour": "Lung Lesion",
+    "pulmonary oedema": "Edema",
+    "consolidation": "Consolidation",
+    "pneumonia": "Pneumonia",
+    "lobar collapse": "Atelectasis",
+    "pneumothorax": "Pneumothorax",
+    "pleural effusion": "Pleural Effusion",
+    "pleural thickening": "Pleural Other",
+    "rib fracture": "Fracture",
+    "chest tube": "Support Devices",
+}
+
+# {value: frames}: the value of the finding in place of X.
+FRAMES = {
+    1: (
+        "X.", "There is X.", "Left X is seen.", "X: Present.", "Persistent X.", "X, unchanged.", "X is again noted.",
+        "No change in X.", "No significant interval change in the X.", "No improvement in X.", "X has not resolved.",
+        "The X has not yet completely resolved.", "X has nearly resolved.", "Partially resolved X.",
+        "No pericardial fluid and a small X.", "No hernia, but there is X.", "No scoliosis. X.",
+        "Without change in the X.", "X without interval change.", "- No hernia\n- X", "1) No hernia 2) X",
+        "No hernia\nLeft X\nNo scoliosis", "* No scoliosis\n* X", "• No scoliosis\n• X", "a) no hernia b) X",
+        "No hernia; X.", "No hernia, stable X.", "X, hernia cannot be excluded.", "No hernia – X present.",
+        "The hernia has resolved and there is X.", "X in keeping with the history.", "No emphysema, however X.",
+        "X w/o change.", "Incomplete resolution of X.", "No decrease in X.",
+    ),
+    0: (
+        "No X.", "There is no X.", "No evidence of X.", "No e/o X.", "Nil X.", "X: None.", "X: no", "X - nil.",
+        "X: Not seen.", "X: absent.", "X is not seen.", "X is not clearly identified.", "No definite X.",
+        "No hernia or X.", "No hernia, scoliosis, or X.", "No hernia, large X or scoliosis.", "Neither hernia nor X.",
+        "Without X.", "w/o X.", "Negative for X.", "X has resolved.", "Resolved X.", "X is no longer seen.",
+        "Absence of X.", "No hernia or X is seen.", "X and hernia are not seen.", "X is absent.", "X has been excluded.",
+        "No signs of acute X.", "There isn't any X.",
+    ),
+    -1: (
+        "Possible X.", "Probable X.", "?X.", "Scoliosis ?X.", "X?", "Query X.", "R/O X.", "CT to rule out X.",
+        "Repeat to exclude X.", "Cannot exclude X.", "X cannot be excluded.", "X is not entirely excluded.",
+        "X, if any, is small.", "X is small, if any.", "Evaluate for X.", "Suspicious for X.", "X is suspected.",
+        "X versus hernia.", "Hernia vs. X.", "May represent X.", "X is possible.", "Suspected X.", "X likely.",
+        "X: possible.", "X can't be ruled out.", "Scoliosis, possibly X.", "No hernia, possible X.",
+        "X should be considered.", "Concern for X.",
+    ),
+}  # fmt: skip
+
+
+def test_every_finding_in_every_frame() -> None:
+    wrong = []
+    for noun, observation in FINDINGS.items():
+        for value, frames in FRAMES.items():
+            for frame in frames:
+                text = frame.replace("X", noun)
+                labels = label_report(text)
+                # Other text of the frame has no label; "No Finding" may only accompany a denial or a device.
+                if labels.get(observation) != value or (
+                    "No Finding" in labels and value != 0 and observation != "Support Devices"
+                ):
+                    wrong.append((text, value, labels))
+    assert len(FINDINGS) >= 14 and sum(map(len, FRAMES.values())) >= 60
+    assert not wrong
+
+
+def test_removal_concerns_devices_only() -> None:
+    labels = label_report("Removal of the chest tube with a small apical pneumothorax remaining.")
+    assert labels == {"Pneumothorax": 1, "Support Devices": 0}
+    assert label_report("Chest tube removed. No pneumothorax.")["Support Devices"] == 0
+
+
+def test_qualified_fractures_are_fractures() -> None:
+    for text in ("Non-displaced rib fracture.", "Undisplaced rib fracture.", "Fracture, not displaced."):
+        assert label_report(text) == {"Fracture": 1}, text
+    assert label_report("No displaced rib fracture.")["Fracture"] == 0
+
+
+ABNORMAL = (
+    "Left costophrenic angle is blunted.", "TB cannot be excluded.", "Old granulomatous disease.", "Tortuous aorta.",
+    "Raised right hemidiaphragm.", "Free air under the diaphragm.", "Hyperinflated lungs.", "Low lung volumes.",
+    "Trachea is deviated to the right.", "The lungs are not clear.", "Suspicious area in the right upper zone.",
+    "Bulky left hilum.", "Degenerative changes of the spine.", "Unfolded aorta.", "Prominent pulmonary vasculature.",
+    "Upper lobe blood diversion.", "Fibrotic strands in the left apex.", "Bronchiectasis.", "Cervical rib.",
+    "Surgical emphysema.", "Calcified granuloma.", "Abnormal chest.", "Air-fluid level behind the heart.",
+    "The left hemidiaphragm is not seen.", "Qwxyz in the left lung.", "Vascular congestion.", "Mediastinal shift.",
+)  # fmt: skip
+
+
+def test_an_abnormality_excludes_no_finding() -> None:
+    for text in ABNORMAL:
+        for report in (text, f"No pneumothorax. {text}", f"{text} The lungs are otherwise clear."):
+            assert "No Finding" not in label_report(report), report
+
+
+NORMAL = (
+    "Normal chest radiograph.", "NAD.", "The lungs are clear.", "No acute cardiopulmonary abnormality.",
+    "Nil acute. Heart size normal.", "Both CP angles are clear.", "Cardiac and mediastinal contours are normal.",
+    "Trachea is central. Hila are normal.", "No active lung disease.", "Bony cage is normal.", "ICD in situ.",
+    "Pneumothorax: None.\nPleural effusion: None.", "No tumour or oedema is visualised.",
+    "Heart: normal\nLungs: clear\nPleura: no effusion", "Lungs are clear. Pacemaker in place.",
+)  # fmt: skip
+
+
+def test_normal_reports_are_no_finding() -> None:
+    for text in NORMAL:
+        assert label_report(text).get("No Finding") == 1, text
+
+
+def test_text_that_states_nothing_normal_is_not_no_finding() -> None:
+    report = "No pneumothorax. The lungs are clear."
+    for text in ("Stable chest.", "PA and lateral views.", report.encode("utf-16").decode("latin-1"),
+                 report.encode("utf-16-le").decode("utf-16-be"), report.replace("m", "\ufffd")):  # fmt: skip
+        assert "No Finding" not in label_report(text), text
+
+
+def test_chexperts_rule_gives_no_finding_unless_an_observation_is_stated() -> None:
+    assert label_report("Tortuous aorta.", no_finding="chexpert") == {"No Finding": 1}
+    assert label_report("Tortuous aorta.") == {}
+    assert "No Finding" not in label_report("Edema.", no_finding="chexpert")
+
+
+def test_wrapped_lines_are_one_sentence() -> None:
+    text = (
+        "The lungs are well expanded and there is no evidence of a focal\n"
+        "consolidation, a pneumothorax, a nodule or of an acute\npleural effusion."
+    )
+    assert set(label_report(text).values()) == {0, 1} and label_report(text)["No Finding"] == 1
+
+
+def test_no_finding_against_openi_headings(openi: list[tuple[str, set[str]]]) -> None:
+    """Measured: 0.923; 0.703 by chexpert-labeler's rule."""
+    truth = ["normal" in found for _, found in openi]
+    predicted = ["No Finding" in label_report(text) for text, _ in openi]
+    hits = sum(a and b for a, b in zip(truth, predicted, strict=True))
+    assert 2 * hits / (sum(truth) + sum(predicted)) >= 0.91

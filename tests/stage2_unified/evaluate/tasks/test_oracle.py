@@ -218,7 +218,7 @@ def test_flipped_findings_change_clinical_f1_by_the_computed_amount(image_data, 
     def stated(labels):
         return {name for name, value in labels.items() if value in (1, -1)}
 
-    predicted = [stated(label_report(report_line(report))) for report in correct]
+    predicted = [stated(label_report(report_line(report), "chexpert")) for report in correct]
     true = [stated(labels) for labels in test.labels]
     unchanged = [i for i in range(len(test)) if i not in flipped]
     hits = sum(len(predicted[i] & true[i]) for i in unchanged)
