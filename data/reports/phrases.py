@@ -2,9 +2,9 @@
 
 A phrase is one or more words; hyphens and spaces are the same. A trailing star marks a stem ("opaci*" matches
 opacity, opacities, opacification), and "{a|b|}" stands for each of its alternatives. The phrase with most words
-wins, so a longer harmless phrase overrides a shorter one ("pericardial effusion" is not a pleural effusion). Classes and design
-follow CheXpert (Irvin et al. 2019); the lists were written for this project. They differ from CheXpert's where
-Open-I's MeSH headings do: vascular congestion is not edema, and a nodular opacity is an opacity, not a lesion.
+wins, so a longer harmless phrase overrides a shorter one ("pericardial effusion" is not a pleural effusion). Classes
+and design follow CheXpert (Irvin et al. 2019); the lists were written for this project. They differ from CheXpert's
+where Open-I's MeSH headings do: vascular congestion is not edema, and a nodular opacity is an opacity, not a lesion.
 """
 
 from medunifier.data.reports.vocabulary import word_set

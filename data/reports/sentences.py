@@ -103,7 +103,7 @@ def _unwrap(text: str) -> str:
     previous = ""
     for line in lines:
         bullet = _BULLET.match(line)
-        if previous and line and not bullet and _is_wrapped(previous, line, width):
+        if previous and line and not bullet and _is_wrapped(joined[-1], previous, line, width):
             joined[-1] += " " + line
         else:
             joined.append(line[bullet.end() :] if bullet else line)
@@ -111,11 +111,11 @@ def _unwrap(text: str) -> str:
     return "\n".join(joined)
 
 
-def _is_wrapped(line: str, following: str, width: int) -> bool:
-    """Return whether the sentence of a line goes on in the following line."""
+def _is_wrapped(paragraph: str, line: str, following: str, width: int) -> bool:
+    """Return whether the sentence of a line, the last one of a paragraph, goes on in the following line."""
     if _CONTINUED.search(line) or _CONTINUES.match(following):
         return True
     if width >= _MIN_WRAP_WIDTH and len(line) + 1 + len(following.split(maxsplit=1)[0]) > width:
         return True
     # In a text with capitals a small letter continues the sentence.
-    return following[0].islower() and any(letter.isupper() for letter in line)
+    return following[0].islower() and any(letter.isupper() for letter in paragraph)

@@ -209,7 +209,8 @@ FRAMES = {
         "X: Not seen.", "X: absent.", "X is not seen.", "X is not clearly identified.", "No definite X.",
         "No hernia or X.", "No hernia, scoliosis, or X.", "No hernia, large X or scoliosis.", "Neither hernia nor X.",
         "Without X.", "w/o X.", "Negative for X.", "X has resolved.", "Resolved X.", "X is no longer seen.",
-        "Absence of X.", "No hernia or X is seen.", "X and hernia are not seen.", "X is absent.", "X has been excluded.",
+        "Absence of X.", "No hernia or X is seen.", "X and hernia are not seen.", "X is absent.",
+        "X has been excluded.",
         "No signs of acute X.", "There isn't any X.",
     ),
     -1: (
