@@ -178,7 +178,7 @@ NEGATION_AFTER: tuple[str, ...] = (
 REMOVAL_BEFORE: tuple[str, ...] = ("removal of", "interval removal", "extubation", "extubated", "removal", "removed")
 REMOVAL_AFTER: tuple[str, ...] = (
     "{has been|have been|was|were|been|is|are} {removed|withdrawn completely|taken out|explanted}", "been removed",
-    "{has been|was|} extubated", "no longer in situ", "no longer in place",
+    "no longer in situ", "no longer in place",
 )  # fmt: skip
 
 # Uncertainty before the finding.
