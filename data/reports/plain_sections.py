@@ -11,10 +11,15 @@ from collections.abc import Iterator
 from medunifier.data.reports.sections import FULL_REPORT, LAST_PARAGRAPH, PREAMBLE, SPELLINGS
 
 _NAMES: dict[str, tuple[str, ...]] = {
-    "findings": ("findings", "finding", "observations", "chest, two views"),
+    "findings": (
+        "findings", "finding", "observations", "chest, two views", "radiographic findings", "report",
+        "result", "results", "xr chest", "chest x-ray", "chest xray", "chest radiograph",
+    ),
     "impression": (
         "impression", "impressions", "conclusion", "conclusions", "opinion", "interpretation",
         "findings and impression", "findings/impression", "findings/ impression", "impression and findings",
+        "impression and recommendation", "impression and recommendations", "impression/recommendation",
+        "impression/recommendations", "imp", "summary", "assessment",
     ),
     "history": (
         "history", "clinical history", "patient history", "medical history", "past medical history", "hx",
@@ -70,7 +75,10 @@ _INSIDE = frozenset([
 _MAX_WORDS, _MAX_LETTERS = 6, 60
 _SENTENCE_END = re.compile(r"[.;!?>|]\s*|\\[nrt]|\t|\s{2,}")
 _COLON = re.compile(r"(?:(?<!\d)[:：]|[:：](?!\d))(?!//)[*_]*")  # not that of 10:30 or of a URL
-_DASH = re.compile(r"\s[-–—]+\s")
+_DASH = re.compile(
+    r"\s[-–—=>]+\s|(?<=\w)(?:[-–—=>]+\s|[.?;]\s+|\.{2,}|\t\s*|[;|]|[*_]{2,}\s)|[]>}](?=\s)"
+    r"|(?<=[A-Z]{2})\s+(?=[A-Z]?[a-z])"  # "FINDINGS Clear lungs."
+)
 _LETTER, _NOT_EDGE = re.compile(r"[^\W\d_]"), re.compile(r"[^\W_]")
 _BLANK_LINE = re.compile(r"\n\s*\n")
 
@@ -140,7 +148,7 @@ def _line_headers(line: str, sentence_begins: bool, strict: bool) -> Iterator[tu
 
 
 def _header_without_colon(line: str, sentence_begins: bool) -> tuple[int, int, str] | None:
-    """Match a known name alone on a line or before a dash, but not the last word of a wrapped sentence."""
+    """Match a known name alone on a line or before a delimiter, but not the last word of a wrapped sentence."""
     dash = _DASH.search(line)
     head = line[: dash.start()] if dash else line
     letter = _LETTER.search(head)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from medunifier.shared.errors import UserError
 from medunifier.shared.files.input_files import MAX_CONFIG_BYTES, read_bounded
+from medunifier.shared.files.text import decode_text, text_lines
 
 MARK = "___"
 
@@ -71,8 +72,8 @@ def patterns(names: str, file: str) -> tuple[str, ...]:
 
 def _read_patterns(path: Path) -> list[str]:
     try:
-        lines = read_bounded(path, MAX_CONFIG_BYTES).decode("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = text_lines(decode_text(read_bounded(path, MAX_CONFIG_BYTES)))
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as a file of patterns: {error}") from None
     found = []
     for number, line in enumerate(lines, 1):

@@ -16,6 +16,7 @@ from typing import Protocol, cast
 from medunifier.data.records import Problem, StudyRecord
 from medunifier.data.remote_paths import lies_under, open_root
 from medunifier.shared.errors import UsageError, UserError
+from medunifier.shared.files.text import intact, without_marks
 
 
 @dataclass(frozen=True)
@@ -115,9 +116,12 @@ def read_source(name: str, root: str | Path, options: SourceOptions) -> Archive:
 def _checked(record: StudyRecord, root: Path, options: SourceOptions, problems: list[Problem]) -> StudyRecord | None:
     """The study without images outside the root; None if none is left, or its text cannot be written as JSON."""
     where = str(record.views[0].path) if record.views else record.study_id
-    if not all(map(_is_text, (record.report, record.findings or "", record.impression or ""))):
-        problems.append(Problem("report with a NUL or a lone surrogate: save it as UTF-8", where))
+    texts = {"report": record.report, "findings": record.findings, "impression": record.impression}
+    if not all(intact(text or "") for text in texts.values()):  # of XML and JSON, whose escapes spell any character
+        problems.append(Problem("report with a NUL, a lone surrogate or U+FFFD: save it as UTF-8", where))
         return None
+    if any("\ufeff" in (text or "") for text in texts.values()):
+        record = replace(record, **{name: text and without_marks(text) for name, text in texts.items()})
     if options.outside_root:
         return record
     views = tuple(view for view in record.views if lies_under(view.path, root))
@@ -125,11 +129,3 @@ def _checked(record: StudyRecord, root: Path, options: SourceOptions, problems: 
         return record
     problems += [Problem(f"image {OUTSIDE_ROOT}", str(v.path)) for v in record.views if v not in views]
     return replace(record, views=views) if views else None
-
-
-def _is_text(text: str) -> bool:
-    """Whether a shard's ``json`` can hold it: what is left out here is refused there."""
-    try:
-        return b"\0" not in text.encode()
-    except UnicodeEncodeError:
-        return False

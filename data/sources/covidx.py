@@ -12,6 +12,7 @@ from medunifier.data.reports.label_names import positive_labels
 from medunifier.data.sources import SourceOptions
 from medunifier.data.sources.tables import read_text
 from medunifier.shared.errors import UserError
+from medunifier.shared.files.text import text_lines
 
 
 def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iterator[StudyRecord]:
@@ -30,8 +31,10 @@ def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iter
     for folder, path in lists.items():
         if path is None:
             continue
-        for number, line in enumerate(read_text(path).splitlines(), start=1):
+        for number, line in enumerate(text_lines(read_text(path)), start=1):
             words = line.split()
+            if not words:
+                continue
             if len(words) < 4:
                 problems.append(
                     Problem("line without patient, file name, class and source", f"{path}, line {number}")

@@ -12,6 +12,7 @@ from medunifier.data.records import TRAIN_AND_VALIDATE, Problem, StudyRecord, Vi
 from medunifier.data.reports.label_names import closed_labels
 from medunifier.data.sources import SourceOptions
 from medunifier.data.sources.tables import files_by_stem, read_table, read_text, required_table
+from medunifier.shared.files.text import text_lines
 
 LABELS = (
     "Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Effusion", "Infiltration", "Mass", "Nodule",
@@ -46,7 +47,8 @@ def _splits(root: Path, problems: list[Problem]) -> dict[str, str]:
     splits: dict[str, str] = {}
     for name, split in (("train_val_list.txt", TRAIN_AND_VALIDATE), ("test_list.txt", "test")):
         if (root / name).is_file():
-            splits |= dict.fromkeys(read_text(root / name).split(), split)
+            names = (line.strip() for line in text_lines(read_text(root / name)))
+            splits |= dict.fromkeys((image for image in names if image), split)
         else:
             problems.append(Problem(f"no {name}: patients are split anew", str(root)))
     # One list alone does not determine the split of the other patients.

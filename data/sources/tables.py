@@ -5,7 +5,7 @@ import gzip
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from io import BytesIO, TextIOWrapper
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,6 +15,7 @@ from medunifier.data.reports.observations import NEGATIVE, OBSERVATIONS, POSITIV
 from medunifier.data.sources import OUTSIDE_ROOT, SourceOptions
 from medunifier.shared.errors import UserError
 from medunifier.shared.files.input_files import too_large
+from medunifier.shared.files.text import decode_text, intact
 
 _SPLIT_NAMES = {
     "train": "train",
@@ -82,25 +83,24 @@ def read_table(
         UserError: if the file cannot be read or lacks columns. The message names them.
     """
     try:
-        content = _table_bytes(path)
-        with TextIOWrapper(BytesIO(content), encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            heads = reader.fieldnames or []
-            present = {head.strip().casefold(): head for head in heads}
-            missing = [name for name in columns if name.strip().casefold() not in present]
-            if missing:
-                names = ", ".join(map(repr, missing))
-                raise UserError(f"{path} has no column {names}; it has {', '.join(heads) or 'none'}: {hint}")
-            wanted = {name: present.get(name.strip().casefold(), "") for name in (*columns, *optional)}
-            rows = []
-            for cells in reader:
-                row = Row({name: _cell(cells.get(head)) for name, head in wanted.items()})
-                row.where = f"{path}, line {reader.line_num}"
-                if any("\0" in cell for cell in row.values()):
-                    problems.append(Problem("row with a NUL character", row.where))
-                else:
-                    rows.append(row)
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
+        # Damaged characters are a problem of their row alone, not of the table.
+        reader = csv.DictReader(StringIO(decode_text(_table_bytes(path), damaged=True), newline=""))
+        heads = reader.fieldnames or []
+        present = {head.strip().casefold(): head for head in heads}
+        missing = [name for name in columns if name.strip().casefold() not in present]
+        if missing:
+            names = ", ".join(map(repr, missing))
+            raise UserError(f"{path} has no column {names}; it has {', '.join(heads) or 'none'}: {hint}")
+        wanted = {name: present.get(name.strip().casefold(), "") for name in (*columns, *optional)}
+        rows = []
+        for cells in reader:
+            row = Row({name: _cell(cells.get(head)) for name, head in wanted.items()})
+            row.where = f"{path}, line {reader.line_num}"
+            if all(map(intact, row.values())):
+                rows.append(row)
+            else:
+                problems.append(Problem("row with a NUL or U+FFFD character", row.where))
+    except (OSError, EOFError, zlib.error, ValueError, csv.Error) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     return with_cells(rows, needed, problems)
 
@@ -117,18 +117,15 @@ def _table_bytes(path: Path) -> bytes:
 
 
 def read_text(path: Path) -> str:
-    """The text of a list or another file of the data set, UTF-8.
+    """Return the text of a list or another file of the data set.
 
     Raises:
-        UserError: if it cannot be read, is no regular file or no UTF-8, is larger than 2 GiB, or holds a NUL.
+        UserError: if it cannot be read, is no regular file, is larger than 2 GiB, or :func:`decode_text` refuses it.
     """
     try:
-        text = read_at_most(path, MAX_TABLE_BYTES).decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return decode_text(read_at_most(path, MAX_TABLE_BYTES))
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
-    if "\0" in text:
-        raise UserError(f"{path} holds NUL characters: save it as UTF-8")
-    return text
 
 
 def read_report(path: Path, root: Path, options: SourceOptions, problems: list[Problem]) -> str:
@@ -146,10 +143,12 @@ def read_report(path: Path, root: Path, options: SourceOptions, problems: list[P
         problems.append(Problem(f"report {OUTSIDE_ROOT}", str(path)))
         return ""
     try:
-        return read_at_most(path, MAX_REPORT_BYTES).decode("utf-8", errors="replace")
+        return decode_text(read_at_most(path, MAX_REPORT_BYTES))
     except OSError as error:
         problems.append(Problem(f"report cannot be read: {error.strerror}", str(path)))
-        return ""
+    except ValueError:  # its message quotes bytes of the report
+        problems.append(Problem("report is no text: save it as UTF-8", str(path)))
+    return ""
 
 
 def _cell(text: str | None) -> str:

@@ -168,7 +168,7 @@ def read_metrics(run: str | Path) -> list[dict[str, float]]:
     if not path.is_file():
         raise UserError(f"{path} not found: {run} is not a run folder with a started training")
     lines: list[dict[str, float]] = []
-    for text in path.read_text(encoding="utf-8").splitlines():
+    for text in path.read_text(encoding="utf-8").split("\n"):
         try:
             lines.append(json.loads(text))
         except json.JSONDecodeError:

@@ -10,10 +10,11 @@ import threading
 import webbrowser
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from medunifier.shared.config import parse_config
 from medunifier.shared.errors import UserError
+from medunifier.shared.files.input_files import MAX_CONFIG_BYTES, read_bounded
+from medunifier.shared.files.text import decode_text, text_lines
 from medunifier.shared.report_page.notice import RESEARCH_ONLY
 from medunifier.stage2_unified.app.security.clients import is_loopback
 from medunifier.stage2_unified.app.server import listening_socket, make_app, temporary_folder
@@ -113,9 +114,11 @@ def has_screen() -> bool:
 
 def _password(path: str) -> str:
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = text_lines(decode_text(read_bounded(path, MAX_CONFIG_BYTES)))
+    except OSError as error:
         raise UserError(f"the password file {path} cannot be read: {error}") from None
-    if not lines or not lines[0].strip():
+    except ValueError:  # its message quotes a byte of the password
+        raise UserError(f"the password file {path} is no text: save it as UTF-8") from None
+    if not lines[0].strip():
         raise UserError(f"the password file {path} is empty: its first line is the password")
     return lines[0].strip()

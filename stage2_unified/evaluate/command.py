@@ -12,6 +12,7 @@ from medunifier.shared.artifacts import read_json
 from medunifier.shared.config import Subcommand, parse_subcommand
 from medunifier.shared.errors import UserError
 from medunifier.shared.files.input_files import MAX_JSON_BYTES, read_bounded
+from medunifier.shared.files.text import decode_text, text_lines
 from medunifier.stage1_tokenizer.config import PerceptualConfig
 from medunifier.stage1_tokenizer.frozen import CODEBOOK, FrozenTokenizer
 from medunifier.stage2_unified.evaluate import compare
@@ -219,8 +220,8 @@ def read_ids(path: str) -> set[str]:
             raise UserError(f'{path} has no "ids": pass a file written by `medunifier subset`')
     else:
         try:
-            text = read_bounded(path, MAX_JSON_BYTES).decode("utf-8")
-            ids = [line.strip() for line in text.splitlines() if line.strip()]
+            text = decode_text(read_bounded(path, MAX_JSON_BYTES))
+            ids = [line.strip() for line in text_lines(text) if line.strip()]
         except (OSError, ValueError) as error:
             raise UserError(f"the id file {path} cannot be read: {error}") from None
     if not ids:

@@ -3,11 +3,13 @@
 import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from medunifier.shared.errors import UsageError, UserError
 from medunifier.shared.files.input_files import MAX_JSON_BYTES, parse_json_lines, read_bounded
+from medunifier.shared.files.text import decode_text, text_lines
 from medunifier.stage2_unified.inference.report_text import LABEL_TEMPLATE, report_of, text_of_labels
 
 _MAX_COUNT = 1_000_000  # radiographs per prompt; a larger number is a typing error
@@ -51,11 +53,11 @@ def read_prompts(path: Path, count: int, view: str, template: str = LABEL_TEMPLA
     if path.suffix not in (".txt", ".csv", ".jsonl"):
         raise UsageError(f"file must be .txt, .jsonl or .csv, got {path.name}")
     try:
-        content = read_bounded(path, MAX_JSON_BYTES).decode("utf-8-sig")
+        content = decode_text(read_bounded(path, MAX_JSON_BYTES))
         if path.suffix == ".txt":
-            return [GenerationPrompt(report_of(line), count, view) for line in content.splitlines() if line.strip()]
+            return [GenerationPrompt(report_of(line), count, view) for line in text_lines(content) if line.strip()]
         rows: list[Any] = (
-            list(csv.DictReader(content.splitlines()))
+            list(csv.DictReader(StringIO(content, newline="")))
             if path.suffix == ".csv"
             else list(parse_json_lines(content.encode(), path, "a prompt", object))
         )

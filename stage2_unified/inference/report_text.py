@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
+from medunifier.data.reports.plain_sections import split_plain_sections
 from medunifier.data.reports.sections import split_sections
 
 LABEL_TEMPLATE = "There is {finding}."
@@ -9,8 +10,13 @@ DENIAL_TEMPLATE = "There is no {finding}."
 
 
 def report_of(text: str) -> dict[str, str]:
-    """Return findings and impression of a text; a text without section headers is taken as findings."""
+    """Return findings and impression of a text; a text without section headers is taken as findings.
+
+    Headers are those of MIMIC-CXR or, if there are none, of :mod:`data.reports.plain_sections`.
+    """
     sections = split_sections(text)
+    if not sections.keys() & {"findings", "impression"}:
+        sections = split_plain_sections(text, strict=False)
     if sections.keys() & {"findings", "impression"}:
         return {name: sections.get(name, "") for name in ("findings", "impression")}
     return {"findings": text.strip(), "impression": ""}

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from medunifier.data.reports.observations import OBSERVATIONS
 from medunifier.shared.errors import UserError
-from medunifier.shared.files.input_files import open_regular
+from medunifier.shared.files.input_files import MAX_JSON_BYTES, read_bounded
+from medunifier.shared.files.text import decode_text
 
 ID, REPORT, PATIENT = "study_id", "report", "patient_id"
 _VALUES = {"": None, "1": 1, "1.0": 1, "0": 0, "0.0": 0, "-1": -1, "-1.0": -1}
@@ -36,19 +37,17 @@ def read_reports(path: str) -> ReportTable:
         UserError: if the file is missing, is no table, lacks a column, or has duplicate or empty ids.
     """
     try:
-        with io.TextIOWrapper(open_regular(path), newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            columns = list(reader.fieldnames or [])
-            missing = [name for name in (ID, REPORT) if name not in columns]
-            if missing:
-                raise UserError(
-                    f"{path} has no column {' and no column '.join(missing)}; "
-                    f"it has: {', '.join(columns) or 'nothing'}"
-                )
-            rows = list(reader)
+        reader = csv.DictReader(io.StringIO(decode_text(read_bounded(path, MAX_JSON_BYTES)), newline=""))
+        columns = list(reader.fieldnames or [])
+        missing = [name for name in (ID, REPORT) if name not in columns]
+        if missing:
+            raise UserError(
+                f"{path} has no column {' and no column '.join(missing)}; it has: {', '.join(columns) or 'nothing'}"
+            )
+        rows = list(reader)
     except FileNotFoundError:
         raise UserError(f"{path} not found") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as CSV: {error}") from None
     ids = [(row[ID] or "").strip() for row in rows]
     if not rows:

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import io
+import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from medunifier.data.reports.observations import OBSERVATIONS
 from medunifier.shared.artifacts import sha256_file, write_json
 from medunifier.shared.config import Subcommand, parse_subcommand
 from medunifier.shared.errors import UserError
-from medunifier.shared.files.input_files import open_regular
+from medunifier.shared.files.input_files import MAX_JSON_BYTES, open_regular, too_large
+from medunifier.shared.files.text import decode_text
 from medunifier.stage2_unified.evaluate.results.result import digest
 from medunifier.stage2_unified.evaluate.subsets.studies import EvaluationData
 from medunifier.stage2_unified.inference.prompts import LABEL_SETS, findings_of, prompt_set
@@ -232,8 +234,10 @@ def read_labels(path: str) -> list[Candidate]:
             binary: Any = stack.enter_context(open_regular(path))
             if path.endswith(".gz"):
                 binary = stack.enter_context(gzip.GzipFile(fileobj=binary))
-            file = io.TextIOWrapper(binary, newline="", encoding="utf-8-sig")
-            reader = csv.DictReader(file)
+            content = binary.read(MAX_JSON_BYTES + 1)
+            if len(content) > MAX_JSON_BYTES:
+                raise too_large(MAX_JSON_BYTES)
+            reader = csv.DictReader(io.StringIO(decode_text(content), newline=""))
             columns = list(reader.fieldnames or [])
             key = next((name for name in ("Path", "study_id") if name in columns), None)
             missing = [name for name in OBSERVATIONS if name not in columns]
@@ -252,5 +256,5 @@ def read_labels(path: str) -> list[Candidate]:
             ]
     except FileNotFoundError:
         raise UserError(f"{path} not found") from None
-    except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:
+    except (OSError, EOFError, zlib.error, csv.Error, ValueError) as error:
         raise UserError(f"{path} cannot be read as a table of labels: {error}") from None

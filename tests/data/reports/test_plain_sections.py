@@ -32,6 +32,15 @@ LEAKS = (  # {f}: findings, {i}: impression, {s}: text that must not be included
     " FINAL REPORT\n NDICATION: {s}\n \n FINDINGS: {f}\n \n IMPRESSION: {i}\n",
     "HISTORY: {s}\\nFINDINGS: {f}\\nIMPRESSION: {i}",
     "<b>History:</b> {s}<br><b>Findings:</b> {f}<br><b>Impression:</b> {i}",
+    "Indication. {s}\nFindings. {f}\nImpression. {i}",
+    "INDICATION = {s}\nFINDINGS = {f}\nIMPRESSION = {i}",
+    "[Indication] {s}\n[Findings] {f}\n[Impression] {i}",
+    "INDICATION\t{s}\nFINDINGS\t{f}\nIMPRESSION\t{i}",
+    "INDICATION {s}\nFINDINGS {f}\nIMPRESSION {i}",
+    "Indication- {s}\nFindings- {f}\nImpression- {i}",
+    "**INDICATION** {s}\n**FINDINGS** {f}\n**IMPRESSION** {i}",
+    "Clinical question? {s}\nReport: {f}\nSummary: {i}",
+    "Hx: {s}\nRadiographic findings: {f}\nImpression and recommendation: {i}",
 )  # fmt: skip
 
 

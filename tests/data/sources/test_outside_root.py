@@ -213,11 +213,34 @@ def test_text_that_json_cannot_hold_is_a_problem_not_a_traceback(tmp_path, image
         read("r2gen", tmp_path)
 
 
-def test_a_utf16_report_is_counted_not_read_as_garbage(tmp_path, image_file, read):
-    image_file(tmp_path / "a.dcm"), image_file(tmp_path / "b.dcm")
-    (tmp_path / "a.txt").write_text("FINDINGS: Clear.", encoding="utf-16")
+def test_a_report_is_read_in_its_encoding_or_counted(tmp_path, image_file, read):
+    text = "FINDINGS: Débâcle – clear."
+    utf8, cp1252 = text.encode(), text.encode("cp1252")
+    marked = [text.encode(name) for name in ("utf-8-sig", "utf-16", "utf-32")]
+    intact = (utf8, cp1252, *marked, b"\xfe\xff" + text.encode("utf-16-be"), utf8 + b"\xef\xbb\xbf")
+    damaged = (text.encode("utf-16-le"), utf8 + b"\0", utf8 + "\ufffd".encode(), b"FINDINGS: \x81 \xe9", b"\xff\xfex")
+    for number, content in enumerate((*intact, *damaged)):
+        image_file(tmp_path / f"{number:02}.dcm")
+        (tmp_path / f"{number:02}.txt").write_bytes(content)
     archive = read("dicom-folder", tmp_path)
-    assert len(archive.records) == 1 and "NUL" in archive.problems[0].reason
+    assert [record.report for record in archive.records] == [text] * len(intact) + [""] * len(damaged)
+    assert len(archive.problems) == len(damaged)
+
+
+def test_byte_order_marks_and_damaged_characters_of_cells_do_not_reach_a_record(tmp_path, image_file, table, read):
+    image_file(tmp_path / "a.png")
+    cells = ("Clear\ufeff lungs.", "No\u2028 effusion\x85, none.", "Heart \ufffd normal.")
+    table(tmp_path / "manifest.csv", "image,study_id,findings", [("a.png", n, cell) for n, cell in enumerate(cells)])
+    archive = read("csv", tmp_path)
+    assert [record.findings for record in archive.records] == ["Clear lungs.", cells[1]]
+    assert len(archive.problems) == 1
+    entry = {"id": "a", "split": "train", "image_path": ["a.png"]}
+    image_file(tmp_path / "images" / "a.png")
+    reports = ("\ufeffclear", "cl\ufffdear")
+    entries = {"train": [entry | {"id": f"s{n}", "report": report} for n, report in enumerate(reports)]}
+    (tmp_path / "annotation.json").write_text(json.dumps(entries))
+    archive = read("r2gen", tmp_path)
+    assert [record.findings for record in archive.records] == ["clear"] and len(archive.problems) == 1
 
 
 def test_a_file_name_that_is_no_utf8_has_a_pseudonym(tmp_path, image_file):

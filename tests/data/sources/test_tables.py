@@ -24,7 +24,7 @@ def test_cells_are_stripped_nan_is_blank_and_other_columns_are_dropped(tmp_path)
     assert [problem.reason for problem in problems] == ["row without c", "row without c"]
 
 
-@pytest.mark.parametrize("content", [b"a,b\n\xff\xfe\n", b'a,b\n"' + b"x" * 200_000 + b'"\n', b""])
+@pytest.mark.parametrize("content", [b"a,b\n\x81\n", b'a,b\n"' + b"x" * 200_000 + b'"\n', b""])
 def test_an_invalid_table_is_refused(tmp_path, content):
     path = tmp_path / "t.csv"
     path.write_bytes(content)
