@@ -122,8 +122,8 @@ class IngestConfig:
     """Exact and near-duplicate images. report: list them in duplicates.csv. remove: also remove from train what is in
     validate or test, and from validate what is in test. ignore: do not search."""
     redact: str = ""
-    """Comma-separated names of patterns whose matches in reports are replaced by "___": dates, times, phones, names,
-    numbers, or all. Empty: free text is kept unchanged."""
+    """Comma-separated names of patterns whose matches in reports are replaced by "___": contacts, dates, times,
+    phones, names, places, numbers, or all. Empty: free text is kept unchanged."""
     redact_file: str = ""
     """File with additional patterns, one regular expression per line."""
     find: str = ""

@@ -160,7 +160,7 @@ def _info(job: ShardJob, record: StudyRecord, study: str, views: list[str], tall
     sections = _sections(record, job.transform.unsectioned, tally)
     labels = record.labels
     if labels is None:
-        # Before redaction, which joins the lines: list items without a full stop are sentences.
+        # Before redaction, whose patterns may match a word of a finding, and which joins the lines of a list.
         text_to_label = "\n\n".join(sections.get(name, "") for name in ("findings", "impression")).strip()
         labels = label_report(text_to_label, job.transform.no_finding) if text_to_label else {}
     if job.transform.redact:

@@ -1,6 +1,7 @@
 """Pattern-based redaction replaces identifiers and keeps similar numbers and words."""
 
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from medunifier.data.shards.dataset import ShardDataset
 from medunifier.shared.config import parse_config
 from medunifier.shared.errors import UserError
 from tests.data.dicom_samples import sample_dicom
+from tests.data.reports.redaction_lists import ORDINARY, PLANTED
 
 GONE = [
     ("dates", "compared to 3/14/2019.", "compared to ___."),
@@ -29,15 +31,9 @@ GONE = [
     ("names", "Discussed with Dr. Jane O'Hara by phone.", "Discussed with Dr. ___ by phone."),
     ("names", "DR SMITH was told", "DR ___ was told"),
     ("names", "Read by John Q. Public, M.D. today", "Read by ___, M.D. today"),
+    ("contacts", "Mail a.b@c.example.org or see https://d.org/x?y=1.", "Mail ___ or see ___."),
+    ("places", "From Mercy Medical Center to 12 Oak Street.", "From ___ to ___."),
     ("numbers", "MRN: 12-34567, accession AB9917, exam 20394817", "MRN: ___, accession ___, exam ___"),
-]
-KEPT = [
-    "Nodule of 3.5 x 2.1 cm in the right upper lobe.",
-    "Heart size is 15.2 cm; ratio 0.55. T11/12 disc space is narrowed, grade 2/3.",
-    "ET tube tip 4.2 cm above the carina. Two views of the chest. May represent pneumonia.",
-    "Rib 5-7 fractures. PICC in the mid SVC at the level of T4. No acute disease in 2 of 3 views.",
-    "FINDINGS march along the fissure. Mild interstitial edema. MR of the spine is advised.",
-    "Compared to ___, Dr. ___ was called.",
 ]
 
 
@@ -47,9 +43,18 @@ def test_each_pattern_redacts_its_identifiers(name: str, text: str, expected: st
     assert redact(expected, patterns(name, "")) == (expected, 0)
 
 
-@pytest.mark.parametrize("text", KEPT)
-def test_all_patterns_keep_clinical_text(text: str) -> None:
-    assert redact(text, patterns("all", "")) == (text, 0)
+def test_all_patterns_keep_ordinary_sentences() -> None:
+    expressions = patterns("all", "")
+    for text in ORDINARY:
+        assert redact(text, expressions) == (text, 0)
+
+
+def test_all_patterns_remove_planted_identifiers() -> None:
+    expressions = patterns("all", "")
+    for planted in PLANTED:
+        words = {word for part in re.findall("«(.*?)»", planted) for word in re.findall(r"\w{2,}", part)} - {"of"}
+        left = redact(re.sub("[«»]", "", planted), expressions)[0]
+        assert not words & set(re.findall(r"\w+", left)), left
 
 
 def test_every_built_in_pattern_is_tested() -> None:
@@ -60,12 +65,23 @@ def test_no_pattern_backtracks_catastrophically() -> None:
     """Long near-matches: exponential or cubic backtracking would take minutes and be interrupted."""
 
     def interrupt(*_: object) -> None:
-        raise TimeoutError("a pattern backtracks: 30 seconds for 10,000 characters")
+        raise TimeoutError("a pattern backtracks: 60 seconds for 10,000 characters")
 
     previous = signal.signal(signal.SIGALRM, interrupt)
-    signal.alarm(30)
+    signal.alarm(60)
     try:
-        for text in ("1-" * 5000, "A" * 10_000, "Dr. " * 2500, "(123) " * 2000, "9" * 10_000, "A B. " * 2000):
+        for text in (
+            "1-" * 5000,
+            "A" * 10_000,
+            "Dr. " * 2500,
+            "(123) " * 2000,
+            "9" * 10_000,
+            "A B. " * 2000,
+            "Ab " * 3000,
+            "a." * 5000,
+            "1 Ab " * 2000,
+            "signed " * 1500,
+        ):
             redact(text, patterns("all", ""))
     finally:
         signal.alarm(0)
@@ -148,6 +164,14 @@ def test_redaction_does_not_change_sections_or_labels(tree: Path, tmp_path: Path
     assert "North Wing" not in json.dumps(manifest)
     with pytest.raises(UserError, match="other settings"):
         _ingested(tree, tmp_path / "redacted", redact="dates")
+
+
+def test_labels_are_read_before_redaction(tree: Path, tmp_path: Path) -> None:
+    (tree / "manifest.csv").write_text("image,findings\na.png,Pleural effusion and cardiomegaly.\n")
+    (tmp_path / "own.txt").write_text("effusion\n")
+    _, redacted = _ingested(tree, tmp_path / "redacted", redact_file=str(tmp_path / "own.txt"))
+    assert "effusion" not in redacted["report"]["text"]
+    assert redacted["labels"] == {"Cardiomegaly": 1, "Pleural Effusion": 1}
 
 
 def test_options_are_parsed_from_the_command_line() -> None:
