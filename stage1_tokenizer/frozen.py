@@ -289,7 +289,7 @@ def _check_shapes(path: Path, config: ModelConfig) -> None:
         raise UserError(
             f"{path / CONFIG} specifies more layers than {path / WEIGHTS} has weights: copy the folder again"
         )
-    expected = {"codebook": (config.n_embed, config.embed_dim)}
+    expected: dict[str, tuple[int, ...]] = {"codebook": (config.n_embed, config.embed_dim)}
     # The quantizer's own tensors have the codebook's size; they are not saved.
     expected |= {k: v for k, v in model_shapes(config).items() if k in shapes or not k.startswith("quantize.")}
     for name, shape in expected.items():

@@ -1,7 +1,8 @@
 """Attention mask for bidirectional images: full attention within an image's codes, causal everywhere else."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from medunifier.shared.errors import UserError
 from medunifier.stage2_unified.model.vocabulary import EMB_IMG, Vocabulary
@@ -37,7 +38,7 @@ def bidirectional_image_mask(ids: Tensor, vocabulary: Vocabulary, visible: Tenso
     return mask[:, None]
 
 
-def for_attention(mask: Tensor, decoder: nn.Module, dtype: torch.dtype) -> Tensor:
+def for_attention(mask: Tensor, decoder: PreTrainedModel, dtype: torch.dtype) -> Tensor:
     """Return a boolean mask in the form that the decoder's attention implementation takes.
 
     ``transformers`` passes masks with four dimensions on as they are: ``sdpa`` takes booleans, ``eager`` adds the

@@ -23,6 +23,9 @@ class ImageTokenizer(Protocol):
     fingerprint: str
 
     @property
+    def codebook_size(self) -> int: ...
+
+    @property
     def image_size(self) -> int:
         """Side of an image in pixels."""
 
