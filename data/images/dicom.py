@@ -35,9 +35,11 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from medunifier.data.files.header_values import attribute, code_string
 from medunifier.data.images.compressed_header import covers_all_coefficients, parse_frame_header
 from medunifier.data.images.lut import display_values
 from medunifier.data.images.pixels import UPRIGHT, Geometry, UnreadableImage, check_not_constant, check_size
+from medunifier.data.images.views import view_of_header
 from medunifier.data.remote_paths import as_path, read_at_most
 
 MAX_FILE_BYTES = 2**29
@@ -72,7 +74,7 @@ class Radiograph:
     pixels: ndarray
     """(H, W) float32 in [0, 1], bones bright, upright, with square pixels."""
     view: str = ""
-    """ViewPosition in upper case ("PA", "AP", "LATERAL", "LL", ...), "" if the header has none."""
+    """View position in upper case ("PA", "AP", "LATERAL", "LL", ...), see :func:`view_of_header`; "" if unknown."""
     modality: str = ""
     body_part: str = ""
     bits: int = 8
@@ -199,7 +201,7 @@ def _radiograph(dataset: Dataset, window: Windowing) -> Radiograph:
         pixels=geometry.apply(pixels),
         stored=pixels.shape,
         geometry=geometry,
-        view=_upper(dataset, "ViewPosition"),
+        view=view_of_header(dataset),
         modality=_upper(dataset, "Modality"),
         body_part=_upper(dataset, "BodyPartExamined"),
         bits=int(dataset.BitsStored),
@@ -208,8 +210,7 @@ def _radiograph(dataset: Dataset, window: Windowing) -> Radiograph:
 
 
 def _upper(dataset: Dataset, name: str) -> str:
-    value = dataset.get(name)
-    return str(value).strip().upper() if isinstance(value, str) else ""
+    return code_string(attribute(dataset, name))
 
 
 def _check_header(dataset: Dataset) -> None:

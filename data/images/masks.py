@@ -1,6 +1,5 @@
 """Segmentation masks of findings: read from files or run lengths, resized like their images, named in shards."""
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from io import BytesIO
@@ -10,6 +9,7 @@ import numpy as np
 from numpy import ndarray
 from PIL import Image
 
+from medunifier.data.files.names import without_ending
 from medunifier.data.images.pixels import MAX_PIXELS, UPRIGHT, Fit, Geometry, UnreadableImage, decode_png, fit_square
 from medunifier.data.records import Mask, StudyRecord
 from medunifier.data.remote_paths import read_at_most
@@ -18,7 +18,6 @@ from medunifier.shared.errors import UserError
 
 _MAX_BYTES = 2 * MAX_PIXELS
 """Maximum size of a mask file: PNG adds little to incompressible grey levels."""
-_ENDING = re.compile(r"\.(dcm|dicom|png|jpe?g)(\.gz)?$", re.IGNORECASE)
 
 
 def slug(finding: str) -> str:
@@ -68,7 +67,7 @@ def add_masks(records: Sequence[StudyRecord], folder: str) -> list[StudyRecord]:
 
 def mask_name(image: str, finding: str) -> str:
     """Return ``1234.pleural-effusion.png`` for the file ``1234.dcm``."""
-    return f"{_ENDING.sub('', image)}.{slug(finding)}.png"
+    return f"{without_ending(image)}.{slug(finding)}.png"
 
 
 def read_masks(

@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Protocol, cast
 
+from medunifier.data.files.walk import OUTSIDE_ROOT
 from medunifier.data.records import Problem, StudyRecord
 from medunifier.data.remote_paths import lies_under, open_root
 from medunifier.shared.errors import UsageError, UserError
@@ -68,9 +69,6 @@ class Archive:
     problems: list[Problem]
     """Skipped rows and missing tables."""
 
-
-OUTSIDE_ROOT = "outside the archive's top folder; --options.outside_root true reads it"
-"""Reason of a problem, behind what it is."""
 
 SOURCES: dict[str, str] = {
     "phantom": "medunifier.data.sources.mimic_cxr",  # the phantom is written in MIMIC-CXR's layout

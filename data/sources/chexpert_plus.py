@@ -10,6 +10,7 @@ object per line, null = not mentioned.
 from collections.abc import Iterator
 from pathlib import Path
 
+from medunifier.data.files.names import without_ending
 from medunifier.data.records import Problem, StudyRecord, View
 from medunifier.data.reports.observations import OBSERVATIONS
 from medunifier.data.sources import SourceOptions
@@ -71,7 +72,7 @@ def _place(order: str) -> str:
 
 def _existing(path: Path) -> Path:
     """Return the existing file: the table lists .jpg where the files may be .png."""
-    converted = path.with_suffix(".png")
+    converted = path.with_name(f"{without_ending(path.name)}.png")
     return converted if converted.exists() else path
 
 

@@ -8,6 +8,7 @@ Layout (PhysioNet, MIMIC-CXR 2.0.0; MIT-LCP/mimic-cxr): ``files/p10/p10000032/s5
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from medunifier.data.images.views import view_position
 from medunifier.data.records import Problem, StudyRecord, View
 from medunifier.data.reports.observations import OBSERVATIONS
 from medunifier.data.sources import SourceOptions
@@ -25,6 +26,9 @@ from medunifier.data.sources.tables import (
 MOMENT = ("StudyDate", "StudyTime")
 """Metadata columns with date and time; dates are shifted by the same interval for all studies of a patient."""
 
+VIEW_CODE = "ViewCodeSequence_CodeMeaning"
+"""Metadata column with the view where ViewPosition is blank: "postero-anterior", "left lateral"."""
+
 
 def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iterator[StudyRecord]:
     """Yield the studies in the order of the record list.
@@ -35,23 +39,27 @@ def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iter
     record_list = required_table(root, "cxr-record-list", "a MIMIC-CXR tree")
     columns = ("dicom_id", "study_id", "subject_id", "path")
     rows = read_table(record_list, columns, problems, needed=columns)
-    metadata = {
-        row["dicom_id"]: row
-        for row in optional_rows(root, "metadata", ("dicom_id", "ViewPosition"), problems, optional=MOMENT)
-    }
-    positions = {dicom_id: row["ViewPosition"] for dicom_id, row in metadata.items()}
+    optional = (*MOMENT, VIEW_CODE)
+    rows_of_images = optional_rows(root, "metadata", ("dicom_id", "ViewPosition"), problems, optional)
+    metadata = {row["dicom_id"]: row for row in rows_of_images}
+    positions = {dicom_id: view_of_row(row) for dicom_id, row in metadata.items()}
     labels, splits = study_labels(root, problems), study_splits(root, problems)
     for study_id, group in grouped(rows, lambda row: row["study_id"]).items():
         yield StudyRecord(
             study_id=study_id,
             patient_id=group[0]["subject_id"],
             views=tuple(View(_existing(root / row["path"]), positions.get(row["dicom_id"], "")) for row in group),
-            report=read_report((root / group[0]["path"]).parent.with_suffix(".txt"), root, options, problems),
+            report=read_report(_report_path(root / group[0]["path"]), root, options, problems),
             mimic_form=True,
             labels=labels.get(study_id),
             split=splits.get(study_id),
             taken=moment(metadata[row["dicom_id"]] for row in group if row["dicom_id"] in metadata),
         )
+
+
+def view_of_row(row: Row) -> str:
+    """Return the view position, or the meaning of the view code where that is blank or not a term of the field."""
+    return row["ViewPosition"] if view_position(row["ViewPosition"]) else row[VIEW_CODE] or row["ViewPosition"]
 
 
 def moment(images: Iterable[Row]) -> str:
@@ -85,6 +93,11 @@ def study_splits(root: Path, problems: list[Problem]) -> dict[str, str | None]:
     """Return {study id: official split}."""
     rows = optional_rows(root, "split", ("study_id", "split"), problems)
     return {row["study_id"]: split_name(row["split"], row.where) for row in rows}
+
+
+def _report_path(image: Path) -> Path:
+    """Return the report beside the study's folder."""
+    return image.parent.parent / f"{image.parent.name}.txt"
 
 
 def _existing(path: Path) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 from medunifier.data.records import Problem, StudyRecord, View
 from medunifier.data.remote_paths import as_path
 from medunifier.data.sources import SourceOptions
-from medunifier.data.sources.mimic_cxr import MOMENT, moment, study_labels, study_splits
+from medunifier.data.sources.mimic_cxr import MOMENT, VIEW_CODE, moment, study_labels, study_splits, view_of_row
 from medunifier.data.sources.tables import grouped, read_report, read_table, required_table
 from medunifier.shared.errors import UserError
 
@@ -27,7 +27,7 @@ def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iter
         raise UserError(f"reports_root {reports} has no folder 'files': unpack mimic-cxr-reports.zip there")
     metadata = required_table(root, "mimic-cxr-2*-metadata", "MIMIC-CXR-JPG")
     ids = ("dicom_id", "subject_id", "study_id")
-    rows = read_table(metadata, (*ids, "ViewPosition"), problems, needed=ids, optional=MOMENT)
+    rows = read_table(metadata, (*ids, "ViewPosition"), problems, needed=ids, optional=(*MOMENT, VIEW_CODE))
     labels, splits = study_labels(root, problems), study_splits(root, problems)
     for study_id, group in grouped(rows, lambda row: row["study_id"]).items():
         patient = group[0]["subject_id"]
@@ -35,8 +35,8 @@ def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iter
         yield StudyRecord(
             study_id=study_id,
             patient_id=patient,
-            views=tuple(View(root / study / f"{row['dicom_id']}.jpg", row["ViewPosition"]) for row in group),
-            report=read_report(reports / study.with_suffix(".txt"), reports, options, problems),
+            views=tuple(View(root / study / f"{row['dicom_id']}.jpg", view_of_row(row)) for row in group),
+            report=read_report(reports / study.with_name(f"{study.name}.txt"), reports, options, problems),
             mimic_form=True,
             labels=labels.get(study_id),
             split=splits.get(study_id),

@@ -31,13 +31,14 @@ def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iter
     needed = ("Image Index", "Patient ID", "Finding Labels")
     rows = read_table(table, (*needed, "View Position"), problems, needed=needed)
     splits = _splits(root, problems)
-    pictures = files_by_stem(root, ".png")
+    pictures = files_by_stem(".png", root, options, problems)
     for row in rows:
         name = row["Image Index"]
+        stem = name[:-4] if name.lower().endswith(".png") else name
         yield StudyRecord(
             study_id=name,
             patient_id=row["Patient ID"],
-            views=(View(pictures.get(name.removesuffix(".png"), root / "images" / name), row["View Position"]),),
+            views=(View(pictures.get(stem, root / "images" / name), row["View Position"]),),
             labels=closed_labels(row["Finding Labels"].split("|"), LABELS),
             split=splits.get(name),
         )

@@ -14,7 +14,7 @@ from medunifier.data.records import Problem, StudyRecord, View
 from medunifier.data.remote_paths import read_at_most
 from medunifier.data.reports.label_names import observation, positive_labels
 from medunifier.data.sources import SourceOptions
-from medunifier.data.sources.tables import files_by_stem
+from medunifier.data.sources.tables import files_by_stem, files_named
 from medunifier.shared.errors import UserError
 
 _MAX_BYTES = 2**20
@@ -27,10 +27,13 @@ def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iter
     Raises:
         UserError: if there is no folder ``ecgen-radiology`` with reports.
     """
-    reports = sorted(root.glob("**/ecgen-radiology/*.xml"), key=lambda path: (len(path.name), path.name))
+    reports = sorted(
+        (path for path in files_named(".xml", root, options, problems) if path.parent.name == "ecgen-radiology"),
+        key=lambda path: (len(path.name), path.name),
+    )
     if not reports:
         raise UserError(f"{root} has no ecgen-radiology/*.xml: unpack NLMCXR_reports.tgz there")
-    pictures = files_by_stem(root, ".png")
+    pictures = files_by_stem(".png", root, options, problems)
     for path in reports:
         try:
             study = ElementTree.fromstring(read_at_most(path, _MAX_BYTES))  # noqa: S314 - expat loads no external entities and bounds expansion

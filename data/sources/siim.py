@@ -24,7 +24,7 @@ def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iter
     """
     table = required_table(root, "train-rle", "SIIM-ACR")
     rows = read_table(table, ("ImageId", "EncodedPixels"), problems, needed=("ImageId", "EncodedPixels"))
-    paths = files_by_stem(root, ".dcm")
+    paths = files_by_stem(".dcm", root, options, problems)
     for image, masks in grouped(rows, lambda row: row["ImageId"]).items():
         runs = tuple(("Pneumothorax", row["EncodedPixels"]) for row in masks if row["EncodedPixels"] != "-1")
         yield StudyRecord(

@@ -9,10 +9,11 @@ from io import BytesIO, StringIO
 from pathlib import Path
 from typing import TypeVar
 
+from medunifier.data.files.walk import OUTSIDE_ROOT, list_files
 from medunifier.data.records import SPLITS, Problem
 from medunifier.data.remote_paths import lies_under, read_at_most
 from medunifier.data.reports.observations import NEGATIVE, OBSERVATIONS, POSITIVE, UNCERTAIN
-from medunifier.data.sources import OUTSIDE_ROOT, SourceOptions
+from medunifier.data.sources import SourceOptions
 from medunifier.shared.errors import UserError
 from medunifier.shared.files.input_files import too_large
 from medunifier.shared.files.text import decode_text, intact
@@ -201,6 +202,21 @@ def split_name(name: str, where: str) -> str | None:
     return _SPLIT_NAMES[name.lower()]
 
 
-def files_by_stem(root: Path, suffix: str) -> dict[str, Path]:
-    """Return {stem: path} for every file under ``root`` with that suffix, wherever the archive was unpacked."""
-    return {path.name.removesuffix(suffix): path for path in sorted(root.rglob(f"*{suffix}"))}
+def files_named(ending: str, root: Path, options: SourceOptions, problems: list[Problem]) -> list[Path]:
+    """Return the files at any depth under ``root`` whose names have an ending, in any case; links are followed.
+
+    A link that leaves the root, or a folder that cannot be read, is a problem, unless ``options.outside_root``.
+    """
+    left_out: list[Problem] = []
+    found = [
+        path
+        for path in list_files(root, left_out, options.outside_root, aliases=True)
+        if path.name.lower().endswith(ending)
+    ]
+    problems += [problem for problem in left_out if OUTSIDE_ROOT in problem.reason or "cannot" in problem.reason]
+    return found
+
+
+def files_by_stem(ending: str, root: Path, options: SourceOptions, problems: list[Problem]) -> dict[str, Path]:
+    """Return {name without the ending: path} of :func:`files_named`, wherever the archive was unpacked."""
+    return {path.name[: -len(ending)]: path for path in files_named(ending, root, options, problems)}

@@ -44,6 +44,8 @@ class ClassifyConfig:
     """Reports sampled per radiograph to estimate sampled_probability, for those of the 14 observations; 0 = none."""
     split: str = ""
     """For shards: comma-separated splits; empty = all."""
+    outside_root: bool = False
+    """For a folder of radiographs: follow links that leave it."""
     view: str = ""
     """View position (PA, AP, LATERAL) for files that do not specify it."""
     batch_size: int = 16
@@ -71,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     prompts = chosen_prompts(config.prompts, config.labels)
     pipeline = MedUnifierPipeline.from_pretrained(config.model, config.device, config.batch_size)
-    source = open_inputs(config.input, config.split, pipeline.tokenizer)
+    source = open_inputs(config.input, config.split, pipeline.tokenizer, outside_root=config.outside_root)
     score = PromptScorer(pipeline, prompts)
 
     def rows_of(readable: list[StudyImage]) -> list[Row]:

@@ -39,6 +39,8 @@ class ReportConfig:
     """For shards: comma-separated splits; empty = all."""
     group_by: Literal["file", "folder"] = "file"
     """For files: one report per file, or one per folder, whose files are then views of one study."""
+    outside_root: bool = False
+    """For a folder of radiographs: follow links that leave it."""
     view: str = ""
     """View position (PA, AP, LATERAL) for files that do not specify it."""
     batch_size: int = 16
@@ -64,8 +66,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline
 
     pipeline = MedUnifierPipeline.from_pretrained(config.model, config.device, config.batch_size)
-    folders = config.group_by == "folder"
-    source = open_inputs(config.input, config.split, pipeline.tokenizer, pipeline.max_views, pipeline.prior, folders)
+    source = open_inputs(
+        config.input,
+        config.split,
+        pipeline.tokenizer,
+        pipeline.max_views,
+        pipeline.prior,
+        config.group_by == "folder",
+        config.outside_root,
+    )
 
     def rows_of(readable: list[StudyImage]) -> list[Row]:
         reports = pipeline.write_reports(**study_inputs(pipeline, readable, config.view), num_beams=config.beams)

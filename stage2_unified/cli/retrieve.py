@@ -40,6 +40,8 @@ class RetrieveConfig:
     out: str = ""
     """NAME.csv for a table (one row per study found), any other name for JSON lines (one per query); empty = JSON
     lines on standard output."""
+    outside_root: bool = False
+    """For a folder of radiographs: follow links that leave it."""
     view: str = ""
     """View position (PA, AP, LATERAL) for files that do not specify it."""
     engine: Engine = "exact"
@@ -72,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     pipeline = MedUnifierPipeline.from_pretrained(config.model, config.device, config.batch_size)
     if config.data:
-        source = open_inputs(config.data, config.split, pipeline.tokenizer)
+        source = open_inputs(config.data, config.split, pipeline.tokenizer, outside_root=config.outside_root)
         print(build_index(pipeline, source, config.index, config.view, config.batch_size))
     if config.image or config.text:
         _query(pipeline, StudyIndex.load(config.index, pipeline.fingerprint), config)
@@ -81,7 +83,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _query(pipeline: "MedUnifierPipeline", index: StudyIndex, config: RetrieveConfig) -> None:
     run = {"command": "retrieve", "model": pipeline.fingerprint, "top": config.top, "view": config.view}
     run |= {"index": index.about["keys_sha256"], "engine": config.engine, "text": config.text}
-    source = open_inputs(config.image, "", pipeline.tokenizer) if config.image else None
+    source = None
+    if config.image:
+        source = open_inputs(config.image, "", pipeline.tokenizer, outside_root=config.outside_root)
     if source is not None:
         run["keys_sha256"] = keys_digest(source)
     with RowFile(config.out, run, _COLUMNS, _flat) as file:

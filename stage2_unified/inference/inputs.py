@@ -4,6 +4,7 @@ A study is represented by its first frontal image, with its other images and an 
 """
 
 import hashlib
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from medunifier.data.files.walk import find_images, summary
 from medunifier.data.images.pixels import fit_square
 from medunifier.data.images.radiograph import UnreadableImage, read_image
 from medunifier.data.images.views import view_position
+from medunifier.data.records import Problem
 from medunifier.data.remote_paths import as_path
 from medunifier.data.shards.dataset import MANIFEST, Sample, ShardDataset, check_codebook_size, read_manifest
 from medunifier.data.shards.prior_studies import prior_study_indices
@@ -22,9 +25,6 @@ from medunifier.shared.errors import UserError
 if TYPE_CHECKING:
     from medunifier.stage1_tokenizer.frozen import FrozenTokenizer
     from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline
-
-SUFFIXES = (".dcm", ".dicom", ".png", ".jpg", ".jpeg", ".gz")
-"""Extensions searched for in a folder. A file passed directly may have any name: its content decides."""
 
 
 @dataclass(frozen=True)
@@ -181,8 +181,12 @@ def open_inputs(
     max_views: int = 1,
     prior: bool = False,
     study_folders: bool = False,
+    outside_root: bool = False,
 ) -> ImageSource:
     """Open a radiograph, a folder of radiographs, or a folder (or URL) of image or token shards.
+
+    The images of a folder are recognized by content, whatever their names. What is left out of it is counted, by
+    reason, on standard error.
 
     Args:
         location: path or URL.
@@ -191,6 +195,7 @@ def open_inputs(
         max_views: maximum images per study.
         prior: for shards: whether to load an image of the prior study.
         study_folders: for files: treat the files of one folder as one study.
+        outside_root: for files: follow links that leave the folder.
 
     Raises:
         UserError: if nothing is found, ``split`` is set for files, or the codes are those of another tokenizer.
@@ -205,15 +210,21 @@ def open_inputs(
         return FileImages([path], tokenizer.image_size)
     if not path.is_dir():
         raise UserError(f"{location} not found: pass a radiograph, a folder of radiographs, or a shard folder")
-    found = sorted(
-        entry for entry in path.rglob("*")
-        if entry.suffix.lower() in SUFFIXES and not entry.name.startswith(".") and entry.is_file()
-    )  # fmt: skip
+    found = image_paths(path, outside_root)
     if not found:
-        raise UserError(f"no radiograph under {location}: searched for {', '.join(sorted(SUFFIXES))}, or shards")
+        raise UserError(f"no radiograph under {location}: expected DICOM, PNG or JPEG files, or shards")
     if study_folders:
         return FolderStudies(found, tokenizer.image_size, max_views)
     return FileImages(found, tokenizer.image_size)
+
+
+def image_paths(folder: Path, outside_root: bool = False) -> list[Path]:
+    """Return the images below a folder, damaged ones included; report on standard error what was left out."""
+    left_out: list[Problem] = []
+    found = [image.path for image in find_images(folder, left_out, outside_root)]
+    if left_out:
+        print(f"{folder}: left out: {summary(left_out, '--outside_root')}", file=sys.stderr)
+    return found
 
 
 def read_batches(

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from medunifier.data.images.views import projection
+
 BOS, EOS, PAD = "<bos>", "<eos>", "<pad>"
 BOI, EOI = "<boi>", "<eoi>"
 UNCOND = "<uncond>"
@@ -20,13 +22,10 @@ SPECIALS: tuple[str, ...] = (
 # Specials that never occur within a report.
 NEVER_WRITTEN = (EMB_IMG, BOI, EOI, MATCH, PAD, BOS, UNCOND, EMB_TXT, PRIOR, *(f"<view:{view}>" for view in VIEWS))
 
-# ViewPosition values of MIMIC-CXR and Open-I, mapped to the classes that the model distinguishes.
-_VIEW_OF_POSITION = {"PA": "pa", "AP": "ap", "LATERAL": "lateral", "LL": "lateral", "LARGE LATERAL": "lateral"}
-
 
 def view_name(position: str) -> str:
-    """Return the view of :data:`VIEWS` for a DICOM ViewPosition ("PA", "LL", "", …)."""
-    return _VIEW_OF_POSITION.get(position.strip().upper(), "other")
+    """Return the view of :data:`VIEWS` for a view position ("PA", "LL", "left lateral", "", …)."""
+    return projection(position) or "other"
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from medunifier.shared.progress import Progress
 from medunifier.stage2_unified.evaluate.results.files import print_metrics, write_result
 from medunifier.stage2_unified.evaluate.results.result import TaskResult, digest
 from medunifier.stage2_unified.evaluate.scores.images import Images, score_images
+from medunifier.stage2_unified.inference.inputs import image_paths
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".dcm.gz")
 EXAMPLES = 12
 
 DESCRIPTION = (
@@ -180,9 +180,9 @@ def list_images(folder: str) -> list[Path]:
     root = Path(folder)
     if not root.is_dir():
         raise UserError(f"{folder} is no folder: pass the folder that holds the images, not a pattern or a file")
-    files = sorted(path for path in root.rglob("*") if path.is_file() and path.name.lower().endswith(SUFFIXES))
+    files = image_paths(root, outside_root=True)  # a link into the other folder is found by its target
     if not files:
-        raise UserError(f"no images in {folder}: expected files that end in {', '.join(SUFFIXES)}")
+        raise UserError(f"no images in {folder}: expected PNG, JPEG or DICOM files")
     return files
 
 
