@@ -6,12 +6,12 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from medunifier.data.sources import SourceOptions
 from medunifier.data.sources.dicom_folder import records as source_records
-from tests.data.dicom_samples import file_bytes, film
+from tests.data.dicom_samples import file_bytes, sample_dicom
 
 
 def test_a_header_is_not_inflated_without_a_bound(tmp_path, monkeypatch):
     monkeypatch.setattr("medunifier.data.images.dicom.MAX_FILE_BYTES", 2**20)
-    whole = file_bytes(film(syntax=DeflatedExplicitVRLittleEndian))
+    whole = file_bytes(sample_dicom(syntax=DeflatedExplicitVRLittleEndian))
     start = whole.index(DeflatedExplicitVRLittleEndian.encode()) + len(DeflatedExplicitVRLittleEndian) + 1
     packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
     (tmp_path / "bomb.dcm").write_bytes(whole[:start] + packer.compress(bytes(2**23)) + packer.flush())
