@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from medunifier.shared.artifacts import FORMAT_VERSION, atomic_folder, fingerprint, read_json, write_json
 from medunifier.shared.config import config_to_dict
 from medunifier.shared.errors import UserError
+from medunifier.shared.files.weights import check_weight_file
 from medunifier.shared.hub import PushFolder
 from medunifier.shared.report_page.notice import TOKENIZER_LIMITS, research_notice
 from medunifier.shared.training.precision import Precision, autocast
@@ -104,6 +105,7 @@ class FrozenTokenizer(nn.Module, PushFolder):
         for name in (WEIGHTS, CODEBOOK):
             if not (path / name).is_file():
                 raise UserError(f"{path / name} not found: {path} is not a complete tokenizer folder")
+            check_weight_file(path / name)
         try:
             if saved["format_version"] != FORMAT_VERSION:
                 raise UserError(

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from medunifier.shared.errors import UserError
 from medunifier.shared.files.input_files import MAX_CONFIG_BYTES, read_bounded
+from medunifier.shared.files.weights import check_weight_file
 from medunifier.stage1_tokenizer.config import ModelConfig, model_config
 from medunifier.stage1_tokenizer.model.discriminator import PatchDiscriminator
 from medunifier.stage1_tokenizer.model.vqgan import VQGAN
@@ -209,6 +210,7 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"checkpoint {path} not found")
+    check_weight_file(path)
     try:
         loaded = _load_tensors(path)
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:

@@ -7,6 +7,9 @@ from pathlib import Path
 from medunifier.shared.artifacts import read_json
 from medunifier.shared.errors import UserError
 from medunifier.shared.files.input_files import bare_name
+from medunifier.shared.files.weights import check_weight_file
+
+_LOADED = (".json", ".safetensors", ".bin", ".pth")
 
 
 @contextmanager
@@ -17,9 +20,12 @@ def checked_model_folder(folder: str | Path, what: str) -> Iterator[None]:
     index to the folder as they stand.
 
     Raises:
-        UserError: if a JSON file is damaged or nested too deeply, a weight index names a file outside the folder, or
-            the folder cannot be loaded.
+        UserError: if a file is a Git LFS pointer or cut off, a JSON file is damaged or nested too deeply, a weight
+            index names a file outside the folder, or the folder cannot be loaded.
     """
+    for path in sorted(Path(folder).glob("*")):
+        if path.suffix in _LOADED and path.is_file():
+            check_weight_file(path)
     for path in sorted(Path(folder).glob("*.json")):
         content = read_json(path, f"a part of {what}", (dict, list), any_text=True)  # a vocabulary may hold a NUL
         if path.name.endswith(".index.json"):

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 
 from medunifier.shared.artifacts import PARTIAL_PREFIX, read_json, remove_partial, unwritable, write_json
 from medunifier.shared.errors import UserError
+from medunifier.shared.files.weights import check_weight_file
 from medunifier.shared.training.distributed import barrier, broadcast_object, is_main
 
 POSITION = "position.json"
@@ -70,6 +71,26 @@ class Checkpoints:
             return DataPosition(int(values["samples"]), int(values["global_batch"]))
         except (KeyError, TypeError, ValueError):
             raise UserError(f"{path} holds no position in the data: give another --run_dir") from None
+
+    def load(self, step: int, read: Callable[[str], None]) -> None:
+        """Let every process ``read`` the folder of one checkpoint.
+
+        Raises:
+            UserError: if it is damaged, or is the checkpoint of another model or optimizer.
+        """
+        path = self.path(step)
+        for weights in sorted(path.glob("*.safetensors")):
+            check_weight_file(weights)
+        try:
+            read(str(path))
+        except UserError:
+            raise
+        except Exception as error:  # of a damaged file: from safetensors, the unpickler, the zip reader or the model
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise UserError(
+                f"the checkpoint {path} cannot be loaded: {reason}; if it is damaged, remove this folder to "
+                "continue from the one before it, or pass another --run_dir"
+            ) from error
 
     def save(self, step: int, write: Callable[[Path], None], position: DataPosition) -> None:
         """Let every process ``write`` into one hidden folder, rename it, and remove the oldest checkpoints.

@@ -97,7 +97,7 @@ def train(
     start, samples = checkpoints.latest() or 0, 0
     if start:
         samples = checkpoints.position(start).samples
-        accelerator.load_state(str(checkpoints.path(start)))
+        checkpoints.load(start, accelerator.load_state)
         # Accelerate counts micro-batches, on the processes that were there when it saved. Under another accumulation
         # the count would end an optimizer step in the middle of a global batch, and on a new process at another time.
         accelerator.step = 0

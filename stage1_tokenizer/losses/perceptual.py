@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from medunifier.shared.artifacts import sha256_file
 from medunifier.shared.errors import UserError
+from medunifier.shared.files.weights import check_weight_file
 from medunifier.stage1_tokenizer.config import PerceptualConfig
 
 PUBLISHED = {
@@ -153,6 +154,7 @@ def _weights_path(config: PerceptualConfig) -> Path:
             "--loss.perceptual.weights FILE (evaluate: --perceptual.weights). `--loss.perceptual.weights random` "
             "uses untrained weights, and --loss.perceptual.net none omits the loss"
         )
+    check_weight_file(path)
     expected = config.sha256.lower() or name.removesuffix(".pth").rsplit("-", 1)[1]
     found = sha256_file(path)
     if not found.startswith(expected):

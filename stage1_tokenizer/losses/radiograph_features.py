@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from medunifier.shared.artifacts import sha256_file
 from medunifier.shared.errors import UserError
+from medunifier.shared.files.weights import check_weight_file
 from medunifier.stage1_tokenizer.config import PerceptualConfig
 from medunifier.stage1_tokenizer.losses.perceptual import RANDOM_SEED, PerceptualDistance, load_renamed, unit_features
 
@@ -79,6 +80,7 @@ def _network() -> nn.Module:
 
 
 def _load(net: nn.Module, path: Path) -> None:
+    check_weight_file(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # from the unpickler, the zip reader or the disk

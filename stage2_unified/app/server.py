@@ -24,9 +24,19 @@ def temporary_folder() -> Iterator[Path]:
     """Create a private temporary folder for all files, removed on exit.
 
     Gradio reads its location from the environment at import: enter this context before importing it.
+
+    Raises:
+        UserError: if it cannot be created.
     """
     environment = dict(os.environ)
-    with tempfile.TemporaryDirectory(prefix="medunifier-", ignore_cleanup_errors=True) as created:
+    try:
+        temporary = tempfile.TemporaryDirectory(prefix="medunifier-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise UserError(
+            f"no temporary folder for uploads can be created: {error.strerror or error}; set TMPDIR to a folder "
+            "that can be written"
+        ) from None
+    with temporary as created:
         tempfile.tempdir = name = os.path.realpath(created)  # the gate serves no path that contains a link
         os.environ |= {
             "GRADIO_TEMP_DIR": name,
@@ -66,8 +76,9 @@ def listening_socket(host: str, port: int) -> socket.socket:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
         listening.listen(128)  # requests wait while the model is loaded
-    except OSError as error:
-        raise UserError(f"cannot listen on {host}:{port}: {error.strerror or error}; choose another --port") from None
+    except (OSError, UnicodeError) as error:  # UnicodeError: of a name that is no host name
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot listen on {host}:{port}: {reason}; choose another --port or --host") from None
     return listening
 
 

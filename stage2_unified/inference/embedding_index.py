@@ -27,6 +27,7 @@ from medunifier.shared.artifacts import (
 from medunifier.shared.errors import UserError
 from medunifier.shared.files.input_files import MAX_JSON_BYTES, parse_json, parse_json_lines, read_bounded
 from medunifier.shared.files.settings_record import begin_or_continue, refuse_other_settings
+from medunifier.shared.files.weights import check_weight_file
 from medunifier.shared.progress import Progress
 from medunifier.stage2_unified.inference.inputs import ImageSource, codes_of, keys_digest, read_batches
 
@@ -77,6 +78,7 @@ class StudyIndex:
                 f"{folder} was built by model {str(about.get('model'))[:12]}, not by {model[:12]}: their embeddings "
                 "are not comparable. Pass that model, or build another index"
             )
+        check_weight_file(folder / EMBEDDINGS)
         try:
             embeddings = load_file(folder / EMBEDDINGS)["embeddings"]
             lines = read_bounded(folder / STUDIES, MAX_JSON_BYTES)
@@ -214,6 +216,7 @@ def _write_part(
 def _read_parts(parts: Sequence[Path]) -> tuple[np.ndarray, list[dict[str, Any]]]:
     embeddings, rows = [], []
     for part in parts:
+        check_weight_file(part)
         with safe_open(part, "np") as file:
             embeddings.append(file.get_tensor("embeddings"))
             rows += parse_json(file.metadata()["rows"], part, "a part of an index", list, any_text=True)

@@ -18,6 +18,7 @@ from torch.nn.functional import interpolate
 from medunifier.shared.artifacts import fingerprint, read_json, sha256_file
 from medunifier.shared.errors import UserError
 from medunifier.shared.files.model_folder import checked_model_folder
+from medunifier.shared.files.weights import check_weight_file
 from medunifier.shared.progress import Progress
 
 RANDOM_SEED = 20200717
@@ -189,6 +190,7 @@ def _imagenet(name: str, weights: Path, size: int, net: nn.Module, device: str) 
 
 
 def _state_dict(path: Path) -> dict[str, Tensor]:
+    check_weight_file(path)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises what its unpickler, its zip reader and the disk raise

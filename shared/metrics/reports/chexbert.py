@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from medunifier.shared.artifacts import sha256_file
 from medunifier.shared.errors import UserError
 from medunifier.shared.files.model_folder import checked_model_folder
+from medunifier.shared.files.weights import check_weight_file
 
 WEIGHTS = "chexbert.pth"
 BLANK, POSITIVE, NEGATIVE, UNCERTAIN = range(4)
@@ -55,6 +56,7 @@ class Chexbert:
         self.sha256 = sha256_file(root / WEIGHTS)
 
     def _load(self, path: Path) -> None:
+        check_weight_file(path)
         try:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
             state: dict[str, Tensor] = {
