@@ -232,6 +232,18 @@ def open_root(location: str | Path) -> Path:
     return root
 
 
+def is_file(path: Path) -> bool:
+    """Return whether a path that a table names is a file.
+
+    :meth:`pathlib.Path.is_file` raises for a name longer than the file system allows, or in a folder that may not be
+    searched.
+    """
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def open_file(path: Path) -> io.BufferedReader:
     """A file for reading piece by piece, local or remote.
 

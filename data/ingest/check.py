@@ -16,6 +16,7 @@ from medunifier.data.images.views import view_position
 from medunifier.data.ingest.executors import open_executor, run_jobs
 from medunifier.data.ingest.splits import official_splits
 from medunifier.data.records import StudyRecord
+from medunifier.data.remote_paths import is_file
 from medunifier.data.sources import Archive
 from medunifier.shared.errors import UserError
 from medunifier.shared.progress import Progress
@@ -67,7 +68,7 @@ def check_source(
             place one patient in two splits.
     """
     paths = [view.path for record in archive.records for view in record.views]
-    missing = [path for path in paths if not path.is_file()]
+    missing = [path for path in paths if not is_file(path)]
     absent = set(missing)
     sampled = _evenly_spaced([path for path in paths if path not in absent], images)
     check_batch = partial(try_images, burned_in=burned_in, chest_only=chest_only)

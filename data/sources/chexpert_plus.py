@@ -12,6 +12,7 @@ from pathlib import Path
 
 from medunifier.data.files.names import without_ending
 from medunifier.data.records import Problem, StudyRecord, View
+from medunifier.data.remote_paths import is_file
 from medunifier.data.reports.observations import OBSERVATIONS
 from medunifier.data.sources import SourceOptions
 from medunifier.data.sources.chexpert import study_folder, view_position
@@ -73,7 +74,7 @@ def _place(order: str) -> str:
 def _existing(path: Path) -> Path:
     """Return the existing file: the table lists .jpg where the files may be .png."""
     converted = path.with_name(f"{without_ending(path.name)}.png")
-    return converted if converted.exists() else path
+    return converted if is_file(converted) else path
 
 
 def _labels(path: Path, problems: list[Problem]) -> dict[str, dict[str, int]]:

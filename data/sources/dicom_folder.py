@@ -11,6 +11,7 @@ from pathlib import Path
 from medunifier.data.files.names import report_names
 from medunifier.data.files.walk import ImageFile, find_images, summary
 from medunifier.data.records import Problem, StudyRecord, View
+from medunifier.data.remote_paths import is_file
 from medunifier.data.sources import SourceOptions
 from medunifier.data.sources.tables import read_report
 from medunifier.shared.errors import UserError
@@ -47,7 +48,7 @@ def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iter
     for (patient, study), paths in studies.items():
         named = (*paths, *folders[patient, study])
         beside = [path.with_name(name) for path in named for name in report_names(path.name)]
-        present = [path for path in beside if path.is_file()]
+        present = [path for path in beside if is_file(path)]
         reports |= {str(path) for path in present}
         yield StudyRecord(
             study_id=f"{patient}/{study}",

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from medunifier.data.images.views import view_position
 from medunifier.data.records import Problem, StudyRecord, View
+from medunifier.data.remote_paths import is_file
 from medunifier.data.reports.observations import OBSERVATIONS
 from medunifier.data.sources import SourceOptions
 from medunifier.data.sources.tables import (
@@ -103,4 +104,4 @@ def _report_path(image: Path) -> Path:
 def _existing(path: Path) -> Path:
     """Return the existing file: version 2.0.0 has gzipped files, whose names differ from the record list."""
     packed = path.with_name(path.name + ".gz")
-    return packed if not path.exists() and packed.exists() else path
+    return packed if not is_file(path) and is_file(packed) else path

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from medunifier.data.files.walk import OUTSIDE_ROOT, list_files
 from medunifier.data.records import SPLITS, Problem
-from medunifier.data.remote_paths import lies_under, read_at_most
+from medunifier.data.remote_paths import is_file, lies_under, read_at_most
 from medunifier.data.reports.observations import NEGATIVE, OBSERVATIONS, POSITIVE, UNCERTAIN
 from medunifier.data.sources import SourceOptions
 from medunifier.shared.errors import UserError
@@ -30,6 +30,8 @@ _SPLIT_NAMES = {
 MAX_TABLE_BYTES = 2**31
 """Of a table, after inflation. PadChest's has 150 MB."""
 MAX_REPORT_BYTES = 2**20
+
+_SHOWN_HEADS = 500
 
 Key = TypeVar("Key")
 
@@ -91,7 +93,9 @@ def read_table(
         missing = [name for name in columns if name.strip().casefold() not in present]
         if missing:
             names = ", ".join(map(repr, missing))
-            raise UserError(f"{path} has no column {names}; it has {', '.join(heads) or 'none'}: {hint}")
+            # A damaged table may have a cell with line breaks, or of any length, in its first row.
+            found = " ".join(", ".join(heads).split())[:_SHOWN_HEADS] or "none"
+            raise UserError(f"{path} has no column {names}; it has {found}: {hint}")
         wanted = {name: present.get(name.strip().casefold(), "") for name in (*columns, *optional)}
         rows = []
         for cells in reader:
@@ -138,7 +142,7 @@ def read_report(path: Path, root: Path, options: SourceOptions, problems: list[P
         options: of the source.
         problems: takes a line for a report that is not read.
     """
-    if not path.is_file():
+    if not is_file(path):
         return ""
     if not options.outside_root and not lies_under(path, root):
         problems.append(Problem(f"report {OUTSIDE_ROOT}", str(path)))

@@ -1,17 +1,119 @@
-"""Headers of a folder's DICOM files are read within bounds; a file without a readable one is a study of its own."""
+"""A hospital's export: reports beside files, patients and studies of the headers, splits."""
 
+import gzip
 import zlib
 
+import pytest
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
+from medunifier.data.ingest.splits import assign_splits
+from medunifier.data.records import SPLITS
 from medunifier.data.sources import SourceOptions
 from medunifier.data.sources.dicom_folder import records as source_records
-from tests.data.dicom_samples import file_bytes, sample_dicom
+from medunifier.shared.errors import UserError
+from tests.data.dicom_samples import file_bytes, sample
+from tests.data.files.test_walk import identified, without_pixels, write
+
+KEY = b"k" * 32
+
+
+def reports(archive):
+    return {record.views[0].path.name: record.report for record in archive.records}
+
+
+def test_reports_are_found_beside_names_with_dots(tmp_path, read):
+    images = {
+        "1.2.840.99.7/1.dcm": "7", "1.2.840.99.8": "8", "film.dcm.gz": "packed", "x.y.IMA": "ima",
+        "a.dcm": "appended",         "deep/1.5/series/b": "deep",
+    }  # fmt: skip
+    files = {
+        name: identified(patient=text, study=f"1.{number}") for number, (name, text) in enumerate(images.items())
+    }
+    files["film.dcm.gz"] = gzip.compress(files["film.dcm.gz"])
+    texts = {
+        "1.2.840.99.7.txt": "7", "1.2.840.99.8.txt": "8", "film.txt": "packed", "x.y.txt": "ima",
+        "a.dcm.txt": "appended", "deep/1.5.txt": "deep",
+    }  # fmt: skip
+    write(tmp_path, files | {name: text.encode() for name, text in texts.items()})
+    archive = read("dicom-folder", tmp_path)
+    assert len(archive.records) == len(images) and not archive.problems
+    assert all(record.report == record.patient_id for record in archive.records)
+
+
+def test_a_shorter_name_is_not_the_report_of_a_longer_one(tmp_path, read):
+    write(tmp_path, {
+        "1.2.840.99.7/i": identified("p1", "1.1"),
+        "1.2.840.99.8": identified("p2", "1.2"), "a.b.dcm": identified("p3", "1.3"),
+        "1.2.840.99.txt": b"stray", "1.2.840.txt": b"stray", "a.txt": b"stray",
+    })  # fmt: skip
+    archive = read("dicom-folder", tmp_path)
+    assert set(reports(archive).values()) == {""}
+    assert [problem.reason for problem in archive.problems] == ["not an image file"] * 3
+
+
+def test_a_report_beside_a_folder_of_several_studies_belongs_to_none(tmp_path, read):
+    write(tmp_path, {
+        "day/a.dcm": identified("p1", "1.1"), "day/b.dcm": identified("p2", "1.2"), "day.txt": b"whose?",
+        "one/a.dcm": identified("p3", "1.3"), "one/b.dcm": identified("p3", "1.3"), "one.txt": b"theirs",
+    })  # fmt: skip
+    assert sorted(record.report for record in read("dicom-folder", tmp_path).records) == ["", "", "theirs"]
+
+
+def test_gzipped_and_spaced_ids_are_the_same_patient(tmp_path, read):
+    write(tmp_path, {
+        "a.dcm": identified("123", "1.1"), "b.dcm.gz": gzip.compress(identified(" 123", "1.1")),
+        "c.dcm.gz": gzip.compress(identified("123 ", "1.2")), "d": identified("0123", "1.3"),
+    })  # fmt: skip
+    archive = read("dicom-folder", tmp_path)
+    assert [(record.patient_id, len(record.views)) for record in archive.records] == [
+        ("123", 2),
+        ("123", 1),
+        ("0123", 1),
+    ]
+
+
+def test_ids_of_a_table_are_equal_to_those_of_a_header(tmp_path, table, read, image_file):
+    image_file(tmp_path / "a.png"), image_file(tmp_path / "b.png")
+    table(tmp_path / "manifest.csv", "image,patient_id", [("a.png", " 123"), ("b.png", "123 ")])
+    write(tmp_path / "dicom", {"a.dcm": identified("123 ")})
+    ids = {r.patient_id for r in read("csv", tmp_path).records + read("dicom-folder", tmp_path / "dicom").records}
+    assert ids == {"123"}
+
+
+def test_other_files_are_no_patients_and_leave_no_split_empty(tmp_path, read):
+    patients = {f"{number}/i.dcm": identified(f"p{number}", f"1.{number}") for number in range(3)}
+    others = {f"{number}/README": b"text" for number in range(3)} | {
+        "DICOMDIR": without_pixels("1.2.840.10008.1.3.10"), "junk.dcm": b"junk", "cut": sample("deflated")[:300],
+        "sr.dcm": without_pixels("1.2.840.10008.5.1.4.1.1.88.11"),
+    }  # fmt: skip
+    write(tmp_path, patients | others)
+    archive = read("dicom-folder", tmp_path)
+    assert {record.patient_id for record in archive.records} == {"p0", "p1", "p2"}
+    assert len(archive.problems) == len(others)
+    for seed in range(20):
+        splits = {record.split for record in assign_splits(archive.records, bytes([seed]) * 32, 0.1, 0.1)}
+        assert splits == set(SPLITS)
+
+
+def test_a_truncated_file_is_a_reject_of_its_patient(tmp_path, ingested):
+    whole = {f"{number}.dcm": identified(f"p{number}", f"1.{number}") for number in range(3)}
+    deflated = identified("p1", "1.1", DeflatedExplicitVRLittleEndian)
+    write(tmp_path, whole | {"cut.dcm": identified("p0", "1.0")[:900], "zlib.dcm": deflated[:-400]})
+    manifest, infos = ingested("dicom-folder", tmp_path)
+    counts = manifest["counts"]
+    assert (counts["patients"], counts["rejected_images"], len(infos)) == (3, 2, 3) and not counts["source_problems"]
+
+
+def test_the_error_of_a_folder_without_dicom_counts_what_was_left_out(tmp_path, read, image_file):
+    image_file(tmp_path / "a.png")
+    write(tmp_path, {"README": b"x", "b.dcm": b"x"})
+    with pytest.raises(UserError, match=r"csv source.*\(1\)"):
+        read("dicom-folder", tmp_path)
 
 
 def test_a_header_is_not_inflated_without_a_bound(tmp_path, monkeypatch):
     monkeypatch.setattr("medunifier.data.images.dicom.MAX_FILE_BYTES", 2**20)
-    whole = file_bytes(sample_dicom(syntax=DeflatedExplicitVRLittleEndian))
+    whole = file_bytes(sample(syntax=DeflatedExplicitVRLittleEndian))
     start = whole.index(DeflatedExplicitVRLittleEndian.encode()) + len(DeflatedExplicitVRLittleEndian) + 1
     packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
     (tmp_path / "bomb.dcm").write_bytes(whole[:start] + packer.compress(bytes(2**23)) + packer.flush())
