@@ -12,10 +12,9 @@ from medunifier.data.images.masks import read_masks
 from medunifier.data.images.pixels import fit_square
 from medunifier.data.images.radiograph import read_image
 from medunifier.data.ingest.check import try_images
-from medunifier.data.ingest.command import IngestConfig, ingest
-from medunifier.data.shards.dataset import ShardDataset
 from medunifier.shared.errors import UserError
 from tests.data.images.test_dicom import RAMP, dicom_dataset, saved
+from tests.data.ingested import ingest_csv
 
 
 def test_crop_is_the_centre_of_the_image_at_a_larger_scale() -> None:
@@ -69,24 +68,10 @@ def tree(tmp_path: Path) -> Path:
     return tree
 
 
-def _ingested(tree: Path, out: Path, **options: object) -> tuple[dict, ShardDataset]:
-    config = IngestConfig(
-        source="csv",
-        root=str(tree),
-        out=str(out),
-        size=16,
-        workers=1,
-        validate_fraction=0.0,
-        test_fraction=0.0,
-        **options,
-    )
-    return ingest(config), ShardDataset(out, "train")
-
-
 def test_chest_only_refuses_other_modalities_and_body_parts(tree: Path, tmp_path: Path) -> None:
-    manifest, _ = _ingested(tree, tmp_path / "all")
+    manifest, _ = ingest_csv(tree, tmp_path / "all", 16)
     assert manifest["counts"]["kept_studies"] == 6 and manifest["transform"]["chest_only"] is False
-    manifest, _ = _ingested(tree, tmp_path / "chest", chest_only=True)
+    manifest, _ = ingest_csv(tree, tmp_path / "chest", 16, chest_only=True)
     assert manifest["counts"]["kept_studies"] == 4 and manifest["transform"]["chest_only"] is True
     reasons = sorted(manifest["counts"]["reject_reasons"].items())
     assert [count for _, count in reasons] == [1, 1]
@@ -97,9 +82,9 @@ def test_chest_only_refuses_other_modalities_and_body_parts(tree: Path, tmp_path
 
 
 def test_fit_and_window_reach_the_shards_and_the_manifest(tree: Path, tmp_path: Path) -> None:
-    plain, padded = _ingested(tree, tmp_path / "plain")
+    plain, padded = ingest_csv(tree, tmp_path / "plain", 16)
     assert plain["transform"]["resize"].endswith("padded with black") and plain["transform"]["window"] == "header"
-    other, cropped = _ingested(tree, tmp_path / "cut", fit="crop", window="full")
+    other, cropped = ingest_csv(tree, tmp_path / "cut", 16, fit="crop", window="full")
     assert other["transform"]["resize"].endswith("cropped to the central square")
     assert other["transform"]["window"] == "full"
     keys = {padded[number].key: number for number in range(len(padded))}
@@ -109,7 +94,7 @@ def test_fit_and_window_reach_the_shards_and_the_manifest(tree: Path, tmp_path: 
             padded_image[0].max() == 0 and cropped_image[0].max() > 0
         )  # 32 x 40 pixels: padded above and below, or cropped
     with pytest.raises(UserError, match="other settings"):
-        _ingested(tree, tmp_path / "plain", fit="crop")
+        ingest_csv(tree, tmp_path / "plain", 16, fit="crop")
 
 
 def test_isolated_decoding_gives_the_same_pixels(tree: Path) -> None:

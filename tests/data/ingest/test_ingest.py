@@ -180,3 +180,12 @@ def test_pseudonyms_need_the_key(tmp_path):
     (tmp_path / "broken").write_text("zz")
     with pytest.raises(UserError, match="not a key file"):
         load_key(str(tmp_path / "broken"))
+
+
+def test_a_machine_without_a_home_folder_needs_a_key_file(monkeypatch):
+    def no_home(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr("pathlib.Path.expanduser", no_home)
+    with pytest.raises(UserError, match="--key_file"):
+        load_key("~/.config/medunifier/pseudonym.key")

@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 
 from medunifier.data.ingest.check import try_images
-from medunifier.data.ingest.command import IngestConfig, ingest
+from medunifier.data.ingest.command import IngestConfig
 from medunifier.data.reports.redaction import BUILT_IN, patterns, redact
-from medunifier.data.shards.dataset import ShardDataset
 from medunifier.shared.config import parse_config
 from medunifier.shared.errors import UserError
 from tests.data.dicom_samples import sample_dicom
+from tests.data.ingested import ingest_csv
 from tests.data.reports.redaction_lists import ORDINARY, PLANTED
 
 GONE = [
@@ -131,27 +131,14 @@ def tree(tmp_path: Path) -> Path:
     return tree
 
 
-def _ingested(tree: Path, out: Path, **options: str) -> tuple[dict, dict]:
-    config = IngestConfig(
-        source="csv",
-        root=str(tree),
-        out=str(out),
-        size=32,
-        workers=1,
-        validate_fraction=0.0,
-        test_fraction=0.0,
-        **options,
-    )
-    manifest = ingest(config)
-    return manifest, ShardDataset(out, "train").info(0)
-
-
 def test_redaction_does_not_change_sections_or_labels(tree: Path, tmp_path: Path) -> None:
-    manifest, plain = _ingested(tree, tmp_path / "plain")
+    manifest, shards = ingest_csv(tree, tmp_path / "plain")
+    plain = shards.info(0)
     assert "March 14, 2019" in plain["report"]["findings"] and "Roe" in plain["report"]["text"]
     assert manifest["transform"]["redact"] == {"built_in": "", "own_patterns": 0}
     assert manifest["counts"]["redacted_places"] == 0
-    manifest, redacted = _ingested(tree, tmp_path / "redacted", redact="all", redact_file=str(tmp_path / "own.txt"))
+    manifest, shards = ingest_csv(tree, tmp_path / "redacted", redact="all", redact_file=str(tmp_path / "own.txt"))
+    redacted = shards.info(0)
     assert redacted["labels"] == plain["labels"] == {"Pleural Effusion": 1, "Pneumothorax": 0}
     assert (
         redacted["report"]["findings"]
@@ -163,13 +150,13 @@ def test_redaction_does_not_change_sections_or_labels(tree: Path, tmp_path: Path
     assert manifest["counts"]["redacted_places"] == 5
     assert "North Wing" not in json.dumps(manifest)
     with pytest.raises(UserError, match="other settings"):
-        _ingested(tree, tmp_path / "redacted", redact="dates")
+        ingest_csv(tree, tmp_path / "redacted", redact="dates")
 
 
 def test_labels_are_read_before_redaction(tree: Path, tmp_path: Path) -> None:
     (tree / "manifest.csv").write_text("image,findings\na.png,Pleural effusion and cardiomegaly.\n")
     (tmp_path / "own.txt").write_text("effusion\n")
-    _, redacted = _ingested(tree, tmp_path / "redacted", redact_file=str(tmp_path / "own.txt"))
+    _, redacted = ingest_csv(tree, tmp_path / "redacted", redact_file=str(tmp_path / "own.txt"))
     assert "effusion" not in redacted["report"]["text"]
     assert redacted["labels"] == {"Cardiomegaly": 1, "Pleural Effusion": 1}
 
@@ -189,12 +176,12 @@ def test_burned_in_text_is_refused_unless_accepted(tmp_path: Path, flag: str | N
     dataset.save_as(tree / "a.dcm", enforce_file_format=True)
     sample_dicom().save_as(tree / "b.dcm", enforce_file_format=True)
     (tree / "manifest.csv").write_text("image\na.dcm\nb.dcm\n")
-    manifest, _ = _ingested(tree, tmp_path / "refused")
+    manifest, _ = ingest_csv(tree, tmp_path / "refused")
     assert manifest["counts"]["kept_studies"] == 1 + kept
     assert manifest["transform"]["burned_in"] == "refuse"
     if not kept:
         assert "burned" in next(iter(manifest["counts"]["reject_reasons"]))
     paths = [tree / "a.dcm", tree / "b.dcm"]
     assert len(try_images(paths, burned_in=False)[1]) == 1 - kept and not try_images(paths, burned_in=True)[1]
-    manifest, _ = _ingested(tree, tmp_path / "accepted", burned_in="accept")
+    manifest, _ = ingest_csv(tree, tmp_path / "accepted", burned_in="accept")
     assert manifest["counts"]["kept_studies"] == 2 and manifest["transform"]["burned_in"] == "accept"

@@ -134,6 +134,12 @@ def test_damaged_trees_of_a_source(source, tmp_path, table):
     assert outcomes["read"] > 5  # damage that is always refused would test nothing
 
 
+@pytest.mark.parametrize("source", sorted(SOURCES.keys() - {"dicom-folder"}))
+def test_names_that_no_file_system_takes(source, tmp_path, table):
+    write_tree(source, tmp_path / "tree", ["train/a/b/c", "train/a/b/" + "x" * 5000, "." * 3000, "/"], table)
+    assert read_source(source, tmp_path / "tree", SourceOptions(outside_root=True)).records
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("source", sorted(SOURCES))
 def test_many_damaged_trees_of_a_source(source, tmp_path, table):

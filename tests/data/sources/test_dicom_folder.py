@@ -11,7 +11,7 @@ from medunifier.data.records import SPLITS
 from medunifier.data.sources import SourceOptions
 from medunifier.data.sources.dicom_folder import records as source_records
 from medunifier.shared.errors import UserError
-from tests.data.dicom_samples import file_bytes, sample
+from tests.data.dicom_samples import file_bytes, sample, sample_dicom
 from tests.data.files.test_walk import identified, without_pixels, write
 
 KEY = b"k" * 32
@@ -113,7 +113,7 @@ def test_the_error_of_a_folder_without_dicom_counts_what_was_left_out(tmp_path, 
 
 def test_a_header_is_not_inflated_without_a_bound(tmp_path, monkeypatch):
     monkeypatch.setattr("medunifier.data.images.dicom.MAX_FILE_BYTES", 2**20)
-    whole = file_bytes(sample(syntax=DeflatedExplicitVRLittleEndian))
+    whole = file_bytes(sample_dicom(syntax=DeflatedExplicitVRLittleEndian))
     start = whole.index(DeflatedExplicitVRLittleEndian.encode()) + len(DeflatedExplicitVRLittleEndian) + 1
     packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
     (tmp_path / "bomb.dcm").write_bytes(whole[:start] + packer.compress(bytes(2**23)) + packer.flush())

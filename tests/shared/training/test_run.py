@@ -86,6 +86,25 @@ def test_checkpoints_are_complete_or_absent_and_the_newest_are_kept(tmp_path):
     assert checkpoints.position(3) == DataPosition(samples=24, global_batch=8)
 
 
+def test_a_damaged_checkpoint_is_one_line_that_names_it(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    whole = b"\x02" + bytes(7) + b"{}"
+    checkpoints.save(3, lambda folder: (folder / "model.safetensors").write_bytes(whole), DataPosition(1, 1))
+    folders = []
+    checkpoints.load(3, folders.append)
+    assert folders == [str(tmp_path / "step-3")]
+
+    def damaged(folder):
+        raise RuntimeError("PytorchStreamReader failed:\n not a ZIP archive")
+
+    with pytest.raises(UserError, match="step-3.*remove") as caught:
+        checkpoints.load(3, damaged)
+    assert "\n" not in str(caught.value)
+    (tmp_path / "step-3" / "model.safetensors").write_bytes(whole[:9])
+    with pytest.raises(UserError, match=r"model\.safetensors"):
+        checkpoints.load(3, folders.append)
+
+
 def test_a_run_keeps_its_global_batch_however_it_is_split(tmp_path, monkeypatch):
     run = tmp_path / "run"
     check_global_batch(run, LoopConfig(batch_size=3))  # nothing was trained yet

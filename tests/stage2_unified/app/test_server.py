@@ -19,8 +19,10 @@ from medunifier.data.images.radiograph import read_radiograph
 from medunifier.data.images.synthetic import save_synthetic_dicom
 from medunifier.data.phantom import Phantom
 from medunifier.shared.command import run_command
+from medunifier.shared.errors import UserError
 from medunifier.stage2_unified.app.command import has_screen, main
 from medunifier.stage2_unified.app.security.uploads import remove_older
+from medunifier.stage2_unified.app.server import listening_socket, temporary_folder
 from medunifier.stage2_unified.inference.prompts import FINDINGS
 from tests.stage2_unified.app.conftest import LOGIN
 
@@ -242,3 +244,16 @@ def test_the_shown_model_input_is_the_image(client, dicom_file):
 def test_a_socks_proxy_in_the_environment_does_not_prevent_the_start(monkeypatch):
     monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
     httpx.Client().close()  # as Gradio makes one when it is imported
+
+
+def test_an_impossible_host_or_temporary_folder_is_one_line(monkeypatch):
+    for host in ("a..b", "x" * 70 + ".example", "203.0.113.1"):
+        with pytest.raises(UserError, match="--host"):
+            listening_socket(host, 0)
+
+    def nowhere(*_, **__):
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr("tempfile.TemporaryDirectory", nowhere)
+    with pytest.raises(UserError, match="TMPDIR"), temporary_folder():
+        pass

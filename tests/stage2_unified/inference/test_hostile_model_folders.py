@@ -128,3 +128,20 @@ def test_code_in_a_model_folder_is_not_run(tmp_path):
         with pytest.raises(UserError):
             load()
     assert not (tmp_path / "ran").exists()
+
+
+def test_an_incomplete_copy_of_a_model_folder_names_the_file(copy):
+    """As `git clone` without LFS leaves it, or a copy that was interrupted."""
+    for path in sorted(copy.rglob("*")):
+        if path.suffix not in (".json", ".safetensors"):
+            continue
+        content = path.read_bytes()
+        path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+        if path.name not in ("processor_config.json",) and path.parent == copy or path.suffix == ".safetensors":
+            with pytest.raises(UserError, match=f"{path.name}.*git lfs pull"):
+                MedUnifierPipeline.from_pretrained(copy, "cpu")
+        path.write_bytes(content[: len(content) // 2])
+        with pytest.raises(UserError, match=path.name):
+            MedUnifierPipeline.from_pretrained(copy, "cpu")
+        path.write_bytes(content)
+    assert MedUnifierPipeline.from_pretrained(copy, "cpu").fingerprint
