@@ -15,6 +15,7 @@ from medunifier.stage2_unified.app.service import SAMPLES, ModelService
 
 SCORE_COLUMNS = ("finding", "sampled probability", "statement over denial", "similarity", "rank in the index")
 SIMILAR_COLUMNS = ("rank", "similarity", "study", "view", "findings", "impression")
+PROMPT_COLUMNS = ("finding", "statement over denial", "similarity", "rank in the index")
 MATCH_COLUMNS = ("seed", "match")
 NO_RISK = "not the risk of a disease"
 
@@ -43,11 +44,10 @@ class Endpoints:
         yield from self._service.report(self._service.read(path, view))
 
     def findings(self, path: str | None, view: str, labels: str) -> Rows:
-        """Return :data:`SCORE_COLUMNS` of the standard findings or of comma-separated names, highest first."""
+        """Return :data:`SCORE_COLUMNS` of the learned findings or of comma-separated names, highest first."""
         scores = self._service.findings(self._service.read(path, view), labels or "")
         rows: Rows = [
-            [s.name, s.sampled_probability, round(s.preference, 3), round(s.similarity, 3), s.index_rank]
-            for s in scores
+            [s.name, s.sampled_probability, s.preference, round(s.similarity, 3), s.index_rank] for s in scores
         ]
         return sorted(rows, key=lambda row: (-1 if row[1] is None else row[1], row[4] or 0, row[2]), reverse=True)
 
@@ -58,10 +58,28 @@ class Endpoints:
             row["study"] = row.get("study_id") or Path(str(row.get("path", ""))).name
         return [[row.get(name, "") for name in SIMILAR_COLUMNS] for row in rows]
 
-    def match(self, path: str | None, view: str, text: str) -> tuple[float, float]:
-        """Return the probability that image and text match, and their cosine similarity."""
-        probability, similarity = self._service.match(self._service.read(path, view), text)
-        return round(probability, 4), round(similarity, 4)
+    def match(self, path: str | None, view: str, text: str) -> tuple[float, float, str, str]:
+        """Return the match head's probability, the cosine similarity, the answer for the page, and weaker scores."""
+        found = self._service.match(self._service.read(path, view), text)
+        cosine = f"Cosine similarity of the embeddings: {found.similarity:.3f}"
+        if found.percentile is not None:
+            cosine += f", higher than for {found.percentile:.0%} of the index's studies"
+        head = f"Match head, trained on whole reports: probability {small(found.probability)}."
+        if found.whole_report:
+            answer, weaker = [head], [f"{cosine}."]
+        else:
+            answer = [
+                f"{'States' if stated else 'Denies'} {name}: {agree:.0%} of {SAMPLES} sampled reports agree."
+                for name, stated, agree in found.agreement
+            ]
+            weaker = [f"{cosine}.", head]
+            if answer:
+                answer.append("Side and size are not compared.")
+            elif found.percentile is not None:
+                answer, weaker = weaker[:1], weaker[1:]
+            else:
+                answer = ["No known finding in this text. Enter a whole report, or a sentence about a finding."]
+        return found.probability, round(found.similarity, 4), "\n\n".join(answer), "\n\n".join(weaker)
 
     def draw(
         self,
@@ -72,15 +90,16 @@ class Endpoints:
         guidance: float,
         view: str,
         temperature: float,
-    ) -> tuple[str, list[tuple[str, str]], Rows]:
+    ) -> tuple[str, list[tuple[str, str]], dict[str, Any]]:
         """Generate from a text or findings; return the prompt, files with captions, and :data:`MATCH_COLUMNS`."""
         numbers = int(count), int(seed), float(guidance)
         prompt, images = self._service.draw(text, names or [], *numbers, view, float(temperature))
         gallery = []
         for image in images:
-            match = "" if image.match is None else f", match {image.match:.2f}"
+            match = "" if image.match is None else f", match {small(image.match)}"
             gallery.append((str(image.path), f"synthetic, seed {image.seed}{match}"))
-        return prompt, gallery, [[image.seed, round(image.match, 4)] for image in images if image.match is not None]
+        matched = [[image.seed, image.match] for image in images if image.match is not None]
+        return prompt, gallery, table(MATCH_COLUMNS, matched)
 
     def tokens(self, path: str | None, view: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the codes of an image, rendered and decoded."""
@@ -115,21 +134,41 @@ class Endpoints:
         region = Region(top, left, min(max(int(height), 1), rows - top), min(max(int(width), 1), columns - left))
         return top, left, render_codes(codes, self._codebook_size, region)
 
-    def bars(self, rows: Rows) -> gr.Label:
-        """Return the bar chart for the rows of :meth:`findings`: the sampled-report probabilities.
+    def bars(self, rows: Rows) -> tuple[gr.Label, dict[str, Any]]:
+        """Return a bar chart and a table of prompt scores (:data:`PROMPT_COLUMNS`) for the rows of :meth:`findings`.
+
+        The bars are the sampled-report probabilities. The prompt scores, which can contradict them, are weaker.
 
         If the labeler knows none of the names: the rank in the index, or without an index the softmax.
         """
+        prompts = table(PROMPT_COLUMNS, [[name, *scores] for name, _, *scores in rows])
         sampled = {name: probability for name, probability, *_ in rows if probability is not None}
         if sampled:
-            return gr.Label(sampled, label=f"Findings: fraction of {SAMPLES} sampled reports; {NO_RISK}")
+            return gr.Label(sampled, label=f"Findings: fraction of {SAMPLES} sampled reports; {NO_RISK}"), prompts
         if all(rank is not None for *_, rank in rows):
             ranks = {name: rank for name, *_, rank in rows}
-            return gr.Label(ranks, label=f"Findings: rank in the index (100 % = highest); {NO_RISK}")
+            return gr.Label(ranks, label=f"Findings: rank in the index (100 % = highest); {NO_RISK}"), prompts
         preferences = {name: preference for name, _, preference, *_ in rows}
-        return gr.Label(preferences, label=f"Findings: statement over denial, not calibrated; {NO_RISK}")
+        return gr.Label(preferences, label=f"Findings: statement over denial, not calibrated; {NO_RISK}"), prompts
 
     def thumbnails(self, rows: Rows) -> list[tuple[np.ndarray, str]]:
         """Return the images for the rows of :meth:`similar`, of studies that have one."""
         images = self._service.index_images
         return [(images[study], f"similarity {cosine:.2f}") for _, cosine, study, *_ in rows if study in images]
+
+
+def small(probability: float) -> str:
+    """Return a probability with three decimals; one that would read 0 as "< 0.001"."""
+    return "< 0.001" if probability < 0.001 else f"{probability:.3f}"
+
+
+def table(columns: Sequence[str], rows: Rows) -> dict[str, Any]:
+    """Return a Dataframe's value: exact numbers, shown with three decimals."""
+    shown = [[_shown(column, cell) for column, cell in zip(columns, row, strict=True)] for row in rows]
+    return {"headers": list(columns), "data": rows, "metadata": {"display_value": shown}}
+
+
+def _shown(column: str, cell: Any) -> str:
+    if not isinstance(cell, float):
+        return "" if cell is None else str(cell)
+    return f"{cell:.3f}" if column == "similarity" else small(cell)

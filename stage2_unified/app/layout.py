@@ -8,16 +8,21 @@ import gradio as gr
 
 from medunifier.shared.report_page.notice import MODEL_LIMITS, research_notice
 from medunifier.stage2_unified.app.code_grid import WAYS
-from medunifier.stage2_unified.app.endpoints import MATCH_COLUMNS, SCORE_COLUMNS, SIMILAR_COLUMNS, Endpoints
+from medunifier.stage2_unified.app.endpoints import (
+    MATCH_COLUMNS,
+    PROMPT_COLUMNS,
+    SCORE_COLUMNS,
+    SIMILAR_COLUMNS,
+    Endpoints,
+)
 from medunifier.stage2_unified.app.phantoms import Example
 from medunifier.stage2_unified.app.security.arguments import CheckedBlocks
 from medunifier.stage2_unified.app.security.uploads import Uploads
 from medunifier.stage2_unified.app.service import MAX_IMAGES, MAX_LABELS, VIEWS, ModelService
 from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline
-from medunifier.stage2_unified.inference.prompts import FINDINGS
 
 TITLE = "medunifier: chest radiograph understanding and generation"
-NOTICE = research_notice(MODEL_LIMITS, "Do not upload images that must not leave your institution.", markdown=True)
+_STEPS = ("Reading the image", "Writing the report", "Scoring the findings", "Searching similar studies")
 _EXAMPLE_TEXTS = (
     "Heart size is normal. There is a large left pleural effusion. No evidence of pneumothorax.",
     "The cardiac silhouette is moderately enlarged. Lungs are clear. There is no pneumothorax or pleural effusion.",
@@ -29,26 +34,41 @@ _QUEUED: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
 _PAGE_ONLY: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
 
-def build_page(service: ModelService, examples: Sequence[Example], uploads: Uploads) -> CheckedBlocks:
+def build_page(
+    service: ModelService, examples: Sequence[Example], uploads: Uploads, source: str = ""
+) -> CheckedBlocks:
     """Build the page and its endpoints.
 
     Args:
         service: runs the model.
         examples: example radiographs.
         uploads: the upload store.
+        source: data source that the model was trained on, "" if unknown.
     """
     endpoints = Endpoints(service, examples)
     with CheckedBlocks(title=TITLE, analytics_enabled=False) as page:
         page.uploads, page.public_files = uploads, frozenset(str(example.path) for example in examples)
         gr.Markdown(f"# {TITLE}\n{_about(service.pipeline)}", elem_id="title")
-        gr.Markdown(NOTICE, elem_id="notice")
+        limits = (MODEL_LIMITS, "Do not upload images that must not leave your institution.")
+        gr.Markdown(research_notice(_trained_on(source), *limits, markdown=True), elem_id="notice")
         with gr.Tab("Report"):
             radiograph, view = _report_tab(endpoints, service, examples)
         with gr.Tab("Generate"):
-            _generate_tab(endpoints)
+            _generate_tab(endpoints, service.learned)
         with gr.Tab("Codes"):
             _codes_tab(endpoints, service.pipeline, radiograph, view)
     return page
+
+
+def _trained_on(source: str) -> str:
+    if source == "phantom":
+        return (
+            "This model was trained on phantoms (procedural radiographs) only: its output for a patient's radiograph "
+            "is meaningless."
+        )
+    if source:
+        return f"This model was trained on data of the source `{source}`."
+    return "The model folder does not state which data this model was trained on."
 
 
 def _about(pipeline: MedUnifierPipeline) -> str:
@@ -77,6 +97,7 @@ def _report_tab(
             radiograph = gr.File(
                 label="Upload a radiograph (DICOM, PNG or JPEG)", type="filepath", height=170, elem_id="radiograph"
             )
+            status = gr.Markdown("", elem_id="status")
             with gr.Row(equal_height=True):
                 choices = [("from the file", VIEWS[0]), *((view, view) for view in VIEWS[1:])]
                 view = gr.Dropdown(choices, value=VIEWS[0], label="View", elem_id="view", scale=2)
@@ -98,8 +119,12 @@ def _report_tab(
                 )  # fmt: skip
                 match = gr.Button("Match", elem_id="match")
                 with gr.Row():
-                    matched = gr.Number(None, label="Probability (match head)", interactive=False, elem_id="matched")
-                    cosine = gr.Number(None, label="Cosine similarity", interactive=False)
+                    # Part of the HTTP API; on the page an empty number would read 0.
+                    probability = gr.Number(None, label="Probability (match head)", visible=False)
+                    cosine = gr.Number(None, label="Cosine similarity", visible=False)
+                    matched = gr.Markdown("", padding=True, elem_id="matched")
+                with gr.Accordion("Weaker scores of this text", open=False):
+                    weaker = gr.Markdown("", elem_id="weaker")
         with gr.Column(scale=6):
             written = gr.Textbox(
                 label="Draft report (not reviewed)", lines=4, interactive=False, elem_id="report",
@@ -110,45 +135,68 @@ def _report_tab(
                 label="Findings: fraction of sampled reports; not the risk of a disease",
                 num_top_classes=MAX_LABELS, show_heading=False, elem_id="findings",
             )  # fmt: skip
-            with gr.Accordion("Other findings and all scores", open=False):
+            with gr.Accordion("Other findings, and scores by prompts (weaker)", open=False):
                 with gr.Row(equal_height=True):
                     labels = gr.Textbox(
-                        ", ".join(service.index.about.get("findings", ())) if service.index else "",
-                        label="Findings to score, comma-separated", placeholder="empty: the standard 13", scale=4,
-                        elem_id="labels",
+                        ", ".join(service.learned), label="Findings to score, comma-separated", scale=4,
+                        placeholder="empty: those of the training data", elem_id="labels",
                     )  # fmt: skip
                     score = gr.Button("Score", scale=1)
                 scored = gr.Dataframe(
-                    headers=list(SCORE_COLUMNS), datatype=["str", *["number"] * 4], type="array",
-                    interactive=False, buttons=[],
-                    label="Fraction of sampled reports that state the finding; softmax of positive over negative "
-                    "sentence; cosine similarity; fraction of the index that scores lower",
+                    headers=list(SCORE_COLUMNS), datatype=["str", *["number"] * 4], type="array", visible=False
+                )
+                gr.Markdown(
+                    "Positive versus negative prompt: softmax of “There is …” over “There is no …”; cosine "
+                    "similarity to the first; fraction of the index that scores lower. These can contradict the "
+                    "sampled reports above, which are the better classifier where both were evaluated."
+                )
+                prompted = gr.Dataframe(
+                    headers=list(PROMPT_COLUMNS), datatype=["str", *["number"] * 3], type="array", wrap=True,
+                    interactive=False, buttons=[], show_label=False, elem_id="prompted",
+                    column_widths=["34%", "24%", "22%", "20%"],
                 )  # fmt: skip
             with gr.Group(visible=indexed):
                 top = gr.Slider(1, 20, value=4, step=1, label="Most similar studies")
                 neighbours = gr.Gallery(
-                    show_label=False, columns=4, height=175, interactive=False, buttons=[], elem_id="neighbours",
+                    show_label=False, columns=4, height="auto", interactive=False, buttons=[], elem_id="neighbours",
                     elem_classes="radiograph", visible=bool(service.index_images), allow_preview=False,
                 )  # fmt: skip
                 found = gr.Dataframe(
                     headers=list(SIMILAR_COLUMNS), datatype=["number", "number", *["str"] * 4], type="array",
                     wrap=True, interactive=False, show_label=False, elem_id="found", buttons=[],
-                    column_widths=["8%", "14%", "14%", "8%", "32%", "24%"],
+                    column_widths=["8%", "14%", "14%", "8%", "32%", "24%"], max_height=20_000,
                 )  # fmt: skip
 
-    results = [shown, written, bars, scored, matched, cosine, neighbours, found]
+    results = [
+        shown, written, bars, scored, prompted, probability, cosine, matched, weaker, neighbours, found,
+    ]  # fmt: skip
+    steps = _STEPS if indexed else _STEPS[:-1]
+
+    def progress(event: Callable[..., Any], step: int | None) -> Any:
+        # In the browser alone, so that it shows at once and not when the server answers.
+        text = "" if step is None else f"{_STEPS[step]} … ({step + 1} of {len(steps)})"
+        return event(None, None, status, js=f"() => {text!r}", queue=False, **_PAGE_ONLY)
 
     def run_after(event: Callable[..., Any], public: bool) -> None:
         shown_event = _endpoint(event, endpoints.show, [radiograph, view], [shown], public=public)
+        progress(shown_event.success, 1)
         reported = _endpoint(shown_event.success, endpoints.report, [radiograph, view], [written], public=public)
+        progress(reported.success, 2)
         scored_event = _endpoint(
             reported.success, endpoints.findings, [radiograph, view, labels], [scored], public=public
         )
-        plotted = scored_event.success(endpoints.bars, scored, bars, queue=False, **_PAGE_ONLY)
+        plotted = scored_event.success(endpoints.bars, scored, [bars, prompted], queue=False, **_PAGE_ONLY)
+        progress(scored_event.success, 3 if indexed else None)
+        chain = [shown_event, reported, scored_event]
         if indexed:
             searched = _endpoint(plotted.success, endpoints.similar, [radiograph, view, top], [found], public=public)
             searched.success(endpoints.thumbnails, found, neighbours, queue=False, **_PAGE_ONLY)
+            progress(searched.success, None)
+            chain.append(searched)
+        for event_of_chain in chain:
+            progress(event_of_chain.failure, None)
 
+    progress(read.click, 0)
     run_after(read.click, public=True)
     reset = {
         "fn": lambda: (VIEWS[0], gr.update(visible=False)),
@@ -156,6 +204,9 @@ def _report_tab(
         "queue": False,
         **_PAGE_ONLY,
     }
+    for start in (radiograph.upload, thumbnails.select):
+        progress(start, 0)
+    progress(radiograph.clear, None)
     uploaded, cleared = radiograph.upload(**reset), radiograph.clear(**reset)
     chosen = thumbnails.select(endpoints.choose, None, [radiograph, view, truth], queue=False, **_PAGE_ONLY)
     for change in (uploaded, chosen, cleared):
@@ -165,13 +216,13 @@ def _report_tab(
             run_after(emptied.success, public=False)
     again = functools.partial(gr.on, [score.click, labels.submit])
     rescored = _endpoint(again, endpoints.findings, [radiograph, view, labels], [scored], public=False)
-    rescored.success(endpoints.bars, scored, bars, queue=False, **_PAGE_ONLY)
+    rescored.success(endpoints.bars, scored, [bars, prompted], queue=False, **_PAGE_ONLY)
     requested = functools.partial(gr.on, [match.click, typed.submit])
-    _endpoint(requested, endpoints.match, [radiograph, view, typed], [matched, cosine])
+    _endpoint(requested, endpoints.match, [radiograph, view, typed], [probability, cosine, matched, weaker])
     return radiograph, view
 
 
-def _generate_tab(endpoints: Endpoints) -> None:
+def _generate_tab(endpoints: Endpoints, learned: Sequence[str]) -> None:
     """Build the tab for image generation from a report or from findings."""
     with gr.Row():
         with gr.Column(scale=5):
@@ -179,7 +230,7 @@ def _generate_tab(endpoints: Endpoints) -> None:
                 label="Report", lines=4, elem_id="text", placeholder="Describe the findings of the radiograph."
             )
             gr.Examples([[example] for example in _EXAMPLE_TEXTS], [text], label="Examples")
-            names = gr.CheckboxGroup(list(FINDINGS), label="Or findings, if the report is empty")
+            names = gr.CheckboxGroup(list(learned), label="Or findings, if the report is empty")
             with gr.Row():
                 count = gr.Slider(1, MAX_IMAGES, value=4, step=1, label="Number of radiographs")
                 guidance = gr.Slider(0, 10, value=2, step=0.5, label="Guidance scale (1 = none)")
@@ -198,7 +249,7 @@ def _generate_tab(endpoints: Endpoints) -> None:
             scores = gr.Dataframe(
                 headers=list(MATCH_COLUMNS), datatype=["number", "number"], type="array",
                 interactive=False, elem_id="scores",
-                label="Probability that generated image and prompt match (match head)",
+                label="Probability that generated image and prompt match (match head; needs a report, not a phrase)",
             )  # fmt: skip
     options = [text, names, count, seed, guidance, view, temperature]
     _endpoint(generate.click, endpoints.draw, options, [prompt, gallery, scores])

@@ -1,6 +1,7 @@
 """The ASGI application: temporary folder, `/health`, uploads, cleanup; listens on loopback by default."""
 
 import os
+import re
 import socket
 import tempfile
 import threading
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from medunifier.shared.errors import UserError
+from medunifier.shared.files.input_files import MAX_CONFIG_BYTES, read_bounded
 from medunifier.stage2_unified.inference.embedding_index import StudyIndex
 
 MAX_SESSIONS = 1000
@@ -82,6 +84,16 @@ def listening_socket(host: str, port: int) -> socket.socket:
     return listening
 
 
+def training_source(model: Path) -> str:
+    """Return the data source that a model folder's card names (`data: source …`); "" if it names none."""
+    try:
+        card = read_bounded(model / "README.md", MAX_CONFIG_BYTES).decode(errors="replace")
+    except OSError:
+        return ""
+    found = re.search(r"^- data: source `([\w.+-]{1,60})`", card, re.MULTILINE)
+    return found[1] if found else ""
+
+
 def make_app(
     model: str,
     folder: Path,
@@ -127,17 +139,18 @@ def make_app(
     from medunifier.stage2_unified.app.security.login import Login
     from medunifier.stage2_unified.app.security.request_limits import RequestLimits
     from medunifier.stage2_unified.app.security.uploads import StoreLimits, Uploads
-    from medunifier.stage2_unified.app.service import ModelService
+    from medunifier.stage2_unified.app.service import ModelService, stated_findings
     from medunifier.stage2_unified.app.theme import CSS, THEME
 
-    index_images = None
+    index_images, source = None, training_source(Path(model))
     if phantoms and studies is None:
         studies, index_images = phantom_index(pipeline, phantoms)
-    service = ModelService(pipeline, folder / "generated", studies, index_images, max_bytes)
     examples = write_examples(folder / _EXAMPLES, pipeline.tokenizer.image_size)
+    learned = stated_findings(example.truth for example in examples) if source == "phantom" else ()
+    service = ModelService(pipeline, folder / "generated", studies, index_images, max_bytes, learned)
     gr.set_static_paths(folder / _EXAMPLES)  # a copy in Gradio's folder would be deleted with the uploads
     uploads = Uploads(folder, StoreLimits.of_files(max_bytes))
-    page = build_page(service, examples, uploads)
+    page = build_page(service, examples, uploads, source)
     # Gradio checks paths in arguments only after a launch, and mounting does not count as one.
     page.has_launched = True
     # A direct call (api_open) would bypass the queue and its concurrency limit.

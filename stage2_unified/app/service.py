@@ -3,8 +3,9 @@
 import errno
 import hashlib
 import json
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Mapping
+import re
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -13,6 +14,8 @@ import numpy as np
 
 from medunifier.data.images.isolated import IsolatedReader
 from medunifier.data.images.synthetic import describe_generated_image, save_synthetic_png
+from medunifier.data.reports.labeler import label_report
+from medunifier.data.reports.sections import split_sections
 from medunifier.shared.errors import UserError
 from medunifier.shared.files.grey_levels import to_uint8
 from medunifier.shared.files.input_files import read_bounded
@@ -35,6 +38,10 @@ MAX_RANKED = 2000
 """Studies of the index that the scores of an image are ranked against, at most."""
 SAMPLES = 16
 """Reports sampled per image for the sampled-report probabilities."""
+SHORTEST_REPORT = 3
+"""Sentences of a text without section headers from which on the match head scores it. The head is trained on whole
+reports: of held-out phantoms' own reports it gives the first sentence a median probability below 0.001, the first
+four 0.8."""
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 _CACHE_SIZE = 64  # cached images, so that several requests about one image encode it once
@@ -76,6 +83,40 @@ class FindingScore:
     index_rank: float | None
 
 
+@dataclass(frozen=True)
+class TextMatch:
+    """Agreement of an image and a text.
+
+    Attributes:
+        probability: of the match head, which is trained on whole reports.
+        similarity: cosine, -1 to 1.
+        percentile: fraction of the index's studies with a lower similarity to the text; None without an index.
+        agreement: (finding, whether the text states it, fraction of sampled reports that agree); empty for a whole
+            report, and for a text in which the labeler finds nothing. An uncertain mention counts as stated.
+        whole_report: whether the match head applies.
+    """
+
+    probability: float
+    similarity: float
+    percentile: float | None
+    agreement: tuple[tuple[str, bool, float], ...]
+    whole_report: bool
+
+
+def is_whole_report(text: str) -> bool:
+    """Return whether a text has section headers or at least :data:`SHORTEST_REPORT` sentences."""
+    if split_sections(text).keys() & {"findings", "impression"}:
+        return True
+    return len([part for part in re.split(r"[.!?](?:\s|$)|\n", text) if part.strip()]) >= SHORTEST_REPORT
+
+
+def stated_findings(reports: Iterable[str], least: float = 0.02) -> tuple[str, ...]:
+    """Return the standard findings that at least a fraction ``least`` of the reports state, in their usual order."""
+    labels = [label_report(report) for report in reports]
+    stated = Counter(name for found in labels for name, value in found.items() if value == 1)
+    return tuple(name for name in FINDINGS if stated[name] >= max(1, least * len(labels)))
+
+
 class ModelService:
     """Run the model for the page.
 
@@ -85,6 +126,10 @@ class ModelService:
         index: studies to search for similar ones.
         index_images: (S, S) uint8 images of the index's studies by study id, if they may be shown.
         max_bytes: maximum size of an uploaded file.
+        learned: findings that the page offers if the index's reports state none; default: the standard 13.
+
+    Attributes:
+        learned: findings that the page offers, those of the index if it has reports.
     """
 
     def __init__(
@@ -94,9 +139,11 @@ class ModelService:
         index: StudyIndex | None = None,
         index_images: Mapping[str, np.ndarray] | None = None,
         max_bytes: int = 2**26,
+        learned: tuple[str, ...] = (),
     ) -> None:
         self.pipeline, self.index, self._model = pipeline, index, pipeline.fingerprint
         self.index_images = index_images or {}
+        self.learned = self._findings_of_index() or learned or FINDINGS
         self._folder, self._max_bytes = folder, max_bytes
         self._reader = IsolatedReader(MAX_SECONDS_PER_UPLOAD)
         self._images: OrderedDict[str, EncodedImage] = OrderedDict()
@@ -133,12 +180,12 @@ class ModelService:
             yield "\n\n".join(f"{name.upper()}: {text}" for name, text in sections.items() if text)
 
     def findings(self, image: EncodedImage, labels: str = "") -> list[FindingScore]:
-        """Return scores of the 13 findings, or of comma-separated names, in that order.
+        """Return scores of the learned findings, or of comma-separated names, in that order.
 
         Raises:
             UserError: for too many names.
         """
-        names = tuple(name.strip() for name in labels.split(",") if name.strip()) or FINDINGS
+        names = tuple(name.strip() for name in labels.split(",") if name.strip()) or self.learned
         if len(names) > MAX_LABELS or len(labels) > MAX_CHARACTERS:
             raise UserError(f"at most {MAX_LABELS} findings can be scored at once")
         scorer, index_preferences = _cached(self._scorers, names, lambda: self._scorer(names))
@@ -170,7 +217,20 @@ class ModelService:
         """Return (N, F) preferences of the index's studies, a reference for scores that are not calibrated."""
         if self.index is None:
             return None
-        return scorer(self.index.embeddings[:: -(-len(self.index.embeddings) // MAX_RANKED)]).preference
+        return scorer(self.index.embeddings[:: self._stride]).preference
+
+    @property
+    def _stride(self) -> int:
+        """Step through the index that leaves at most :data:`MAX_RANKED` studies."""
+        return 1 if self.index is None else max(1, -(-len(self.index.embeddings) // MAX_RANKED))
+
+    def _findings_of_index(self) -> tuple[str, ...]:
+        if self.index is None:
+            return ()
+        return stated_findings(
+            "\n".join(str(study.get(name) or "") for name in ("findings", "impression"))
+            for study in self.index.studies[:: self._stride]
+        )
 
     def similar(self, image: EncodedImage, top: int) -> list[dict[str, object]]:
         """Return the most similar studies of the index, best first.
@@ -187,19 +247,39 @@ class ModelService:
             for rank, (value, number) in enumerate(zip(similarity[0], numbers[0], strict=True), 1)
         ]
 
-    def match(self, image: EncodedImage, text: str) -> tuple[float, float]:
-        """Return the match head's probability that image and text match, and their cosine similarity."""
+    def match(self, image: EncodedImage, text: str) -> TextMatch:
+        """Return how far an image and a text agree.
+
+        Raises:
+            UserError: if the text is empty or too long.
+        """
         report = report_of(_text(text))
         if not any(report.values()):
             raise UserError("enter a text first")
         probability = self.pipeline.match(image.codes[None], [image.view], [report])[0]
         embedding = self.pipeline.embed_images(image.codes[None], [image.view])[0]
-        return float(probability), float(embedding @ self.pipeline.embed_texts([report])[0])
+        embedded = self.pipeline.embed_texts([report])[0]
+        similarity = float(embedding @ embedded)
+        percentile = None
+        if self.index is not None:
+            percentile = float((self.index.embeddings[:: self._stride] @ embedded < similarity).mean())
+        whole = is_whole_report(text)
+        agreement = () if whole else tuple(self._agreement(image, text))
+        return TextMatch(float(probability), similarity, percentile, agreement, whole)
+
+    def _agreement(self, image: EncodedImage, text: str) -> Iterator[tuple[str, bool, float]]:
+        labels = {name: value != 0 for name, value in label_report(text).items() if name in FINDINGS}
+        probabilities = self._sampled_probabilities(image) if labels else {}
+        for name, stated in labels.items():
+            probability = probabilities[name.lower()]
+            yield name, stated, probability if stated else 1 - probability
 
     def draw(
         self, text: str, findings: list[str], count: int, seed: int, guidance: float, view: str, temperature: float
     ) -> tuple[str, list[GeneratedImage]]:
         """Generate radiographs from a text or, if it is empty, from findings by name, and match them with the prompt.
+
+        A prompt shorter than a report is not matched (:func:`is_whole_report`).
 
         Returns:
             The prompt and the radiographs.
@@ -214,7 +294,7 @@ class ModelService:
         view = _view(view) or "PA"
         reports, views = [report_of(text)] * count, [view] * count
         codes = self.pipeline.draw(reports, views, seed=seed, guidance=guidance, temperature=temperature)
-        matches = self.pipeline.match(codes, views, reports).tolist() if text else [None] * count
+        matches = self.pipeline.match(codes, views, reports).tolist() if is_whole_report(text) else [None] * count
         self._folder.mkdir(parents=True, exist_ok=True)
         generated = []
         for number, pixels in enumerate(self.pipeline.decode(codes)):

@@ -23,7 +23,14 @@ CSS = """
 .radiograph .image-frame img { width: 100% !important; height: 100% !important; object-fit: contain; }
 #grid img { image-rendering: pixelated; cursor: crosshair; }
 #neighbours, #examples { border: none; }
-#found, #found table, #found .cell-wrap, #found th { font-size: 0.85rem; font-family: var(--font); }
+#found, #found table, #found .cell-wrap, #found th, #prompted, #prompted table, #prompted .cell-wrap, #prompted th { font-size: 0.85rem; font-family: var(--font); }
 #findings .confidence-set { font-family: var(--font); }
 #report textarea { font-size: 1.02rem; line-height: 1.5; }
+#status { min-height: 1.5rem; color: var(--primary-600); }
+/* One toast collects the errors; only the newest is shown. */
+.toast-messages > .toast-message-item:not(:last-child), .toast-count { display: none; }
+/* Otherwise a wide table widens the page beyond a phone. Gradio scopes rules within @media to .contain. */
+.gradio-container, .gradio-container > .main, .main > .wrap, main.contain, .contain .row > *, .contain .column > *,
+.contain .gr-group > *, .contain .styler > * { min-width: 0 !important; }
+#neighbours .grid-wrap { min-height: 0; }
 """
