@@ -105,7 +105,7 @@ def _report_tab(
             gr.Markdown("Or try a phantom, a synthetic radiograph with known findings.")
             thumbnails = gr.Gallery(
                 [(str(example.path), f"phantom {number}") for number, example in enumerate(examples, 1)],
-                show_label=False, columns=4, height=275, allow_preview=False, interactive=False, buttons=[],
+                show_label=False, columns=4, height="auto", allow_preview=False, interactive=False, buttons=[],
                 elem_id="examples", elem_classes="radiograph",
             )  # fmt: skip
             shown = gr.Image(

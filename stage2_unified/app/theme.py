@@ -11,7 +11,7 @@ THEME = gr.themes.Default(
 )
 
 CSS = """
-.gradio-container { max-width: 1240px !important; margin: 0 auto !important; }
+.gradio-container { width: 100% !important; max-width: 1240px !important; margin: 0 auto !important; }
 #title h1 { margin: 0; font-size: 1.5rem; }
 #title p { margin: 0; opacity: 0.75; }
 #notice { border-left: 4px solid #d97706; border-radius: 6px; padding: 0.5rem 0.9rem; background: #fef3c7; }
@@ -23,14 +23,25 @@ CSS = """
 .radiograph .image-frame img { width: 100% !important; height: 100% !important; object-fit: contain; }
 #grid img { image-rendering: pixelated; cursor: crosshair; }
 #neighbours, #examples { border: none; }
-#found, #found table, #found .cell-wrap, #found th, #prompted, #prompted table, #prompted .cell-wrap, #prompted th { font-size: 0.85rem; font-family: var(--font); }
+:is(#found, #prompted), :is(#found, #prompted) :is(table, .cell-wrap, th) {
+  font-size: 0.85rem; font-family: var(--font);
+}
 #findings .confidence-set { font-family: var(--font); }
 #report textarea { font-size: 1.02rem; line-height: 1.5; }
 #status { min-height: 1.5rem; color: var(--primary-600); }
 /* One toast collects the errors; only the newest is shown. */
 .toast-messages > .toast-message-item:not(:last-child), .toast-count { display: none; }
-/* Otherwise a wide table widens the page beyond a phone. Gradio scopes rules within @media to .contain. */
-.gradio-container, .gradio-container > .main, .main > .wrap, main.contain, .contain .row > *, .contain .column > *,
-.contain .gr-group > *, .contain .styler > * { min-width: 0 !important; }
+/* Otherwise a wide table or gallery widens the page beyond a phone. */
+.gradio-container > .main, .main > .wrap, main.contain, .contain .column > *, .contain .gr-group > *,
+.contain .styler > * { min-width: 0 !important; }
+.gradio-container > .main { padding-inline: clamp(0.5rem, 3vw, 2rem) !important; }
 #neighbours .grid-wrap { min-height: 0; }
+@media (max-width: 640px) { /* Gradio applies rules within @media to the content of .contain only. */
+  :is(#examples, #neighbours) .grid-container { grid-template-columns: repeat(2, 1fr) !important; }
+  #found :is(tr, .virtual-row) > * { min-width: 0 !important; max-width: none !important; }
+  #found :is(tr, .virtual-row) > :is(:nth-child(1), :nth-child(3), :nth-child(4)) { display: none !important; }
+  #found :is(tr, .virtual-row) > :nth-child(2) { width: 24% !important; }
+  #found :is(tr, .virtual-row) > :nth-child(5) { width: 44% !important; }
+  #found :is(tr, .virtual-row) > :nth-child(6) { width: 32% !important; }
+}
 """

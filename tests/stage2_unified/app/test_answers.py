@@ -1,0 +1,49 @@
+"""What the page states: small probabilities, statements and whole reports, the findings and data of the training."""
+
+import pytest
+
+pytest.importorskip("gradio")
+
+from medunifier.stage2_unified.app.endpoints import small, table
+from medunifier.stage2_unified.app.server import training_source
+from medunifier.stage2_unified.app.service import is_whole_report, stated_findings
+
+
+def test_no_probability_reads_0():
+    assert [small(value) for value in (0.0, 0.0009, 0.001, 0.5, 1.0)] == [
+        "< 0.001",
+        "< 0.001",
+        "0.001",
+        "0.500",
+        "1.000",
+    ]
+    shown = table(("finding", "match", "similarity"), [["Edema", 0.0, -0.0004], ["Fracture", None, 1.0]])
+    assert shown["metadata"]["display_value"] == [["Edema", "< 0.001", "-0.000"], ["Fracture", "", "1.000"]]
+    assert shown["data"][0][1] == 0.0, "the exact number stays"
+
+
+def test_a_statement_is_no_whole_report():
+    for text in ("Large left effusion.", "Effusion", "No effusion. No pneumothorax.", "Heart 1.5 times enlarged", ""):
+        assert not is_whole_report(text), text
+    for text in ("\n FINDINGS:  Large effusion.", "The heart is large. No effusion. No pneumothorax.", "a\nb\nc"):
+        assert is_whole_report(text), text
+
+
+def test_findings_are_offered_that_reports_state():
+    reports = ["Large pleural effusion. No pneumothorax."] * 60 + ["Cardiomegaly."] * 39 + ["Rib fracture."]
+    assert stated_findings(reports) == ("Cardiomegaly", "Pleural Effusion"), "not a denied, not a rare one"
+    assert stated_findings([]) == ()
+
+
+def test_the_training_data_is_read_from_the_model_card(root, tmp_path):
+    assert training_source(tmp_path) == ""
+    for card, source in [
+        ("# A model\n- data: source `mimic-cxr`; 10 steps\n", "mimic-cxr"),
+        ("- data: source `<img src=x>`\n", ""),
+        ("no line about it", ""),
+    ]:
+        (tmp_path / "README.md").write_text(card)
+        assert training_source(tmp_path) == source, card
+    shipped = root / "models" / "phantom" / "model"
+    if shipped.is_dir():
+        assert training_source(shipped) == "phantom"
