@@ -39,8 +39,8 @@ THRESHOLDS = {
     "reports.clinical_f1_micro": 0.8,
     "synthesis.label_auroc": 0.8,
 }
-# Targets for each finding: F1 of its mentions in reports, AUROC of its generated images.
-FINDING_THRESHOLDS = {"reports": 0.8, "synthesis": 0.8}
+# Targets for each finding: F1 of its mentions in reports, AUROC of its generated images and of its prompts.
+FINDING_THRESHOLDS = {"reports": 0.8, "synthesis": 0.8, "zero-shot": 0.8}
 
 # Findings that a model of two million parameters learns at 64 pixels within minutes.
 FINDINGS = ("cardiomegaly", "effusion", "pneumothorax", "opacity", "nodule")
@@ -220,7 +220,10 @@ def write_page(run: Path, evaluation: Mapping[str, Any], content: Mapping[str, A
     metrics = evaluation["metrics"]
     page.section("Thresholds")
     compared = {name: value for name, value in metrics.items() if name.removesuffix(".baseline") in THRESHOLDS}
-    page.metrics(compared, THRESHOLDS)
+    intervals = {
+        name: bounds for task in evaluation["details"].values() for name, bounds in task["intervals"].items()
+    }
+    page.metrics(compared, THRESHOLDS, intervals=intervals)
     page.definitions(definitions_of(compared))
     # Averages hide a finding that the model does not recognize.
     for task, below in findings_below(evaluation, FINDING_THRESHOLDS).items():
@@ -228,7 +231,8 @@ def write_page(run: Path, evaluation: Mapping[str, Any], content: Mapping[str, A
         page.paragraph(f"{TITLES[task]}, findings below {FINDING_THRESHOLDS[task]:.2f}: {listed or 'none'}.")
     order = ("tokenizer", "synthesis", "reports", "retrieval", "zero-shot", "finetune")
     details = {task: evaluation["details"][task] for task in order if task in evaluation["details"]}
-    add_tasks(page, {**evaluation, "details": details}, pictures_folder(run / "evaluation.json"), FINDING_THRESHOLDS)
+    pictures = pictures_folder(run / "evaluation.json")
+    add_tasks(page, {**evaluation, "details": details}, pictures, FINDING_THRESHOLDS, shown=compared)
     for stage, title in (("stage1", "Training the tokenizer"), ("stage2", "Training the model")):
         page.section(f"{title}: curves over steps")
         page.curves(curve_panels(run / stage))

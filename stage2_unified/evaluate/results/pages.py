@@ -1,6 +1,6 @@
 """HTML page of an evaluation, rendered from the JSON and its images alone."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,11 @@ def write_page(result: Mapping[str, Any], out: Path) -> None:
 
 
 def add_tasks(
-    page: Page, result: Mapping[str, Any], pictures: Path, least_by_finding: Mapping[str, float] | None = None
+    page: Page,
+    result: Mapping[str, Any],
+    pictures: Path,
+    least_by_finding: Mapping[str, float] | None = None,
+    shown: Collection[str] = (),
 ) -> None:
     """Add a section for every task of a result file: metrics with intervals, definitions, findings, examples.
 
@@ -68,13 +72,18 @@ def add_tasks(
         page: receives the sections.
         result: content of the JSON.
         pictures: folder of its images.
-        least_by_finding: task -> threshold that every finding is compared with (F1 of reports, AUROC of synthesis).
+        least_by_finding: task -> threshold that every finding is compared with (F1 of reports, else AUROC).
+        shown: metrics that the page has shown already; they are left out.
     """
     phantom = "phantom" in result["data"]["source"].lower()
     names = {name: text.format("phantom" if phantom else "radiograph") for name, text in _SETS.items()}
     for task, details in result["details"].items():
         page.section(TITLES[task])
-        metrics = {name: value for name, value in result["metrics"].items() if name.startswith(PREFIXES[task])}
+        metrics = {
+            name: value
+            for name, value in result["metrics"].items()
+            if name.startswith(PREFIXES[task]) and name.removesuffix(".baseline") not in shown
+        }
         if metrics:
             page.metrics(metrics, intervals=details.get("intervals"))
             page.definitions(definitions_of(metrics))

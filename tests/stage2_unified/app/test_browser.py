@@ -137,7 +137,7 @@ def test_an_uploaded_dicom_file_is_reported(opened, tmp_path):
     assert bottoms[0]["y"] + bottoms[0]["height"] <= bottoms[1]["y"] + bottoms[1]["height"] + 1, "no row is cut off"
     assert not page.locator("#prompted").is_visible(), "the weaker scores are folded"
     page.get_by_text("scores by prompts").click()
-    page.locator("#prompted").get_by_text("Pleural Effusion").wait_for()
+    page.locator("#prompted").get_by_text("Pleural Effusion").first.wait_for()
     page.get_by_text("scores by prompts").click()
     keep(page, "read.png", tmp_path)
 
@@ -213,13 +213,17 @@ def test_the_notice_and_the_offered_findings_are_those_of_the_training_data(open
 
 
 def test_progress_is_shown_before_the_server_answers(opened, tmp_path):
-    page, held = opened.page, []
-    page.route(re.compile(r"/gradio_api/(queue/join|run/)"), lambda request: held.append(request))
+    page, held, released = opened.page, [], []
+
+    def hold(request):
+        request.continue_() if released else held.append(request)
+
+    page.route(re.compile(r"/gradio_api/(queue/join|run/)"), hold)
     with page.expect_response(re.compile("/gradio_api/upload")):
         drop(page, "image.dcm", dicom_file(tmp_path))
     page.locator("#status").get_by_text("Reading the image").wait_for(timeout=PATIENCE)
-    page.unroute(re.compile(r"/gradio_api/(queue/join|run/)"))
     assert held, "the server has not answered"
+    released.append(True)
     for request in held:
         request.continue_()
     until(page, "document.querySelectorAll('#neighbours img').length == 4")
@@ -235,8 +239,9 @@ def test_a_phone_needs_no_sideways_scrolling(opened, tmp_path):
     page.locator("#status").get_by_text("similar").wait_for(state="hidden")
     for tab in ("Report", "Generate", "Codes"):
         page.get_by_role("tab", name=tab).click()
-        beyond = """() => [document.documentElement.scrollWidth, ...[...document.querySelectorAll('.contain :is(img, input, textarea, button, .virtual-row > *)')]
-            .map(one => one.getBoundingClientRect()).filter(box => box.height).map(box => box.right)]"""
+        beyond = """() => [document.documentElement.scrollWidth, ...[...document.querySelectorAll(
+            '.contain :is(img, input, textarea, button, .virtual-row > *)'
+        )].map(one => one.getBoundingClientRect()).filter(box => box.height).map(box => box.right)]"""
         assert max(page.evaluate(beyond)) <= 391, tab
 
 

@@ -72,6 +72,12 @@ def test_held_out_phantoms_are_not_called_real(result, monkeypatch):
     assert "held-out radiograph" in rendered(result, monkeypatch, source="openi")
 
 
+def test_metrics_that_the_page_has_shown_are_left_out(result, monkeypatch):
+    left_out = {"matching.auroc", "synthesis.label_auroc"}
+    first_cells = [row[0] for row in rows_of(rendered(result, monkeypatch, shown=left_out)) if row]
+    assert not left_out & set(first_cells) and "matching.accuracy" in first_cells
+
+
 def test_findings_below_their_threshold_are_listed_and_marked(result, monkeypatch):
     result["details"]["reports"]["per_finding"]["Lung Lesion"]["f1"] = 0.62
     result["details"]["synthesis"]["per_finding"]["generated"]["Lung Opacity"] = 0.7
