@@ -118,6 +118,8 @@ class Endpoints:
 
     def choose(self, event: gr.SelectData) -> tuple[str, str, Any]:
         """Return file, view and ground truth of the example that was clicked."""
+        if type(event.index) is not int or not 0 <= event.index < len(self._examples):
+            raise UserError("there is no such example")
         example = self._examples[event.index]
         truth = f"**Ground-truth report of this phantom**\n\n{example.truth}"
         return str(example.path), example.view, gr.update(value=truth, visible=True)
@@ -126,6 +128,8 @@ class Endpoints:
         self, event: gr.SelectData, codes: np.ndarray | None, height: float, width: float
     ) -> tuple[int, int, np.ndarray | None]:
         """Return row and column of the clicked code, and the rendered codes with the region starting there."""
+        if not isinstance(event.index, list):
+            raise UserError("click a code")
         column, row = event.index
         cell, (rows, columns) = cell_pixels(self._grid), self._grid
         top, left = min(row // cell, rows - 1), min(column // cell, columns - 1)

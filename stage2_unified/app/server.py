@@ -181,7 +181,7 @@ def make_app(
     )  # fmt: skip
     gradio_app = app.routes[-1].app  # type: ignore[attr-defined]  # a Mount's
     # The multipart boundaries and names come on top of the file.
-    app.add_middleware(RequestLimits, max_bytes=max_bytes + 2**16)
+    app.add_middleware(RequestLimits, max_bytes=max_bytes + 2**16, functions=page.fns.keys())
     app.add_middleware(BrowserPolicy)
     app.add_middleware(Gate, folder=folder, host=host, names=hostnames)
     threading.Thread(target=_clean_up_periodically, args=(folder,), daemon=True).start()

@@ -39,6 +39,8 @@ class CheckedBlocks(gr.Blocks):
         """
         function = self.fns[block_fn] if isinstance(block_fn, int) else block_fn
         try:
+            if function.fn is None:
+                raise UserError("this event runs in the browser alone")
             if options.get("iterator") is None:  # later steps of a generator have no arguments
                 inputs = self._checked(function.inputs, inputs, options.get("request"))
                 options["event_data"] = _checked_event(options.get("event_data"))
@@ -78,6 +80,8 @@ class CheckedBlocks(gr.Blocks):
         elif isinstance(component, gr.CheckboxGroup):
             if isinstance(value, list) and all(_is_choice(component, one) for one in value):
                 return value
+        elif isinstance(component, gr.Dataframe):
+            return _table(name, value)
         elif value is None:
             return None
         elif isinstance(component, gr.File):
@@ -85,11 +89,8 @@ class CheckedBlocks(gr.Blocks):
         elif isinstance(component, gr.Textbox):
             if _is_text(value):
                 return value
-        elif isinstance(component, gr.Dropdown | gr.Radio):
-            if _is_choice(component, value):
-                return value
-        elif isinstance(component, gr.Dataframe):
-            return _table(name, value)
+        elif isinstance(component, gr.Dropdown | gr.Radio) and _is_choice(component, value):
+            return value
         # The page has no other input components.
         raise UserError(f"{name}: this value is refused; files and addresses are taken in the file box alone")
 
@@ -133,9 +134,9 @@ def _is_number(value: Any) -> bool:
 
 
 def _checked_event(event: Any) -> Any:
-    """Return the event with only the index that was clicked."""
+    """Return the event with only the index that was clicked; None without one."""
     if event is None or event._data is None:
-        return event
+        return gr.EventData(None, {"index": None, "value": None})
     index = event._data.get("index") if isinstance(event._data, dict) else None
     numbers = index if isinstance(index, list) and len(index) == 2 else [index]
     if index is not None and not all(type(number) is int and 0 <= number <= _LARGEST for number in numbers):

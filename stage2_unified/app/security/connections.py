@@ -55,6 +55,9 @@ class BoundedConnection(H11Protocol):
         self._cancel()
         super().connection_lost(exc)
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """Log nothing: each request for a websocket would write two lines."""
+
     def _waiting(self) -> bool:
         return self.conn.their_state in (h11.IDLE, h11.SEND_BODY)
 

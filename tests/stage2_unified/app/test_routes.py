@@ -10,7 +10,7 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from tests.stage2_unified.app.inside import CANARY, application, file_data, upload, watched_network
+from tests.stage2_unified.app.inside import CANARY, application, call_directly, file_data, upload, watched_network
 from tests.stage2_unified.app.served import serving
 
 pytest.importorskip("gradio")
@@ -147,6 +147,27 @@ def test_long_names_of_sessions_are_refused(served, client):
         assert 400 <= client.post(f"/gradio_api/{path}", json=sent).status_code < 500
     assert client.get(f"/gradio_api/heartbeat/{'a' * 1000}").status_code == 404
     assert len(served.page.state_holder.session_data) == before
+
+
+def test_events_with_impossible_functions_and_clicks_are_no_defects(served, client, capfd):
+    choose, pick = ({f.name: f._id for f in served.page.fns.values()}[name] for name in ("choose", "pick"))
+    browser_only = next(f._id for f in served.page.fns.values() if f.fn is None)
+    tables = [f._id for f in served.page.fns.values() if f.name in ("bars", "thumbnails")]
+    for path in ("queue/join", "run/predict"):
+        for number in (10**9, -1, None, "0", 1.5):
+            sent = {"data": [], "fn_index": number, "session_hash": "odd"}
+            assert 400 <= client.post(f"/gradio_api/{path}", json=sent).status_code < 500, (path, number)
+    for index in (None, -1, 99, [0, 0], [1]):
+        for number, data in (
+            (choose, []),
+            (pick, [None, 2, 2]),
+            (browser_only, [None]),
+            *((t, [None]) for t in tables),
+        ):
+            event = {} if index is None else {"event_data": {"index": index, "value": None}}
+            _, answer = call_directly(client, number, data, **event)
+            assert "a defect" not in answer, (number, index)
+    assert not capfd.readouterr().err
 
 
 def test_nothing_is_uploaded_without_the_password(served):

@@ -155,7 +155,7 @@ def test_an_unknown_function_is_refused_without_a_traceback(web, server):
     logged = len(server.log.read_text())
     for index in (9999, -1):
         body = {"data": [], "fn_index": index, "session_hash": "a"}
-        assert web.post("/gradio_api/queue/join", json=body).status_code == 500
+        assert 400 <= web.post("/gradio_api/queue/join", json=body).status_code < 500
     assert web.post("/gradio_api/call/nothing", json={"data": []}).status_code >= 400
     assert "Traceback" not in server.log.read_text()[logged:]
 
