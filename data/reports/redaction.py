@@ -114,8 +114,8 @@ BUILT_IN: dict[str, tuple[str, ...]] = {
         rf"\b{_SIGNED}(?i:\s+by)?\s*[:,]?\s+({_FULL_NAME})",
         rf"\b{_SIGNED}(?:(?i:\s+by)\s*:?|\s*:)\s*({_NAME})",
         rf"(?i:\b(?:discussed|communicated|conveyed|called|phoned|spoken|spoke|reported|relayed|given|paged|reviewed|per)\b"
-        r"(?:\s+(?:by|in|person|telephone|phone|over|the|results|findings|were|was|this)){0,6}(?:\s+(?:to|with))?)"
-        rf"\s+({_FULL_NAME})",
+        rf"(?:\s+(?:by|in|person|telephone|phone|over|the|results|findings|were|was|this)){{0,6}}"
+        rf"(?:\s+(?:to|with))?)\s+({_FULL_NAME})",
         # Initials: after who signs, and as the last word ("JS/ab", "JBS:kml").
         rf"\b(?:{_SIGNED}(?i:\s+by)?|(?i:initials?|initialed|transcriptionist|dictating|seen by|d/w|discussed with|per))\s*:?\s*"  # noqa: E501
         r"((?!(?:CT|MR|MRI|US|PET|PA|AP|ED|ER|ICU|OR|NG|ET|IV|AI|CAD|VQ)\b)(?:[A-Z]\.\s?){2,3}|"
