@@ -297,11 +297,11 @@ def _without_unused_bits(dataset: Dataset, stored: ndarray) -> ndarray:
 
     Raises:
         UnreadableImage: if the upper bits continue the values, since masked values would wrap around: BitsStored is
-            too small. The image is then smoother with them than without.
+            too small, or PixelRepresentation wrong. The image is then smoother with them than without.
     """
     bits, high_bit = int(dataset.BitsStored), dataset.get("HighBit")
     shift = max(0, int(high_bit) + 1 - bits) if isinstance(high_bit, int) else 0
-    whole = stored.astype(np.int64) >> shift
+    whole = stored.astype(np.int32 if stored.itemsize < 4 else np.int64) >> shift
     values = (whole & (2**bits - 1)).astype(np.int32)
     if int(dataset.PixelRepresentation) == 1:
         sign = 2 ** (bits - 1)
