@@ -120,6 +120,9 @@ def test_the_range_of_entries_narrower_or_wider_than_declared(path: Path, sequen
         ds = dicom_dataset(**{sequence: [lut_item(entries, [4096, 0, declared])]})
         found = read_radiograph(saved(ds, path))
         assert np.allclose(found, entries[RAMP] / (2**used - 1), atol=1e-6), (actual, declared)
+    octets = squares(4096, 8).astype(np.uint8)  # packed, by the length of the data
+    ds = dicom_dataset(**{sequence: [lut_item(octets.tobytes(), [4096, 0, 16], "OW")]})
+    assert np.allclose(read_radiograph(saved(ds, path)), octets[RAMP] / 255, atol=1e-6)
 
 
 @pytest.mark.parametrize("vr", ["US", "OW"])
