@@ -137,7 +137,7 @@ def test_an_uploaded_dicom_file_is_reported(opened, tmp_path):
     assert bottoms[0]["y"] + bottoms[0]["height"] <= bottoms[1]["y"] + bottoms[1]["height"] + 1, "no row is cut off"
     assert not page.locator("#prompted").is_visible(), "the weaker scores are folded"
     page.get_by_text("scores by prompts").click()
-    page.locator("#prompted").get_by_text("Pleural Effusion").first.wait_for()
+    page.locator("#prompted .virtual-row").first.wait_for()
     page.get_by_text("scores by prompts").click()
     keep(page, "read.png", tmp_path)
 
