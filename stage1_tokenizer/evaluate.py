@@ -16,7 +16,7 @@ from medunifier.shared.progress import Progress
 from medunifier.stage1_tokenizer.config import PerceptualConfig
 from medunifier.stage1_tokenizer.frozen import FrozenTokenizer
 from medunifier.stage1_tokenizer.losses.perceptual import build_perceptual
-from medunifier.stage1_tokenizer.preprocessing import stack_images, to_unit
+from medunifier.stage1_tokenizer.pixel_range import stack_images, to_unit
 from medunifier.stage1_tokenizer.training.fidelity import Fidelity
 
 

@@ -26,7 +26,7 @@ from medunifier.shared.training.precision import Precision, autocast
 from medunifier.stage1_tokenizer.config import ModelConfig, QuantizerConfig, model_config
 from medunifier.stage1_tokenizer.model.quantizers import largest_logit, nearest_entry
 from medunifier.stage1_tokenizer.model.vqgan import VQGAN
-from medunifier.stage1_tokenizer.preprocessing import to_model
+from medunifier.stage1_tokenizer.pixel_range import to_model
 from medunifier.stage1_tokenizer.taming import model_shapes
 
 CONFIG, WEIGHTS, CODEBOOK, CARD = "config.json", "model.safetensors", "codebook.safetensors", "README.md"

@@ -38,7 +38,8 @@ from pydicom.uid import (
 from medunifier.data.files.header_values import attribute, code_string
 from medunifier.data.images.compressed_header import covers_all_coefficients, parse_frame_header
 from medunifier.data.images.lut import display_values
-from medunifier.data.images.pixels import UPRIGHT, Geometry, UnreadableImage, check_not_constant, check_size
+from medunifier.data.images.pixels import UnreadableImage, check_not_constant, check_size
+from medunifier.data.images.resize import UPRIGHT, Geometry
 from medunifier.data.images.views import view_of_header
 from medunifier.data.remote_paths import as_path, read_at_most
 
@@ -301,7 +302,8 @@ def _without_unused_bits(dataset: Dataset, stored: ndarray) -> ndarray:
     """
     bits, high_bit = int(dataset.BitsStored), dataset.get("HighBit")
     shift = max(0, int(high_bit) + 1 - bits) if isinstance(high_bit, int) else 0
-    whole = stored.astype(np.int32 if stored.itemsize < 4 else np.int64) >> shift
+    whole: ndarray = stored.astype(np.int32 if stored.itemsize < 4 else np.int64)
+    whole = whole >> shift
     values = (whole & (2**bits - 1)).astype(np.int32)
     if int(dataset.PixelRepresentation) == 1:
         sign = 2 ** (bits - 1)

@@ -14,7 +14,8 @@ from pathlib import Path
 from types import TracebackType
 
 from medunifier.data.images.dicom import Radiograph, Windowing
-from medunifier.data.images.pixels import Fit, UnreadableImage
+from medunifier.data.images.pixels import UnreadableImage
+from medunifier.data.images.resize import Fit
 from medunifier.shared.errors import UserError
 from medunifier.shared.files.os_services import limit_memory
 

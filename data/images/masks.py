@@ -10,7 +10,8 @@ from numpy import ndarray
 from PIL import Image
 
 from medunifier.data.files.names import without_ending
-from medunifier.data.images.pixels import MAX_PIXELS, UPRIGHT, Fit, Geometry, UnreadableImage, decode_png, fit_square
+from medunifier.data.images.pixels import MAX_PIXELS, UnreadableImage, decode_png
+from medunifier.data.images.resize import UPRIGHT, Fit, Geometry, fit_square
 from medunifier.data.records import Mask, StudyRecord
 from medunifier.data.remote_paths import read_at_most
 from medunifier.data.reports.observations import OBSERVATIONS

@@ -11,7 +11,8 @@ from numpy import ndarray
 from PIL import ExifTags, Image
 
 from medunifier.data.images.dicom import MAX_FILE_BYTES, Radiograph, Windowing, decode_dicom, is_dicom
-from medunifier.data.images.pixels import Fit, Geometry, UnreadableImage, check_not_constant, check_size, fit_square
+from medunifier.data.images.pixels import UnreadableImage, check_not_constant, check_size
+from medunifier.data.images.resize import Fit, Geometry, fit_square
 from medunifier.data.remote_paths import as_path, read_at_most
 
 _MAGIC = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG"}
@@ -48,7 +49,7 @@ def read_image(
 
     Args:
         path, size: as in `read_radiograph`.
-        fit: how to fit the image to a square, see :func:`medunifier.data.images.pixels.fit_square`.
+        fit: how to fit the image to a square, see :func:`medunifier.data.images.resize.fit_square`.
         window: windowing of DICOM files; PNG and JPEG have none.
     """
     try:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from medunifier.data.images.dicom import Windowing
 from medunifier.data.images.masks import add_masks
-from medunifier.data.images.pixels import Fit
+from medunifier.data.images.resize import Fit
 from medunifier.data.ingest.check import check_source
 from medunifier.data.ingest.duplicates.removal import RemovalJob, removal_jobs, replace_shards, run_removal_job
 from medunifier.data.ingest.duplicates.search import (

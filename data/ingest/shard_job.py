@@ -12,8 +12,9 @@ import numpy as np
 from medunifier.data.images.dicom import Radiograph, Windowing
 from medunifier.data.images.isolated import MAX_SECONDS, IsolatedReader
 from medunifier.data.images.masks import member_name, read_masks
-from medunifier.data.images.pixels import Fit, UnreadableImage
+from medunifier.data.images.pixels import UnreadableImage
 from medunifier.data.images.radiograph import check_burned_in, check_chest, read_image
+from medunifier.data.images.resize import Fit
 from medunifier.data.images.views import view_position
 from medunifier.data.ingest.duplicates.fingerprints import FINGERPRINT, fingerprint
 from medunifier.data.ingest.pseudonyms import pseudonym

@@ -119,7 +119,12 @@ def _checked(record: StudyRecord, root: Path, options: SourceOptions, problems: 
         problems.append(Problem("report with a NUL, a lone surrogate or U+FFFD: save it as UTF-8", where))
         return None
     if any("\ufeff" in (text or "") for text in texts.values()):
-        record = replace(record, **{name: text and without_marks(text) for name, text in texts.items()})
+        record = replace(
+            record,
+            report=without_marks(record.report),
+            findings=record.findings and without_marks(record.findings),
+            impression=record.impression and without_marks(record.impression),
+        )
     if options.outside_root:
         return record
     views = tuple(view for view in record.views if lies_under(view.path, root))

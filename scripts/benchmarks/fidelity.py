@@ -47,7 +47,7 @@ from medunifier.stage1_tokenizer.config import (
 )
 from medunifier.stage1_tokenizer.frozen import FrozenTokenizer
 from medunifier.stage1_tokenizer.losses.perceptual import Lpips
-from medunifier.stage1_tokenizer.preprocessing import collate_images, stack_images, to_unit
+from medunifier.stage1_tokenizer.pixel_range import collate_images, stack_images, to_unit
 from medunifier.stage1_tokenizer.training.fidelity import Fidelity
 from medunifier.stage1_tokenizer.training.task import TokenizerTask
 

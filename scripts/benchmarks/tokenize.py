@@ -23,7 +23,7 @@ from medunifier.shared.training.precision import resolve_precision
 from medunifier.stage1_tokenizer.config import Stage1Config
 from medunifier.stage1_tokenizer.frozen import FrozenTokenizer
 from medunifier.stage1_tokenizer.model.vqgan import VQGAN
-from medunifier.stage1_tokenizer.preprocessing import to_unit
+from medunifier.stage1_tokenizer.pixel_range import to_unit
 
 PRESETS = Path(__file__).resolve().parents[2] / "configs" / "stage1"
 BATCH = 4

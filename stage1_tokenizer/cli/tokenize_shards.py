@@ -44,7 +44,7 @@ from medunifier.shared.training.distributed import (
 from medunifier.shared.training.loop import use_threads
 from medunifier.shared.training.precision import Precision, resolve_precision
 from medunifier.stage1_tokenizer.frozen import FrozenTokenizer
-from medunifier.stage1_tokenizer.preprocessing import stack_images
+from medunifier.stage1_tokenizer.pixel_range import stack_images
 
 FINISHED = "finished"
 """Folder with one JSON record per finished shard; replaced by the manifest at the end."""

@@ -7,7 +7,7 @@ from medunifier.shared.metrics.images.codebook_usage import CodeCount
 from medunifier.shared.metrics.images.fidelity import MS_SSIM_MIN_SIZE, ms_ssim, psnr, ssim
 from medunifier.shared.training.distributed import all_reduce_sum
 from medunifier.stage1_tokenizer.losses.perceptual import PerceptualDistance
-from medunifier.stage1_tokenizer.preprocessing import to_unit
+from medunifier.stage1_tokenizer.pixel_range import to_unit
 
 
 class Fidelity:

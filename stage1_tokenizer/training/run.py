@@ -14,7 +14,7 @@ from medunifier.shared.training.loop import check_global_batch, train, use_threa
 from medunifier.shared.training.run_folder import RunFolder, export_once, read_metrics
 from medunifier.stage1_tokenizer.config import Stage1Config
 from medunifier.stage1_tokenizer.frozen import FrozenTokenizer
-from medunifier.stage1_tokenizer.preprocessing import collate_images
+from medunifier.stage1_tokenizer.pixel_range import collate_images
 from medunifier.stage1_tokenizer.training.task import TokenizerTask
 
 TOKENIZER = "tokenizer"

@@ -28,7 +28,7 @@ from medunifier.stage1_tokenizer.losses.adversarial import (
 from medunifier.stage1_tokenizer.losses.perceptual import build_perceptual
 from medunifier.stage1_tokenizer.model.discriminator import PatchDiscriminator
 from medunifier.stage1_tokenizer.model.vqgan import VQGAN
-from medunifier.stage1_tokenizer.preprocessing import stack_images, to_unit
+from medunifier.stage1_tokenizer.pixel_range import stack_images, to_unit
 from medunifier.stage1_tokenizer.training.ema import ExponentialMovingAverage
 from medunifier.stage1_tokenizer.training.fidelity import Fidelity
 

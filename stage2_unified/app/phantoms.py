@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from medunifier.data.images.pixels import fit_square
+from medunifier.data.images.resize import fit_square
 from medunifier.data.phantom import Phantom, PhantomStudy
 from medunifier.data.reports.sections import one_line, split_sections
 from medunifier.shared.files.grey_levels import to_uint8

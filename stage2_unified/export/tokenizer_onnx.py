@@ -22,7 +22,7 @@ from medunifier.shared.artifacts import FORMAT_VERSION, atomic_folder, read_json
 from medunifier.shared.errors import UserError
 from medunifier.shared.report_page.notice import TOKENIZER_LIMITS, research_notice
 from medunifier.stage1_tokenizer.frozen import FrozenTokenizer
-from medunifier.stage1_tokenizer.preprocessing import to_model
+from medunifier.stage1_tokenizer.pixel_range import to_model
 
 ENCODER, DECODER, SIDECAR = "encoder.onnx", "decoder.onnx", "onnx.json"
 OPSET = 18

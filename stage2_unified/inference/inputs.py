@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from medunifier.data.files.walk import find_images, summary
-from medunifier.data.images.pixels import fit_square
 from medunifier.data.images.radiograph import UnreadableImage, read_image
+from medunifier.data.images.resize import fit_square
 from medunifier.data.images.views import view_position
 from medunifier.data.records import Problem
 from medunifier.data.remote_paths import as_path

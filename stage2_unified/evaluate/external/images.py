@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from medunifier.data.images.pixels import UnreadableImage, fit_square
+from medunifier.data.images.pixels import UnreadableImage
 from medunifier.data.images.radiograph import read_radiograph
+from medunifier.data.images.resize import fit_square
 from medunifier.shared.artifacts import sha256_file
 from medunifier.shared.errors import UserError
 from medunifier.shared.metrics.images.diversity import WINDOW, scales_of, similarity_within

@@ -16,7 +16,7 @@ from medunifier.shared.metrics.images.frechet import frechet_distance
 from medunifier.stage1_tokenizer.config import PerceptualConfig
 from medunifier.stage1_tokenizer.evaluate import evaluate_tokenizer
 from medunifier.stage1_tokenizer.frozen import FrozenTokenizer
-from medunifier.stage1_tokenizer.preprocessing import to_unit
+from medunifier.stage1_tokenizer.pixel_range import to_unit
 from medunifier.stage2_unified.evaluate.classifiers.classifier import INPUT, FindingClassifier
 from medunifier.stage2_unified.evaluate.results.result import TaskResult, interval
 from medunifier.stage2_unified.evaluate.subsets.studies import EvaluationData, Studies, with_both_classes

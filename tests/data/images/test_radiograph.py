@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageOps
 
-from medunifier.data.images.pixels import Geometry, UnreadableImage, fit_square
+from medunifier.data.images.pixels import UnreadableImage
 from medunifier.data.images.radiograph import read_image, read_radiograph
+from medunifier.data.images.resize import Geometry, fit_square
 from tests.data.dicom_samples import RAMP
 from tests.data.images.test_dicom import dicom_dataset, saved
 

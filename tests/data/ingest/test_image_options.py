@@ -9,8 +9,8 @@ from pydicom.dataset import Dataset
 
 from medunifier.data.images.isolated import IsolatedReader
 from medunifier.data.images.masks import read_masks
-from medunifier.data.images.pixels import fit_square
 from medunifier.data.images.radiograph import read_image
+from medunifier.data.images.resize import fit_square
 from medunifier.data.ingest.check import try_images
 from medunifier.shared.errors import UserError
 from tests.data.images.test_dicom import RAMP, dicom_dataset, saved

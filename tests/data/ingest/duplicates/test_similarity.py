@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medunifier.data.images.pixels import fit_square
 from medunifier.data.images.radiograph import read_radiograph
+from medunifier.data.images.resize import fit_square
 from medunifier.data.ingest.duplicates.fingerprints import CELLS, FINGERPRINT, fingerprint, thumbnail
 from medunifier.data.ingest.duplicates.search import ShardImage, find_duplicates
 from medunifier.data.ingest.duplicates.similarity import CANDIDATE, COARSE_NORM, NEAR, ThumbnailSimilarity

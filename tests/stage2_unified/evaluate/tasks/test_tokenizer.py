@@ -11,7 +11,7 @@ from medunifier.shared.errors import UserError
 from medunifier.stage1_tokenizer.config import PerceptualConfig, model_config
 from medunifier.stage1_tokenizer.frozen import FrozenTokenizer
 from medunifier.stage1_tokenizer.model.vqgan import VQGAN
-from medunifier.stage1_tokenizer.preprocessing import to_model
+from medunifier.stage1_tokenizer.pixel_range import to_model
 from medunifier.stage2_unified.evaluate.command import EvaluateConfig, evaluate
 from medunifier.stage2_unified.evaluate.subsets.studies import EvaluationData
 from medunifier.stage2_unified.evaluate.tasks.tokenizer import TokenizerEvaluation, evaluate_tokenizer_task
