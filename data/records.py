@@ -53,6 +53,9 @@ class StudyRecord:
     labels: Mapping[str, int] | None = None
     """1 present, 0 absent, -1 uncertain; a finding that is not a key was not mentioned. ``None`` = the source
     has no labels, and ingest extracts them from the report."""
+    label_names: tuple[str, ...] = ()
+    """Names of the labels that the source states for the study, in its own spelling, also those that are none of the
+    14 observations. Ingest counts them (:func:`data.reports.label_names.label_counts`); they do not enter a shard."""
     taken: str = ""
     """Acquisition time as text that sorts chronologically among one patient's studies ("20310405T081500");
     "" = unknown. It only orders the studies and never leaves ingest."""

@@ -17,6 +17,7 @@ from medunifier.data.ingest.executors import open_executor, run_jobs
 from medunifier.data.ingest.splits import official_splits
 from medunifier.data.records import StudyRecord
 from medunifier.data.remote_paths import is_file
+from medunifier.data.reports.label_names import label_counts
 from medunifier.data.sources import Archive
 from medunifier.shared.errors import UserError
 from medunifier.shared.progress import Progress
@@ -39,6 +40,8 @@ class SourceReport:
     decoded: int
     unreadable: list[tuple[Path, str]]
     """File and reason, of the images that were decoded."""
+    labels: dict[str, dict[str, Any]]
+    """Label names of the data set, with their observation and number of studies; see :func:`label_counts`."""
     problems: dict[str, int]
     """Reason -> number of table rows that the source skipped or used incompletely."""
 
@@ -77,6 +80,7 @@ def check_source(
         counts=_counts(archive.records),
         splits=dict(Counter(record.split or "assigned at ingest" for record in archive.records)),
         views=dict(Counter(_position(v.position) for r in archive.records for v in r.views).most_common()),
+        labels=label_counts(record.label_names for record in archive.records),
         missing=missing,
         decoded=len(sampled),
         unreadable=unreadable,
@@ -152,6 +156,8 @@ def _print(report: SourceReport, archive: Archive, source: str, root: str, names
     for prefix, rows in sections:
         for name, count in rows.items():
             table.add_row(f"{prefix}{name}", f"{count:,}")
+    for name, row in sorted(report.labels.items(), key=lambda item: item[1]["observation"] is not None):
+        table.add_row(f"label {name} -> {row['observation'] or 'dropped'}", f"{row['studies']:,}")
     # File names may contain brackets, which rich would parse as markup.
     console = Console(markup=False, highlight=False)
     console.print(table)

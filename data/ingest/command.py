@@ -42,6 +42,7 @@ from medunifier.data.ingest.shard_job import (
 from medunifier.data.ingest.splits import assign_splits
 from medunifier.data.records import SPLITS, Problem, StudyRecord
 from medunifier.data.remote_paths import as_path, below, is_url
+from medunifier.data.reports.label_names import label_counts, label_lines
 from medunifier.data.reports.labeler import NoFindingRule
 from medunifier.data.reports.redaction import patterns
 from medunifier.data.shards.dataset import MANIFEST, shard_name
@@ -65,6 +66,7 @@ _UNFINISHED = ".ingest"  # reports of finished shards, until the manifest replac
 _WITHOUT = "without"  # subfolder: shards rewritten without duplicates, until all of them are written
 REJECTS = "rejects.csv"
 _SHOWN_REASONS = 5
+_SHOWN_LABELS = 30
 _FIT_DESCRIPTION: dict[Fit, str] = {"pad": "padded with black", "crop": "cropped to the central square"}
 
 LATER_SETTINGS = {"fit": "pad", "window": "header", "chest_only": False}
@@ -378,6 +380,7 @@ def _finish(
             {"study_id": image.study, "view": image.view, "reason": f"duplicate of an image in {split}"}
             for image, split in duplicates.cross_split.items()
         ]
+    labels = label_counts(record.label_names for record in records)
     splits: dict[str, dict[str, Any]] = {split: {} for split in SPLITS}
     for name, row in rows.items():
         splits[name.rpartition("-")[0]][name] = row
@@ -415,6 +418,7 @@ def _finish(
             "redacted_places": texts["redacted"],
             "reports_without_headers": texts["without_headers"],
             "reports_without_findings_or_impression": texts["without_sections"],
+            "label_names": labels,
             "source_problems": dict(sorted(Counter(problem.reason for problem in problems).items())),
         },
         "duplicates": {"option": config.duplicates, **(duplicates.counts() if duplicates else {})},
@@ -433,6 +437,8 @@ def _finish(
         print(f"left out: {reason} ({count})", file=sys.stderr)
     if rejects:
         print(f"full list: {out / REJECTS}; --find STUDY prints the files of a study in it", file=sys.stderr)
+    for line in label_lines(labels, _SHOWN_LABELS):
+        print(f"label {line}", file=sys.stderr)
     _report_unsectioned(texts, config.unsectioned)
     if duplicates and duplicates.rows:
         _print_duplicates(duplicates, config.duplicates == "remove", out)

@@ -1,6 +1,8 @@
 """Map the label names of other data sets to the 14 observations."""
 
+from collections import Counter
 from collections.abc import Iterable
+from typing import Any
 
 from medunifier.data.reports.observations import (
     NEGATIVE,
@@ -56,6 +58,9 @@ _NAMES = {name.lower(): name for name in OBSERVATIONS} | {
     spelling: name for name, spellings in _SPELLINGS.items() for spelling in spellings
 }
 
+MAX_NAMES, _MAX_NAME = 500, 64
+OTHER_NAMES = "(other names)"
+
 # CheXpert's hierarchy (Irvin et al. 2019, figure 1): each of these is an opacity of the lung.
 _OPACITIES = {"Lung Lesion", "Edema", "Consolidation", "Pneumonia", "Atelectasis"}
 
@@ -63,6 +68,42 @@ _OPACITIES = {"Lung Lesion", "Edema", "Consolidation", "Pneumonia", "Atelectasis
 def observation(name: str) -> str | None:
     """Return the observation that ``name`` denotes, or None."""
     return _NAMES.get(name.strip().lower().replace("_", " "))
+
+
+def label_counts(studies: Iterable[Iterable[str]]) -> dict[str, dict[str, Any]]:
+    """Return what became of each label name: {name: {"observation": observation or None, "studies": count}}.
+
+    Args:
+        studies: label names of each study, in the spelling of the data set; a repeated name counts once.
+
+    Returns:
+        The most frequent name first. At most :data:`MAX_NAMES` names of at most 64 characters; other names are
+        counted together as :data:`OTHER_NAMES`, since a column of free text may be mistaken for labels.
+    """
+    counts: Counter[str] = Counter()
+    spelling: dict[str, str] = {}
+    for names in studies:
+        cleaned = (" ".join(name.split()) for name in names)
+        counts.update({spelling.setdefault(name.casefold(), name) for name in cleaned if name})
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    named = [(name, count) for name, count in ordered if len(name) <= _MAX_NAME][:MAX_NAMES]
+    table = {name: {"observation": observation(name), "studies": count} for name, count in named}
+    if len(named) < len(ordered):
+        rest = sum(counts.values()) - sum(count for _, count in named)
+        table[OTHER_NAMES] = {"observation": None, "studies": rest}
+    return table
+
+
+def label_lines(table: dict[str, dict[str, Any]], most: int) -> list[str]:
+    """Return a line for each label name, "Effusion -> Pleural Effusion (31)", dropped ones first.
+
+    Args:
+        table: result of :func:`label_counts`.
+        most: number of lines after which the others are only counted.
+    """
+    ordered = sorted(table.items(), key=lambda item: item[1]["observation"] is not None)
+    lines = [f"{name} -> {row['observation'] or 'dropped'} ({row['studies']:,})" for name, row in ordered]
+    return lines[:most] + ([f"… and {len(lines) - most} more names"] if len(lines) > most else [])
 
 
 def positive_labels(names: Iterable[str]) -> dict[str, int]:

@@ -32,7 +32,9 @@ def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iter
                 for row in group
             )
             labels = label_cells(group[0], problems)
-            yield StudyRecord(str(folder), folder.parent.name, views, labels=labels, split=split)
+            yield StudyRecord(
+                str(folder), folder.parent.name, views, labels=labels, label_names=tuple(labels), split=split
+            )
     yield from _test_studies(root, problems)
 
 
@@ -57,7 +59,10 @@ def _test_studies(root: Path, problems: list[Problem]) -> Iterator[StudyRecord]:
         folder = Path(*Path(row["Study"]).parts[-3:])
         views = tuple(View(path, "LATERAL" if "lateral" in path.name else "") for path in _pictures(root / folder))
         if views:
-            yield StudyRecord(str(folder), folder.parent.name, views, labels=label_cells(row, problems), split="test")
+            labels = label_cells(row, problems)
+            yield StudyRecord(
+                str(folder), folder.parent.name, views, labels=labels, label_names=tuple(labels), split="test"
+            )
         else:
             problems.append(Problem("study without an image", row.where))
 

@@ -60,6 +60,7 @@ def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iter
             findings=first["section_findings"],
             impression=first["section_impression"],
             labels=labels.get(first["path_to_image"]),
+            label_names=tuple(labels.get(first["path_to_image"], ())),
             split=split_name(first["split"], first.where),
             taken=_place(first["patient_report_date_order"]),
         )

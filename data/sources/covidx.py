@@ -48,6 +48,7 @@ def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iter
                 patient_id=f"{source}/{patient}",
                 views=(View(root / folder / name),),
                 labels=positive_labels([found]),
+                label_names=(found,),
                 split=splits[folder],
             )
 

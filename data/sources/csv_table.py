@@ -37,6 +37,7 @@ def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iter
 
     for (patient, study), group in grouped(rows, patient_and_study).items():
         first = group[0]
+        names = tuple(name for row in group for name in row[options.labels].split("|"))
         sectioned = bool(first[options.findings] or first[options.impression])
         yield StudyRecord(
             # Study ids may repeat between patients ("scan 1").
@@ -47,7 +48,8 @@ def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iter
             findings=first[options.findings] if sectioned else None,
             impression=first[options.impression] if sectioned else None,
             # None if no name is one of the 14 observations: the labels are then extracted from the report.
-            labels=positive_labels(name for row in group for name in row[options.labels].split("|")) or None,
+            labels=positive_labels(names) or None,
+            label_names=names,
             split=split_name(first[options.split], first.where),
             taken=first[options.date],
         )

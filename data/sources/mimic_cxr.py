@@ -53,6 +53,7 @@ def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iter
             report=read_report(_report_path(root / group[0]["path"]), root, options, problems),
             mimic_form=True,
             labels=labels.get(study_id),
+            label_names=tuple(labels.get(study_id, ())),
             split=splits.get(study_id),
             taken=moment(metadata[row["dicom_id"]] for row in group if row["dicom_id"] in metadata),
         )

@@ -39,6 +39,7 @@ def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iter
             report=read_report(reports / study.with_name(f"{study.name}.txt"), reports, options, problems),
             mimic_form=True,
             labels=labels.get(study_id),
+            label_names=tuple(labels.get(study_id, ())),
             split=splits.get(study_id),
             taken=moment(group),
         )

@@ -35,11 +35,13 @@ def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iter
     for row in rows:
         name = row["Image Index"]
         stem = name[:-4] if name.lower().endswith(".png") else name
+        found = tuple(row["Finding Labels"].split("|"))
         yield StudyRecord(
             study_id=name,
             patient_id=row["Patient ID"],
             views=(View(pictures.get(stem, root / "images" / name), row["View Position"]),),
-            labels=closed_labels(row["Finding Labels"].split("|"), LABELS),
+            labels=closed_labels(found, LABELS),
+            label_names=found,
             split=splits.get(name),
         )
 

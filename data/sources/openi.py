@@ -47,19 +47,25 @@ def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iter
         identifier = study.find("uId")
         name = (identifier.get("id") if identifier is not None else None) or path.stem
         sections = {part.get("Label"): (part.text or "").strip() for part in study.iter("AbstractText")}
+        headings = _headings(study)
         yield StudyRecord(
             study_id=name,
             patient_id=name,
             views=tuple(View(pictures.get(image, root / f"{image}.png")) for image in names),
             findings=sections.get("FINDINGS", ""),
             impression=sections.get("IMPRESSION", ""),
-            labels=_labels([(heading.text or "").strip() for heading in study.iter("major")]),
+            labels=None if headings is None else positive_labels(headings),
+            label_names=tuple(headings or ()),
         )
 
 
-def _labels(headings: list[str]) -> dict[str, int] | None:
-    """Map MeSH headings "Heading/qualifier/…"; some are a finding only with a qualifier (Cardiac Shadow/enlarged)."""
+def _headings(study: ElementTree.Element) -> list[str] | None:
+    """Return MeSH headings "Heading/qualifier/…" by the part that names a finding; None without an index.
+
+    Some are a finding only with a qualifier (Cardiac Shadow/enlarged).
+    """
+    headings = [(heading.text or "").strip() for heading in study.iter("major")]
     if not headings or headings[0].lower() == _NOT_INDEXED:
         return None
     pairs = ["/".join(heading.split("/")[:2]) for heading in headings]
-    return positive_labels(pair if observation(pair) else pair.split("/")[0] for pair in pairs)
+    return [pair if observation(pair) else pair.split("/")[0] for pair in pairs]

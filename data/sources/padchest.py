@@ -28,6 +28,7 @@ def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iter
     columns = (*_NEEDED, "Projection", "Report", "Labels")
     rows = read_table(table, columns, problems, needed=_NEEDED, optional=["StudyDate_DICOM"])
     for (patient, study), group in grouped(rows, lambda row: (row["PatientID"], row["StudyID"])).items():
+        names = tuple(name for row in group for name in _names(row, problems))
         yield StudyRecord(
             study_id=f"{patient}/{study}",
             patient_id=patient,
@@ -37,7 +38,8 @@ def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iter
                 for row in group
             ),
             findings=group[0]["Report"],
-            labels=positive_labels(name for row in group for name in _names(row, problems)),
+            labels=positive_labels(names),
+            label_names=names,
             taken=group[0]["StudyDate_DICOM"].removesuffix(".0"),
         )
 

@@ -14,10 +14,10 @@ from medunifier.data.sources import SourceOptions
 from medunifier.data.sources.tables import find_table, grouped, read_table, required_table
 
 _LISTED = ("Pneumonia", "Lung Opacity", "No Finding")
-_CLASSES = {
-    "normal": ["No Finding"],
-    "lung opacity": ["Pneumonia", "Lung Opacity"],
-    "no lung opacity / not normal": [],
+_CLASSES: dict[str, tuple[str, ...]] = {
+    "normal": ("No Finding",),
+    "lung opacity": ("Pneumonia", "Lung Opacity"),
+    "no lung opacity / not normal": (),
 }
 
 
@@ -41,9 +41,12 @@ def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iter
     for image, boxes in grouped(rows, lambda row: row["patientId"]).items():
         named = classes.get(image, "").lower()
         if named in _CLASSES:
-            labels = closed_labels(_CLASSES[named], _LISTED)
+            stated = _CLASSES[named]
+            labels = closed_labels(stated, _LISTED)
         else:
             if class_table is not None:
                 problems.append(Problem("image without a known class", boxes[0].where))
-            labels = closed_labels(["Pneumonia"] if boxes[0]["Target"] in ("1", "1.0") else [], ["Pneumonia"])
-        yield StudyRecord(image, image, (View(root / "stage_2_train_images" / f"{image}.dcm"),), labels=labels)
+            stated = ("Pneumonia",) if boxes[0]["Target"] in ("1", "1.0") else ()
+            labels = closed_labels(stated, ["Pneumonia"])
+        views = (View(root / "stage_2_train_images" / f"{image}.dcm"),)
+        yield StudyRecord(image, image, views, labels=labels, label_names=stated)

@@ -32,4 +32,5 @@ def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iter
             patient_id=image,
             views=(View(paths.get(image, root / "dicom-images-train" / f"{image}.dcm"), masks=runs),),
             labels=closed_labels(["Pneumothorax"] if runs else [], ["Pneumothorax"]),
+            label_names=("Pneumothorax",) if runs else (),
         )

@@ -110,6 +110,18 @@ def read_table(
     return with_cells(rows, needed, problems)
 
 
+def table_columns(path: Path) -> list[str]:
+    """Return the column names of a CSV file, plain or gzipped, as they are spelled.
+
+    Raises:
+        UserError: if the file cannot be read.
+    """
+    try:
+        return next(csv.reader(StringIO(decode_text(_table_bytes(path), damaged=True), newline="")), [])
+    except (OSError, EOFError, zlib.error, ValueError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+
+
 def _table_bytes(path: Path) -> bytes:
     """The table, unpacked, whatever the packed size was."""
     content = read_at_most(path, MAX_TABLE_BYTES)

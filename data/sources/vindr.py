@@ -11,7 +11,7 @@ from pathlib import Path
 from medunifier.data.records import TRAIN_AND_VALIDATE, Problem, StudyRecord, View
 from medunifier.data.reports.label_names import closed_labels
 from medunifier.data.sources import SourceOptions
-from medunifier.data.sources.tables import Row, grouped, read_table, required_table
+from medunifier.data.sources.tables import Row, grouped, read_table, required_table, table_columns
 
 # Labels that map to one of the 14 observations; the others (aortic enlargement, ILD, tuberculosis, …) are omitted.
 LABELS = (
@@ -19,6 +19,7 @@ LABELS = (
     "Lung tumor", "Nodule/Mass", "Pleural effusion", "Pleural thickening", "Pneumonia", "Pneumothorax",
     "Rib fracture", "No finding",
 )  # fmt: skip
+_KNOWN = {name.casefold() for name in (*LABELS, "image_id", "rad_id")}
 
 
 def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iterator[StudyRecord]:
@@ -31,13 +32,16 @@ def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iter
     """
     for folder, split in (("train", TRAIN_AND_VALIDATE), ("test", "test")):
         table = required_table(root, f"annotations/image_labels_{folder}", "VinDr-CXR")
-        rows = read_table(table, ("image_id", *LABELS), problems, needed=["image_id"])
+        columns = table_columns(table)
+        others = [name for name in columns if name.strip().casefold() not in _KNOWN]
+        rows = read_table(table, ("image_id", *LABELS), problems, needed=["image_id"], optional=others)
         for image, readings in grouped(rows, lambda row: row["image_id"]).items():
             yield StudyRecord(
                 study_id=image,
                 patient_id=image,
                 views=(View(root / folder / f"{image}.dicom"),),
                 labels=closed_labels((name for name in LABELS if _most_ticked(name, readings)), LABELS),
+                label_names=tuple(name for name in (*LABELS, *others) if _most_ticked(name, readings)),
                 split=split,
             )
 

@@ -97,6 +97,9 @@ def ingested(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[di
         assert len(check.missing) + len(check.unreadable) == counts["rejected_images"]
         assert check.decoded + len(check.missing) == check.counts["images"]
         assert check.problems == counts["source_problems"]
+        assert check.labels == counts["label_names"]
+        stated = {name for record in archive.records for name, value in (record.labels or {}).items() if value == 1}
+        assert stated <= {row["observation"] for row in check.labels.values()}
         samples = [
             dataset[number]
             for split in SPLITS

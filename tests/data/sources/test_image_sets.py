@@ -39,6 +39,7 @@ def test_padchest(tmp_path, image_file, table, read, ingested):
     assert sorted(problem.reason for problem in archive.problems) == ["Labels is not a list", "row without PatientID"]
     manifest, _ = ingested("padchest", tmp_path)
     assert manifest["counts"]["kept_studies"] == 4 and manifest["counts"]["rejected_images"] == 0
+    assert manifest["counts"]["label_names"]["hiatal hernia"] == {"observation": None, "studies": 1}
 
 
 def vindr_tree(root, image_file, table):
@@ -49,7 +50,7 @@ def vindr_tree(root, image_file, table):
 
     train = [
         reading("i1", "R1", {"Nodule/Mass", "Rib fracture", "Aortic enlargement"}),
-        reading("i1", "R2", {"Nodule/Mass"}),
+        reading("i1", "R2", {"Nodule/Mass", "Aortic enlargement"}),
         reading("i1", "R3", set()),
         *(reading("i2", reader, {"No finding"}) for reader in ("R1", "R2", "R3")),
         *(reading("i3", reader, {"Lung Opacity"}) for reader in ("R1", "R2", "R3")),
@@ -73,6 +74,7 @@ def test_vindr_labels_are_the_majority_and_others_negative(tmp_path, image_file,
     )
     assert {name for name, value in fourth.labels.items() if value} == {"Fracture", "Pleural Other"}
     manifest, infos = ingested("vindr", tmp_path)
+    assert manifest["counts"]["label_names"]["Aortic enlargement"] == {"observation": None, "studies": 1}
     assert manifest["counts"]["rejected_images"] == 0
     # The official test set is unchanged, and validation is sampled from train.
     assert sorted(info["split"] for info in infos) == ["test", "train", "train", "validate"]
@@ -194,6 +196,11 @@ def test_covidx(tmp_path, image_file, read, ingested):
     manifest, infos = ingested("covidx", tmp_path)
     assert manifest["counts"]["rejected_images"] == 0
     assert sorted(info["split"] for info in infos) == ["test", "train", "train", "validate"]
+    assert manifest["counts"]["label_names"] == {
+        "pneumonia": {"observation": "Pneumonia", "studies": 2},
+        "COVID-19": {"observation": None, "studies": 1},
+        "normal": {"observation": "No Finding", "studies": 1},
+    }
     (tmp_path / "val.txt").write_text("9 e.png normal rsna\n")
     assert [record.split for record in read("covidx", tmp_path).records] == ["train"] * 3 + ["validate", "test"]
 
