@@ -101,8 +101,10 @@ def test_the_orientation_of_exif_is_applied(tmp_path: Path, format_: str) -> Non
 
 
 def test_damaged_exif_leaves_the_image_as_stored(tmp_path: Path) -> None:
-    Image.fromarray(GREY).save(tmp_path / "a.jpg", exif=b"Exif\0\0none of it")
-    assert read_radiograph(tmp_path / "a.jpg").shape == (40, 32)
+    for name in ("a.jpg", "a.png"):
+        for exif in (b"none of it", b"II*\0", b"MM\0*\0\0\0\x08\xff\xff"):
+            Image.fromarray(GREY).save(tmp_path / name, exif=b"Exif\0\0" + exif)
+            assert read_radiograph(tmp_path / name).shape == (40, 32), (name, exif)
 
 
 @pytest.mark.parametrize(
