@@ -35,13 +35,13 @@ CSS = """
 .gradio-container > .main, .main > .wrap, main.contain, .contain .column > *, .contain .gr-group > *,
 .contain .styler > * { min-width: 0 !important; }
 .gradio-container > .main { padding-inline: clamp(0.5rem, 3vw, 2rem) !important; }
-#neighbours .grid-wrap { min-height: 0; }
+:is(#examples, #neighbours) .grid-wrap { min-height: 0; }
 @media (max-width: 640px) { /* Gradio applies rules within @media to the content of .contain only. */
   :is(#examples, #neighbours) .grid-container { grid-template-columns: repeat(2, 1fr) !important; }
-  #found :is(tr, .virtual-row) > * { min-width: 0 !important; max-width: none !important; }
-  #found :is(tr, .virtual-row) > :is(:nth-child(1), :nth-child(3), :nth-child(4)) { display: none !important; }
-  #found :is(tr, .virtual-row) > :nth-child(2) { width: 24% !important; }
-  #found :is(tr, .virtual-row) > :nth-child(5) { width: 44% !important; }
-  #found :is(tr, .virtual-row) > :nth-child(6) { width: 32% !important; }
+  /* Similarity, findings, impression. Gradio sets widths in pixels on each cell. */
+  #found .header-table { display: none; }
+  #found .virtual-row { display: grid !important; grid-template-columns: 19% 47% 34%; }
+  #found .virtual-row > * { width: auto !important; min-width: 0 !important; max-width: none !important; }
+  #found .virtual-row > :is(:nth-child(1), :nth-child(3), :nth-child(4)) { display: none !important; }
 }
 """
