@@ -4,7 +4,6 @@ import errno
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable, Sequence
 from io import TextIOWrapper
 from types import FrameType
@@ -13,10 +12,6 @@ from typing import NoReturn
 from medunifier.shared.errors import UsageError, UserError
 
 INTERRUPTED = "interrupted; the same command continues where it stopped"
-
-GRACE_S = 3.0
-"""A second signal within this time of the first is the same interruption: a terminal signals the whole process group,
-and a launcher then signals its workers."""
 
 
 def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
@@ -38,7 +33,7 @@ def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str]) -
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:
-        if _is_first():
+        if is_first_process():
             print(str(error) or INTERRUPTED, file=sys.stderr)
         return 130
     except BrokenPipeError:
@@ -55,56 +50,43 @@ def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str]) -
     return 0
 
 
-def _is_first() -> bool:
+def is_first_process() -> bool:
     """Return whether this process prints, from the launcher's variables: torch may not be loaded yet."""
     return os.environ.get("RANK", "0") == "0"
 
 
 class Interruption:
-    """SIGINT and SIGTERM of a training process.
+    """SIGINT and SIGTERM of a training process: one line on standard error, then the end of the process.
 
-    While modules load, a signal ends the process at once: an exception within an import arrives as some other error.
-    Later it raises KeyboardInterrupt once, and what fails on the way out is not reported.
+    Nothing is unwound: an exception out of an import, a destructor or a collective operation arrives as some other
+    error, often with a traceback of its own. What is on disk stays valid, as after a kill: files appear by rename.
     """
 
     def __init__(self) -> None:
-        self.signal = 0
-        self._at, self._process, self.loading = 0.0, os.getpid(), True
+        self.message: Callable[[], str] = lambda: "interrupted while loading; start the same command again"
+        """Returns the line; replaced once there is progress to state."""
+        self._process = os.getpid()
 
     def install(self) -> None:
         """Handle both signals from now on (main thread)."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._handle)
 
-    def check(self) -> None:
-        """Raise KeyboardInterrupt if a signal came whose exception a library swallowed."""
-        if self.signal:
-            raise KeyboardInterrupt
-
-    def exit(self, code: int) -> NoReturn:
-        """End the process without the interpreter's shutdown, which reports threads and process groups left open."""
-        import multiprocessing  # here: most commands start no process
-
-        for child in multiprocessing.active_children():
-            child.kill()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
     def _handle(self, number: int, _: FrameType | None) -> None:
         if os.getpid() != self._process:  # a forked loader worker: its parent ends it
             if number == signal.SIGTERM:
                 os._exit(128 + number)
-        elif self.loading:
-            if _is_first():
-                os.write(2, b"interrupted while loading; nothing was changed, start the same command again\n")
-            self.exit(128 + number)
-        elif not self.signal:
-            self.signal, self._at = number, time.monotonic()
-            sys.unraisablehook = lambda _: None  # destructors that fail during the unwinding
-            raise KeyboardInterrupt
-        elif time.monotonic() - self._at > GRACE_S:
-            self.exit(128 + number)
+            return
+        for again in (signal.SIGINT, signal.SIGTERM):  # a launcher passes on what the terminal sent already
+            signal.signal(again, signal.SIG_IGN)
+        if is_first_process():
+            line = self.message()
+            os.write(2, f"{line}\n".encode())  # print() may be what was interrupted
+        import multiprocessing  # here: most commands start no process
+
+        for child in multiprocessing.active_children():
+            child.kill()
+        os._exit(128 + number)
 
 
 interruption = Interruption()
@@ -117,25 +99,10 @@ def run_training(command: Callable[[Sequence[str]], None], argv: Sequence[str]) 
     The exit code is that of :func:`run_command`, or 128 + the signal.
     """
     interruption.install()
-    try:
-        code = run_command(command, argv)
-    except BaseException:
-        if not interruption.signal:
-            raise
-        code = 130
-        if _is_first():
-            print(INTERRUPTED, file=sys.stderr)
-    if interruption.signal:
-        interruption.exit(128 + interruption.signal)
-    sys.exit(code)
-
-
-def loaded() -> None:
-    """State that imports are done: from now on an interrupt unwinds, so that files are complete or absent."""
-    interruption.loading = False
+    sys.exit(run_command(command, argv))
 
 
 def announce(text: str) -> None:
     """Print a line on standard error at once, on the first process, before the slow imports that follow."""
-    if _is_first():
+    if is_first_process():
         print(text, file=sys.stderr, flush=True)

@@ -55,10 +55,14 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.stop()
+        if not self._live and not self._quiet and kind is None:
+            self._print_line()
+
+    def stop(self) -> None:
+        """Leave the bar as it is and give the cursor back."""
         if self._live:
             self._bar.stop()
-        elif not self._quiet and kind is None:
-            self._print_line()
 
     def advance(self, units: int = 1, **figures: float | int | str) -> None:
         """Add ``units`` to the count and show ``figures`` next to it."""

@@ -7,7 +7,7 @@ once.
 import sys
 from collections.abc import Sequence
 
-from medunifier.shared.command import announce, loaded, run_training
+from medunifier.shared.command import announce, run_training
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -24,7 +24,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     announce("loading …")
     from medunifier.stage1_tokenizer.training.run import train_tokenizer
 
-    loaded()
     train_tokenizer(config)
 
 

@@ -8,7 +8,6 @@ continues exactly: on a CPU to the last bit, and over the same samples on anothe
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -106,12 +105,9 @@ def train(
     run.rewind(start)
     batches = stream(samples)
     meter = _Meter(config)
-    with (
-        Progress(config.steps, "training", "step", done=start, quiet=not is_main()) as progress,
-        _explained(progress, checkpoints),
-    ):
+    with Progress(config.steps, "training", "step", done=start, quiet=not is_main()) as progress:
+        interruption.message = lambda: _stopped(progress, checkpoints)
         for step in range(start + 1, config.steps + 1):
-            interruption.check()
             with meter.waiting():
                 micro_batches = [next(batches) for _ in range(config.accumulation)]
             samples += config.global_batch()
@@ -137,15 +133,12 @@ def train(
     run.close()
 
 
-@contextmanager
-def _explained(progress: Progress, checkpoints: Checkpoints) -> Iterator[None]:
-    """Add to an interrupt where the run stopped and where the same command continues."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        saved = checkpoints.latest()
-        then = f"continues from step {saved}" if saved else "starts again: no checkpoint was written yet"
-        raise KeyboardInterrupt(f"interrupted after step {progress.count}; the same command {then}") from None
+def _stopped(progress: Progress, checkpoints: Checkpoints) -> str:
+    """Clear the progress bar, and return where the run stopped and where the same command continues."""
+    progress.stop()
+    saved = checkpoints.latest()
+    then = f"continues from step {saved}" if saved else "starts again: no checkpoint was written yet"
+    return f"interrupted after step {progress.count}; the same command {then}"
 
 
 class _Meter:
