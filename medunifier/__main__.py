@@ -8,6 +8,7 @@ from medunifier import __version__
 COMMANDS = {
     "phantom": ("medunifier.data.phantom.command", "write synthetic radiographs and reports in MIMIC-CXR's layout"),
     "ingest": ("medunifier.data.ingest.command", "convert an archive of radiographs to image shards"),
+    "train": ("medunifier.train", "train the tokenizer (stage1) or the unified model (stage2)"),
     "tokenize": ("medunifier.stage1_tokenizer.cli.tokenize_shards", "encode image shards as token shards"),
     "convert": ("medunifier.stage1_tokenizer.cli.convert", "import or export taming-transformers checkpoints"),
     "report": ("medunifier.stage2_unified.cli.report", "generate draft reports from radiographs"),
@@ -37,7 +38,6 @@ def _usage() -> str:
             "",
             *commands,
             "",
-            "Training: accelerate launch stage1_tokenizer/train.py, accelerate launch stage2_unified/train.py",
             RESEARCH_ONLY,
         ]
     )
@@ -57,7 +57,8 @@ def main() -> int:
         return 2
     from medunifier.shared.command import run_command
 
-    return run_command(import_module(COMMANDS[arguments[0]][0]).main, arguments[1:])
+    # Imported within: an interrupt while modules load is one line too.
+    return run_command(lambda argv: import_module(COMMANDS[arguments[0]][0]).main(argv), arguments[1:])
 
 
 if __name__ == "__main__":

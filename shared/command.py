@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from io import TextIOWrapper
 from types import FrameType
@@ -12,6 +13,13 @@ from typing import NoReturn
 from medunifier.shared.errors import UsageError, UserError
 
 INTERRUPTED = "interrupted; the same command continues where it stopped"
+
+WAIT_FOR_FIRST_S = 5.0
+"""How long another process of a training waits before it reports an error. Most fail in all processes, or in the
+first, whose absence the others notice as a failed collective operation."""
+
+WAIT_AFTER_SIGNAL_S = 1.0
+"""How long the other processes live after a signal: the first would report a lost connection otherwise."""
 
 
 def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
@@ -77,16 +85,20 @@ class Interruption:
             if number == signal.SIGTERM:
                 os._exit(128 + number)
             return
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch raises an error there when a loader worker ends
         for again in (signal.SIGINT, signal.SIGTERM):  # a launcher passes on what the terminal sent already
             signal.signal(again, signal.SIG_IGN)
-        if is_first_process():
-            line = self.message()
-            os.write(2, f"{line}\n".encode())  # print() may be what was interrupted
-        import multiprocessing  # here: most commands start no process
+        try:
+            if is_first_process():
+                os.write(2, f"{self.message()}\n".encode())  # print() may be what was interrupted
+            else:
+                time.sleep(WAIT_AFTER_SIGNAL_S)
+            import multiprocessing  # here: most commands start no process
 
-        for child in multiprocessing.active_children():
-            child.kill()
-        os._exit(128 + number)
+            for child in multiprocessing.active_children():
+                child.kill()
+        finally:
+            os._exit(128 + number)
 
 
 interruption = Interruption()
@@ -99,7 +111,17 @@ def run_training(command: Callable[[Sequence[str]], None], argv: Sequence[str]) 
     The exit code is that of :func:`run_command`, or 128 + the signal.
     """
     interruption.install()
-    sys.exit(run_command(command, argv))
+
+    def patient(argv: Sequence[str]) -> None:
+        try:
+            command(argv)
+        except Exception:
+            # If the first process fails too, it reports the reason, and a launcher ends this one meanwhile.
+            if not is_first_process():
+                time.sleep(WAIT_FOR_FIRST_S)
+            raise
+
+    sys.exit(run_command(patient, argv))
 
 
 def announce(text: str) -> None:

@@ -70,12 +70,14 @@ class Subcommand:
         config_class: dataclass of its options.
         summary: one line for the list of sub-commands; by default the first line of the dataclass' docstring.
         description: for the sub-command's own ``--help``; by default the summary.
+        presets: as for :func:`parse_config`.
         positional: whether required options are given by position (``compare A.json B.json``).
     """
 
     config_class: type[Any]
     summary: str = ""
     description: str = ""
+    presets: str = ""
     positional: bool = False
 
 
@@ -107,7 +109,8 @@ def parse_subcommand(
         raise UsageError(f"{prog} needs a {metavar}: {', '.join(commands)}")
     if arguments[0] not in commands and not arguments[0].startswith("-"):
         raise UsageError(f"{prog}: unknown {metavar} {arguments[0]!r}; there are: {', '.join(commands)}")
-    arguments = _with_config_paths(arguments, "")
+    presets = commands[arguments[0]].presets if arguments[0] in commands else ""
+    arguments = _with_config_paths(arguments, presets)
     try:
         values = parser.parse_args(arguments)
     except UsageError as error:  # it names a required option after its sub-command: "reports.model"

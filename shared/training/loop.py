@@ -102,11 +102,12 @@ def train(
         accelerator.step = 0
         if is_main():
             print(f"continuing {run.path} at step {start}", flush=True)
+    saved = start
     run.rewind(start)
     batches = stream(samples)
     meter = _Meter(config)
     with Progress(config.steps, "training", "step", done=start, quiet=not is_main()) as progress:
-        interruption.message = lambda: _stopped(progress, checkpoints)
+        interruption.message = lambda: _stopped(progress, saved)
         for step in range(start + 1, config.steps + 1):
             with meter.waiting():
                 micro_batches = [next(batches) for _ in range(config.accumulation)]
@@ -129,14 +130,14 @@ def train(
             if step % config.checkpoint_every == 0 or last:
                 position = DataPosition(samples, config.global_batch())
                 checkpoints.save(step, lambda folder: accelerator.save_state(str(folder)), position)
+                saved = step
                 meter.restart()
     run.close()
 
 
-def _stopped(progress: Progress, checkpoints: Checkpoints) -> str:
-    """Clear the progress bar, and return where the run stopped and where the same command continues."""
+def _stopped(progress: Progress, saved: int) -> str:
+    """Release the terminal, and return where the run stopped and where the same command continues."""
     progress.stop()
-    saved = checkpoints.latest()
     then = f"continues from step {saved}" if saved else "starts again: no checkpoint was written yet"
     return f"interrupted after step {progress.count}; the same command {then}"
 
