@@ -63,7 +63,7 @@ def test_metrics_and_page_are_made_of_a_run_s_files(tmp_path):
         "task": "all",
         "metrics": metrics,
         "data": {"source": "phantom", "counts": {"train": 5}},
-        "details": {},
+        "details": {"tokenizer": {"examples": [], "intervals": {}}},
         "versions": {"python": "3"},
     }
     (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
@@ -76,6 +76,7 @@ def test_metrics_and_page_are_made_of_a_run_s_files(tmp_path):
     assert content["seconds"] == {"phantom": 1.0} and content["machine"]["cores"] >= 1
     page = (tmp_path / "index.html").read_text()
     assert "Phantom data" in page and "<polyline" in page and ">no<" not in page
+    assert page.count("<td>tokenizer.psnr") == 1, "not in the table of thresholds and in that of its task"
 
 
 def test_an_unknown_option_is_one_line(capsys):
