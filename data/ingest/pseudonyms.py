@@ -22,7 +22,10 @@ def load_key(path: str) -> bytes:
     Raises:
         UserError: if the file cannot be created, or is not a key.
     """
-    file = expand_home(path)
+    try:
+        file = expand_home(path)
+    except UserError as error:
+        raise UserError(f"no place for the key of the pseudonyms: {error}; or pass --key_file FILE") from None
     try:
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)

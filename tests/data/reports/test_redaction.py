@@ -157,8 +157,9 @@ def test_labels_are_read_before_redaction(tree: Path, tmp_path: Path) -> None:
     (tree / "manifest.csv").write_text("image,findings\na.png,Pleural effusion and cardiomegaly.\n")
     (tmp_path / "own.txt").write_text("effusion\n")
     _, redacted = ingest_csv(tree, tmp_path / "redacted", redact_file=str(tmp_path / "own.txt"))
-    assert "effusion" not in redacted["report"]["text"]
-    assert redacted["labels"] == {"Cardiomegaly": 1, "Pleural Effusion": 1}
+    info = redacted.info(0)
+    assert "effusion" not in info["report"]["text"]
+    assert info["labels"] == {"Cardiomegaly": 1, "Pleural Effusion": 1}
 
 
 def test_options_are_parsed_from_the_command_line() -> None:

@@ -48,7 +48,7 @@ def test_two_processes_of_three_micro_batches_continue_as_one_of_four(image_shar
     settings = (tmp_path / "moved" / "config.yaml").read_bytes()
     half = ["--config", str(moved), *OPTIONS, "--loop.batch_size", "2", "--loop.accumulation", "3"]
     assert run_command(main, half) == 1
-    error = capsys.readouterr().err.strip()
+    error = capsys.readouterr().err.removeprefix("loading …\n").strip()
     assert "--loop.batch_size 2 --loop.accumulation 6" in error and error.count("\n") == 0
     assert (tmp_path / "moved" / "config.yaml").read_bytes() == settings
 

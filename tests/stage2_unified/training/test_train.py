@@ -135,7 +135,7 @@ def fails(capsys):
 
     def check(arguments, code, *words):
         assert run_command(train, arguments) == code
-        error = capsys.readouterr().err
+        error = capsys.readouterr().err.removeprefix("loading …\n")
         assert error.startswith("error: ") and error.count("\n") == 1
         assert not [word for word in words if word not in error]
 

@@ -34,7 +34,7 @@ def test_its_options_exist(root):
         for table in TABLES.values()
         for subcommand in table.values()
         for name in subcommand.config_class.__dataclass_fields__
-    } | {"--text", "--source", "--validate_fraction", "--test_fraction"}  # of ingest
+    } | {"--text", "--source", "--no_finding", "--validate_fraction", "--test_fraction"}  # of ingest
     options = set(re.findall(r"--[a-z_]+", page_of(root)))
     assert options - {"--scorers"} <= known, options - known
     scorers = EvaluateConfig.__dataclass_fields__["scorers"].default_factory()
