@@ -53,7 +53,11 @@ def main() -> int:
         print(f"medunifier {__version__}")
         return 0
     if arguments[0] not in COMMANDS:
-        print(f"error: unknown command {arguments[0]!r}; available: {', '.join(COMMANDS)}", file=sys.stderr)
+        from medunifier.shared.errors import nearest
+
+        known = ", ".join(COMMANDS)
+        close = nearest(arguments[0], [*COMMANDS, "--help", "--version"])
+        print(f"error: unknown command {arguments[0]!r}; available: {known}{close}", file=sys.stderr)
         return 2
     from medunifier.shared.command import run_command
 

@@ -56,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         prog="medunifier train",
         metavar="STAGE",
         description=DESCRIPTION,
+        further_options=[f"--{name}" for name in LAUNCHER_OPTIONS],
     )
     interruption.install()
     announce("loading …")

@@ -5,6 +5,7 @@ Every command and both trainings take ``--config FILE.yaml``, dotted overrides (
 """
 
 import dataclasses
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from medunifier.shared.artifacts import atomic_file
-from medunifier.shared.errors import UsageError, UserError
+from medunifier.shared.errors import UsageError, UserError, nearest
 from medunifier.shared.files.input_files import MAX_CONFIG_BYTES, read_bounded
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -25,11 +26,31 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 Config = TypeVar("Config")
 
 
+# "unrecognized arguments: --NAME …" of argparse; "does not accept option 'NAME'", "Key 'NAME' is not expected" and
+# "Option 'NAME' is not accepted" of jsonargparse.
+_UNKNOWN_OPTION = re.compile(r"unrecognized arguments: (--[\w.-]+)|(?:option|key) '([\w.]+)'", re.IGNORECASE)
+
+
 class _Parser(ArgumentParser):
     """A parser that raises in place of printing its usage over the one line that matters."""
 
+    further_options: Sequence[str] = ()
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise UsageError(_one_line(message)) from ex
+        text = _one_line(message)
+        if option := _UNKNOWN_OPTION.search(text):
+            dashed, dotted = option.groups()
+            text += nearest(dashed or f"--{dotted}", self._options())
+        raise UsageError(text) from ex
+
+    def _options(self) -> list[str]:
+        """Return the options of this parser and of its sub-commands, and those that the command reads itself."""
+        found = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
+        for action in self._actions:
+            if isinstance(action.choices, dict):
+                for parser in action.choices.values():
+                    found += parser._options() if isinstance(parser, _Parser) else []
+        return [*dict.fromkeys([*found, *self.further_options])]
 
 
 def _one_line(message: str) -> str:
@@ -82,7 +103,13 @@ class Subcommand:
 
 
 def parse_subcommand(
-    commands: Mapping[str, Subcommand], argv: Sequence[str], *, prog: str, metavar: str, description: str
+    commands: Mapping[str, Subcommand],
+    argv: Sequence[str],
+    *,
+    prog: str,
+    metavar: str,
+    description: str,
+    further_options: Sequence[str] = (),
 ) -> tuple[str, Any]:
     """Read ``SUBCOMMAND [options]`` into the name of the sub-command and its configuration.
 
@@ -92,23 +119,27 @@ def parse_subcommand(
         prog: name that ``--help`` shows.
         metavar: what ``--help`` calls the sub-command, such as TASK.
         description: what the command does.
+        further_options: options that the command has taken out of ``argv``; only suggested for misspelt ones.
 
     Raises:
         UsageError: for a missing or unknown sub-command, and as :func:`parse_config` does.
     """
     parser = _Parser(prog=prog, description=description, default_env=False)
+    parser.further_options = further_options
     choices = parser.add_subcommands(required=True, dest=_CHOICE, metavar=metavar, title="sub-commands")
     for name, command in commands.items():
         summary = command.summary or _summary(command.config_class)
         description = command.description or summary
         sub_parser = _parser_of(command.config_class, description, positional=command.positional)
+        sub_parser.further_options = further_options
         choices.add_subcommand(name, sub_parser, help=summary)
         sub_parser.prog = f"{prog} {name}"  # add_subcommand puts "[options]" between the two
     arguments = list(argv)
     if not arguments:
         raise UsageError(f"{prog} needs a {metavar}: {', '.join(commands)}")
     if arguments[0] not in commands and not arguments[0].startswith("-"):
-        raise UsageError(f"{prog}: unknown {metavar} {arguments[0]!r}; there are: {', '.join(commands)}")
+        close = nearest(arguments[0], commands)
+        raise UsageError(f"{prog}: unknown {metavar} {arguments[0]!r}; there are: {', '.join(commands)}{close}")
     presets = commands[arguments[0]].presets if arguments[0] in commands else ""
     arguments = _with_config_paths(arguments, presets)
     try:
@@ -129,7 +160,7 @@ def _summary(config_class: type[Any]) -> str:
 
 def _parser_of(
     config_class: type[Any], description: str, prog: str | None = None, positional: bool = False
-) -> ArgumentParser:
+) -> _Parser:
     parser = _Parser(prog=prog, description=description, default_env=False)
     parser.add_argument("--config", action="config", help="YAML file with any of the options below.")
     parser.add_class_arguments(config_class, nested_key=None, as_positional=positional)
@@ -165,8 +196,9 @@ def _config_path(name: str, presets: str) -> str:
     folder = CONFIGS / presets
     if presets and Path(name).name == name and (folder / f"{name}.yaml").is_file():
         return str(folder / f"{name}.yaml")
-    known = f"; presets: {', '.join(sorted(p.stem for p in folder.glob('*.yaml')))}" if presets else ""
-    raise UsageError(f"config file {name} not found{known}")
+    names = sorted(path.stem for path in folder.glob("*.yaml")) if presets else []
+    known = f"; presets: {', '.join(names)}" if presets else ""
+    raise UsageError(f"config file {name} not found{known}{nearest(Path(name).stem, names)}")
 
 
 def config_to_dict(config: Any) -> dict[str, Any]:

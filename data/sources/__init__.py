@@ -16,7 +16,7 @@ from typing import Protocol, cast
 from medunifier.data.files.walk import OUTSIDE_ROOT
 from medunifier.data.records import Problem, StudyRecord
 from medunifier.data.remote_paths import lies_under, open_root
-from medunifier.shared.errors import UsageError, UserError
+from medunifier.shared.errors import UsageError, UserError, nearest
 from medunifier.shared.files.text import intact, without_marks
 
 
@@ -97,7 +97,7 @@ def read_source(name: str, root: str | Path, options: SourceOptions) -> Archive:
         UserError: if the folder is missing, has another layout, or contains no study.
     """
     if name not in SOURCES:
-        raise UsageError(f"unknown source {name!r}; choose from {', '.join(sorted(SOURCES))}")
+        raise UsageError(f"unknown source {name!r}; choose from {', '.join(sorted(SOURCES))}{nearest(name, SOURCES)}")
     root = open_root(root)
     adapter = cast(Source, import_module(SOURCES[name]).records)
     problems: list[Problem] = []

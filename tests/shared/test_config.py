@@ -190,3 +190,47 @@ def test_the_help_of_a_sub_command_is_its_own(capsys):
             parsed(*argv, "--help")
         shown = capsys.readouterr().out
         assert here in shown and absent not in shown
+
+
+@dataclass(frozen=True)
+class Loop:
+    """Nested."""
+
+    steps: int = 3
+    """Steps."""
+
+
+@dataclass(frozen=True)
+class Train:
+    """A command."""
+
+    run_dir: str = ""
+    """Folder."""
+    loop: Loop = field(default_factory=Loop)
+    """Loop."""
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["--rundir", "x"], "--run_dir"),
+        (["--loop.stesp=3"], "--loop.steps"),
+        (["--steps", "3"], "--loop.steps"),
+        (["--config", "FILE"], "--loop.steps"),
+    ],
+)
+def test_the_nearest_option_is_suggested(words, meant, tmp_path):
+    (tmp_path / "c.yaml").write_text("loop:\n  step: 3\n")
+    arguments = [str(tmp_path / "c.yaml") if word == "FILE" else word for word in words]
+    with pytest.raises(UsageError, match=f"{meant}\\b"):
+        parse_config(Train, arguments)
+    with pytest.raises(UsageError, match=f"{meant}\\b"):
+        parse_subcommand({"run": Subcommand(Train)}, ["run", *arguments], prog="p", metavar="TASK", description="d")
+
+
+def test_nothing_is_suggested_for_what_resembles_nothing():
+    with pytest.raises(UsageError) as error:
+        parse_config(Train, ["--zzzzqq", "3"])
+    assert "mean" not in str(error.value)
+    with pytest.raises(UsageError, match="mean train"):
+        parse_subcommand({"train": Subcommand(Train)}, ["tran"], prog="p", metavar="TASK", description="d")
