@@ -11,10 +11,12 @@ from medunifier.shared.errors import UserError
 from medunifier.shared.training.config import MAY_CHANGE
 from medunifier.shared.training.distributed import barrier, is_main, on_cpu, warn_if_alone
 from medunifier.shared.training.loop import check_global_batch, train, use_threads
+from medunifier.shared.training.memory import warn_if_too_large
 from medunifier.shared.training.run_folder import RunFolder, export_once, read_metrics
 from medunifier.stage1_tokenizer.config import Stage1Config
 from medunifier.stage1_tokenizer.frozen import FrozenTokenizer
 from medunifier.stage1_tokenizer.pixel_range import collate_images
+from medunifier.stage1_tokenizer.training.size import tokenizer_size
 from medunifier.stage1_tokenizer.training.task import TokenizerTask
 
 TOKENIZER = "tokenizer"
@@ -34,6 +36,8 @@ def train_tokenizer(config: Stage1Config) -> None:
     warn_if_alone()
     use_threads(loop.threads)
     set_seed(loop.seed)
+    if is_main() and not config.gradient_checkpointing:
+        warn_if_too_large(tokenizer_size("tokenizer", config.model, loop), loop)
     training = ShardDataset(config.data.shards, "train")
     validation = _validation(config.data.shards, training)
     check_global_batch(config.run_dir, loop)

@@ -10,13 +10,21 @@ from medunifier.shared.errors import UsageError, UserError
 from medunifier.shared.training.config import MAY_CHANGE
 from medunifier.shared.training.distributed import barrier, is_main, on_cpu, warn_if_alone, world_size
 from medunifier.shared.training.loop import check_global_batch, train, use_threads
+from medunifier.shared.training.memory import warn_if_too_large
 from medunifier.shared.training.run_folder import RunFolder, export_once
 from medunifier.stage1_tokenizer.frozen import FrozenTokenizer
 from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline, model_fingerprint
 from medunifier.stage2_unified.model.backbones import merge_adapters
+from medunifier.stage2_unified.model.memory import unified_size
 from medunifier.stage2_unified.model.processing.processor import MedUnifierProcessor
 from medunifier.stage2_unified.model.processing.report_codec import sections_of
-from medunifier.stage2_unified.training.build import build_model, export_model, make_optimizers, run_text_tokenizer
+from medunifier.stage2_unified.training.build import (
+    build_model,
+    export_model,
+    make_optimizers,
+    model_config,
+    run_text_tokenizer,
+)
 from medunifier.stage2_unified.training.collator import StudyCollator
 from medunifier.stage2_unified.training.config import Stage2Config
 from medunifier.stage2_unified.training.dataset import StudiesWithText, check_fingerprint
@@ -65,6 +73,9 @@ def train_unified(config: Stage2Config) -> None:
     )
 
     text_tokenizer = run_text_tokenizer(config, run, training)
+    if is_main() and not (sharded or config.gradient_checkpointing or config.model.pretrained):
+        size = unified_size("model", model_config(config, text_tokenizer, tokenizer, text_choice), loop)
+        warn_if_too_large(size, loop)
     model = build_model(config, text_tokenizer, tokenizer, text_choice)
     processor = MedUnifierProcessor(text_tokenizer, tokenizer.to(accelerator.device), model.config)
     if is_main():

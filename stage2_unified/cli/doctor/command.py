@@ -10,8 +10,8 @@ from medunifier.shared.config import CONFIGS, parse_config
 from medunifier.shared.training.hardware import GIB, Machine, this_machine
 
 if TYPE_CHECKING:
+    from medunifier.shared.training.memory import Size
     from medunifier.stage2_unified.cli.doctor.requirements import Need
-    from medunifier.stage2_unified.cli.doctor.sizes import Size
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,12 @@ import yaml
 from torch import nn
 
 from medunifier.shared.training.hardware import GIB, Accelerator, Machine
+from medunifier.shared.training.memory import TRAINING_BYTES, Size, bytes_kept
 from medunifier.stage1_tokenizer.config import model_config
 from medunifier.stage1_tokenizer.model.vqgan import VQGAN
 from medunifier.stage2_unified.cli.doctor import requirements
 from medunifier.stage2_unified.cli.doctor.command import CONFIGS, _size_lines, main
-from medunifier.stage2_unified.cli.doctor.sizes import TRAINING_BYTES, Size, bytes_kept, preset_sizes
+from medunifier.stage2_unified.cli.doctor.sizes import preset_sizes
 
 
 @pytest.fixture(scope="module")
