@@ -5,7 +5,6 @@ all known phrases of a sentence, and a single left-to-right pass assigns the lab
 `data.reports.phrases`, the words without a finding in `data.reports.vocabulary`. Runs offline.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -24,12 +23,14 @@ from medunifier.data.reports.observations import (
 )
 from medunifier.data.reports.sections import split_sections
 from medunifier.data.reports.sentences import fold, split_sentences, words
-from medunifier.data.reports.vocabulary import NEUTRAL
+from medunifier.data.reports.vocabulary import INTERPOSED, NEUTRAL
 
 NoFindingRule = Literal["known", "chexpert"]
 
 # Disease outside the 14 observations, or a word that may be one; and evidence that something is normal.
 _OTHER, _NORMAL = "other disease", "normal"
+# A blunted costophrenic angle: an uncertain effusion, unless the report states or denies one.
+_BLUNTED = "blunted angle"
 
 # Maximum number of words from an adjective to the organ that it describes: "enlarged cardiac silhouette".
 _MAX_ADJECTIVE_DISTANCE = 4
@@ -45,32 +46,14 @@ _SEEN = frozenset([
     "seen", "identified", "noted", "visualized", "present", "evident", "demonstrated", "detected", "appreciated",
     "found",
 ])  # fmt: skip
+_PREPOSITIONS = frozenset({"of", "in", "from", "with", "to", "along", "around", "near", "after", "following"})
+_ENDINGS = frozenset({"resolution", "clearing", "clearance", "disappearance"})
+_EVIDENCE = frozenset({"evidence", "sign", "signs", "indication", "presence", "trace"})
 _DAMAGE = ("\0", "\ufffd")  # of text read with the wrong encoding
 
 
-def _entries() -> Iterator[tuple[str, str, str]]:
-    for finding, names in phrases.MENTIONS.items():
-        for name in names:
-            yield name, "mention", finding
-    for finding, names in phrases.ORGANS.items():
-        for name in names:
-            yield name, "organ", finding
-    tables = {
-        "other": phrases.HARMLESS + phrases.OTHER_DISEASE, "neutral": phrases.NEUTRAL + phrases.PERSISTENCE,
-        "large": phrases.LARGE, "grown": phrases.GROWN, "normal": phrases.NORMAL, "healthy": phrases.HEALTHY,
-        "negation_before": phrases.NEGATION_BEFORE, "negation_after": phrases.NEGATION_AFTER,
-        "removal_before": phrases.REMOVAL_BEFORE, "removal_after": phrases.REMOVAL_AFTER,
-        "doubt_before": phrases.UNCERTAINTY_BEFORE, "weak_doubt_before": phrases.WEAK_UNCERTAINTY_BEFORE,
-        "doubt_after": phrases.UNCERTAINTY_AFTER, "doubt_both": phrases.UNCERTAINTY_BOTH,
-        "scope_end": phrases.SCOPE_ENDS, "predicate": phrases.PREDICATES,
-    }  # fmt: skip
-    for role, names in tables.items():
-        for name in names:
-            yield name, role, ""
-
-
-_TABLE = PhraseTable(_entries())
-_NEUTRAL = frozenset(folded for word in NEUTRAL for folded in fold(word))
+_TABLE = PhraseTable(phrases.entries())
+_NEUTRAL = frozenset(folded for word in NEUTRAL | INTERPOSED for folded in fold(word))
 _HINTS = phrases.HINTS
 
 
@@ -99,6 +82,9 @@ def label_report(text: str, no_finding: NoFindingRule = "known") -> dict[str, in
             mentions.setdefault(finding, set()).add(value)
     normal = bool(mentions.pop(_NORMAL, None))
     other = mentions.pop(_OTHER, set())
+    if blunted := mentions.pop(_BLUNTED, set()):
+        mentions.setdefault("Pleural Effusion", {min(value, -value) for value in blunted})
+        other |= blunted
     labels = {finding: merge_mentions(values) for finding, values in mentions.items()}
     known = other <= {NEGATIVE} and not any(mark in text for mark in _DAMAGE)
     normal = normal or NEGATIVE in (*labels.values(), *other) or SUPPORT_DEVICES in labels
@@ -156,7 +142,9 @@ class _Scanner:
                 self.adjective = None
         elif word == ":":
             self._end_scope()
-        elif not (word[0].isdigit() or word in _NEUTRAL or word.removesuffix("s") in _NEUTRAL or word in "()"):
+        elif not (
+            word[0].isdigit() or word in "()" or {word, word.removesuffix("s"), word.removesuffix("es")} & _NEUTRAL
+        ):
             self._add(_OTHER, index, index + 1)
 
     def _end_scope(self) -> None:
@@ -191,10 +179,20 @@ class _Scanner:
         self.pending = None
 
     def _mention(self, match: Match, finding: str) -> None:
-        device = finding == SUPPORT_DEVICES
-        self._add(finding, match.start, match.end, NEGATIVE if device and self.removed else None)
+        value = None
+        if finding == SUPPORT_DEVICES:
+            value = NEGATIVE if self.removed else POSITIVE if self._is_context(match) else None
+        self._add(finding, match.start, match.end, value)
         if match.phrase in _HINTS and self.assertion != NEGATIVE:
             self._add(phrases.HINT, match.start, match.end, UNCERTAIN)
+
+    def _is_context(self, match: Match) -> bool:
+        """Return whether a device is what a denied event concerns: "no fracture of the pacemaker lead"."""
+        if self.assertion != NEGATIVE:
+            return False
+        between = self.tokens[self.cue.end : match.end]
+        article = max((i for i, word in enumerate(between) if word in ("the", "this", "these")), default=0)
+        return article >= 2 and between[article - 1] in _PREPOSITIONS and between[article - 2] not in _EVIDENCE
 
     def _other(self, match: Match, _: str) -> None:
         self._add(_OTHER, match.start, match.end)
@@ -219,6 +217,8 @@ class _Scanner:
         return self.assertion == NEGATIVE and self.cue.phrase in ("not", "no") and match.start - self.cue.end <= 1
 
     def _large(self, match: Match, _: str) -> None:
+        if self._denies_change(match):
+            return
         had_organs = bool(self.organs)
         follows = any(
             match.end <= m.start <= match.end + _MAX_ADJECTIVE_DISTANCE and m.actions[0][0] == "organ"
@@ -229,8 +229,48 @@ class _Scanner:
             self._add(_OTHER, match.start, match.end)
 
     def _grown(self, match: Match, _: str) -> None:
+        if self._denies_change(match):
+            return
         if self.organs:
             self._describe_organs(self.assertion, match)
+        else:
+            self._add(_OTHER, match.start, match.end)
+
+    def _changed(self, match: Match, _: str) -> None:
+        # "Is new" alone states no abnormality: "the line is new".
+        if not self._denies_change(match) and not match.phrase.startswith(("is", "are")):
+            self._add(_OTHER, match.start, match.end)
+
+    def _denies_change(self, match: Match) -> bool:
+        """Make the findings positive whose change is denied: "neither the nodule nor the effusion has changed"."""
+        if not (self.objects and self.assertion == NEGATIVE):
+            return False
+        if match.phrase in ("awaited", "anticipated"):  # "resolution of the effusion is awaited"
+            return bool(_ENDINGS & set(self.cue.phrase.split())) and self._apply(POSITIVE, match)
+        if self.cue.phrase not in ("no", "neither", "nor", "none"):
+            return False
+        before = {"has", "have", "had"} if match.actions[0][0] != "changed" else {"has", "have", "had", "is", "are"}
+        if not before & set(self.tokens[max(0, match.start - 2) : match.end]):
+            return False
+        first = max(
+            i for i, word in enumerate(self.tokens[: self.cue.end]) if word in ("no", "neither", "none", "nor")
+        )
+        if self.cue.phrase == "nor" and "neither" in self.tokens[:first]:
+            first = self.tokens.index("neither")
+        for mention in self.found:
+            if mention.start > first and mention.finding != _NORMAL:
+                mention.value = POSITIVE
+        return True
+
+    def _pleural(self, match: Match, _: str) -> None:
+        tokens = self.tokens[: match.start]
+        pleural = any(word.startswith(("pleura", "costophrenic")) or word == "cp" for word in tokens)
+        other = bool(tokens) and tokens[-1] in phrases.NOT_PLEURAL
+        self._add("Pleural Other" if pleural and not other else _OTHER, match.start, match.end)
+
+    def _blunted(self, match: Match, _: str) -> None:
+        if {"costophrenic", "cp", "sulcus", "sulci", "angle", "angles"} & set(self.tokens):
+            self._add(_BLUNTED, match.start, match.end)
         else:
             self._add(_OTHER, match.start, match.end)
 
@@ -260,6 +300,12 @@ class _Scanner:
         return any(i not in covered and tokens[i] not in _NEUTRAL for i in range(match.end, stop))
 
     def _negation_before(self, match: Match, _: str) -> None:
+        # "Might be a skin fold rather than pneumothorax" remains doubtful.
+        if self.assertion == UNCERTAIN and match.phrase.startswith(("rather", "mimic", "simulat")):
+            return
+        acute = bool(phrases.ACUTE & set(self.tokens[match.end :]))  # "nil acute"
+        if acute and match.phrase in ("no", "nil", "nothing") and not self._object_follows(match):
+            self.found.append(_Mention(_NORMAL, POSITIVE, match.start, match.end))
         value = match.start > 0 and self.tokens[match.start - 1] == ":"  # "Pneumothorax: none"
         last = match.end == len(self.tokens) and match.phrase in ("none", "nil", "absent", "no")
         if (value or last) and not self._object_follows(match):
@@ -286,7 +332,7 @@ class _Scanner:
         self.found.append(_Mention(_OTHER, UNCERTAIN, match.start, match.end))
 
     def _removal_before(self, match: Match, _: str) -> None:
-        if match.phrase == "removed" and self._group(match):
+        if match.phrase == "removed" and (self._group(match) or phrases.REMOVABLE & set(self.tokens[: match.start])):
             self._removal_after(match, "")
             return
         self.removed = True
@@ -294,19 +340,32 @@ class _Scanner:
             self._add(SUPPORT_DEVICES, match.start, match.end, NEGATIVE)
 
     def _removal_after(self, match: Match, _: str) -> None:
-        for mention in self._group(match):
-            if mention.finding == SUPPORT_DEVICES:
-                mention.value = NEGATIVE
+        devices = [mention for mention in self._group(match) if mention.finding == SUPPORT_DEVICES]
+        for mention in devices:
+            mention.value = NEGATIVE
+        if not devices and phrases.REMOVABLE & set(self.tokens[: match.start]):
+            self._add(SUPPORT_DEVICES, match.start, match.end, NEGATIVE)
 
     def _negation_after(self, match: Match, _: str) -> None:
-        if not self._apply(NEGATIVE, match):
+        if match.phrase.split()[-1] in ("resolved", "cleared", "disappeared", "gone") and self._denies_change(match):
+            return
+        if self.assertion == UNCERTAIN and self.cue.phrase.endswith(("if", "whether")):
+            return  # "unclear whether the effusion has gone"
+        denied = match.phrase.endswith("expanded") and self._is_denied(match)  # "the lobe has not re-expanded"
+        if denied or not self._apply(NEGATIVE, match):
+            if match.phrase.endswith("expanded"):  # "the lung has re-expanded"
+                self._healthy(match, "")
+                return
             if not self._object_follows(match):
                 self._add(_OTHER, match.start, match.end, UNCERTAIN)  # "the left diaphragm is not seen"
             self._begin(NEGATIVE, match)
 
     def _doubt_after(self, match: Match, _: str) -> None:
-        if not self._apply(UNCERTAIN, match):
+        # A device that is incompletely assessed is present.
+        exempt = SUPPORT_DEVICES if match.phrase.endswith(("assessed", "evaluated")) else ""
+        if not self._apply(UNCERTAIN, match, exempt=exempt):
             self._begin(UNCERTAIN, match)
+            self.pending = match
 
     def _doubt_both(self, match: Match, _: str) -> None:
         applied = self._apply(UNCERTAIN, match, named=match.phrase.startswith("if"))
@@ -323,11 +382,12 @@ class _Scanner:
         if self.objects and following not in ("or", "nor") and previous not in ("or", "nor", "any", ","):
             self._end_scope()
 
-    def _apply(self, value: int, match: Match, *, named: bool = False) -> bool:
+    def _apply(self, value: int, match: Match, *, named: bool = False, exempt: str = "") -> bool:
         """Apply a phrase after its findings to them. Return whether there are any."""
         group = self._group(match, named=named)
         for mention in group:
-            mention.value = value
+            if mention.finding != exempt:
+                mention.value = value
         return bool(group)
 
     def _group(self, match: Match, *, named: bool = False) -> list[_Mention]:

@@ -33,7 +33,7 @@ class PhraseTable:
 
     def __init__(self, entries: Iterable[tuple[str, str, str]]) -> None:
         """Build the table from (phrase, role, detail). A phrase may occur several times ("hydropneumothorax")."""
-        self._root: dict[str, Any] = {}
+        self._root: dict[str | None, Any] = {}  # the key None holds the phrase that ends here
         stems: set[str] = set()
         for pattern, role, detail in entries:
             for phrase in expand(pattern):

@@ -7,6 +7,8 @@ and design follow CheXpert (Irvin et al. 2019); the lists were written for this 
 where Open-I's MeSH headings do: vascular congestion is not edema, and a nodular opacity is an opacity, not a lesion.
 """
 
+from collections.abc import Iterator
+
 from medunifier.data.reports.vocabulary import word_set
 
 MENTIONS: dict[str, tuple[str, ...]] = {
@@ -20,6 +22,9 @@ MENTIONS: dict[str, tuple[str, ...]] = {
         "wide {superior|upper|} mediastin*", "widen* of {the|} {superior|upper|} mediastin*",
         "enlarge* {mediastin*|cardiomediastin*}", "enlarge* of {the|} {mediastin*|cardiomediastin*}",
         "broad* {of the|} {mediastin*|cardiomediastin*}",
+        "abnormal {superior|upper|} {mediastin*|cardiomediastin*}",
+        "{mediastinum|mediastinal contour*|mediastinal outline*} {is|are|appears|appear} {abnormal|distorted}",
+        "loss of {the|} aortic {knuckle|knob|arch|contour}*",
     ),
     "Lung Opacity": (
         "opaci*", "{airspace|air space} {disease|process|change|shadowing|opaci*}*", "infiltrate*", "infiltration*",
@@ -31,12 +36,14 @@ MENTIONS: dict[str, tuple[str, ...]] = {
     "Lung Lesion": (
         "nodule*", "mass", "masses", "masslike*", "mass like", "tumor*", "neoplas*", "malignan*", "carcinoma*",
         "cancer*",
-        "metasta*", "mets", "{lung|pulmonary|coin|space occupying|cavitary|cavitating|cavity} lesion*", "cavitary*",
+        "metasta*", "mets",
+        "{lung|pulmonary|parenchymal|intrapulmonary|focal|focal lung|focal pulmonary|focal parenchymal|coin"
+        "|space occupying|cavitary|cavitating|cavity} lesion*", "cavitary*",
         "cavitation*", "cavitating*", "lump", "lumps", "carcinomatosis", "lymphangitis", "adenocarcinoma*",
     ),
     "Edema": (
         "edema*", "{heart|cardiac|ventricular} failure*", "chf", "ccf", "lvf", "cardiac decompensat*",
-        "{volume|fluid} overload*", "kerley*", "bat wing*", "batwing*",
+        "{volume|fluid|circulatory|} overload*", "failure", "decompensation", "kerley*", "bat wing*", "batwing*",
     ),
     "Consolidation": ("consolidat*",),
     "Pneumonia": (
@@ -49,6 +56,7 @@ MENTIONS: dict[str, tuple[str, ...]] = {
     "Pleural Effusion": (
         "effusion*", "pleural {fluid|collection}*", "hydrothora*", "hydropneumothora*", "hemothora*",
         "hemopneumothora*", "pyopneumothora*", "fluid in {the|} {left|right|} pleural*",
+        "{loculated|layering|encysted|subpulmonic|fissural|interlobar|intrafissural} {fluid|collection}*",
     ),
     "Pleural Other": (
         "pleural {thickening|scar*|plaque*|calcif*|fibrosis|based|plaquing|reaction}", "apical thickening*",
@@ -56,7 +64,7 @@ MENTIONS: dict[str, tuple[str, ...]] = {
         "pleural parenchymal scar*", "pleuroparenchymal {scar*|thickening}", "fibrothora*", "biapical thickening",
         "pleural thickened", "apical pleural cap*",
     ),
-    "Fracture": ("fracture*",),
+    "Fracture": ("fracture*", "{bony|bone|osseous|skeletal|rib} injur*"),
     "Support Devices": (
         "pacemaker*", "pacer", "pacing", "ppm", "defibrillator*", "icd", "aicd", "crt d", "catheter*", "picc*", "cvc",
         "cvp line", "vascath*", "permacath*", "permcath*", "hickman*", "broviac*", "portacath*", "port a cath*",
@@ -69,7 +77,8 @@ MENTIONS: dict[str, tuple[str, ...]] = {
         "{mechanical|metallic|artificial|bioprosthetic|prosthetic} valve*", "balloon pump*", "iabp", "ecmo*", "lvad",
         "impella", "swan ganz*", "tracheostom*", "surgical {clip|staple}*", "hardware*", "orthopedic*",
         "arthroplast*", "{pacing|pacemaker|icd|ecg|monitoring|cardiac} {lead|wire|electrode}*", "vp shunt*",
-        "loop recorder*", "nerve stimulator*", "ivc filter*", "support device*", "monitoring device*", "intubated",
+        "loop recorder*", "device*", "nerve stimulator*", "ivc filter*", "support device*", "monitoring device*",
+        "intubated",
         "intubation", "screws", "fixation plate*", "spinal rod*",
     ),
 }  # fmt: skip
@@ -91,7 +100,10 @@ HARMLESS: tuple[str, ...] = (
     "draining*", "drainage*", "fracture of {the|} {catheter|wire}*", "fractured {sternal|wire}*",
     "fracture fixation*",
     "pneumonectomy*", "reticulonodular*", "pleural tube*", "contrast density*", "wire fracture*",
-    "{septal|fissure|fissural|pleural} line*", "no lung marking*", "nodules of bone", "contrast opaci*",
+    "{septal|fissure|fissural|pleural} line*",
+    "{renal|kidney|respiratory|ventilatory|liver|hepatic|organ|treatment} failure*", "failure {of|to}",
+    "no lung marking*",
+    "nodules of bone", "contrast opaci*",
 )  # fmt: skip
 
 # Shadows of normal anatomy, and other phrases without meaning for the labels.
@@ -145,7 +157,7 @@ HEALTHY: tuple[str, ...] = (
     "midline",
     "central", "centrally", "healthy", "adequate", "sharp", "free", "maintained", "well defined", "ventilated",
     "aligned",
-    "acceptable", "good",
+    "acceptable", "good", "smooth",
 )  # fmt: skip
 
 # Negation before the finding.
@@ -154,7 +166,8 @@ NEGATION_BEFORE: tuple[str, ...] = (
     "resolution of", "nor", "neither", "rather than", "lack of", "lacks", "excludes", "excluding", "rules out",
     "devoid of", "denies", "cleared of", "resolution", "more sensitive", "never", "nothing", "unlikely to",
     "no longer",
-    "disappearance of", "non visualization of",
+    "disappearance of", "non visualization of", "{interval|complete|} {clearing|clearance} of",
+    "mimic*", "simulates", "simulating", "simulate", "mistaken for", "confused with",
 )  # fmt: skip
 
 # Negation after the finding.
@@ -171,15 +184,21 @@ NEGATION_AFTER: tuple[str, ...] = (
     "{has|have|had|since|now|is|are|completely|fully|} resolved", "{has|have|had} cleared", "cleared completely",
     "cleared up", "{is|are} absent", "ruled out", "{has been|have been|is|are|was|were|been} excluded", "excluded",
     "unlikely", "{has|have} disappeared", "disappeared", "{completely|now|since} cleared", "not a feature",
-    "not {a|} {concern|consideration}", "{is|are} none",
+    "not {a|} {concern|consideration}", "{is|are} none", "{is|are|has|have|had|now|} gone", "vanished", "dissipated",
+    "{has|have|had|is|are|} {re expanded|reexpanded}",
+    "{has|have|had|did|does|do} not {recurred|recur|returned|return|reaccumulated|reaccumulate|re accumulated"
+    "|reappeared|developed|develop|occurred}",
+    "{felt|thought|believed|considered|deemed} {to be|to have been|} {excluded|unlikely|absent|resolved|ruled out}",
 )  # fmt: skip
 
 # Removal concerns devices only: "removal of the chest tube with a pneumothorax remaining".
 REMOVAL_BEFORE: tuple[str, ...] = ("removal of", "interval removal", "extubation", "extubated", "removal", "removed")
 REMOVAL_AFTER: tuple[str, ...] = (
-    "{has been|have been|was|were|been|is|are} {removed|withdrawn completely|taken out|explanted}", "been removed",
-    "no longer in situ", "no longer in place",
+    "{has been|have been|was|were|been|is|are} {removed|withdrawn completely|taken out|explanted}",
+    "been removed", "no longer in situ", "no longer in place",
 )  # fmt: skip
+# Words for devices, too ambiguous for `MENTIONS`, that a removal makes devices.
+REMOVABLE: frozenset[str] = word_set("line lines lead leads wire wires port ports")
 
 # Uncertainty before the finding.
 UNCERTAINTY_BEFORE: tuple[str, ...] = (
@@ -193,7 +212,9 @@ UNCERTAINTY_BEFORE: tuple[str, ...] = (
     "perhaps", "less likely", "maybe", "risk of", "factors for", "doubtful", "indeterminate for",
     "in view of {query|}",
     "look for", "looking for", "unable to exclude", "unable to rule out", "impossible to exclude", "not excluding",
-    "consider", "potential", "potentially",
+    "consider", "potential", "potentially", "whether",
+    "{uncertain|unclear|unsure|not clear|not certain|not sure|not known|unknown} {if|whether}"
+    " {there is|there are|}",
 )  # fmt: skip
 # The same, but without meaning where no finding follows: "CT may help", "clinical correlation is suggested".
 WEAK_UNCERTAINTY_BEFORE: tuple[str, ...] = (
@@ -216,11 +237,18 @@ UNCERTAINTY_AFTER: tuple[str, ...] = (
     "{should|must|needs to|need to|would|could|may|might|to} be {considered|excluded|ruled out|suspected}",
     "be {considered|suspected|questioned}", "in the differential {diagnosis|}",
     "{is|are|remains|remain} {a|} possibilit*",
-    "{is|remains|as} {a|} {consideration|concern|question}", "can not be {confirmed|assessed|evaluated}",
+    "{is|remains|as} {a|} {consideration|concern|question}",
+    "{is|are|seems|seem|thought|felt|be} {less|more|most|very|quite|equally} {likely|probable}", "{is|are} favored",
+    "{difficult|hard|impossible} to {assess|evaluate|judge|determine|confirm}",
+    "{poorly|incompletely|inadequately|suboptimally|not well|not fully|not adequately} {assessed|evaluated}",
+    "can not be {confirmed|assessed|evaluated}",
     "not {be|} confirmed", "may be present", "might be present", "could be present", "may be {seen|there}",
     "needs exclusion", "need exclusion", "to rule out", "can be considered",
 )  # fmt: skip
-UNCERTAINTY_BOTH: tuple[str, ...] = ("versus", "vs", "if any", "if present", "if at all")
+UNCERTAINTY_BOTH: tuple[str, ...] = (
+    "versus", "vs", "{is|are|seems|} {less|more|as|equally} {likely|probable} {than|as}", "{is|are|} favored over",
+    "if any", "if present", "if at all",
+)  # fmt: skip
 
 # A finding persists: words of negation that do not negate it.
 PERSISTENCE: tuple[str, ...] = (
@@ -230,8 +258,9 @@ PERSISTENCE: tuple[str, ...] = (
     "|alteration*|difference*|clearance*|clearing|deterioration*|enlargement of|growth*|new change*|response"
     "|shift in}",
     "{not|never|nearly|almost|partially|partly|incompletely|mostly|largely|substantially|near completely|not yet}"
-    " {resolved|cleared|resolve|clear up|disappeared}",
-    "{no|without|not|partial|incomplete|near complete|nearly complete|almost complete|delayed|slow|ongoing|gradual}"
+    " {resolved|cleared|resolve|clear up|disappeared|gone|vanished|dissipated}",
+    "{no|without|not|without complete|without full|no complete|no full|partial|incomplete|continued"
+    "|continuing|further|some|near complete|nearly complete|almost complete|delayed|slow|ongoing|gradual}"
     " {interval|} {resolution|clearing|disappearance} {of|}",
     "{has|have|is|are|was|were|had} not {resolved|cleared|improved|changed|disappeared|resolving}",
     "{has|have} {nearly|almost|partially|partly|mostly|largely|incompletely} {completely|} {resolved|cleared"
@@ -240,17 +269,41 @@ PERSISTENCE: tuple[str, ...] = (
     "fail* to {resolve|clear|improve}", "failure to {resolve|clear|improve}", "failure of {resolution|clearing}",
     "{is|are|was} not resolved", "not as {well|} {seen|large|prominent|dense|extensive|marked}", "non resolving",
     "{has|have} not been {removed|withdrawn}", "not been removed", "not removed", "nonresolving",
+    "{ensure|confirm|document|demonstrate|verify|establish|until|await|awaiting} {complete|full|}"
+    " {resolution|clearing|clearance|disappearance|regression} {of|}",
     "no {evidence|sign|signs} of {resolution|improvement|clearing|regression}",
     "non {displaced|specific|obstructing}*",
     "nondisplaced", "undisplaced", "not {displaced|significantly displaced}", "without displacement",
     "no displacement",
-    "{no|not|without} {appreciably|significantly|} {bigger|smaller|larger|greater}", "no doubt", "not negligible",
+    "{no|not|without} {appreciably|significantly|} {bigger|smaller|larger|greater}",
+    "{no|no longer|not|without|beyond|beyond a|little|never|not in|never in} {reasonable|}"
+    " doubt {about|regarding|as to|}", "undoubted*", "unmistakabl*", "undeniabl*", "without question",
+    "not in question", "not negligible",
     "not {insignificant|inconsiderable|uncommon}", "no less", "can not be overlooked", "no resolution",
     "not {well|} {defined|marginated|loculated|tension|calcified}", "without {tension|mediastinal shift}",
     "no tension",
     # A finding "not seen on the prior" is new.
     "not {seen|present|identified|visualized|noted|evident|there} {on|in|at} {the|} {prior|previous|earlier|last}*",
 )  # fmt: skip
+
+# What happened to a finding: "neither nodule has grown" denies the change, not the nodules. Otherwise other disease.
+CHANGED: tuple[str, ...] = (
+    "changed", "altered", "grown", "progressed", "regressed", "worsened", "improved", "decreased", "moved", "larger",
+    "smaller", "bigger", "different", "awaited", "anticipated", "{is|are} {new|acute|recent}",
+)  # fmt: skip
+
+# "Thickening" after the pleura or a costophrenic angle, without one of these directly before it, is pleural.
+PLEURAL: tuple[str, ...] = ("thickening*", "plaque*")
+NOT_PLEURAL: frozenset[str] = word_set("""
+    wall bronchial septal interlobular interstitial fissural fissure cortical skin paratracheal stripe fold mucosal
+    vessel aortic
+""")
+
+# With a costophrenic angle: an uncertain effusion, unless the report states or denies one.
+BLUNTED: tuple[str, ...] = ("blunt*",)
+
+# Words after "nil" or "no" without an object: "nil acute", "no acute findings".
+ACUTE: frozenset[str] = word_set("acute active significant focal specific abnormal suspicious")
 
 # Ends of the scope of a negation or doubt.
 SCOPE_ENDS: tuple[str, ...] = (
@@ -271,3 +324,26 @@ QUANTIFIERS: frozenset[str] = word_set("""
     improving interval status heart lungs there associated adjacent underlying resultant accompanying some patchy
     unilateral loculated linear early ongoing known healed healing several multiple
 """)
+
+
+def entries() -> Iterator[tuple[str, str, str]]:
+    """Yield (phrase, role, observation) of all tables; the observation is empty outside `MENTIONS` and `ORGANS`."""
+    for finding, names in MENTIONS.items():
+        for name in names:
+            yield name, "mention", finding
+    for finding, names in ORGANS.items():
+        for name in names:
+            yield name, "organ", finding
+    tables = {
+        "other": HARMLESS + OTHER_DISEASE, "neutral": NEUTRAL + PERSISTENCE,
+        "large": LARGE, "grown": GROWN, "normal": NORMAL, "healthy": HEALTHY,
+        "negation_before": NEGATION_BEFORE, "negation_after": NEGATION_AFTER,
+        "removal_before": REMOVAL_BEFORE, "removal_after": REMOVAL_AFTER,
+        "doubt_before": UNCERTAINTY_BEFORE, "weak_doubt_before": WEAK_UNCERTAINTY_BEFORE,
+        "doubt_after": UNCERTAINTY_AFTER, "doubt_both": UNCERTAINTY_BOTH,
+        "changed": CHANGED, "pleural": PLEURAL, "blunted": BLUNTED,
+        "scope_end": SCOPE_ENDS, "predicate": PREDICATES,
+    }  # fmt: skip
+    for role, names in tables.items():
+        for name in names:
+            yield name, role, ""

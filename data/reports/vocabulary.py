@@ -22,6 +22,11 @@ VARIANTS: dict[str, str] = {
     "pnuemonia": "pneumonia",
     "ptx": "pneumothorax", "pneumothoraxes": "pneumothoraces", "neumonia": "pneumonia", "mediastinium": "mediastinum",
     "opacites": "opacities", "visualisation": "visualization", "fractue": "fracture",
+    # Short forms of notes.
+    "consol": "consolidation", "eff": "effusion", "effs": "effusions", "pl": "pleural", "pna": "pneumonia",
+    "atel": "atelectasis", "fx": "fracture", "fxs": "fractures", "infil": "infiltrate", "opac": "opacity",
+    "cardiomeg": "cardiomegaly", "pulm": "pulmonary", "mediast": "mediastinum", "pt": "patient", "hx": "history",
+    "nl": "normal", "neg": "negative", "poss": "possible", "prob": "probable", "susp": "suspected",
 }  # fmt: skip
 
 ABBREVIATIONS: dict[str, str] = {
@@ -63,7 +68,8 @@ NEUTRAL: frozenset[str] = word_set("""
 
     lung pulmonary lobe lobar lingula lingular parenchyma parenchymal airspace air airspaces airway bronchus bronchi
     bronchial bronchovascular trachea tracheal carina main mainstem stem hilum hila hilus pleura pleural space spaces
-    fissure fissures costophrenic costo phrenic cardiophrenic cp angle sulcus sulci recess diaphragm diaphragmatic
+    fissure fissures surface surfaces costophrenic costo phrenic cardiophrenic cp angle sulcus sulci recess
+    diaphragm diaphragmatic
     hemidiaphragm hemi dome domes leaf leaves heart cardiac cardio cardiovascular cardiopulmonary cardiothoracic
     mediastinum mediastinal cardiomediastinum cardiomediastinal pericardial cardiopericardial paramediastinal aorta
     aortic arch knob knuckle root vessel vessels vascular vascularity vasculature vein venous artery arterial arteries
@@ -75,7 +81,7 @@ NEUTRAL: frozenset[str] = word_set("""
     gastroesophageal junction duodenum pylorus liver spleen thymus thymic structure structures organ outline outlines
     contour contours border borders margin margins shadow shadows silhouette silhouettes configuration marking
     markings pattern interstitium interstitial alveolar trabecular cortical joint joints disc skin visceral nipple
-    caliber transverse diameter ratio ctr size sizes shape volume volumes td cardiothoracic
+    caliber transverse diameter ratio ctr size sizes sized shape volume volumes td cardiothoracic
 
     normal clear unremarkable intact preserved maintained patent expanded aerated inflated symmetric symmetrical
     symmetrically sharp smooth free satisfactory adequate good optimal appropriate appropriately acceptable expected
@@ -97,7 +103,8 @@ NEUTRAL: frozenset[str] = word_set("""
     rotation rotated positioning patient patients age sex male female man woman year old years month months day days
     date time prior previous earlier last current new recent baseline interval history clinical clinically
     information correlation correlate correlated recommend recommended advised suggested follow followup further
-    repeat symptom symptoms persist persists needed required indicated warranted available reference none purposes
+    repeat symptom symptoms afebrile asymptomatic felt thought believed deemed persist persists needed required
+    indicated warranted available reference none purposes
     please thank thanks refer dr limited limitation limits suboptimal habitus overlying one two three four five six
     seven eight nine ten first second third single multiple few several cm mm ml xxxx hours hour am pm
 

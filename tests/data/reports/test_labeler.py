@@ -203,6 +203,11 @@ FRAMES = {
         "No hernia; X.", "No hernia, stable X.", "X, hernia cannot be excluded.", "No hernia – X present.",
         "The hernia has resolved and there is X.", "X in keeping with the history.", "No emphysema, however X.",
         "X w/o change.", "Incomplete resolution of X.", "No decrease in X.",
+        "No doubt about the X.", "No longer any doubt regarding the X.", "Undoubted X.", "X is never in doubt.",
+        "Neither the X nor the hernia has changed.", "Neither hernia nor X has resolved.", "No X has grown.",
+        "Neither X nor hernia is new.", "X without complete resolution.", "Without full resolution of the X.",
+        "Repeat to ensure resolution of the X.", "Resolution of the X is awaited.", "X is not gone.",
+        "Further clearing of the X.",
     ),
     0: (
         "No X.", "There is no X.", "No evidence of X.", "No e/o X.", "Nil X.", "X: None.", "X: no", "X - nil.",
@@ -211,7 +216,9 @@ FRAMES = {
         "Without X.", "w/o X.", "Negative for X.", "X has resolved.", "Resolved X.", "X is no longer seen.",
         "Absence of X.", "No hernia or X is seen.", "X and hernia are not seen.", "X is absent.",
         "X has been excluded.",
-        "No signs of acute X.", "There isn't any X.",
+        "No signs of acute X.", "There isn't any X.", "X is gone.", "X has vanished.", "X has not recurred.",
+        "No X has developed.", "X is felt to be excluded.", "X is thought unlikely.", "Complete clearing of the X.",
+        "Scoliosis mimicking X.", "Hernia rather than X.",
     ),
     -1: (
         "Possible X.", "Probable X.", "?X.", "Scoliosis ?X.", "X?", "Query X.", "R/O X.", "CT to rule out X.",
@@ -219,7 +226,9 @@ FRAMES = {
         "X, if any, is small.", "X is small, if any.", "Evaluate for X.", "Suspicious for X.", "X is suspected.",
         "X versus hernia.", "Hernia vs. X.", "May represent X.", "X is possible.", "Suspected X.", "X likely.",
         "X: possible.", "X can't be ruled out.", "Scoliosis, possibly X.", "No hernia, possible X.",
-        "X should be considered.", "Concern for X.",
+        "X should be considered.", "Concern for X.", "X is less likely.", "X is less likely than hernia.",
+        "Hernia is more likely than X.", "Hernia is favoured over X.", "Might be hernia rather than X.",
+        "X is difficult to assess.", "It is unclear whether X has resolved.", "Uncertain if there is X.",
     ),
 }  # fmt: skip
 
@@ -247,6 +256,68 @@ def test_removal_concerns_devices_only() -> None:
         assert label_report(text)["Support Devices"] == 0, text
 
 
+def test_a_denied_fault_of_a_device_leaves_the_device() -> None:
+    for text in ("No fracture of the pacemaker lead.", "No kinking of the catheter.", "No malposition of the tube."):
+        assert label_report(text)["Support Devices"] == 1, text
+    for text in ("No evidence of the pacemaker.", "No pneumothorax or catheter.", "Device: No."):
+        assert label_report(text)["Support Devices"] == 0, text
+
+
+def test_removed_lines_and_leads_are_devices() -> None:
+    for text in ("All lines have been removed.", "Leads removed.", "The wires were removed."):
+        assert label_report(text)["Support Devices"] == 0, text
+
+
+def test_an_incompletely_assessed_device_is_present() -> None:
+    assert label_report("Humeral prosthesis, incompletely evaluated.")["Support Devices"] == 1
+
+
+def test_a_blunted_costophrenic_angle_is_an_uncertain_effusion_unless_the_report_decides() -> None:
+    for text, value in (
+        ("Blunting of the left costophrenic angle.", -1),
+        ("CP angles are not blunted.", 0),
+        ("Blunted left CP angle. No pleural effusion.", 0),
+        ("Blunted left CP angle. Small effusion.", 1),
+    ):
+        assert label_report(text)["Pleural Effusion"] == value, text
+
+
+def test_thickening_is_pleural_only_after_the_pleura() -> None:
+    for text, value in (
+        ("Pleural surfaces show no thickening.", 0),
+        ("CP angle: ?thickening", -1),
+        ("Pleural effusion and plaques.", 1),
+        ("Pleural effusion with septal thickening.", None),
+        ("Bronchial wall thickening.", None),
+    ):
+        assert label_report(text).get("Pleural Other") == value, text
+
+
+def test_failure_is_of_the_heart_unless_another_organ_is_named() -> None:
+    for text, value in (("No failure.", 0), ("In failure.", 1), ("Renal failure.", None), ("Failure to wean.", None)):
+        assert label_report(text).get("Edema") == value, text
+
+
+def test_short_forms() -> None:
+    assert label_report("No ptx, pl eff, consol, PNA, atel or fx.") == {
+        **dict.fromkeys(("Consolidation", "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion"), 0),
+        "Fracture": 0,
+        "No Finding": 1,
+    }
+
+
+def test_longer_names_of_observations() -> None:
+    for text, observation in (
+        ("Loculated fluid on the left.", "Pleural Effusion"),
+        ("Abnormal mediastinal contour.", "Enlarged Cardiomediastinum"),
+        ("Loss of the aortic knuckle.", "Enlarged Cardiomediastinum"),
+        ("Focal lesion in the left lung.", "Lung Lesion"),
+        ("Bony injury.", "Fracture"),
+        ("Circulatory overload.", "Edema"),
+    ):
+        assert label_report(text).get(observation) == 1, text
+
+
 def test_qualified_fractures_are_fractures() -> None:
     for text in ("Non-displaced rib fracture.", "Undisplaced rib fracture.", "Fracture, not displaced."):
         assert label_report(text) == {"Fracture": 1}, text
@@ -261,6 +332,8 @@ ABNORMAL = (
     "Upper lobe blood diversion.", "Fibrotic strands in the left apex.", "Bronchiectasis.", "Cervical rib.",
     "Surgical emphysema.", "Calcified granuloma.", "Abnormal chest.", "Air-fluid level behind the heart.",
     "The left hemidiaphragm is not seen.", "Qwxyz in the left lung.", "Vascular congestion.", "Mediastinal shift.",
+    "Blunted CP angle, no effusion.", "Heart size is difficult to assess.", "Renal failure.", "Failure of treatment.",
+    "Bronchial wall thickening.", "The left lung has not re-expanded.",
 )  # fmt: skip
 
 
@@ -276,6 +349,9 @@ NORMAL = (
     "Trachea is central. Hila are normal.", "No active lung disease.", "Bony cage is normal.", "ICD in situ.",
     "Pneumothorax: None.\nPleural effusion: None.", "No tumour or oedema is visualised.",
     "Heart: normal\nLungs: clear\nPleura: no effusion", "Lungs are clear. Pacemaker in place.",
+    "Nil acute.", "Nothing active.", "No acute findings.", "Lungs fully expanded.", "The right lung has re-expanded.",
+    "Both costophrenic recesses are clear.", "Normal sized heart.", "Pleural surfaces are smooth.", "Lines removed.",
+    "Pt is afebrile. No pneumonia.",
 )  # fmt: skip
 
 
