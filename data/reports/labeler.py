@@ -48,6 +48,9 @@ _SEEN = frozenset([
 ])  # fmt: skip
 _PREPOSITIONS = frozenset({"of", "in", "from", "with", "to", "along", "around", "near", "after", "following"})
 _ENDINGS = frozenset({"resolution", "clearing", "clearance", "disappearance"})
+_DOUBLE_NEGATIONS = frozenset({
+    "without", "absent", "clear of", "free of", "free from", "cleared of", "devoid of", "negative for",
+})  # fmt: skip
 _EVIDENCE = frozenset({"evidence", "sign", "signs", "indication", "presence", "trace"})
 _DAMAGE = ("\0", "\ufffd")  # of text read with the wrong encoding
 
@@ -213,8 +216,12 @@ class _Scanner:
         self.organs = []
 
     def _is_denied(self, match: Match) -> bool:
-        """Return whether "not" stands directly before the phrase."""
-        return self.assertion == NEGATIVE and self.cue.phrase in ("not", "no") and match.start - self.cue.end <= 1
+        """Return whether the phrase is denied: "not clear", "no longer clear", "neither lung is clear"."""
+        if self.assertion != NEGATIVE:
+            return False
+        if self.cue.phrase in ("neither", "nor"):
+            return not self.objects and self.tokens[match.start - 1] in _VERBS
+        return self.cue.phrase in ("not", "no", "no longer", "never") and match.start - self.cue.end <= 1
 
     def _large(self, match: Match, _: str) -> None:
         if self._denies_change(match):
@@ -249,7 +256,7 @@ class _Scanner:
             return bool(_ENDINGS & set(self.cue.phrase.split())) and self._apply(POSITIVE, match)
         if self.cue.phrase not in ("no", "neither", "nor", "none"):
             return False
-        before = {"has", "have", "had"} if match.actions[0][0] != "changed" else {"has", "have", "had", "is", "are"}
+        before = {"has", "have", "had"} if match.actions[0][0] != "changed" else {*_VERBS, "had", "demonstrate"}
         if not before & set(self.tokens[max(0, match.start - 2) : match.end]):
             return False
         first = max(
@@ -300,6 +307,9 @@ class _Scanner:
         return any(i not in covered and tokens[i] not in _NEUTRAL for i in range(match.end, stop))
 
     def _negation_before(self, match: Match, _: str) -> None:
+        if match.phrase in _DOUBLE_NEGATIONS and self._is_denied(match):  # "not clear of consolidation", "not absent"
+            self._end_scope()
+            return
         # "Might be a skin fold rather than pneumothorax" remains doubtful.
         if self.assertion == UNCERTAIN and match.phrase.startswith(("rather", "mimic", "simulat")):
             return

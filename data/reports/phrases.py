@@ -253,14 +253,14 @@ UNCERTAINTY_BOTH: tuple[str, ...] = (
 # A finding persists: words of negation that do not negate it.
 PERSISTENCE: tuple[str, ...] = (
     "no {other|additional}*", "not only", "no longer seen as",
-    "{no|not|without|nil|minimal|little} {chang*|increase*|decrease*|improv*|worsen*|progress*|regress*"
-    "|interval|reduction*"
+    "{no|not|without|nil|minimal|little|absence of|lack of} {chang*|increase*|decrease*|improv*|worsen*|progress*"
+    "|regress*|interval|reduction*"
     "|alteration*|difference*|clearance*|clearing|deterioration*|enlargement of|growth*|new change*|response"
     "|shift in}",
     "{not|never|nearly|almost|partially|partly|incompletely|mostly|largely|substantially|near completely|not yet}"
     " {resolved|cleared|resolve|clear up|disappeared|gone|vanished|dissipated}",
-    "{no|without|not|without complete|without full|no complete|no full|partial|incomplete|continued"
-    "|continuing|further|some|near complete|nearly complete|almost complete|delayed|slow|ongoing|gradual}"
+    "{no|lack of|absence of|without|not|without complete|without full|no complete|no full|partial|incomplete"
+    "|continued|continuing|further|some|near complete|nearly complete|almost complete|delayed|slow|ongoing|gradual}"
     " {interval|} {resolution|clearing|disappearance} {of|}",
     "{has|have|is|are|was|were|had} not {resolved|cleared|improved|changed|disappeared|resolving}",
     "{has|have} {nearly|almost|partially|partly|mostly|largely|incompletely} {completely|} {resolved|cleared"
@@ -290,6 +290,7 @@ PERSISTENCE: tuple[str, ...] = (
 CHANGED: tuple[str, ...] = (
     "changed", "altered", "grown", "progressed", "regressed", "worsened", "improved", "decreased", "moved", "larger",
     "smaller", "bigger", "different", "awaited", "anticipated", "{is|are} {new|acute|recent}",
+    "{shows|show|demonstrates|demonstrate} {change|growth|progression|improvement}",
 )  # fmt: skip
 
 # "Thickening" after the pleura or a costophrenic angle, without one of these directly before it, is pleural.
