@@ -74,9 +74,9 @@ def warn_if_too_large(size: Size, loop: LoopConfig) -> None:
         batch -= 1
     remedy = f"--loop.batch_size {batch} --loop.accumulation {whole // batch}" if batch else "choose a smaller preset"
     announce(
-        f"warning: this training needs about {need / GIB:.1f} GiB ({size.state / GIB:.1f} for {size.parameters / 1e6:.1f} "
-        f"M parameters with optimizer, {size.sample * size.batch / GIB:.1f} for activations), and {place} has "
-        f"{free / GIB:.1f} GiB free: {remedy} (medunifier doctor lists what fits)"
+        f"warning: this training needs about {need / GIB:.1f} GiB ({size.state / GIB:.1f} for "
+        f"{size.parameters / 1e6:.1f} M parameters with optimizer, {size.sample * size.batch / GIB:.1f} for "
+        f"activations), and {place} has {free / GIB:.1f} GiB free: {remedy} (medunifier doctor lists what fits)"
     )
 
 
