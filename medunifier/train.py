@@ -58,7 +58,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=DESCRIPTION,
         further_options=[f"--{name}" for name in LAUNCHER_OPTIONS],
     )
-    interruption.install()
+    with interruption.handled():
+        _train(stage, config, arguments, launcher)
+
+
+def _train(stage: str, config: Any, arguments: list[str], launcher: list[str]) -> None:
     announce("loading …")
     import torch  # after the configuration: its errors and --help do not wait
 

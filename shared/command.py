@@ -5,7 +5,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from io import TextIOWrapper
 from types import FrameType
 from typing import NoReturn
@@ -75,10 +76,15 @@ class Interruption:
         """Returns the line; replaced once there is progress to state."""
         self._process = os.getpid()
 
-    def install(self) -> None:
-        """Handle both signals from now on (main thread)."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._handle)
+    @contextmanager
+    def handled(self) -> Iterator[None]:
+        """Handle both signals within the block (main thread)."""
+        before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         if os.getpid() != self._process:  # a forked loader worker: its parent ends it
@@ -102,7 +108,7 @@ class Interruption:
 
 
 interruption = Interruption()
-"""Of this process; it has no effect unless :func:`run_training` installs it."""
+"""Of this process; it has no effect unless its signals are handled."""
 
 
 def run_training(command: Callable[[Sequence[str]], None], argv: Sequence[str]) -> NoReturn:
@@ -110,7 +116,6 @@ def run_training(command: Callable[[Sequence[str]], None], argv: Sequence[str]) 
 
     The exit code is that of :func:`run_command`, or 128 + the signal.
     """
-    interruption.install()
 
     def patient(argv: Sequence[str]) -> None:
         try:
@@ -121,7 +126,9 @@ def run_training(command: Callable[[Sequence[str]], None], argv: Sequence[str]) 
                 time.sleep(WAIT_FOR_FIRST_S)
             raise
 
-    sys.exit(run_command(patient, argv))
+    with interruption.handled():
+        code = run_command(patient, argv)
+    sys.exit(code)
 
 
 def announce(text: str) -> None:

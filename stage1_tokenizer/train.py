@@ -1,5 +1,7 @@
 """Train the tokenizer: ``accelerate launch stage1_tokenizer/train.py --config configs/stage1/NAME.yaml …``.
 
+``medunifier train stage1`` does the same by the name of a preset.
+
 Nothing heavy is imported before the configuration is read: errors in it, ``--help`` and an interrupt are answered at
 once.
 """

@@ -1,5 +1,7 @@
 """Train the unified model: ``accelerate launch stage2_unified/train.py --config configs/stage2/NAME.yaml …``.
 
+``medunifier train stage2`` does the same by the name of a preset.
+
 Nothing heavy is imported before the configuration is read: errors in it, ``--help`` and an interrupt are answered at
 once.
 """

@@ -73,10 +73,11 @@ def warn_if_too_large(size: Size, loop: LoopConfig) -> None:
     while batch and whole % batch:
         batch -= 1
     remedy = f"--loop.batch_size {batch} --loop.accumulation {whole // batch}" if batch else "choose a smaller preset"
+    millions, activations = size.parameters / 1e6, size.sample * size.batch / GIB
     announce(
-        f"warning: this training needs about {need / GIB:.1f} GiB ({size.state / GIB:.1f} for "
-        f"{size.parameters / 1e6:.1f} M parameters with optimizer, {size.sample * size.batch / GIB:.1f} for "
-        f"activations), and {place} has {free / GIB:.1f} GiB free: {remedy} (medunifier doctor lists what fits)"
+        f"warning: this training needs about {need / GIB:.1f} GiB ({size.state / GIB:.1f} for {millions:.1f} M "
+        f"parameters with gradients and optimizer, {activations:.1f} for activations), and {place} has "
+        f"{free / GIB:.1f} GiB free: {remedy} (medunifier doctor lists what fits)"
     )
 
 

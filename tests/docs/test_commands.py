@@ -18,6 +18,7 @@ from medunifier.data.phantom import Phantom
 from medunifier.data.phantom.command import main as phantom
 from medunifier.shared.command import run_command
 from medunifier.shared.errors import UsageError
+from medunifier.train import STAGES
 from tests.conftest import ROOT
 from tests.docs.pages import commands, module_and_arguments, pages, strays, understand
 from tests.stage1_tokenizer.conftest import TINY_TOKENIZER
@@ -43,7 +44,7 @@ NOT_RUN = {
     r"subset (5|8)x200|CheXpert": "CheXpert's table; tests/stage2_unified/evaluate/subsets/test_subset.py writes one",
     r"--source (?!phantom|dicom-folder --root /data)": "an archive of patients; tests/data/sources builds its layout",
     r"evaluate (all|TASK|tokenizer|synthesis|finetune)": "minutes; tests/stage2_unified/evaluate runs every task",
-    r"^accelerate": "minutes; run by the slow test below",
+    r"^(accelerate|medunifier train)": "minutes; run by the slow test below",
 }
 # What makes a command small; the last of two values of an option counts.
 SMALL = {
@@ -166,6 +167,8 @@ def run(line, capsys):
             code = main()
     else:
         name, arguments = module_and_arguments(words)
+        if name == "medunifier.train":
+            name = STAGES[arguments.pop(0)].module
         options = [f"--{key}={json.dumps(value)}" if isinstance(value, list) else f"--{key}={value}"
                    for key, value in TRAINING.get(name, {}).items()]  # fmt: skip
         code = run_command(import_module(name).main, [*arguments, *small(line), *options])
@@ -197,7 +200,7 @@ def test_trainings_run_too(page, workplace, capsys):
         if line in long(page) or (line in quick(page) and before.match(line.text))
     ]
     bring_shards(lines, workplace)
-    if any(line.text.startswith("accelerate") for line in lines):
+    if any(re.match("accelerate|medunifier train", line.text) for line in lines):
         shutil.rmtree("runs")
     for line in lines:
         AcceleratorState._reset_state(reset_partial_state=True)  # one process, several trainings, each its precision

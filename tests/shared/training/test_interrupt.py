@@ -1,0 +1,116 @@
+"""Ctrl-C and SIGTERM at any moment of a training: one line, the right exit code, complete or absent files."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from textwrap import dedent, indent
+
+import pytest
+
+from tests.stage1_tokenizer.conftest import write_image_shards
+from tests.two_processes import free_port
+
+# Without torch, and so fast: what happens to an exception at these moments does not depend on it.
+MOMENTS = {
+    "an import that turns any error into its own": """
+        try:
+            reached(); time.sleep(60)
+        except BaseException as error:
+            raise ImportError("C extension failed") from error""",
+    "a library that swallows it": """
+        while True:
+            try:
+                reached(); time.sleep(60)
+            except BaseException:
+                pass""",
+    "a checkpoint half written": """
+        from medunifier.shared.artifacts import atomic_folder
+        with atomic_folder("step-1") as partial:
+            (partial / "a").write_text("half")
+            reached(); time.sleep(60)""",
+}
+SCRIPT = """
+import os, sys, time
+from medunifier.shared.command import run_training
+
+def reached():
+    print("here", flush=True)
+
+def command(argv):
+{moment}
+
+run_training(command, [])
+"""
+
+
+def environment(root, **more):
+    return os.environ | {"PYTHONPATH": str(root), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"} | more
+
+
+def interrupted(process, number):
+    """Signal the process group, as a terminal does; return the exit code and standard error."""
+    os.killpg(process.pid, number)
+    _, error = process.communicate(timeout=60)
+    return process.returncode, error.splitlines()
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_an_interrupt_is_one_line_at_any_moment(moment, root, tmp_path):
+    code = SCRIPT.format(moment=indent(dedent(MOMENTS[moment]), " " * 4))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], env=environment(root), cwd=tmp_path, start_new_session=True, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        assert process.stdout.readline() == "here\n"
+        returned, lines = interrupted(process, number)
+        assert returned == 128 + number and len(lines) == 1 and "interrupted" in lines[0], lines
+    assert not (tmp_path / "step-1").exists()
+
+
+@pytest.fixture
+def image_shards(tmp_path):
+    return write_image_shards(tmp_path / "shards")
+
+
+def options(shards, run):
+    return [
+        "--config=demo", f"--data.shards={shards}", f"--run_dir={run}", "--loop.workers=1", "--loop.threads=1",
+        "--model.resolution=32", "--model.ch=16", "--loop.log_every=2", "--loop.checkpoint_every=2",
+        "--loop.steps=4000",
+    ]  # fmt: skip
+
+
+def start(command, root, folder):
+    """Start a training from another folder, and wait until it has written a checkpoint and gone on."""
+    process = subprocess.Popen(
+        [sys.executable, *command], env=environment(root, HOME=str(folder)), cwd=folder, start_new_session=True,
+        text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    deadline, saved = time.monotonic() + 120, folder / "run" / "checkpoints" / "step-2"
+    while not saved.is_dir():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.02)
+    return process
+
+
+def test_medunifier_train_shows_progress_from_the_first_step_and_ends_in_a_line(root, tmp_path, image_shards):
+    process = start(["-m", "medunifier", "train", "stage1", *options(image_shards, "run")], root, tmp_path)
+    code, lines = interrupted(process, signal.SIGINT)
+    assert code == 130 and "loading" in lines[0] and "Traceback" not in "\n".join(lines)
+    assert "1/4000" in lines[1] and "ETA" in lines[1] and "l1 " in lines[1], lines
+    assert "continues from step" in lines[-1] and len(lines) == 3, lines
+    assert all(json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_several_processes_end_in_one_line_too(number, root, tmp_path, image_shards):
+    several = ["--num_processes", "2", "--main_process_port", str(free_port())]
+    process = start(["-m", "medunifier", "train", "stage1", *options(image_shards, "run"), *several], root, tmp_path)
+    code, lines = interrupted(process, number)
+    assert code == 128 + number and sum("interrupted" in line for line in lines) == 1
+    assert not [line for line in lines if "Traceback" in line or "W1" in line[:2]], lines
