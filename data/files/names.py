@@ -12,14 +12,14 @@ def has_image_ending(name: str) -> bool:
 
 
 def without_ending(name: str) -> str:
-    """Return a file name without its image ending: ``film.dcm.gz`` -> ``film``; ``1.2.840.7`` is unchanged."""
+    """Return a file name without its image ending: ``image.dcm.gz`` -> ``image``; ``1.2.840.7`` is unchanged."""
     return _IMAGE.sub("", name) or name
 
 
 def report_names(name: str) -> list[str]:
     """Return the names that the report of an image file or of a study's folder may have, in order of preference.
 
-    ``film.dcm`` -> ``film.dcm.txt``, ``film.txt``; ``1.2.840.7`` -> ``1.2.840.7.txt``, never ``1.2.840.txt``,
+    ``image.dcm`` -> ``image.dcm.txt``, ``image.txt``; ``1.2.840.7`` -> ``1.2.840.7.txt``, never ``1.2.840.txt``,
     which may be another patient's.
     """
     stems = dict.fromkeys((name, without_ending(name)))
