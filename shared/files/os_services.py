@@ -76,6 +76,14 @@ def peak_memory() -> int:
     return int(peak) if sys.platform == "darwin" else int(peak) * 1024  # macOS counts bytes, Linux KiB
 
 
+def max_open_files() -> int | None:
+    """Return how many files and connections this process may have open; None without a known limit."""
+    if resource is None:
+        return None
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return None if soft == resource.RLIM_INFINITY else int(soft)
+
+
 def home_folder() -> Path:
     """Return the user's home folder.
 

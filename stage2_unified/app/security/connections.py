@@ -1,11 +1,12 @@
 """A bound on the number of open connections, and on the time in which a request arrives."""
 
 import asyncio
-import resource
 from typing import Any
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from medunifier.shared.files.os_services import max_open_files
 
 MAX_CONNECTIONS = 512
 """Further connections are closed at once. An open page holds two to six."""
@@ -17,8 +18,8 @@ REQUEST_SECONDS = 330.0
 
 def connection_limit() -> int:
     """Return :data:`MAX_CONNECTIONS`, or fewer if the system allows this process fewer open files."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else min(MAX_CONNECTIONS, soft // 2)
+    limit = max_open_files()
+    return MAX_CONNECTIONS if limit is None else min(MAX_CONNECTIONS, limit // 2)
 
 
 class BoundedConnection(H11Protocol):
