@@ -35,6 +35,7 @@ class Progress:
         self._start = time.monotonic()
         self._last_line = -PLAIN_LINE_EVERY_S  # the first unit prints a line: something moves, and how fast
         self._figures = ""
+        self._printed = -1
         if self._live:
             self._bar = RichProgress(
                 TextColumn("{task.description}"),
@@ -56,7 +57,7 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
-        if not self._live and not self._quiet and kind is None:
+        if not self._live and not self._quiet and kind is None and self._printed != self.count:
             self._print_line()
 
     def stop(self) -> None:
@@ -86,7 +87,7 @@ class Progress:
         return f"  ETA {seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
 
     def _print_line(self) -> None:
-        self._last_line = time.monotonic()
+        self._last_line, self._printed = time.monotonic(), self.count
         line = f"{self.what}: {self.count}/{self.total} {self.unit}  {self._rate()}{self._eta()}  {self._figures}"
         print(line.rstrip(), file=sys.stderr, flush=True)
 
