@@ -132,6 +132,6 @@ def run_training(command: Callable[[Sequence[str]], None], argv: Sequence[str]) 
 
 
 def announce(text: str) -> None:
-    """Print a line on standard error at once, on the first process, before the slow imports that follow."""
+    """Print a line at once, on the first process, also before a process group exists."""
     if is_first_process():
-        print(text, file=sys.stderr, flush=True)
+        print(text, flush=True)

@@ -51,7 +51,7 @@ def environment(root, **more):
 
 
 def interrupted(process, number):
-    """Signal the process group, as a terminal does; return the exit code and standard error."""
+    """Signal the process group, as a terminal does; return the exit code and the lines of standard error."""
     os.killpg(process.pid, number)
     _, error = process.communicate(timeout=60)
     return process.returncode, error.splitlines()
@@ -99,10 +99,11 @@ def start(command, root, folder):
 
 def test_medunifier_train_shows_progress_from_the_first_step_and_ends_in_a_line(root, tmp_path, image_shards):
     process = start(["-m", "medunifier", "train", "stage1", *options(image_shards, "run")], root, tmp_path)
+    assert "loading" in process.stdout.readline()
     code, lines = interrupted(process, signal.SIGINT)
-    assert code == 130 and "loading" in lines[0] and "Traceback" not in "\n".join(lines)
-    assert "1/4000" in lines[1] and "ETA" in lines[1] and "l1 " in lines[1], lines
-    assert "continues from step" in lines[-1] and len(lines) == 3, lines
+    assert code == 130 and len(lines) == 2, lines
+    assert "1/4000" in lines[0] and "ETA" in lines[0] and "l1 " in lines[0], lines
+    assert "continues from step" in lines[1], lines
     assert all(json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
 
 

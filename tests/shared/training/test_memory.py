@@ -17,6 +17,6 @@ def test_a_training_larger_than_the_machine_is_warned_of_with_a_remedy(free, exp
     monkeypatch.setattr(memory, "memory_and_free", lambda: (200 * gib, free * gib))
     size = Size("x", 10**9, state=20 * gib, sample=10 * gib, use=gib, batch=8)
     warn_if_too_large(size, LoopConfig(batch_size=8))
-    lines = capsys.readouterr().err.splitlines()
+    lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(expected)
     assert all(words in line for line, words in zip(lines, expected, strict=True))
