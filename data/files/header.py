@@ -50,7 +50,7 @@ def read_identity(file: BinaryIO) -> Identity:
         file.seek(0)
         plain = BytesIO(inflate_start(file, most)) if packed else file
         start = plain.read(_META_BYTES)
-        data_set = meta_end(start)
+        data_set = _meta_end(start)
         deflated = DeflatedExplicitVRLittleEndian.encode() in start
         plain.seek(data_set if deflated else 0)
         identity = _identity(BytesIO(inflate_start(plain, most, raw=True)) if deflated else plain)
@@ -87,7 +87,7 @@ def _of_header(header: Dataset) -> Identity:
     )
 
 
-def meta_end(data: bytes) -> int:
+def _meta_end(data: bytes) -> int:
     """Return the offset of the data set from the group length (0002,0000), the first element; 0 if it is absent."""
     if not is_dicom(data) or data[132:136] != b"\x02\x00\x00\x00" or len(data) < 144:
         return 0

@@ -36,6 +36,7 @@ from pydicom.uid import (
 )
 
 from medunifier.data.files.header_values import attribute, code_string
+from medunifier.data.files.kinds import GZIP
 from medunifier.data.images.compressed_header import covers_all_coefficients, parse_frame_header
 from medunifier.data.images.lut import display_values
 from medunifier.data.images.pixels import UnreadableImage, check_not_constant, check_size
@@ -55,7 +56,6 @@ _LOSSY = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless, JPEG2000, HTJ
 _MAX_ASPECT = 8.0
 """Greatest plausible ratio of the sides of a pixel. Line scanners have about 2."""
 
-_GZIP = b"\x1f\x8b"
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 _NOT_GREY = (
     "RGB", "PALETTE COLOR", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT", "HSV", "ARGB",
@@ -129,7 +129,7 @@ def _brief(error: Exception) -> str:
 
 def _unpacked(data: bytes) -> bytes:
     """Return the file's bytes, decompressed if gzipped, up to a size limit."""
-    if data[:2] == _GZIP:
+    if data.startswith(GZIP):
         with gzip.open(BytesIO(data)) as file:
             data = file.read(MAX_FILE_BYTES + 1)
         if len(data) > MAX_FILE_BYTES:

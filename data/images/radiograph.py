@@ -10,12 +10,11 @@ import numpy as np
 from numpy import ndarray
 from PIL import ExifTags, Image
 
-from medunifier.data.images.dicom import MAX_FILE_BYTES, Radiograph, Windowing, decode_dicom, is_dicom
+from medunifier.data.files.kinds import HEAD_BYTES, kind_of
+from medunifier.data.images.dicom import MAX_FILE_BYTES, Radiograph, Windowing, decode_dicom
 from medunifier.data.images.pixels import UnreadableImage, check_not_constant, check_size
 from medunifier.data.images.resize import Fit, Geometry, fit_square
 from medunifier.data.remote_paths import as_path, read_at_most
-
-_MAGIC = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG"}
 
 # The channels of a grey image saved as RGB differ by JPEG's rounding, and where an arrow or caption was added in
 # colour. Those of a colour image (a screenshot, a stained print) differ nearly everywhere.
@@ -56,11 +55,11 @@ def read_image(
         data = read_at_most(as_path(path), MAX_FILE_BYTES)
     except OSError as error:
         raise UnreadableImage(f"cannot be opened: {error.strerror or type(error).__name__}") from error
-    format_ = next((name for magic, name in _MAGIC.items() if data.startswith(magic)), None)
-    if format_ is None or is_dicom(data[:132]):
-        radiograph = decode_dicom(data, window)
+    kind = kind_of(data[:HEAD_BYTES])
+    if kind == "png" or kind == "jpeg":
+        radiograph = _read_png_or_jpeg(data, kind.upper())
     else:
-        radiograph = _read_png_or_jpeg(data, format_)
+        radiograph = decode_dicom(data, window)
     if size is None:
         return radiograph
     pixels = fit_square(radiograph.pixels, size, fit)
