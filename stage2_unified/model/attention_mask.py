@@ -5,6 +5,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from medunifier.shared.errors import UserError
+from medunifier.stage2_unified.model.attention import ATTENTION
 from medunifier.stage2_unified.model.vocabulary import EMB_IMG, Vocabulary
 
 
@@ -38,10 +39,33 @@ def bidirectional_image_mask(ids: Tensor, vocabulary: Vocabulary, visible: Tenso
     return mask[:, None]
 
 
+def causal_mask(visible: Tensor | None, queries: int, past: int, device: torch.device) -> Tensor | None:
+    """Return the mask of sequences that continue ``past`` columns, some of which may be padding.
+
+    Args:
+        visible: (B, past + queries), 0 on padding; None = no padding.
+        queries: ids of this pass.
+        past: columns of earlier passes.
+        device: of the mask.
+
+    Returns:
+        (B or 1, 1, queries, past + queries) bool; None where attention needs no mask: a causal pass from the first
+        column on, or a single query that attends to all. A pad attends to itself alone.
+    """
+    if visible is None and (queries == 1 or past == 0):
+        return None
+    rows = past + torch.arange(queries, device=device)[:, None]
+    columns = torch.arange(past + queries, device=device)
+    causal = columns <= rows
+    if visible is None:
+        return causal[None, None]
+    return (causal & (visible.bool()[:, None] | (columns == rows)))[:, None]
+
+
 def for_attention(mask: Tensor, decoder: PreTrainedModel, dtype: torch.dtype) -> Tensor:
     """Return a boolean mask in the form that the decoder's attention implementation takes.
 
-    ``transformers`` passes masks with four dimensions on as they are: ``sdpa`` takes booleans, ``eager`` adds the
+    ``transformers`` passes masks with four dimensions on as they are: ours takes booleans, ``eager`` adds the
     mask to the scores, and the others have their own formats.
 
     Args:
@@ -56,7 +80,7 @@ def for_attention(mask: Tensor, decoder: PreTrainedModel, dtype: torch.dtype) ->
         UserError: for another implementation.
     """
     implementation = decoder.config._attn_implementation
-    if implementation == "sdpa":
+    if implementation == ATTENTION:
         return mask
     if implementation == "eager":
         return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)

@@ -5,22 +5,31 @@ The sequences are defined in ``stage2_unified/model/sequences.py``, the losses i
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 from torch.nn.functional import normalize
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from medunifier.shared.errors import UserError
-from medunifier.stage2_unified.model.attention_mask import bidirectional_image_mask, for_attention
+from medunifier.stage2_unified.model.attention import (
+    ATTENTION,
+    KV,
+    ContinuedKV,
+    RecordedKV,
+    branch_mask,
+    give_layers_their_kv,
+)
+from medunifier.stage2_unified.model.attention_mask import bidirectional_image_mask, causal_mask, for_attention
 from medunifier.stage2_unified.model.configuration import MedUnifierConfig
-from medunifier.stage2_unified.model.kv_cache import CACHE, PrefixCache
+from medunifier.stage2_unified.model.kv_cache import CACHE
 from medunifier.stage2_unified.model.sequences import ImageSpans, SequenceBuilder, Sequences
 from medunifier.stage2_unified.model.vocabulary import EMB_IMG, EMB_TXT, EOS, MATCH
 
@@ -53,13 +62,19 @@ class Prefix:
 
     Attributes:
         hidden: (B, H) at ``<emb_img>``.
-        cache: keys and values that branches continue.
+        kv: keys and values of each layer, which branches continue.
         sequences: its ids.
     """
 
     hidden: Tensor
-    cache: PrefixCache
+    kv: list[RecordedKV]
     sequences: Sequences
+
+    @property
+    def length(self) -> Tensor:
+        """(B,) ids of each prefix without its padding."""
+        ids, length = self.sequences.ids, self.sequences.length
+        return torch.full_like(ids[:, 0], ids.shape[1]) if length is None else length
 
 
 class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -83,6 +98,10 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.sequences = SequenceBuilder(config.vocabulary)
         hidden_dim = config.text_config.hidden_size
         self.model = AutoModel.from_config(config.text_config)
+        give_layers_their_kv(self.model.layers)
+        self._use_own_attention()
+        self._compiled = False
+        self._checkpoint: Callable[..., Any] | None = None
         # The codebook comes frozen from stage 1; the projection of its entries is learned.
         self.register_buffer("codebook", torch.zeros(config.codebook_size, config.code_dim))
         self.code_projection = nn.Sequential(
@@ -94,6 +113,15 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.match_head = MatchHead(hidden_dim, config.embedding_dim)
         self.logit_scale = nn.Parameter(torch.tensor(config.initial_scale).log())
         self.post_init()
+
+    def _use_own_attention(self) -> None:
+        if self.model.config._attn_implementation == "sdpa":
+            self.model.config._attn_implementation = ATTENTION
+
+    def set_attn_implementation(self, *args: Any, **kwargs: Any) -> None:
+        """Set the implementation of the decoder's attention; "sdpa" is needed for all but :meth:`forward`."""
+        super().set_attn_implementation(*args, **kwargs)
+        self._use_own_attention()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -148,21 +176,22 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def _set_gradient_checkpointing(
         self, enable: bool = True, gradient_checkpointing_func: Callable[..., Any] = checkpoint, **_: Any
     ) -> None:
-        # The layers of transformers drop the cache when they are checkpointed, and with it the branches' prefix.
-        for layer in self.model.layers:
-            vars(layer).pop("forward", None)
-            if enable:
-                layer.forward = partial(gradient_checkpointing_func, layer.forward)
+        self._checkpoint = gradient_checkpointing_func if enable else None
+        self._wrap_layers()
 
     def compile_layers(self) -> None:
-        """Compile what lies between a decoder layer's matrix products: its norms and its feed-forward part.
+        """Compile each decoder layer whole; all share one graph for each shape."""
+        self._compiled = True
+        self._wrap_layers()
 
-        Whole layers would need a graph each, since each reads the cache under its own index; these share one, for
-        any number of layers and any length, also where layers are recomputed in the backward pass.
-        """
-        for module in self.model.layers.modules():
-            if type(module).__name__.endswith(("MLP", "RMSNorm")):
-                module.compile(dynamic=True)
+    def _wrap_layers(self) -> None:
+        for layer in self.model.layers:
+            vars(layer).pop("forward", None)
+            if self._compiled:
+                layer.forward = torch.compile(layer.forward, fullgraph=True)
+            # Outside the compiled part, and not by transformers, which drops the cache of a checkpointed layer.
+            if self._checkpoint is not None:
+                layer.forward = partial(self._checkpoint, layer.forward)
 
     # Embeddings -----------------------------------------------------------------------------------------
 
@@ -208,59 +237,88 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     # Passes through the decoder -------------------------------------------------------------------------
 
+    def run_decoder(
+        self,
+        embedded: Tensor,
+        mask: Tensor | BlockMask | None = None,
+        position_ids: Tensor | None = None,
+        kv: Sequence[KV] | None = None,
+    ) -> Tensor:
+        """Run the decoder's layers, without host reads: (B, L, H) embedded ids -> (B, L, H) hidden states.
+
+        Args:
+            embedded: (B, L, H).
+            mask: as for :func:`medunifier.stage2_unified.model.attention.attention`; None = causal.
+            position_ids: (B, L); None = 0, 1, ….
+            kv: keys and values by layer that the pass records, continues or writes.
+
+        Raises:
+            UserError: if the model was loaded with another attention implementation than "sdpa".
+        """
+        if self.model.config._attn_implementation != ATTENTION:
+            raise UserError(
+                f"attn_implementation={self.model.config._attn_implementation!r} can only write reports: load the "
+                "model with attn_implementation='sdpa'"
+            )
+        hidden: Tensor = self.model(
+            inputs_embeds=embedded, attention_mask=mask, position_ids=position_ids, use_cache=False, kv=kv
+        ).last_hidden_state
+        return hidden
+
     def encode_images(self, images: ImageSpans) -> Prefix:
         """Run the image-first prefix ``<bos> images <emb_img>`` of B studies."""
         prefix = self.sequences.image_first(images)
-        cache = PrefixCache(self.config.text_config.num_hidden_layers, prefix.length)
-        hidden = self.model(  # (B, L, H)
-            inputs_embeds=self.embed_ids(prefix.ids),
-            attention_mask=self._attention_mask(prefix.ids),
-            use_cache=True,
-            **{CACHE: cache},
-        ).last_hidden_state
+        mask = bidirectional_image_mask(prefix.ids, self.vocabulary) if self.config.bidirectional_images else None
+        kv = [RecordedKV() for _ in self.model.layers]
+        hidden = self.run_decoder(self.embed_ids(prefix.ids), mask, kv=kv)  # (B, L, H)
         last = hidden[:, -1] if prefix.length is None else at_positions(hidden, prefix.length - 1)
-        return Prefix(last, cache, prefix)
+        return Prefix(last, kv, prefix)
 
     def encode_text_first(self, ids: Tensor) -> Tensor:
         """(B, L) ids of sequences that begin with a report -> (B, L, H), causal."""
-        hidden: Tensor = self.model(inputs_embeds=self.embed_ids(ids), use_cache=False).last_hidden_state
-        return hidden
+        return self.run_decoder(self.embed_ids(ids))
 
-    def continue_prefix(self, cache: PrefixCache, report: Tensor, report_length: Tensor, prefix_of: Tensor) -> Tensor:
-        """Run branches ``report <eos> <match>`` over the keys and values of their prefixes.
+    def continue_prefix(self, prefix: Prefix, report: Tensor, report_length: Tensor) -> Tensor:
+        """Run n branches ``report <eos> <match>`` a study over the keys and values of its prefix.
 
         Args:
-            cache: of the prefixes.
-            report: (b, T) ids.
-            report_length: (b,).
-            prefix_of: (b,) number of the prefix that each branch continues.
+            prefix: of B studies.
+            report: (B, n, T) ids padded on the right.
+            report_length: (B, n).
 
         Returns:
-            (b, T + 2, H) hidden states.
+            (B, n, T + 2, H) hidden states.
         """
-        ids = self.sequences.append_specials(report, report_length, EOS, MATCH)
-        hidden: Tensor = self.model(
-            inputs_embeds=self.embed_ids(ids),
-            use_cache=True,
-            **{CACHE: cache.branches(prefix_of)},
-            **cache.mask_and_positions(prefix_of, ids.shape[1]),
-        ).last_hidden_state
-        return hidden
+        (studies, branches), columns = report_length.shape, prefix.sequences.ids.shape[1]
+        ids = self.sequences.append_specials(report.flatten(0, 1), report_length.flatten(), EOS, MATCH)
+        width = ids.shape[1]
+        # The branches of a study are packed into one row.
+        positions = prefix.length[:, None] + torch.arange(width, device=ids.device).repeat(branches)
+        hidden = self.run_decoder(
+            self.embed_ids(ids.view(studies, -1)),
+            branch_mask(prefix.length, columns, branches, width, structured=self._compiled and ids.is_cuda),
+            positions,
+            [ContinuedKV(recorded, columns) for recorded in prefix.kv],
+        )
+        return hidden.unflatten(1, (branches, width))
 
     def _attention_mask(
-        self, ids: Tensor, visible: Tensor | None = None, cache: Cache | None = None
+        self, ids: Tensor | None, visible: Tensor | None, queries: int, cache: Cache | None
     ) -> Tensor | None:
-        """Return the decoder's attention mask: ``visible`` (B, L), or (B, 1, L, L) for bidirectional images."""
-        if not self.config.bidirectional_images:
-            return visible
-        if cache is not None and cache.get_seq_length():
-            if (ids == self.vocabulary[EMB_IMG]).any():
+        """Return the mask of :meth:`forward`: of (B, L) ids, None for embedded ones, and visible (B, C) columns."""
+        past = cache.get_seq_length() if cache is not None else 0
+        if self.config.bidirectional_images and ids is not None:
+            if not past:
+                mask = bidirectional_image_mask(ids, self.vocabulary, visible)
+                if mask is not None:
+                    return for_attention(mask, self.model, self.lm_head.weight.dtype)
+            elif (ids == self.vocabulary[EMB_IMG]).any():
                 raise ValueError(
                     "with bidirectional_images a prefix is encoded in one pass, from its beginning to <emb_img>"
                 )
-            return visible
-        mask = bidirectional_image_mask(ids, self.vocabulary, visible)
-        return visible if mask is None else for_attention(mask, self.model, self.lm_head.weight.dtype)
+        if self.model.config._attn_implementation != ATTENTION:
+            return visible  # transformers makes the masks of its own implementations
+        return causal_mask(visible, queries, past, self.lm_head.weight.device)
 
     # Retrieval and matching -----------------------------------------------------------------------------
 
@@ -282,8 +340,7 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
             report_length: (B,).
         """
         prefix = self.encode_images(images)
-        prefix_of = torch.arange(len(report), device=report.device)
-        hidden = self.continue_prefix(prefix.cache, report, report_length, prefix_of)
+        hidden = self.continue_prefix(prefix, report[:, None], report_length[:, None])[:, 0]
         return self.match_head(at_positions(hidden, report_length + 1), prefix.hidden).float().softmax(dim=-1)[:, 1]
 
     # Text generation by transformers --------------------------------------------------------------------
@@ -312,7 +369,8 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
             if input_ids is None:
                 raise ValueError("input_ids or inputs_embeds is needed")
             inputs_embeds = self.embed_ids(input_ids)
-            attention_mask = self._attention_mask(input_ids, attention_mask, cache)
+        if attention_mask is None or attention_mask.dim() == 2:
+            attention_mask = self._attention_mask(input_ids, attention_mask, inputs_embeds.shape[1], cache)
         output = self.model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,

@@ -140,13 +140,12 @@ class FourObjectives(nn.Module):
             [studies[:, None], global_batch.negatives[global_batch.local]], dim=1
         ).flatten()  # (3 B,) of the G reports
         reports, lengths = global_batch.report[chosen], global_batch.report_length[chosen]
-        groups = global_batch.length_groups(lengths)
-        hidden = [
-            self.model.continue_prefix(
-                prefix.cache, reports[group][:, : int(lengths[group].max())], lengths[group], group // _BRANCHES
-            )
-            for group in groups
-        ]
+        groups = [torch.arange(len(chosen), device=chosen.device)]
+        width = int(lengths.max())
+        hidden = self.model.continue_prefix(
+            prefix, reports[:, :width].unflatten(0, (-1, _BRANCHES)), lengths.view(-1, _BRANCHES)
+        )
+        hidden = [hidden.flatten(0, 1)]
         return _Branches(groups, hidden, lengths)
 
     def _report_tokens(self, prefix: Prefix, branches: "_Branches", batch: StudyBatch) -> tuple[Tensor, Tensor]:

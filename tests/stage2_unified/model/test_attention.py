@@ -1,0 +1,69 @@
+"""The decoder's attention against the plain formula, and its masks in both forms."""
+
+import pytest
+import torch
+
+from medunifier.stage2_unified.model.attention import ContinuedKV, RecordedKV, StaticKV, attention, branch_mask
+
+
+def plain(query, key, value, mask):
+    """Return (B, Q, h, d) attention by its formula; ``mask`` (B, 1, Q, C)."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    scores = (query @ key.transpose(2, 3) * query.shape[-1] ** -0.5).masked_fill(~mask, float("-inf"))
+    return (scores.softmax(-1) @ value).transpose(1, 2)
+
+
+def make(queries, columns=None, heads=6, groups=2):
+    generator = torch.Generator().manual_seed(queries)
+    shapes = [(heads, queries), (groups, columns or queries), (groups, columns or queries)]
+    return [torch.randn(3, h, length, 4, generator=generator) for h, length in shapes]
+
+
+@pytest.mark.parametrize("queries", [1, 5])
+def test_grouped_heads_with_and_without_mask_equal_the_formula(queries):
+    inputs = make(queries, columns=5)
+    mask = torch.rand(3, 1, queries, 5, generator=torch.Generator().manual_seed(0)) < 0.5
+    mask[..., 0] = True
+    assert torch.allclose(attention(torch.nn.Identity(), *inputs, mask)[0], plain(*inputs, mask), atol=1e-6)
+    causal = torch.ones(queries, 5, dtype=torch.bool).tril(5 - queries)
+    assert torch.allclose(attention(torch.nn.Identity(), *inputs, None)[0], plain(*inputs, causal), atol=1e-6)
+
+
+def test_a_branch_sees_its_prefix_and_itself_alone():
+    lengths = torch.tensor([3, 1])
+    mask = branch_mask(lengths, columns=3, branches=2, width=2, structured=False)
+    assert mask.shape == (2, 1, 4, 7)
+    for study, length in enumerate(lengths.tolist()):
+        for query in range(4):
+            branch, step = divmod(query, 2)
+            expected = set(range(length)) | {3 + 2 * branch + earlier for earlier in range(step + 1)}
+            assert set(mask[study, 0, query].nonzero()[:, 0].tolist()) == expected
+
+
+def test_the_block_mask_gives_the_attention_of_the_matrix():
+    query, key, value = make(6, columns=6 + 5)
+    lengths = torch.tensor([5, 2, 4])
+    outputs = [
+        attention(torch.nn.Identity(), query, key, value, branch_mask(lengths, 5, 2, 3, structured))[0]
+        for structured in (False, True)
+    ]
+    assert torch.allclose(*outputs, atol=1e-6)
+
+
+def test_keys_of_a_pass_are_recorded_and_continued():
+    recorded = RecordedKV()
+    _, key, value = make(4)
+    recorded.update(key, value)
+    more_keys, more_values = ContinuedKV(recorded, columns=3).update(key[:, :, :2], value[:, :, :2])
+    assert torch.equal(more_keys, torch.cat([key[:, :, :3], key[:, :, :2]], dim=2))
+    assert torch.equal(more_values, torch.cat([value[:, :, :3], value[:, :, :2]], dim=2))
+
+
+def test_static_columns_are_written_in_place():
+    _, key, value = make(2)
+    static = StaticKV(torch.zeros(3, 2, 5, 4), torch.zeros(3, 2, 5, 4), torch.tensor([1, 2]))
+    keys, values = static.update(key, value)
+    assert keys is static.keys and values is static.values
+    assert torch.equal(keys[:, :, 1:3], key) and torch.equal(values[:, :, 1:3], value)
+    assert not keys[:, :, [0, 3, 4]].any()
