@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -103,6 +104,7 @@ def sample_stream(
         num_workers=workers,
         prefetch_factor=_PREFETCHED if workers else None,
         timeout=_MAX_SECONDS if workers else 0,
+        pin_memory=torch.cuda.is_available(),  # a copy to the GPU can then overlap with the step before
     )
     return _named_failures(iter(loader))
 

@@ -35,7 +35,7 @@ from medunifier.shared.artifacts import atomic_file, read_json, write_json
 from medunifier.shared.report_page.plots import labelled_rows
 from medunifier.shared.training.config import MAY_CHANGE, LoopConfig, OptimConfig
 from medunifier.shared.training.loop import train
-from medunifier.shared.training.optimizer_step import check_finite, set_rate
+from medunifier.shared.training.optimizer_step import set_rate
 from medunifier.shared.training.run_folder import RunFolder, read_metrics
 from medunifier.stage1_tokenizer.config import (
     DataConfig,
@@ -155,7 +155,6 @@ class ForkTask:
         for side, name in enumerate(("generator", "discriminator")):
             loss = self.fork.losses(images, output, side, step)
             figures[name] = loss.detach()
-            check_finite(figures, step + 1)
             set_rate(self._optimizers[side], rate)
             self._optimizers[side].zero_grad()
             loss.backward()

@@ -58,6 +58,11 @@ def barrier() -> None:
         dist.barrier()
 
 
+def collective_device() -> torch.device:
+    """Return the device whose tensors the collective operations take: the current GPU, or the CPU without one."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
 def all_reduce_sum(value: Tensor) -> Tensor:
     """Return the sum over processes, as a new tensor without gradient."""
     value = value.detach().clone()

@@ -21,8 +21,9 @@ from medunifier.shared.progress import Progress
 from medunifier.shared.report_page.plots import save_curves
 from medunifier.shared.training.checkpoints import Checkpoints, DataPosition
 from medunifier.shared.training.config import LoopConfig
-from medunifier.shared.training.distributed import all_reduce_sum, is_main, world_size
+from medunifier.shared.training.distributed import all_reduce_sum, collective_device, is_main, world_size
 from medunifier.shared.training.mfu import peak_flops
+from medunifier.shared.training.optimizer_step import FiniteCheck
 from medunifier.shared.training.run_folder import CHECKPOINTS, RunFolder
 
 if TYPE_CHECKING:
@@ -91,6 +92,9 @@ def train(
         run: where everything is written.
         stream: opens this rank's endless micro-batches at a global position (samples consumed by all).
         config: lengths and intervals.
+
+    Raises:
+        UserError: before the next log line, validation or checkpoint after a step with a figure that is not finite.
     """
     checkpoints = Checkpoints(run.path / CHECKPOINTS, config.keep_checkpoints)
     start, samples = checkpoints.latest() or 0, 0
@@ -105,7 +109,7 @@ def train(
     saved = start
     run.rewind(start)
     batches = stream(samples)
-    meter = _Meter(config)
+    meter, finite = _Meter(config), FiniteCheck()
     with Progress(config.steps, "training", "step", done=start, quiet=not is_main()) as progress:
         interruption.message = lambda: _stopped(progress, saved)
         for step in range(start + 1, config.steps + 1):
@@ -114,15 +118,19 @@ def train(
             samples += config.global_batch()
             figures = task.step(micro_batches, step - 1)
             meter.add(figures)
+            finite.add(figures, step)
             shown: dict[str, float] = {}
             last = step == config.steps
-            if step % config.log_every == 0 or last:
+            logs, validates = step % config.log_every == 0 or last, step % config.validate_every == 0 or last
+            if logs or validates:  # and so before each checkpoint, which is at a log line
+                finite.check()
+            if logs:
                 shown = meter.read()
                 run.log(step, shown)
             if step == start + 1:  # read back once, so that the first line shows a loss; later where it is logged
                 shown = shown or {name: float(value) for name, value in figures.items()}
             progress.advance(1, **{name: shown[name] for name in list(figures)[:4] if name in shown})
-            if step % config.validate_every == 0 or last:
+            if validates:
                 run.log(step, {f"validation/{name}": value for name, value in task.validate(step).items()})
                 if is_main():
                     save_curves(run.path)
@@ -168,7 +176,7 @@ class _Meter:
     def read(self) -> dict[str, float]:
         names = sorted(self._sums)
         means = torch.stack([self._sums[name].cpu() for name in names]) / self._steps
-        means = all_reduce_sum(means.to(_collective_device())).cpu() / world_size()
+        means = all_reduce_sum(means.to(collective_device())).cpu() / world_size()
         seconds = max(time.perf_counter() - self._clock, 1e-9)
         timed = self._timed_steps
         figures = dict(zip(names, means.tolist(), strict=True))
@@ -193,10 +201,6 @@ class _Waiting:
 
     def __exit__(self, *_: object) -> None:
         self._meter._waited += time.perf_counter() - self._start
-
-
-def _collective_device() -> torch.device:
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def _peak_memory_gib() -> float:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from medunifier.shared.errors import UserError
 from medunifier.shared.training.config import OptimConfig
+from medunifier.shared.training.distributed import all_reduce_max, collective_device
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -40,12 +41,7 @@ class OptimizerStep:
         self.gradient_norm: Tensor | None = None
 
     def __call__(self, loss: Tensor, losses: Mapping[str, Tensor], step: int) -> None:
-        """Differentiate ``loss``; at the last micro-batch of ``step`` also clip, update and reset the gradients.
-
-        Raises:
-            UserError: before the update, if any of ``losses`` is not finite.
-        """
-        check_finite(losses, step + 1)
+        """Differentiate ``loss``; at the last micro-batch of ``step`` also clip, update and reset the gradients."""
         self.accelerator.backward(loss)
         if self.accelerator.sync_gradients:
             bound = self.config.max_grad_norm or float("inf")
@@ -67,15 +63,39 @@ def set_rate(optimizer: Any, rate: float) -> None:
         group["lr"] = rate
 
 
-def check_finite(losses: Mapping[str, Tensor], step: int) -> None:
-    """Stop before an update with losses that are not finite.
+class FiniteCheck:
+    """Find the first step at which a figure was not finite; the device is waited for in :meth:`check` alone.
 
-    Raises:
-        UserError: naming them.
+    A comparison on the host in each step would let the device run dry until the next kernels are launched.
     """
-    bad = [f"{name} = {float(value.detach())}" for name, value in losses.items() if not torch.isfinite(value).all()]
-    if bad:
-        raise UserError(
-            f"step {step}: {', '.join(bad)}; the weights are untouched since the last checkpoint. "
-            "Lower the learning rate or look at the data of this step"
-        )
+
+    def __init__(self) -> None:
+        self._first: dict[str, Tensor] = {}
+
+    def add(self, figures: Mapping[str, Tensor | float], step: int) -> None:
+        """Record the tensors among ``figures``, scalars on any device, that are not finite at ``step``."""
+        for name, value in figures.items():
+            if isinstance(value, Tensor):
+                first = torch.where(value.detach().isfinite(), _NEVER, step)
+                self._first[name] = torch.minimum(self._first[name], first) if name in self._first else first
+
+    def check(self) -> None:
+        """Raise an error if any figure of any process was not finite. Call it on all processes.
+
+        Raises:
+            UserError: naming the first step and its figures that were not finite.
+        """
+        names = sorted(self._first)
+        if not names:
+            return
+        first = -all_reduce_max(-torch.stack([self._first[name].to(collective_device()) for name in names]))
+        step = int(first.min())
+        if step < _NEVER:
+            bad = [name for name, value in zip(names, first.tolist(), strict=True) if value == step]
+            raise UserError(
+                f"step {step}: {', '.join(bad)} not finite; the last checkpoint is older and intact. "
+                "Lower the learning rate or look at the data of this step"
+            )
+
+
+_NEVER = 2**31 - 1

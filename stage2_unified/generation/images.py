@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from medunifier.stage2_unified.model.attention_mask import for_attention
+from medunifier.stage2_unified.model.counter_random import gumbel
 from medunifier.stage2_unified.model.kv_cache import CACHE, PreallocatedCache
 from medunifier.stage2_unified.model.modeling import MedUnifierForConditionalGeneration
 from medunifier.stage2_unified.model.sequences import ImageSpans, left_padded
@@ -137,25 +138,4 @@ def _sample(
         ordered, order = logits.sort(dim=-1, descending=True)
         higher = ordered.softmax(dim=-1).cumsum(dim=-1) - ordered.softmax(dim=-1)
         logits = logits.scatter(1, order, ordered.masked_fill(higher >= top_p, float("-inf")))
-    gumbel = -(-_uniform(seeds, first + number, logits.shape[-1]).log()).log()
-    return (logits + gumbel).argmax(dim=-1)  # Gumbel-max: a sample of softmax(logits)
-
-
-def _uniform(seeds: Tensor, number: int, count: int) -> Tensor:
-    """(B,) seeds -> (B, count) numbers in (0, 1), a function of seed, ``number`` and column alone.
-
-    SplitMix64 (Steele et al., 2014) of a counter: no generator per sequence, and equal values on every device.
-    """
-    counter = torch.arange(count, device=seeds.device) + number * count
-    state = _mix(seeds.long()[:, None] * _GOLDEN) + counter * _GOLDEN
-    return ((_mix(state) >> 40 & 0x7FFFFF).float() + 0.5) / 2**23
-
-
-_GOLDEN = -0x61C8864680B583EB  # 2^64 over the golden ratio, as a signed integer, like the two constants below
-
-
-def _mix(state: Tensor) -> Tensor:
-    """SplitMix64's finaliser on int64, whose products wrap around; the masks make its shifts logical."""
-    state = (state ^ (state >> 30 & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
-    state = (state ^ (state >> 27 & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
-    return state ^ (state >> 31 & 0x1FFFFFFFF)
+    return (logits + gumbel(seeds, first + number, logits.shape[-1])).argmax(dim=-1)

@@ -7,6 +7,7 @@ Images of the prior study come before those of the study itself. Studies differ 
 sequences are padded on the right, where no real token attends to a pad under a causal mask.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -89,12 +90,11 @@ class ImageSpans:
 
     def to(self, device: torch.device) -> "ImageSpans":
         """Return the spans on another device."""
-        codes, view, prior_codes, prior_view = (
-            None if tensor is None else tensor.to(device, non_blocking=True)
-            for tensor in (self.codes, self.view, self.prior_codes, self.prior_view)
-        )
-        assert codes is not None and view is not None  # noqa: S101 - narrows a type
-        return ImageSpans(codes, view, prior_codes, prior_view, self.unpadded)
+        return self._each(lambda tensor: on_device(tensor, device))
+
+    def pin_memory(self) -> "ImageSpans":
+        """Return the spans in page-locked memory."""
+        return self._each(Tensor.pin_memory)
 
     def count(self, pad: int) -> Tensor:
         """Return the (B,) number of images of each study, without those of the prior study."""
@@ -102,11 +102,18 @@ class ImageSpans:
 
     def doubled(self) -> "ImageSpans":
         """Return the spans of the same studies twice, (2 B, …)."""
-        prior_codes, prior_view = (
-            None if tensor is None else torch.cat([tensor, tensor]) for tensor in (self.prior_codes, self.prior_view)
-        )
-        codes, view = torch.cat([self.codes, self.codes]), torch.cat([self.view, self.view])
+        return self._each(lambda tensor: torch.cat([tensor, tensor]))
+
+    def _each(self, function: Callable[[Tensor], Tensor]) -> "ImageSpans":
+        tensors = (self.codes, self.view, self.prior_codes, self.prior_view)
+        codes, view, prior_codes, prior_view = (None if t is None else function(t) for t in tensors)
+        assert codes is not None and view is not None  # noqa: S101 - narrows a type
         return ImageSpans(codes, view, prior_codes, prior_view, self.unpadded)
+
+
+def on_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on a device; to a GPU without waiting for the copy, which is safe from page-locked memory."""
+    return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 @dataclass(frozen=True)

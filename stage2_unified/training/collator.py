@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from medunifier.data.shards.dataset import Sample
 from medunifier.shared.errors import UserError
 from medunifier.stage2_unified.model.processing.report_codec import ReportCodec, normalise_report, pad_reports
 from medunifier.stage2_unified.model.processing.view_selection import choose_prior_view, choose_views
-from medunifier.stage2_unified.model.sequences import ImageSpans
+from medunifier.stage2_unified.model.sequences import ImageSpans, on_device
 from medunifier.stage2_unified.model.vocabulary import PAD
 
 
@@ -43,10 +43,17 @@ class StudyBatch:
         return len(self.report)
 
     def to(self, device: torch.device) -> "StudyBatch":
-        """Return the batch on another device."""
-        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        tensors = {name: v.to(device, non_blocking=True) for name, v in values.items() if isinstance(v, Tensor)}
-        return StudyBatch(**values | tensors | {"images": self.images.to(device)})
+        """Return the batch on another device; from pinned memory to a GPU without waiting for the copy."""
+        tensors = {name: on_device(value, device) for name, value in self._tensors().items()}
+        return replace(self, **tensors, images=self.images.to(device))
+
+    def pin_memory(self) -> "StudyBatch":
+        """Return the batch in page-locked memory; the loader calls it where there is a GPU."""
+        tensors = {name: value.pin_memory() for name, value in self._tensors().items()}
+        return replace(self, **tensors, images=self.images.pin_memory())
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
 
 
 def key64(text: str) -> int:

@@ -1,4 +1,4 @@
-"""The optimizer step: accumulation, clipping, schedule, and no update from losses that are not finite."""
+"""The optimizer step: accumulation, clipping, schedule, and the stop after losses that are not finite."""
 
 import pytest
 import torch
@@ -6,8 +6,12 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from medunifier.shared.errors import UserError
-from medunifier.shared.training.config import OptimConfig
-from medunifier.shared.training.optimizer_step import OptimizerStep
+from medunifier.shared.training.checkpoints import Checkpoints
+from medunifier.shared.training.config import LoopConfig, OptimConfig
+from medunifier.shared.training.loop import train
+from medunifier.shared.training.optimizer_step import FiniteCheck, OptimizerStep
+from medunifier.shared.training.run_folder import CHECKPOINTS, RunFolder, read_metrics
+from tests.two_processes import two_processes
 
 INPUTS = torch.arange(12.0).view(6, 2) / 10
 
@@ -59,10 +63,46 @@ def test_the_learning_rate_follows_the_schedule():
         assert update.optimizers[0].param_groups[0]["lr"] == update.figures(step)["lr"] == pytest.approx(rate)
 
 
-def test_losses_that_are_not_finite_stop_before_the_update():
-    update = prepared()
-    before = [parameter.clone() for parameter in update.network.parameters()]
-    with pytest.raises(UserError, match="step 3: square"):
-        run(update, step=2, factor=float("inf"))
-    for parameter, value in zip(update.network.parameters(), before, strict=True):
-        assert torch.equal(parameter, value) and parameter.grad is None
+class Steps:
+    """A task whose losses are a given list of numbers by step."""
+
+    def __init__(self, **losses):
+        self.losses, self.steps = losses, 0
+
+    def step(self, micro_batches, step):
+        self.steps += 1
+        return {name: torch.tensor(values[step]) for name, values in self.losses.items()}
+
+    def validate(self, step):
+        return {}
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_at_the_next_log_line(tmp_path):
+    nan, inf = float("nan"), float("inf")
+    task = Steps(l1=[1.0] * 12, perceptual=[1.0, 1.0, 1.0, 1.0, inf, 1.0, *[nan] * 6], gan=[1.0] * 5 + [nan] * 7)
+    config = LoopConfig(steps=12, log_every=4, checkpoint_every=4, validate_every=100)
+    run = RunFolder(tmp_path, config)
+    with pytest.raises(UserError, match="step 5: perceptual not") as error:
+        train(task, Accelerator(cpu=True), run, lambda _: iter(lambda: None, 1), config)
+    assert "l1" not in str(error.value) and "gan" not in str(error.value)
+    assert task.steps == 8  # nothing is read from the device between two log lines
+    assert [line["step"] for line in read_metrics(tmp_path)] == [4]
+    assert Checkpoints(tmp_path / CHECKPOINTS).latest() == 4
+
+
+def test_a_loss_of_another_process_stops_this_one(tmp_path):
+    with two_processes(_other_process, tmp_path):
+        pass
+    assert all("step 2: b" in (tmp_path / f"{rank}.txt").read_text() for rank in range(2))
+
+
+def _other_process(rank, port, folder):
+    address = f"tcp://127.0.0.1:{port}"
+    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    check = FiniteCheck()
+    for step in (1, 2):
+        check.add({"a": torch.tensor(0.0), "b": torch.tensor(float("inf") if rank and step == 2 else 0.0)}, step)
+    with pytest.raises(UserError) as error:
+        check.check()
+    (folder / f"{rank}.txt").write_text(str(error.value))
+    torch.distributed.destroy_process_group()

@@ -8,7 +8,7 @@ import torch
 from transformers import LogitsProcessorList
 
 from medunifier.data.phantom import Phantom
-from medunifier.stage2_unified.generation.images import _sample, _uniform, generate_images
+from medunifier.stage2_unified.generation.images import _sample, generate_images
 from medunifier.stage2_unified.generation.reports import NoRepeatedWords
 from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline
 from tests.stage2_unified.conftest import make_batch, make_model
@@ -79,18 +79,6 @@ def test_top_k_top_p_and_temperature_filter_as_defined():
     assert set(_sample(logits, seeds, 0, 1.0, None, 0.4).tolist()) == {0}
     assert set(_sample(logits, seeds, 0, 0.0, None, None).tolist()) == {0}
     assert (_sample(logits, seeds, 0, 0.3, None, None) == 0).float().mean() > 0.7
-
-
-def test_the_noise_is_uniform_and_independent_between_seeds_steps_and_entries():
-    noise = torch.stack([_uniform(torch.arange(200), number, 100) for number in range(20)])  # (20, 200, 100)
-    assert noise.min() > 0 and noise.max() < 1
-    for dim in range(3):
-        other = tuple(d for d in range(3) if d != dim)
-        assert (noise.mean(dim=other) - 0.5).abs().max() < 0.03
-        first, second = noise.narrow(dim, 0, noise.shape[dim] - 1), noise.narrow(dim, 1, noise.shape[dim] - 1)
-        assert abs(torch.corrcoef(torch.stack([first.flatten(), second.flatten()]))[0, 1]) < 0.01
-    assert (torch.histc(noise, 10, 0, 1) / noise.numel() - 0.1).abs().max() < 0.003
-    assert torch.equal(_uniform(torch.tensor([7]), 3, 100), _uniform(torch.tensor([1, 7]), 3, 100)[1:])
 
 
 @torch.no_grad()
