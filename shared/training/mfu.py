@@ -32,7 +32,9 @@ def peak_flops(precision: str) -> float:
 
 def _measured(device: str, dtype: torch.dtype, rounds: int = 3) -> float:
     size = _MEASURED_SIZE[device]
-    matrix = torch.ones(size, size, device=device, dtype=dtype)
+    # Random values: a matrix of ones takes less power, so a GPU runs it at a clock that no training reaches.
+    # Its own generator: the random numbers of a training must not depend on when its peak is measured.
+    matrix = torch.randn(size, size, device=device, dtype=dtype, generator=torch.Generator(device).manual_seed(0))
     best = 0.0
     for _ in range(rounds + 1):  # the first warms up
         start = time.perf_counter()

@@ -14,6 +14,15 @@ def test_the_peak_of_this_machine_is_measured_once(monkeypatch):
     assert flops == peak.peak_flops("no") > 1e8
 
 
+def test_the_measurement_multiplies_random_values_and_leaves_the_random_numbers_of_the_training(monkeypatch):
+    multiplied, product = [], torch.mm
+    monkeypatch.setattr(torch, "mm", lambda a, b: multiplied.append(a) or product(a, b))
+    before = torch.get_rng_state()
+    peak._measured("cpu", torch.float32, rounds=1)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert float(multiplied[0].std()) == pytest.approx(1, abs=0.01)
+
+
 def test_a_gpu_that_the_table_knows_is_not_measured(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 PCIe")
