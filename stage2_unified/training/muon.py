@@ -3,9 +3,10 @@
 Keller Jordan et al., 2024; the learning rate is scaled as in Liu et al., "Muon is scalable for LLM training" (2025),
 so that an update has about the size of AdamW's and both can share one learning rate and schedule.
 
-``torch.optim.Muon`` computes the same, matrix by matrix and always in bfloat16, which CPUs without bfloat16 units
-emulate: there a step of 28 matrices of 160 x 160 took 2.8 s, one of the demo's 28 here 0.05 s. This one updates all
-matrices of one shape at once, in float32 on CPUs. A test compares the two.
+``torch.optim.Muon`` computes the same matrix by matrix: 1,932 kernels a step for the 84 matrices of 12 layers, 124
+here, where all matrices of one shape are updated together. It also iterates in bfloat16 everywhere, which CPUs
+without bfloat16 units emulate: on one thread a step of the 35 matrices of ``phantom_64`` took 2.8 s, in float32 here
+0.2 s. A test compares the two.
 """
 
 from collections import defaultdict
@@ -22,21 +23,27 @@ from medunifier.shared.errors import UserError
 _LINEAR, _CUBIC, _QUINTIC = 3.4445, -4.7750, 2.0315
 _ITERATIONS = 5
 _ADAM_RMS = 0.2  # of a typical AdamW update, in units of the learning rate (Liu et al., 2025, section 2.2)
+_ITERATION_DTYPE = {"cuda": torch.bfloat16}  # by kind of device; elsewhere the weights' own
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
-    """Return (…, m, n) matrices with the same singular vectors and all singular values near 1 (Newton-Schulz)."""
+    """Return (N, m, n) matrices with the same singular vectors and all singular values near 1 (Newton-Schulz)."""
     tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.mT if tall else matrices
-    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    x = matrices / matrices.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     for _ in range(_ITERATIONS):
-        gram = x @ x.mT
-        x = _LINEAR * x + (_CUBIC * gram + _QUINTIC * gram @ gram) @ x
-    return x.mT if tall else x
+        gram = x.mT @ x if tall else x @ x.mT  # of the shorter side
+        factor = torch.baddbmm(gram, gram, gram, beta=_CUBIC, alpha=_QUINTIC)
+        # On the diagonal the linear term costs no pass over x. In bfloat16 the result is then rounded to 2 %, not to
+        # 1 %, next to the 20 % by which the polynomial misses 1.
+        factor.diagonal(dim1=-2, dim2=-1).add_(_LINEAR)
+        x = x @ factor if tall else factor @ x
+    return x
 
 
 class Muon(torch.optim.Optimizer):
     """Muon optimizer for matrices that map hidden states to hidden states; use AdamW for other parameters.
+
+    A step reads nothing back from the device.
 
     Args:
         params: unsharded matrices, since an update needs the singular values of the whole matrix.
@@ -57,35 +64,42 @@ class Muon(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter.dim() != 2:
                     raise ValueError(f"Muon takes matrices, got a parameter of shape {tuple(parameter.shape)}")
+                if isinstance(parameter, DTensor):
+                    raise UserError(
+                        "optim.kind muon needs unsharded matrices, and FSDP shards them: use optim.kind adamw"
+                    )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Run one update."""
-        loss = closure() if closure is not None else None
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         for group in self.param_groups:
-            by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
+            alike: dict[tuple[Any, ...], list[Tensor]] = defaultdict(list)  # of one shape, on one device
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    by_shape[parameter.shape].append(parameter)
-            for parameters in by_shape.values():
+                    alike[parameter.shape, parameter.dtype, parameter.device].append(parameter)
+            for parameters in alike.values():
                 self._update(parameters, group)
         return loss
 
     def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        if isinstance(parameters[0], DTensor):
-            raise UserError("optim.kind muon needs unsharded matrices, and FSDP shards them: use optim.kind adamw")
-        directions = []
+        gradients, means = [], []
         for parameter in parameters:
             state = self.state[parameter]
             if not state:
                 state["momentum"] = torch.zeros_like(parameter)
-            gradient = parameter.grad
-            assert gradient is not None  # parameters without one were skipped  # noqa: S101 - narrows a type
-            mean = state["momentum"].lerp_(gradient, 1 - group["momentum"])
-            directions.append(gradient.lerp(mean, group["momentum"]))
-        stacked = torch.stack(directions)
-        update = orthogonalise(stacked.bfloat16() if stacked.is_cuda else stacked).to(stacked.dtype)
-        rate = group["lr"] * _ADAM_RMS * max(parameters[0].shape) ** 0.5
-        for parameter, direction in zip(parameters, update, strict=True):
-            parameter.mul_(1 - group["lr"] * group["weight_decay"])
-            parameter.add_(direction, alpha=-rate)
+            means.append(state["momentum"])
+            assert parameter.grad is not None  # parameters without one were skipped  # noqa: S101 - narrows a type
+            gradients.append(parameter.grad)
+        torch._foreach_lerp_(means, gradients, 1 - group["momentum"])
+        directions = list(torch._foreach_lerp(gradients, means, group["momentum"]))
+        first = parameters[0]
+        dtype = _ITERATION_DTYPE.get(first.device.type, first.dtype)
+        stacked = torch.empty((len(parameters), *first.shape), dtype=dtype, device=first.device)  # (N, m, n)
+        torch._foreach_copy_(list(stacked.unbind()), directions)
+        torch._foreach_copy_(directions, list(orthogonalise(stacked).unbind()))
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(parameters, directions, alpha=-group["lr"] * _ADAM_RMS * max(first.shape) ** 0.5)
