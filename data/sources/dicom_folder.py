@@ -23,8 +23,10 @@ Study = tuple[str, str]
 def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iterator[StudyRecord]:
     """Yield the studies in the order of their first file.
 
-    A file without a patient or study in its header is a separate one. A damaged file is kept, and refused when its
-    pixels are decoded, if its header still names a patient or study. What else is no DICOM image is a problem.
+    A file without a study in its header is a separate study; a study without a patient is a separate patient. A file
+    that names neither is a problem: as patients of their own, a person's images could get into two splits. A damaged
+    file is kept, and refused when its pixels are decoded, if its header still names one of them. Whatever else is no
+    DICOM image is a problem.
 
     Raises:
         UserError: if files were left out and no DICOM image is left. The message counts them by reason.
@@ -38,7 +40,7 @@ def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iter
             continue
         name = str(image.path.relative_to(root))
         patient, study = image.identity.patient, image.identity.study
-        key = patient or study or name, study or name
+        key = patient or study, study or name
         studies[key].append(image.path)
         moments.setdefault(key, image.identity.taken)
     if left_out and not studies:
@@ -63,9 +65,11 @@ def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iter
 def _unusable(image: ImageFile) -> str:
     if image.kind in ("png", "jpeg"):
         return "PNG or JPEG file, without a patient: the csv source reads these"
-    if image.kind == "damaged" and not (image.identity.patient or image.identity.study):
+    if image.identity.patient or image.identity.study:
+        return ""
+    if image.kind == "damaged":
         return "damaged: named like an image, or DICOM, but its header cannot be read"
-    return ""
+    return "no PatientID and no StudyInstanceUID in the header: the csv source takes them from a table"
 
 
 def _study_folders(studies: dict[Study, list[Path]], root: Path) -> dict[Study, list[Path]]:

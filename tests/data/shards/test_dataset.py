@@ -200,6 +200,7 @@ class _Failing:
 def test_a_loader_process_that_died_or_hangs_ends_the_run_in_words(monkeypatch, fail, seconds):
     monkeypatch.setattr("medunifier.data.shards.loader._MAX_SECONDS", seconds)
     monkeypatch.setattr("medunifier.data.shards.loader.free_shared_memory", lambda: None)
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)  # its wait for a hanging process
     with pytest.raises(UserError, match="loader process"):
         next(sample_stream(_Failing(fail), list, batch_size=2, seed=0, workers=1))
 

@@ -32,6 +32,7 @@ def image_file() -> Callable[..., Path]:
             dataset.file_meta = FileMetaDataset()
             dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
             dataset.SOPClassUID, dataset.SOPInstanceUID = ComputedRadiographyImageStorage, "1.2.3"
+            dataset.PatientID = str(crc32(str(path).encode()))
             dataset.Rows, dataset.Columns = pixels.shape
             dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
             dataset.BitsAllocated = dataset.BitsStored = bits

@@ -11,7 +11,7 @@ from medunifier.data.records import SPLITS
 from medunifier.data.sources import SourceOptions
 from medunifier.data.sources.dicom_folder import records as source_records
 from medunifier.shared.errors import UserError
-from tests.data.dicom_samples import file_bytes, sample, sample_dicom
+from tests.data.dicom_samples import sample
 from tests.data.files.test_walk import identified, without_pixels, write
 
 KEY = b"k" * 32
@@ -95,6 +95,21 @@ def test_other_files_are_no_patients_and_leave_no_split_empty(tmp_path, read):
         assert splits == set(SPLITS)
 
 
+def test_files_without_a_patient_and_a_study_are_left_out_and_counted(tmp_path, read):
+    files = {f"none{number}.dcm": identified("", "") for number in range(3)}
+    files |= {"spaces.dcm.gz": gzip.compress(identified("  ", "")), "study.dcm": identified("", "1.1"),
+              "study2.dcm": identified(" ", "1.1"), "patient.dcm": identified("p", "")}  # fmt: skip
+    write(tmp_path, files)
+    archive = read("dicom-folder", tmp_path)
+    assert [(record.patient_id, len(record.views)) for record in archive.records] == [("p", 1), ("1.1", 2)]
+    assert len(archive.problems) == 4 and len({problem.reason for problem in archive.problems}) == 1
+    assert "PatientID" in archive.problems[0].reason and "csv" in archive.problems[0].reason
+    for name in ("study.dcm", "study2.dcm", "patient.dcm"):
+        (tmp_path / name).unlink()
+    with pytest.raises(UserError, match=r"PatientID.*\(4\)"):
+        read("dicom-folder", tmp_path)
+
+
 def test_a_truncated_file_is_a_reject_of_its_patient(tmp_path, ingested):
     whole = {f"{number}.dcm": identified(f"p{number}", f"1.{number}") for number in range(3)}
     deflated = identified("p1", "1.1", DeflatedExplicitVRLittleEndian)
@@ -113,7 +128,7 @@ def test_the_error_of_a_folder_without_dicom_counts_what_was_left_out(tmp_path, 
 
 def test_a_header_is_not_inflated_without_a_bound(tmp_path, monkeypatch):
     monkeypatch.setattr("medunifier.data.images.dicom.MAX_FILE_BYTES", 2**20)
-    whole = file_bytes(sample_dicom(syntax=DeflatedExplicitVRLittleEndian))
+    whole = identified(syntax=DeflatedExplicitVRLittleEndian)
     start = whole.index(DeflatedExplicitVRLittleEndian.encode()) + len(DeflatedExplicitVRLittleEndian) + 1
     packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
     (tmp_path / "bomb.dcm").write_bytes(whole[:start] + packer.compress(bytes(2**23)) + packer.flush())

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import signal
 import socket
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import quote
@@ -11,10 +13,11 @@ import httpx
 import pytest
 
 from tests.stage2_unified.app.inside import CANARY, application, call_directly, file_data, upload, watched_network
-from tests.stage2_unified.app.served import serving
 
 pytest.importorskip("gradio")
+import uvicorn
 
+from medunifier.stage2_unified.app.command import main
 from medunifier.stage2_unified.app.server import MAX_SESSIONS
 
 LOGIN = ("reader", "s3cret word")
@@ -303,10 +306,25 @@ def has_ipv6():
 
 
 @pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
-def test_a_server_on_an_ipv6_address_answers_at_the_address_it_prints(model_folder, tmp_path):
-    with serving(tmp_path, model=model_folder, host="::1", port=0) as server:
-        assert server.url.startswith("http://[::1]:")
-        with httpx.Client(base_url=server.url, headers={"origin": server.url}, timeout=60) as web:
-            assert web.get("/health").status_code == 200 and web.get("/").status_code == 200
-            uploaded = web.post("/gradio_api/upload", files={"files": ("a.png", b"abc")}).json()[0]
-            assert web.get(f"/gradio_api/file={uploaded}").content == b"abc"
+def test_a_server_on_an_ipv6_address_answers_at_the_address_it_prints(model_folder, monkeypatch, capsys):
+    run = uvicorn.Server.run
+
+    def ask(server, sockets):
+        """Run the server in a thread while the test asks it: another process would import everything again."""
+        thread = threading.Thread(target=run, args=(server,), kwargs={"sockets": sockets})
+        thread.start()
+        try:
+            url = capsys.readouterr().out.split()[0]
+            assert url.startswith("http://[::1]:")
+            with httpx.Client(base_url=url, headers={"origin": url}, timeout=60) as web:
+                assert web.get("/health").status_code == 200 and web.get("/").status_code == 200
+                uploaded = web.post("/gradio_api/upload", files={"files": ("a.png", b"abc")}).json()[0]
+                assert web.get(f"/gradio_api/file={uploaded}").content == b"abc"
+        finally:
+            server.should_exit = True
+            thread.join(60)
+
+    monkeypatch.setattr(uvicorn.Server, "run", ask)
+    handler = signal.getsignal(signal.SIGTERM)
+    main([f"--model={model_folder}", "--host=::1", "--port=0"])
+    signal.signal(signal.SIGTERM, handler)
