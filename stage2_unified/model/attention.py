@@ -29,7 +29,7 @@ class KV(Protocol):
 
 
 class RecordedKV:
-    """Keep the keys and values of a pass. A layer that is recomputed in the backward pass replaces them by the same."""
+    """Keep the keys and values of a pass. A layer recomputed in the backward pass replaces them by the same."""
 
     keys: Tensor | None = None
     values: Tensor | None = None

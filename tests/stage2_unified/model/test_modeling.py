@@ -18,7 +18,7 @@ from medunifier.stage2_unified.objectives.contrast import contrastive_loss
 from medunifier.stage2_unified.objectives.matching import sample_negatives
 from medunifier.stage2_unified.training.config import BackboneConfig, LossWeights
 from medunifier.stage2_unified.training.four_objectives import FourObjectives
-from tests.stage2_unified.conftest import BACKBONE, GRID, losses_of, make_batch, make_model
+from tests.stage2_unified.conftest import BACKBONE, losses_of, make_batch, make_model
 
 
 def hidden_of(model, ids):
