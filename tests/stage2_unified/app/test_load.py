@@ -45,7 +45,9 @@ def call_until(ends, url, folder, number, begin, login):
     counts = Counter()
     calls = requests_of(folder, number)
     calls = calls[number % len(calls) :] + calls[: number % len(calls)]  # clients start with different calls
-    client = Client(url, auth=login, verbose=False, download_files=str(folder / f"got-{number}"))
+    client = Client(
+        url, auth=login, verbose=False, download_files=str(folder / f"got-{number}"), httpx_kwargs={"timeout": 120}
+    )
     begin.wait(120)
     has_codes = False  # /edit needs an earlier /tokens
     while time.monotonic() < ends[0]:
