@@ -13,7 +13,6 @@ from medunifier.shared.training.loop import check_global_batch, train, use_threa
 from medunifier.shared.training.memory import warn_if_too_large
 from medunifier.shared.training.run_folder import RunFolder, export_once
 from medunifier.stage1_tokenizer.frozen import FrozenTokenizer
-from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline, model_fingerprint
 from medunifier.stage2_unified.model.backbones import merge_adapters
 from medunifier.stage2_unified.model.memory import unified_size
 from medunifier.stage2_unified.model.processing.processor import MedUnifierProcessor
@@ -101,6 +100,8 @@ def train_unified(config: Stage2Config) -> None:
         processor.codec, data.text_dropout, loop.seed, True, data.section_dropout, data.max_views, data.view_dropout
     )
     train(task, accelerator, run, training_stream(training, collate, loop), loop)
+    from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline, model_fingerprint
+
     folder = run.path / MODEL
     trained = whole_model(model) if sharded else model
     if is_main():

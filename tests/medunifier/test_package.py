@@ -104,6 +104,22 @@ def test_help_does_not_wait_for_torch():
     assert result.stdout.strip() == "set()"
 
 
+def test_a_training_starts_without_the_metrics_of_its_evaluation():
+    """Packages that the first step does not need; scipy and torchvision come with the models of transformers."""
+    code = """if True:
+        import sys
+        metrics = {"torchmetrics", "sklearn", "matplotlib", "pandas", "lpips", "gradio", "jinja2"}
+        import medunifier.stage1_tokenizer.train, medunifier.stage1_tokenizer.training.run
+        print((metrics | {"scipy", "torchvision", "transformers"}) & set(sys.modules))
+        import medunifier.stage2_unified.train, medunifier.stage2_unified.training.run
+        print((metrics - {"jinja2"}) & set(sys.modules))
+        ours = {".".join(name.split(".")[:3]) for name in sys.modules if name.startswith("medunifier.")}
+        print(ours & {"medunifier.stage2_unified." + part for part in ("evaluate", "inference", "app", "export")})
+    """
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["set()"] * 3
+
+
 @pytest.mark.parametrize(("arguments", "code"), [([], 2), (["--help"], 0), (["nope"], 2), (["--version"], 0)])
 def test_the_table_of_commands(arguments, code, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["medunifier", *arguments])

@@ -1,11 +1,11 @@
-"""Fidelity of reconstructed radiographs: PSNR, SSIM, MS-SSIM, one value an image."""
+"""Fidelity of reconstructed radiographs: PSNR, SSIM, MS-SSIM, one value an image.
+
+torchmetrics is imported by the first call: with scipy, matplotlib and torchvision it takes as long to load as torch,
+and a training computes its first step before its first metric.
+"""
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.image import (
-    multiscale_structural_similarity_index_measure,
-    structural_similarity_index_measure,
-)
 
 MS_SSIM_MIN_SIZE = 176
 """Five scales, each half of the one before, under a window of 11: smaller images have no fifth scale."""
@@ -19,6 +19,8 @@ def psnr(images: Tensor, others: Tensor) -> Tensor:
 
 def ssim(images: Tensor, others: Tensor) -> Tensor:
     """Structural similarity (Wang et al., 2004) of (B, C, H, W) pairs in [0, 1] -> (B,), 1 for equal images."""
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
     values = structural_similarity_index_measure(images.float(), others.float(), data_range=1.0, reduction="none")
     assert isinstance(values, Tensor)  # noqa: S101 - narrows a type
     return values.reshape(len(images)).double()
@@ -32,6 +34,8 @@ def ms_ssim(images: Tensor, others: Tensor) -> Tensor:
     """
     if min(images.shape[-2:]) < MS_SSIM_MIN_SIZE:
         raise ValueError(f"MS-SSIM needs at least {MS_SSIM_MIN_SIZE} pixels a side, got {tuple(images.shape[-2:])}")
+    from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
+
     values = multiscale_structural_similarity_index_measure(
         images.float(), others.float(), data_range=1.0, reduction="none", normalize="relu"
     )
