@@ -41,11 +41,12 @@ class RecordedKV:
 
 
 class ContinuedKV:
-    """Continue a recorded pass: its first ``columns`` keys and values precede those of the pass."""
+    """Continue a recorded pass: the first columns of its first sequences precede the keys and values of this one."""
 
-    def __init__(self, recorded: RecordedKV, columns: int) -> None:
+    def __init__(self, recorded: RecordedKV, sequences: int, columns: int) -> None:
         assert recorded.keys is not None and recorded.values is not None  # noqa: S101 - narrows a type
-        self.keys, self.values = recorded.keys[:, :, :columns], recorded.values[:, :, :columns]
+        self.keys = recorded.keys[:sequences, :, :columns]
+        self.values = recorded.values[:sequences, :, :columns]
 
     def update(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Return the recorded keys and values, followed by those of the pass."""

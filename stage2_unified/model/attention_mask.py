@@ -9,7 +9,7 @@ from medunifier.stage2_unified.model.attention import ATTENTION
 from medunifier.stage2_unified.model.vocabulary import EMB_IMG, Vocabulary
 
 
-def bidirectional_image_mask(ids: Tensor, vocabulary: Vocabulary, visible: Tensor | None = None) -> Tensor | None:
+def bidirectional_image_mask(ids: Tensor, vocabulary: Vocabulary, visible: Tensor | None = None) -> Tensor:
     """Return the mask of image-first sequences, in which the codes of one image attend to each other.
 
     An image counts if ``<emb_img>`` follows it in its sequence. An image that is generated, after a report, stays
@@ -21,14 +21,12 @@ def bidirectional_image_mask(ids: Tensor, vocabulary: Vocabulary, visible: Tenso
         visible: (B, L), 0 on padding; None = no padding that a real id could attend to.
 
     Returns:
-        (B, 1, L, L) bool, True where query i attends to key j; None if no sequence holds such an image. A pad
+        (B, 1, L, L) bool, True where query i attends to key j; causal in a sequence without such an image. A pad
         attends to itself alone, since a softmax over no key is NaN.
     """
     is_code = ids >= vocabulary.offset
     before_emb_img = (ids == vocabulary[EMB_IMG]).flip(1).cumsum(1).flip(1) > 0
     bidirectional = is_code & before_emb_img
-    if not bidirectional.any():
-        return None
     image = (~is_code).cumsum(1)  # differs between images, which have <eoi>, <view> and <boi> between them
     same_image = image[:, :, None] == image[:, None, :]
     full = same_image & bidirectional[:, :, None] & bidirectional[:, None, :]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
-from torch.nn.functional import normalize
+from torch.nn.functional import embedding, normalize, pad
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -63,18 +63,12 @@ class Prefix:
     Attributes:
         hidden: (B, H) at ``<emb_img>``.
         kv: keys and values of each layer, which branches continue.
-        sequences: its ids.
+        sequences: its ids, which are the first columns of the keys and values, and the first rows.
     """
 
     hidden: Tensor
     kv: list[RecordedKV]
     sequences: Sequences
-
-    @property
-    def length(self) -> Tensor:
-        """(B,) ids of each prefix without its padding."""
-        ids, length = self.sequences.ids, self.sequences.length
-        return torch.full_like(ids[:, 0], ids.shape[1]) if length is None else length
 
 
 class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -208,24 +202,37 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return self.code_projection(self.codebook[codes])
 
     def embed_ids(self, ids: Tensor) -> Tensor:
-        """(…, L) ids of any kind -> (…, L, H)."""
-        offset = self.vocabulary.offset
-        is_code = ids >= offset
-        embedded = self.get_input_embeddings()(ids.clamp(max=offset - 1))
-        if is_code.any():
-            codes = self.embed_codes((ids - offset).clamp(min=0)).to(embedded.dtype)
-            embedded = torch.where(is_code[..., None], codes, embedded)
-        return embedded
+        """(…, L) ids of any kind -> (…, L, H).
+
+        The device alone knows which ids are codes, so that either each id is projected as if it were a code, or, if
+        that is less work, each entry of the codebook.
+        """
+        text, offset = self.get_input_embeddings(), self.vocabulary.offset
+        if ids.numel() > len(self.codebook):
+            codes = self.code_projection(self.codebook).to(text.weight.dtype)  # (K, H)
+            return embedding(ids, torch.cat([text.weight, codes]), padding_idx=text.padding_idx)
+        codes = self.embed_codes((ids - offset).clamp(min=0)).to(text.weight.dtype)
+        return torch.where((ids >= offset)[..., None], codes, text(ids.clamp(max=offset - 1)))
 
     # Logits and embeddings of hidden states -------------------------------------------------------------
 
+    @property
+    def text_head(self) -> Tensor:
+        """(offset, H) weight of the logits over text and specials."""
+        return self.lm_head.weight[: self.vocabulary.offset]
+
+    @property
+    def image_head(self) -> Tensor:
+        """(K, H) weight of the logits over image codes."""
+        return self.lm_head.weight[self.vocabulary.offset :]
+
     def text_logits(self, hidden: Tensor) -> Tensor:
         """(…, H) -> (…, offset) over text and specials."""
-        return nn.functional.linear(hidden, self.lm_head.weight[: self.vocabulary.offset])
+        return nn.functional.linear(hidden, self.text_head)
 
     def image_logits(self, hidden: Tensor) -> Tensor:
         """(…, H) -> (…, K) over image codes."""
-        return nn.functional.linear(hidden, self.lm_head.weight[self.vocabulary.offset :])
+        return nn.functional.linear(hidden, self.image_head)
 
     def image_embedding(self, hidden: Tensor) -> Tensor:
         """(B, H) at ``<emb_img>`` -> (B, E), unit norm."""
@@ -267,12 +274,34 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def encode_images(self, images: ImageSpans) -> Prefix:
         """Run the image-first prefix ``<bos> images <emb_img>`` of B studies."""
-        prefix = self.sequences.image_first(images)
-        mask = bidirectional_image_mask(prefix.ids, self.vocabulary) if self.config.bidirectional_images else None
+        sequences = self.sequences.image_first(images)
+        hidden, kv = self._record(sequences.ids)
+        return Prefix(at_positions(hidden, sequences.length - 1), kv, sequences)
+
+    def encode_both_orders(
+        self, prefix: Sequences, image_first: Sequences, text_first: Sequences
+    ) -> tuple[Tensor, Tensor, Prefix]:
+        """Run B image-first and B text-first sequences, of nearly one length, in one causal pass.
+
+        Args:
+            prefix: the beginning of the image-first sequences, to ``<emb_img>``.
+            image_first: with their reports; of width L.
+            text_first: of width L at most.
+
+        Returns:
+            (B, L, H) hidden states of each, and the image-first prefixes for branches to continue.
+        """
+        missing = image_first.ids.shape[1] - text_first.ids.shape[1]
+        text_ids = pad(text_first.ids, (0, missing), value=self.sequences.pad)
+        hidden, kv = self._record(torch.cat([image_first.ids, text_ids]))  # (2 B, L, H)
+        image_states, text_states = hidden.chunk(2)
+        return image_states, text_states, Prefix(at_positions(image_states, prefix.length - 1), kv, prefix)
+
+    def _record(self, ids: Tensor) -> tuple[Tensor, list[RecordedKV]]:
+        """(B, L) ids of sequences -> (B, L, H) hidden states, and the keys and values of all layers."""
+        mask = bidirectional_image_mask(ids, self.vocabulary) if self.config.bidirectional_images else None
         kv = [RecordedKV() for _ in self.model.layers]
-        hidden = self.run_decoder(self.embed_ids(prefix.ids), mask, kv=kv)  # (B, L, H)
-        last = hidden[:, -1] if prefix.length is None else at_positions(hidden, prefix.length - 1)
-        return Prefix(last, kv, prefix)
+        return self.run_decoder(self.embed_ids(ids), mask, kv=kv), kv
 
     def encode_text_first(self, ids: Tensor) -> Tensor:
         """(B, L) ids of sequences that begin with a report -> (B, L, H), causal."""
@@ -291,14 +320,14 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         (studies, branches), columns = report_length.shape, prefix.sequences.ids.shape[1]
         ids = self.sequences.append_specials(report.flatten(0, 1), report_length.flatten(), EOS, MATCH)
-        width = ids.shape[1]
+        width, length = ids.shape[1], prefix.sequences.length
         # The branches of a study are packed into one row.
-        positions = prefix.length[:, None] + torch.arange(width, device=ids.device).repeat(branches)
+        positions = length[:, None] + torch.arange(width, device=ids.device).repeat(branches)
         hidden = self.run_decoder(
-            self.embed_ids(ids.view(studies, -1)),
-            branch_mask(prefix.length, columns, branches, width, structured=self._compiled and ids.is_cuda),
+            self.get_input_embeddings()(ids.view(studies, -1)),
+            branch_mask(length, columns, branches, width, structured=self._compiled and ids.is_cuda),
             positions,
-            [ContinuedKV(recorded, columns) for recorded in prefix.kv],
+            [ContinuedKV(recorded, studies, columns) for recorded in prefix.kv],
         )
         return hidden.unflatten(1, (branches, width))
 
@@ -310,9 +339,8 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if self.config.bidirectional_images and ids is not None:
             if not past:
                 mask = bidirectional_image_mask(ids, self.vocabulary, visible)
-                if mask is not None:
-                    return for_attention(mask, self.model, self.lm_head.weight.dtype)
-            elif (ids == self.vocabulary[EMB_IMG]).any():
+                return for_attention(mask, self.model, self.lm_head.weight.dtype)
+            if (ids == self.vocabulary[EMB_IMG]).any():
                 raise ValueError(
                     "with bidirectional_images a prefix is encoded in one pass, from its beginning to <emb_img>"
                 )
@@ -386,8 +414,10 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
 def at_positions(hidden: Tensor, positions: Tensor) -> Tensor:
     """(B, L, H) at (B,) or (B, N) positions -> (B, H) or (B, N, H)."""
-    batch = torch.arange(len(hidden), device=hidden.device)
-    return hidden[batch, positions] if positions.dim() == 1 else hidden[batch[:, None], positions]
+    studies, columns, _ = hidden.shape
+    first = torch.arange(studies, device=hidden.device) * columns
+    rows = positions + first.view(-1, *[1] * (positions.dim() - 1))
+    return hidden.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, rows.shape)
 
 
 AutoModel.register(MedUnifierConfig, MedUnifierForConditionalGeneration)

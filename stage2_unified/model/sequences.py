@@ -1,10 +1,12 @@
 """Sequence layout: the images and the report of a study as ids, in the two orders that the model is trained on.
 
-    image first   <bos> [<prior> <view> <boi> c1 … cN <eoi>]… <view> <boi> c1 … cN <eoi> … <emb_img>
-    text first    <bos> report <emb_txt> [<prior> <view> <boi> c1 … cN <eoi>]… <view> <boi> c1 … cN <eoi> …
+    image first   <bos> images <emb_img> report <eos> <match>
+    text first    <bos> report <emb_txt> images
+    images        [<prior> <view> <boi> c1 … cN <eoi>]… <view> <boi> c1 … cN <eoi> …
 
-Images of the prior study come before those of the study itself. Studies differ in their number of images, so
-sequences are padded on the right, where no real token attends to a pad under a causal mask.
+Images of the prior study come before those of the study itself. Sequences are padded on the right, where no real
+token attends to a pad under a causal mask. Their width follows from the shapes of the images and reports alone, not
+from how many of them are real: nothing is read from the device, and compiled layers see few different shapes.
 """
 
 from collections.abc import Callable
@@ -13,7 +15,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from medunifier.stage2_unified.model.vocabulary import BOI, BOS, EMB_IMG, EMB_TXT, EOI, PAD, PRIOR, Vocabulary
+from medunifier.stage2_unified.model.vocabulary import (
+    BOI,
+    BOS,
+    EMB_IMG,
+    EMB_TXT,
+    EOI,
+    EOS,
+    MATCH,
+    PAD,
+    PRIOR,
+    Vocabulary,
+)
 
 SPAN_SPECIALS = 3
 """``<view> <boi> <eoi>`` beside the codes of an image; an image of the prior study has ``<prior>`` too."""
@@ -122,16 +135,11 @@ class Sequences:
 
     Attributes:
         ids: (B, L).
-        length: (B,) ids of each without its padding; None = no padding.
+        length: (B,) ids of each without its padding.
     """
 
     ids: Tensor
-    length: Tensor | None
-
-    @property
-    def real_tokens(self) -> Tensor | int:
-        """Ids of all sequences without the padding."""
-        return self.ids.numel() if self.length is None else self.length.sum()
+    length: Tensor
 
 
 class SequenceBuilder:
@@ -141,9 +149,14 @@ class SequenceBuilder:
         self.vocabulary, self.pad = vocabulary, vocabulary[PAD]
 
     def image_first(self, images: ImageSpans) -> Sequences:
-        """Return ``<bos> images <emb_img>``."""
+        """Return ``<bos> images <emb_img>``, the prefix that reports continue."""
         parts = [self._special(BOS, images.view), *self._spans(images), self._special(EMB_IMG, images.view)]
-        return self._packed(parts, images.unpadded)
+        return packed(torch.cat(parts, dim=1), self.pad)
+
+    def with_report(self, prefix: Sequences, report: Tensor, report_length: Tensor) -> Sequences:
+        """Return ``prefix report <eos> <match>`` of (B, T) report ids padded on the right, and their (B,) lengths."""
+        branch = self.append_specials(report, report_length, EOS, MATCH)
+        return packed(torch.cat([prefix.ids, branch], dim=1), self.pad)
 
     def text_first(
         self,
@@ -161,22 +174,17 @@ class SequenceBuilder:
             next_view: (B,) view ids of an image to generate.
 
         Returns:
-            The sequences, whose length is never None; and (B, S) positions of each image's ``<boi>``, which predicts
-            its first code.
+            The sequences, and (B, S) positions of each image's ``<boi>``, which predicts its first code.
         """
         images = ImageSpans.none(len(report), report.device) if images is None else images
-        parts = [self._special(EMB_TXT, report), *self._spans(images)]
+        text = self.append_specials(report, report_length, EMB_TXT)
+        parts = [self._special(BOS, report), text, *self._spans(images)]
         if next_view is not None:
             parts += [next_view[:, None], self._special(BOI, report)]
-        tail = self._packed(parts, images.unpadded)
-        ids = self.prepend_bos(append(report, report_length, tail.ids, self.pad))
-        length = 1 + report_length + (tail.ids.shape[1] if tail.length is None else tail.length)
-        image_tokens, first = images.codes.shape[-1], report_length + 2
-        if images.prior_view is not None:
-            first = first + (images.prior_view != self.pad).sum(1) * (image_tokens + SPAN_SPECIALS + 1)
-        numbers = torch.arange(images.codes.shape[1], device=first.device)
-        boi = first[:, None] + numbers * (image_tokens + SPAN_SPECIALS) + 1
-        return Sequences(ids, length), boi
+        span = images.codes.shape[-1] + SPAN_SPECIALS
+        numbers = torch.arange(images.codes.shape[1], device=report.device)
+        boi = (report_length + 3 + self._prior_ids(images))[:, None] + numbers * span
+        return packed(torch.cat(parts, dim=1), self.pad), boi
 
     def append_specials(self, report: Tensor, report_length: Tensor, *specials: str) -> Tensor:
         """Return (B, T + S) ids: the (B, T) reports, each followed by the S specials."""
@@ -186,13 +194,6 @@ class SequenceBuilder:
     def prepend_bos(self, ids: Tensor) -> Tensor:
         """Return (B, 1 + L) ids that begin with ``<bos>``."""
         return torch.cat([self._special(BOS, ids), ids], dim=1)
-
-    def present(self, images: ImageSpans) -> Tensor | None:
-        """Return which of the studies' own images exist, (B, S) bool; None = all of them."""
-        if images.unpadded:
-            return None
-        present = images.view != self.pad
-        return None if present.all() else present
 
     def _special(self, name: str, like: Tensor) -> Tensor:
         """Return (B, 1) ids of one special, on the device of ``like`` (B, …)."""
@@ -213,23 +214,25 @@ class SequenceBuilder:
         )  # fmt: skip
         return torch.where((view != self.pad)[..., None], ids, self.pad).flatten(1)
 
-    def _packed(self, parts: list[Tensor], unpadded: bool) -> Sequences:
-        """Concatenate parts and move the pads among them to the right."""
-        ids = torch.cat(parts, dim=1)
-        real = ids != self.pad
-        if unpadded or real.all():
-            return Sequences(ids, None)
-        length = real.sum(dim=1)
-        order = (~real).byte().argsort(dim=1, stable=True)
-        return Sequences(ids.gather(1, order)[:, : int(length.max())], length)
+    def _prior_ids(self, images: ImageSpans) -> Tensor:
+        """Return the (B,) ids of the spans of each study's prior images."""
+        if images.prior_view is None:
+            return images.view.new_zeros(len(images))
+        return (images.prior_view != self.pad).sum(dim=1) * (images.codes.shape[-1] + SPAN_SPECIALS + 1)
+
+
+def packed(ids: Tensor, pad: int) -> Sequences:
+    """Move the pads among (B, L) ids to the right, without a change of shape."""
+    real, columns = ids != pad, ids.shape[1]
+    target = torch.where(real, real.cumsum(dim=1) - 1, columns)  # of pads: one more column, which is cut off
+    moved = torch.full_like(ids[:, :1], pad).repeat(1, columns + 1).scatter(1, target, ids)
+    return Sequences(moved[:, :columns].contiguous(), real.sum(dim=1))
 
 
 def append(left: Tensor, length: Tensor, tail: Tensor, pad: int) -> Tensor:
     """Return (B, T + S) ids, padded right: the first ``length`` (B,) of ``left`` (B, T), then ``tail`` (B, S)."""
-    joined = torch.cat([left, torch.full_like(tail, pad)], dim=1)
-    positions = length[:, None] + torch.arange(tail.shape[1], device=tail.device)
-    real = torch.arange(joined.shape[1], device=joined.device) < length[:, None]
-    return joined.where(real, torch.full_like(joined, pad)).scatter(1, positions, tail)
+    real = torch.arange(left.shape[1], device=left.device) < length[:, None]
+    return packed(torch.cat([left.masked_fill(~real, pad), tail], dim=1), pad).ids
 
 
 def left_padded(sequences: Sequences) -> tuple[Tensor, Tensor, Tensor]:
@@ -239,8 +242,6 @@ def left_padded(sequences: Sequences) -> tuple[Tensor, Tensor, Tensor]:
         (B, W) ids; (B, W) bool, False on padding; (B, W) positions, from 0 at each sequence's first id.
     """
     ids, length = sequences.ids, sequences.length
-    if length is None:
-        length = torch.full_like(ids[:, 0], ids.shape[1])
     width = int(length.max())
     shift = (width - length)[:, None]
     columns = torch.arange(width, device=ids.device)[None, :]

@@ -8,34 +8,35 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from medunifier.stage2_unified.model.counter_random import gumbel
+
 NEGATIVES = 2
 
 
 def sample_negatives(similarity: Tensor, allowed: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Sample two negative reports for each image of the global batch.
+    """Sample two negative reports for each image of the global batch, on its device.
 
     Every process samples for all images from one seed, so the result does not depend on the number of processes.
 
     Args:
         similarity: (B, B) scaled, rows are images.
         allowed: (B, B) bool, where report j may be a negative of image i (another report of another patient).
-        seed: of the random generator.
+        seed: of the random numbers.
 
     Returns:
         (B, 2) columns, by image -> text and by text -> image similarity; and (B,) bool, False for images without any
-        allowed negative (their columns are 0 and must not be used).
+        allowed negative (their columns are arbitrary and must not be used).
     """
-    similarity = similarity.detach().float().cpu()
-    allowed = allowed.cpu()
-    generator = torch.Generator().manual_seed(seed)
+    similarity = similarity.detach().float()
     usable = allowed.any(dim=1)
-    # A row without any allowed report still needs a distribution to sample from; `usable` marks it.
-    safe = allowed | ~usable[:, None]
+    excluded = ~allowed & usable[:, None]
+    seeds = torch.full((1,), seed, device=similarity.device)  # filled there: a tensor of a list would be copied
     columns = []
-    for logits in (similarity.log_softmax(dim=1), similarity.log_softmax(dim=0)):
-        weights = logits.masked_fill(~safe, float("-inf")).softmax(dim=1)
-        columns.append(torch.multinomial(weights, 1, generator=generator))
-    return torch.cat(columns, dim=1), usable
+    for direction in range(NEGATIVES):
+        noise = gumbel(seeds, direction, similarity.numel()).view_as(similarity)
+        logits = similarity.log_softmax(dim=1 - direction) + noise
+        columns.append(logits.masked_fill(excluded, float("-inf")).argmax(dim=1))
+    return torch.stack(columns, dim=1), usable
 
 
 def matching_loss(logits: Tensor, usable: Tensor) -> Tensor:
@@ -63,6 +64,6 @@ def matching_accuracy(logits: Tensor, usable: Tensor) -> Tensor:
     """
     matched = logits.argmax(dim=-1) == 1
     positive = matched[:, 0].float().mean()
-    if not usable.any():
-        return positive
-    return (positive + (~matched[usable][:, 1:]).float().mean()) / 2
+    negatives = (usable.sum() * NEGATIVES).clamp(min=1)
+    negative = (~matched[:, 1:] & usable[:, None]).sum() / negatives
+    return torch.where(usable.any(), (positive + negative) / 2, positive)

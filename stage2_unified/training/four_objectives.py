@@ -1,30 +1,35 @@
 """The training step of stage 2: contrast (ITC), matching (ITM), report and image generation in one forward.
 
-Each study is encoded in two sequences. The image-first prefix gives the image embedding, and three branches continue
-it from its keys and values: the study's report and two hard negatives. The text-first sequence gives the text
-embedding and, after it, the image loss. Shapes: B studies of the micro-batch, G of the step, T report ids, L ids of a
-sequence, S images of N codes, H hidden, E embedding, K codes.
+The first pass encodes each study in both orders, as 2 B sequences of one width. The image-first one holds the
+study's report, so that the image embedding, the report loss and the matched pair come from it; the text-first one
+gives the text embedding and the image loss. Negatives are sampled from the embeddings, and the second pass runs them
+as branches over the keys and values of the image-first prefixes.
+
+All shapes follow from those of the batch, and nothing is read back from the device: masks and ignored targets take
+the place of indices that the host would have to know. Kernels are then launched ahead of the device, and compiled
+layers see few shapes.
+
+Shapes: B studies of the micro-batch, G of the step, T report ids, L ids of a sequence, S images of N codes, H hidden,
+E embedding, K codes.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from medunifier.shared.training.loop import TOKENS
-from medunifier.stage2_unified.model.modeling import MedUnifierForConditionalGeneration, Prefix, at_positions
-from medunifier.stage2_unified.model.sequences import ImageSpans
+from medunifier.stage2_unified.model.modeling import MedUnifierForConditionalGeneration, at_positions
 from medunifier.stage2_unified.model.vocabulary import EOS, UNCOND
 from medunifier.stage2_unified.objectives.contrast import contrastive_loss, contrastive_similarity
-from medunifier.stage2_unified.objectives.generation import token_loss
-from medunifier.stage2_unified.objectives.matching import NEGATIVES, matching_accuracy, matching_loss
+from medunifier.stage2_unified.objectives.generation import IGNORED, sum_of_chunk, token_loss
+from medunifier.stage2_unified.objectives.matching import matching_accuracy, matching_loss
 from medunifier.stage2_unified.training.collator import StudyBatch
 from medunifier.stage2_unified.training.config import LossWeights
 from medunifier.stage2_unified.training.global_batch import Embeddings, GlobalBatch, gather_step
 
-_BRANCHES = 1 + NEGATIVES
 _Result = TypeVar("_Result")
 
 
@@ -45,8 +50,14 @@ class FourObjectives(nn.Module):
         super().__init__()
         self.model, self.weights, self.negative_hardness = model, asdict(weights), negative_hardness
         self.pad = model.sequences.pad
+        self._sum_of_chunk = sum_of_chunk
         self.register_state_dict_post_hook(_remove_model_prefix)
         self.register_load_state_dict_pre_hook(_add_model_prefix)
+
+    def compile_parts(self) -> None:
+        """Compile the decoder's layers, and head and loss of a chunk of tokens. Call it before sharding."""
+        self.model.compile_layers()
+        self._sum_of_chunk = torch.compile(sum_of_chunk, fullgraph=True, dynamic=False)
 
     def forward(
         self, batch: StudyBatch, global_batch: GlobalBatch | None = None, embed_only: bool = False
@@ -63,34 +74,50 @@ class FourObjectives(nn.Module):
             ``matching_accuracy`` (balanced, in [0, 1]), ``logit_scale`` (the inverse temperature),
             ``padding_fraction`` in [0, 1] of the ``tokens`` that were computed.
         """
-        if embed_only:
-            return self._embed(batch)
         model, images, scale = self.model, batch.images, self.model.logit_scale.exp()
-        prefix = model.encode_images(images)  # hidden (B, H) at <emb_img>
-        image_embedding = model.image_embedding(prefix.hidden)  # (B, E)
-
         text, text_length = self._conditioning_text(batch)  # (B, T), (B,)
-        sequences, boi = model.sequences.text_first(text, text_length, images)  # ids (B, L), positions (B, S)
-        # The last code and the <eoi> after it predict nothing.
-        text_first = model.encode_text_first(sequences.ids[:, :-2])  # (B, L - 2, H)
-        text_embedding = model.text_embedding(at_positions(text_first, text_length + 1))  # (B, E)
+        if embed_only:
+            return Embeddings(
+                model.get_image_features(images), model.get_text_features(text, text_length), scale.detach()
+            )
+        # First pass
+        image_prefix = model.sequences.image_first(images)
+        image_first = model.sequences.with_report(image_prefix, batch.report, batch.report_length)
+        text_first, boi = model.sequences.text_first(text, text_length, images)  # boi: (B, S) positions
+        image_states, text_states, prefix = model.encode_both_orders(
+            image_prefix, image_first, text_first
+        )  # (B, L, H)
+        emb_img = image_prefix.length - 1  # (B,) positions
+        image_embedding = model.image_embedding(prefix.hidden)  # (B, E)
+        text_embedding = model.text_embedding(at_positions(text_states, text_length + 1))  # (B, E)
 
         if global_batch is None:
             local = Embeddings(image_embedding, text_embedding, scale)
-            global_batch = gather_step([batch], [local], self.negative_hardness, self.pad)
+            global_batch = gather_step([batch], [local], self.negative_hardness, self.pad, self._longest)
         similarity = contrastive_similarity(
             global_batch.with_local(global_batch.image, image_embedding),
             global_batch.with_local(global_batch.text, text_embedding),
             scale,
         )  # (G, G)
 
-        branches = self._encode_branches(prefix, global_batch)  # 3 B hidden states (T + 2, H), in one or two groups
-        at_match = branches.at_match()  # (B, 3, H)
+        # Second pass
+        negatives = global_batch.negatives[global_batch.local]  # (B, 2) of the G reports
+        lengths = global_batch.report_length[negatives]  # (B, 2)
+        branches = model.continue_prefix(prefix, global_batch.report[negatives], lengths)  # (B, 2, T + 2, H)
+        at_match = torch.cat([
+            at_positions(image_states, emb_img + batch.report_length + 2)[:, None],
+            at_positions(branches.flatten(0, 1), lengths.flatten() + 1).unflatten(0, lengths.shape),
+        ], dim=1)  # (B, 3, H): the matched report and the negatives  # fmt: skip
         match_logits = model.match_head(at_match, prefix.hidden[:, None].expand_as(at_match))  # (B, 3, 2)
         usable = global_batch.usable[global_batch.local]  # (B,)
 
-        report_sum, report_z = token_loss(*self._report_tokens(prefix, branches, batch))
-        image_sum, image_z = token_loss(*self._image_tokens(text_first, boi, images))
+        # <emb_img> predicts the report's first id, its last id <eos>; <boi> predicts c1, c1 predicts c2, and so on.
+        report_target = self._report_target(batch)  # (B, T + 1)
+        report_at = emb_img[:, None] + torch.arange(report_target.shape[1], device=emb_img.device)
+        report_sum, report_z = self._token_loss(image_states, report_at, model.text_head, report_target)
+        code_at = boi[..., None] + torch.arange(images.codes.shape[-1], device=boi.device)  # (B, S, N)
+        code_target = images.codes.masked_fill((images.view == self.pad)[..., None], IGNORED)  # (B, S, N)
+        image_sum, image_z = self._token_loss(text_states, code_at, model.image_head, code_target)
         image_tokens = global_batch.images * images.codes.shape[-1]
 
         losses = {
@@ -104,9 +131,8 @@ class FourObjectives(nn.Module):
         }
         loss = sum(self.weights[name] * value for name, value in losses.items())
 
-        computed = prefix.sequences.ids.numel() + text_first[..., 0].numel() + branches.computed_tokens
-        assert sequences.length is not None  # never of text-first sequences  # noqa: S101 - narrows a type
-        needed = prefix.sequences.real_tokens + (sequences.length - 2).sum() + (branches.lengths + 2).sum()
+        computed = image_states[..., 0].numel() + text_states[..., 0].numel() + branches[..., 0].numel()
+        needed = image_first.length.sum() + text_first.length.sum() + (lengths + 2).sum()
         figures = {
             "matching_accuracy": matching_accuracy(match_logits.detach(), usable),
             "logit_scale": scale.detach(),
@@ -119,11 +145,6 @@ class FourObjectives(nn.Module):
         """Return ``function(model)``; under FSDP2 the model's parameters are gathered for it, as for ``forward``."""
         return function(self.model)
 
-    def _embed(self, batch: StudyBatch) -> Embeddings:
-        text, text_length = self._conditioning_text(batch)
-        image = self.model.get_image_features(batch.images)
-        return Embeddings(image, self.model.get_text_features(text, text_length), self.model.logit_scale.exp())
-
     def _conditioning_text(self, batch: StudyBatch) -> tuple[Tensor, Tensor]:
         """Return (B, T) reports, ``<uncond>`` alone where the text is dropped, and their (B,) lengths."""
         dropped = torch.full_like(batch.report, self.pad)
@@ -131,88 +152,20 @@ class FourObjectives(nn.Module):
         text = torch.where(batch.drop_text[:, None], dropped, batch.report)
         return text, torch.where(batch.drop_text, 1, batch.report_length)
 
-    def _encode_branches(self, prefix: Prefix, global_batch: GlobalBatch) -> "_Branches":
-        """Run ``report <eos> <match>`` after the prefixes, for each study's report and its negatives."""
-        studies = torch.arange(
-            global_batch.local.start, global_batch.local.stop, device=global_batch.negatives.device
-        )
-        chosen = torch.cat(
-            [studies[:, None], global_batch.negatives[global_batch.local]], dim=1
-        ).flatten()  # (3 B,) of the G reports
-        reports, lengths = global_batch.report[chosen], global_batch.report_length[chosen]
-        groups = [torch.arange(len(chosen), device=chosen.device)]
-        width = int(lengths.max())
-        hidden = self.model.continue_prefix(
-            prefix, reports[:, :width].unflatten(0, (-1, _BRANCHES)), lengths.view(-1, _BRANCHES)
-        )
-        hidden = [hidden.flatten(0, 1)]
-        return _Branches(groups, hidden, lengths)
+    def _report_target(self, batch: StudyBatch) -> Tensor:
+        """Return (B, T + 1) report ids and their ``<eos>``, the padding ignored."""
+        target = self.model.sequences.append_specials(batch.report, batch.report_length, EOS)
+        return target.masked_fill(target == self.pad, IGNORED)
 
-    def _report_tokens(self, prefix: Prefix, branches: "_Branches", batch: StudyBatch) -> tuple[Tensor, Tensor]:
-        """Return (M, V) logits and (M,) targets of all report ids and their ``<eos>``.
-
-        ``<emb_img>`` predicts the first id, the last id ``<eos>``.
-        """
-        target = self.model.sequences.append_specials(batch.report, batch.report_length, EOS)  # (B, T + 1)
-        states, targets = [prefix.hidden], [target[:, 0]]
-        for studies, hidden in branches.matched():
-            width = min(hidden.shape[1] - 2, batch.report.shape[1])  # negatives of other processes may be longer
-            real = torch.arange(width, device=studies.device) < batch.report_length[studies][:, None]
-            states.append(hidden[:, :width][real])
-            targets.append(target[studies, 1 : width + 1][real])
-        return self.model.text_logits(torch.cat(states)), torch.cat(targets)
-
-    def _image_tokens(self, hidden: Tensor, boi: Tensor, images: ImageSpans) -> tuple[Tensor, Tensor]:
-        """Return (M, K) logits and (M,) targets of all codes of the studies' images, without those of a prior.
-
-        Args:
-            hidden: (B, L, H) of the text-first sequences.
-            boi: (B, S) positions of ``<boi>``, which predicts c1; c1 predicts c2, and so on.
-            images: the targets.
-        """
-        positions = boi[..., None] + torch.arange(images.codes.shape[-1], device=boi.device)  # (B, S, N)
-        target, present = images.codes, self.model.sequences.present(images)
-        if present is None:
-            states = at_positions(hidden, positions.flatten(1)).flatten(0, 1)
-        else:
-            target = target[present]
-            states = hidden[present.nonzero()[:, :1], positions[present]].flatten(0, 1)
-        return self.model.image_logits(states), target.flatten()
-
-
-@dataclass
-class _Branches:
-    """Hidden states of 3 B branches. Number 3 i is the report of study i, 3 i + 1 and 3 i + 2 are its negatives.
-
-    Attributes:
-        groups: numbers (b,) of the branches of each group.
-        hidden: (b, T + 2, H) of each group.
-        lengths: (3 B,) report ids by number.
-    """
-
-    groups: list[Tensor]
-    hidden: list[Tensor]
-    lengths: Tensor
+    def _token_loss(self, hidden: Tensor, positions: Tensor, head: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss and z sums of ``target`` (B, …), predicted from (B, L, H) at ``positions`` (B, …)."""
+        states = at_positions(hidden, positions.flatten(1)).flatten(0, 1)
+        return token_loss(states, head, target.flatten(), self._sum_of_chunk)
 
     @property
-    def computed_tokens(self) -> int:
-        """Tokens of all groups, with padding."""
-        return sum(hidden[..., 0].numel() for hidden in self.hidden)
-
-    def at_match(self) -> Tensor:
-        """Return (B, 3, H) at ``<match>``, in the order of the numbers."""
-        states = [
-            at_positions(hidden, self.lengths[group] + 1)
-            for hidden, group in zip(self.hidden, self.groups, strict=True)
-        ]
-        ordered = torch.cat(states)[torch.cat(self.groups).argsort()]
-        return ordered.view(len(ordered) // _BRANCHES, _BRANCHES, -1)
-
-    def matched(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the studies (b,) of each group's matched reports and their hidden states (b, T + 2, H)."""
-        for group, hidden in zip(self.groups, self.hidden, strict=True):
-            is_matched = group % _BRANCHES == 0
-            yield group[is_matched] // _BRANCHES, hidden[is_matched]
+    def _longest(self) -> int:
+        longest: int = self.model.config.max_report_tokens
+        return longest
 
 
 def _remove_model_prefix(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:

@@ -14,12 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad as pad_right
 
-from medunifier.shared.training.distributed import all_gather, all_reduce_max, rank, world_size
+from medunifier.shared.training.distributed import all_gather, rank, world_size
 from medunifier.stage2_unified.objectives.contrast import contrastive_similarity
 from medunifier.stage2_unified.objectives.matching import sample_negatives
 from medunifier.stage2_unified.training.collator import StudyBatch
-
-_UNEVEN = 1.25  # longest over mean report, above which two passes cost less than the padding of one
 
 
 @dataclass
@@ -42,7 +40,7 @@ class GlobalBatch:
 
     Attributes:
         image, text: (G, E) unit-norm embeddings, without gradient.
-        report, report_length: (G, T), (G,) ids of all reports.
+        report, report_length: (G, T), (G,) ids of all reports, of one width on all processes.
         report_key, patient_key: (G,) as in :class:`StudyBatch`.
         has_text: (G,) bool.
         image_count: (G,) images of each study, without those of the prior study.
@@ -76,19 +74,6 @@ class GlobalBatch:
         scaled = local.detach() + self.parts * (local - local.detach())  # the value is `local`, to the last bit
         return torch.cat([gathered[: self.local.start], scaled, gathered[self.local.stop :]])
 
-    def length_groups(self, lengths: Tensor) -> list[Tensor]:
-        """Return the numbers of branches with (b,) ``lengths``, in one group or split into shorter and longer ones.
-
-        Each branch is padded to the longest of its group. Two passes pay off where reports differ much in length;
-        the lengths of the whole step decide, so that all processes (and FSDP's collectives) do the same.
-        """
-        order = lengths.argsort(stable=True)
-        if self.report_length.max() <= _UNEVEN * self.report_length.float().mean() or len(order) < 2:
-            return [order]
-        width, count = lengths[order], torch.arange(1, len(order), device=order.device)
-        padded = count * width[:-1] + (len(order) - count) * width[-1]
-        return list(order.tensor_split([int(padded.argmin()) + 1]))
-
     # Normalisers: the mean of a part's sum over the parts, divided by these, is the mean over the whole step.
 
     @property
@@ -108,7 +93,7 @@ class GlobalBatch:
 
 
 def gather_step(
-    batches: Sequence[StudyBatch], embeddings: Sequence[Embeddings], hardness: float, pad: int
+    batches: Sequence[StudyBatch], embeddings: Sequence[Embeddings], hardness: float, pad: int, longest: int
 ) -> GlobalBatch:
     """Gather the studies of a step from all processes and sample its negatives, the same on each.
 
@@ -117,9 +102,10 @@ def gather_step(
         embeddings: theirs.
         hardness: scale on the similarities by which negatives are sampled.
         pad: id that reports are padded with.
+        longest: ids of the longest report. Several processes pad to it: to compare their widths, each would wait for
+            the others and its device.
     """
-    longest = torch.tensor(max(batch.report.shape[1] for batch in batches), device=batches[0].report.device)
-    width = int(all_reduce_max(longest))
+    width = longest if world_size() > 1 else max(batch.report.shape[1] for batch in batches)
 
     def gathered(values: Sequence[Tensor]) -> Tensor:
         return torch.cat([all_gather(value) for value in values])
@@ -141,7 +127,7 @@ def gather_step(
         patient_key=patient_key,
         has_text=has_text,
         image_count=gathered([batch.images.count(pad) for batch in batches]),
-        negatives=negatives.to(image.device),
-        usable=usable.to(image.device),
+        negatives=negatives,
+        usable=usable,
         parts=len(batches) * world_size(),
     )

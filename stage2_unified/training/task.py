@@ -91,7 +91,8 @@ class UnifiedTask:
             return None
         with self.accelerator.autocast():
             embeddings = [self.objectives(batch=batch, embed_only=True) for batch in batches]
-        return gather_step(batches, embeddings, self.config.negative_hardness, self.processor.vocabulary[PAD])
+        pad, longest = self.processor.vocabulary[PAD], self._model.config.max_report_tokens
+        return gather_step(batches, embeddings, self.config.negative_hardness, pad, longest)
 
     def _chance(self, contrasted: int) -> dict[str, float]:
         vocabulary = self.processor.vocabulary

@@ -55,9 +55,9 @@ def test_keys_of_a_pass_are_recorded_and_continued():
     recorded = RecordedKV()
     _, key, value = make(4)
     recorded.update(key, value)
-    more_keys, more_values = ContinuedKV(recorded, columns=3).update(key[:, :, :2], value[:, :, :2])
-    assert torch.equal(more_keys, torch.cat([key[:, :, :3], key[:, :, :2]], dim=2))
-    assert torch.equal(more_values, torch.cat([value[:, :, :3], value[:, :, :2]], dim=2))
+    more_keys, more_values = ContinuedKV(recorded, sequences=2, columns=3).update(key[1:, :, :2], value[1:, :, :2])
+    assert torch.equal(more_keys, torch.cat([key[:2, :, :3], key[1:, :, :2]], dim=2))
+    assert torch.equal(more_values, torch.cat([value[:2, :, :3], value[1:, :, :2]], dim=2))
 
 
 def test_static_columns_are_written_in_place():

@@ -18,7 +18,7 @@ from medunifier.stage2_unified.objectives.contrast import contrastive_loss
 from medunifier.stage2_unified.objectives.matching import sample_negatives
 from medunifier.stage2_unified.training.config import BackboneConfig, LossWeights
 from medunifier.stage2_unified.training.four_objectives import FourObjectives
-from tests.stage2_unified.conftest import BACKBONE, losses_of, make_batch, make_model
+from tests.stage2_unified.conftest import BACKBONE, GRID, losses_of, make_batch, make_model
 
 
 def hidden_of(model, ids):
@@ -139,15 +139,21 @@ def test_padding_has_no_effect(model, batch):
         assert padded[name].item() == pytest.approx(value.item(), rel=1e-5), name
 
 
-def test_the_padding_fraction_is_exact(model, batch):
+def test_a_step_is_two_passes_of_static_shapes_and_the_padding_fraction_is_exact(model, batch):
+    """Shapes follow from the widths of reports and images, not from the negatives or from how many are real."""
     shapes = []
-    model.model.layers[0].register_forward_pre_hook(lambda _, inputs: shapes.append(inputs[0].shape[:2]))
-    equal = replace(batch, report_length=torch.full_like(batch.report_length, batch.report.shape[1]))
-    assert losses_of(model, equal)["padding_fraction"] == 0
-    shapes.clear()
+    model.model.layers[0].register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape[:2])))
+    studies, width = batch.report.shape
+    longest = GRID[0] * GRID[1] + 3 + width + 4  # <bos> <emb_img> <eos> <match> beside the image and the report
+    equal = replace(batch, report=batch.report % 40, report_length=torch.full_like(batch.report_length, width))
+    fraction = losses_of(model, equal)["padding_fraction"].item()
+    assert shapes == [(2 * studies, longest), (studies, 2 * (width + 2))]
+    computed = sum(sequences * length for sequences, length in shapes)
+    assert fraction == pytest.approx(2 * studies / computed)  # a text-first sequence is two ids shorter
     losses = losses_of(model, batch)
-    assert losses["tokens"] == sum(rows * width for rows, width in shapes)
-    assert 0 < losses["padding_fraction"] < 1
+    assert losses["tokens"] == computed and shapes[2:] == shapes[:2]
+    first = int((2 * (batch.report_length + longest - width) - 2).sum())
+    assert 1 - (first + 2 * studies * (width + 2)) / computed < losses["padding_fraction"] < 1 - first / computed
 
 
 def test_the_content_of_the_padding_has_no_effect(model, batch):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, normalize
 
+from medunifier.stage2_unified.objectives import generation
 from medunifier.stage2_unified.objectives.chance import chance_levels
 from medunifier.stage2_unified.objectives.contrast import contrastive_loss, contrastive_similarity
 from medunifier.stage2_unified.objectives.generation import token_loss
@@ -119,9 +120,30 @@ def test_balanced_accuracy_of_perfect_inverted_and_constant_predictions():
 
 
 def test_token_loss_is_a_sum_and_chance_is_the_logarithm():
-    logits, target = torch.zeros(5, 8), torch.tensor([0, 3, 7, 1, 1])
-    total, z = token_loss(logits, target)
+    total, z = token_loss(torch.ones(5, 3), torch.zeros(8, 3), torch.tensor([0, 3, 7, 1, 1]))
     assert total.item() == pytest.approx(5 * math.log(8)) and z.item() == pytest.approx(5 * math.log(8) ** 2)
     levels = chance_levels(global_batch=32, text_classes=100, image_classes=512)
     assert levels["matching"] == pytest.approx(0.6365, abs=1e-4)
     assert levels["contrast"] == pytest.approx(math.log(32)) and levels["image"] == pytest.approx(math.log(512))
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 12, 13])  # of chunks of 4: one, unequal parts, equal parts
+def test_chunks_give_the_losses_and_gradients_of_the_whole_and_keep_no_logits(tokens, monkeypatch):
+    monkeypatch.setattr(generation, "CHUNK", 4)
+    hidden, weight = torch.randn(tokens, 3, requires_grad=True), torch.randn(9, 3, requires_grad=True)
+    target = torch.randint(0, 9, (tokens,))
+    target[: tokens // 3] = generation.IGNORED
+    logits = (hidden @ weight.T)[tokens // 3 :]
+    whole = (
+        cross_entropy(logits, target[tokens // 3 :], reduction="sum"),
+        logits.logsumexp(-1).square().sum(),
+    )
+    sizes = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda kept: sizes.append(kept.numel()) or kept, lambda kept: kept):
+        chunked = token_loss(hidden, weight, target)
+    assert not sizes or max(sizes) <= 9 * 3 + 9  # states, weight or targets: no logits
+    for found, expected in zip(chunked, whole, strict=True):
+        assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+        found = torch.autograd.grad(found, (hidden, weight), retain_graph=True)
+        expected = torch.autograd.grad(expected, (hidden, weight), retain_graph=True)
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found, expected, strict=True))
