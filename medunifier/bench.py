@@ -1,7 +1,7 @@
 """``medunifier bench NAME``: compare our code with a peer in one run. A benchmark is ``scripts/benchmarks/NAME.py``.
 
-A benchmark has a function ``rows(config)`` and may define a dataclass ``Config`` in place of :class:`BenchConfig`,
-with at least ``out`` and ``threads``.
+A benchmark has a function ``rows(config)``, or ``run(config)`` if it prints and writes its own table (``gpu``).
+It may define a dataclass ``Config`` in place of :class:`BenchConfig`, with at least ``out`` and ``threads``.
 
 Times differ between machines, and over an hour on a shared machine. So ours and the peer run alternately, and the
 median of the paired ratios is reported.
@@ -119,10 +119,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="NAME",
         description="Compare with a peer in the same run.",
     )
+    benchmark = load_benchmark(name)
+    if hasattr(benchmark, "run"):
+        benchmark.run(config)
+        return
     import torch
 
     torch.set_num_threads(config.threads or usable_cores())
-    rows: list[Row] = load_benchmark(name).rows(config)
+    rows: list[Row] = benchmark.rows(config)
     for row in rows:
         target = "" if row.target is None else f"   (target {row.target:g})"
         print(f"{row.what}: ours {row.ours:.4g}, peer {row.peer:.4g}, ratio {row.ratio:.2f}{target}")
