@@ -1,29 +1,27 @@
 """Options, results file and course of ``medunifier bench gpu``."""
 
 import datetime
-import importlib.metadata
+import multiprocessing
 import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import forkserver
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
-from medunifier.bench import machine
-from medunifier.gpu_bench.measure import card
-from medunifier.gpu_bench.runner import Outcome, fork_context, run_groups
-from medunifier.gpu_bench.shards import finish_writing, start_writing
+from medunifier.gpu_bench.runner import Outcome, call_by_name, fork_context, run_groups
+from medunifier.gpu_bench.shards import write_shards
 from medunifier.gpu_bench.sizes import FULL, REHEARSAL, Figures, Setting
 from medunifier.gpu_bench.table import ROWS, derive, printed, selected, table
 from medunifier.shared.artifacts import read_json, write_json
 from medunifier.shared.command import announce
-from medunifier.shared.errors import UsageError
+from medunifier.shared.errors import UsageError, UserError
 from medunifier.shared.files.os_services import usable_cores
 
-_RESERVED_GIB = 3.0  # CUDA contexts of the processes
+_RESERVED_GIB = 4.0  # CUDA contexts of the processes
 
 
 @dataclass(frozen=True)
@@ -102,29 +100,19 @@ def run(config: GpuConfig) -> None:
         UsageError: without a GPU, unless it is a rehearsal.
     """
     deadline = time.monotonic() + config.budget
-    context = fork_context()
-    forkserver.ensure_running()  # it imports while this process does
-    import torch
-
-    if not config.rehearse and not torch.cuda.is_available():
+    device, sizes = ("cpu", REHEARSAL) if config.rehearse else ("cuda", FULL)
+    groups = selected(config.names())
+    context, properties = _probe(device)
+    if properties is None:
         raise UsageError(
             "no GPU: torch finds no CUDA device. `medunifier bench gpu --rehearse` runs all rows on the CPU"
         )
-    device, sizes = ("cpu", REHEARSAL) if config.rehearse else ("cuda", FULL)
-    groups = selected(config.names())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        with ProcessPoolExecutor(config.threads or usable_cores(), mp_context=context) as executor:
-            # On a process of its own: this one does not use the GPU.
-            found = executor.submit(card, device)
-            shards = {
-                kind: start_writing(executor, folder / kind, count, sizes.shard_images, sizes.shard_size)
-                for kind, count in (("few", sizes.few), ("all", sizes.shards))
-                if "tokenize" in groups
-            }
-            for kind, futures in shards.items():
-                finish_writing(folder / kind, futures)
-            properties = found.result()
+        if "tokenize" in groups:
+            with ProcessPoolExecutor(config.threads or usable_cores(), mp_context=context) as executor:
+                for kind, shards in (("few", sizes.few), ("all", sizes.shards)):
+                    write_shards(executor, folder / kind, shards, sizes.shard_images, sizes.shard_size)
         announce(
             f"{properties['gpu']}: {properties['matmul_tflops']:.3g} TFLOP/s in a bf16 matrix product; compiling …"
         )
@@ -134,8 +122,22 @@ def run(config: GpuConfig) -> None:
     announce(f"{config.out} written")
 
 
+def _probe(device: str) -> tuple[BaseContext, dict[str, Any] | None]:
+    """Return a context whose processes can use the device, and the device's properties; None without a GPU.
+
+    With some versions an import initialises CUDA, which a fork does not survive: processes are then started afresh.
+    """
+    failure: Exception | None = None
+    for context in (fork_context(), multiprocessing.get_context("spawn")):
+        try:
+            with ProcessPoolExecutor(1, mp_context=context) as executor:
+                return context, executor.submit(call_by_name, "measure:device_properties", device).result()
+        except (RuntimeError, BrokenExecutor) as error:
+            failure = error
+    raise UserError(f"the GPU cannot be used: {' '.join(str(failure).split())[:300]}")
+
+
 def _header(config: GpuConfig, properties: dict[str, Any]) -> dict[str, Any]:
-    versions = {name: importlib.metadata.version(name) for name in ("transformers", "accelerate")}
     # The rate of the matrix product differs a little between runs.
     steady = {key: value for key, value in properties.items() if key != "matmul_tflops"}
     return {
@@ -143,7 +145,7 @@ def _header(config: GpuConfig, properties: dict[str, Any]) -> dict[str, Any]:
         "rehearsal": config.rehearse,
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
         "commit": config.commit or _commit(),
-        "machine": {**machine(), **versions, **steady},
+        "machine": steady,
         "matmul_tflops": properties["matmul_tflops"],
     }
 

@@ -1,5 +1,6 @@
 """Timing on the device's own clock, peak memory, FLOP counts, and the profile of a step."""
 
+import importlib.metadata
 import json
 import re
 import statistics
@@ -15,6 +16,7 @@ from torch.profiler import ProfilerActivity
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from medunifier.bench import machine
 from medunifier.shared.files.os_services import peak_memory
 from medunifier.shared.training.hardware import GIB
 
@@ -129,15 +131,19 @@ def matmul_flops(device: str, size: int, rounds: int = 10) -> float:
     return 2 * size**3 / time_calls(lambda _: matrix @ matrix, rounds, device)
 
 
-def card(device: str) -> dict[str, Any]:
-    """Return name, driver, memory and the rate of a bfloat16 matrix product of this process' device."""
-    if device == "cpu":
-        return {"gpu": None, "driver": None, "memory_gib": 64.0, "matmul_tflops": matmul_flops("cpu", 64) / 1e12}
+def device_properties(device: str) -> dict[str, Any] | None:
+    """Return machine, versions, driver, memory and the rate of a bfloat16 matrix product; None without a GPU."""
+    if device == "cuda" and not torch.cuda.is_available():
+        return None
+    versions = {name: importlib.metadata.version(name) for name in ("transformers", "accelerate")}
+    cuda = device == "cuda"
+    rate = matmul_flops(device, 8192 if cuda else 64)
     return {
-        "gpu": torch.cuda.get_device_name(),
-        "driver": _driver(),
-        "memory_gib": torch.cuda.get_device_properties(0).total_memory / GIB,
-        "matmul_tflops": matmul_flops("cuda", 8192) / 1e12,
+        **machine(),
+        **versions,
+        "driver": _driver() if cuda else None,
+        "memory_gib": torch.cuda.get_device_properties(0).total_memory / GIB if cuda else 64.0,
+        "matmul_tflops": rate / 1e12,
     }
 
 

@@ -14,28 +14,38 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkServerContext
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
 from medunifier.gpu_bench.sizes import Figures, Setting
 from medunifier.gpu_bench.table import GROUPS
+from medunifier.shared.files.os_services import usable_cores
 
-READY, DONE, FAILED, NO_MEMORY = "ready", "done", "failed", "no memory"
+READY, DONE, FAILED, NO_MEMORY = "ready", "done", "failed", "out of memory"
 LOG_LINES = 12
 LEAST_SECONDS = 20.0
 """A wave is not started with less time left."""
+_PREPARING = 0.6  # of the time left, for a wave that others follow
 
 
-def fork_context() -> ForkServerContext:
+def fork_context() -> BaseContext:
     """Return the context of all processes; its server imports what they need."""
-    # Its processes look for a GPU while they import; the usual way would initialise CUDA before the fork.
+    # What the server imports may look for a GPU; the usual way would initialise CUDA, which a fork does not survive.
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+    # Several measurements compile at a time.
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(max(1, usable_cores() // 4)))
     root = str(Path(__file__).resolve().parents[2])
     os.environ["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([f"{__package__}.generation", f"{__package__}.tokenizer", f"{__package__}.shards"])
     return context
+
+
+def call_by_name(function: str, *arguments: Any) -> Any:
+    """Call ``module:function`` of this package, for a process of the server."""
+    module, name = function.split(":")
+    return getattr(import_module(f"{__package__}.{module}"), name)(*arguments)
 
 
 @dataclass
@@ -75,7 +85,7 @@ class Outcome:
 def run_groups(
     names: Sequence[str],
     setting: Setting,
-    context: ForkServerContext,
+    context: BaseContext,
     deadline: float,
     capacity: float,
     report: Callable[[Outcome], None],
@@ -90,31 +100,34 @@ def run_groups(
         capacity: GiB of the GPU.
         report: called with each outcome.
     """
-    waiting = [[name] for name in names]
-    while waiting:
-        if deadline - time.monotonic() < LEAST_SECONDS:
-            for name in (name for wave in waiting for name in wave):
+    waiting, alone = list(names), list[str]()
+    while waiting or alone:
+        left = deadline - time.monotonic()
+        if left < LEAST_SECONDS:
+            for name in waiting + alone:
                 report(Outcome(name, {}, "no time left"))
             return
-        wave = _next_wave(waiting, capacity)
-        for name in _run_wave(wave, setting, context, deadline, report):
-            waiting.append([name])
+        wave = next_wave(waiting, capacity) if waiting else [alone.pop(0)]
+        waiting = [name for name in waiting if name not in wave]
+        # One that never finishes compiling must not take the time of all that come later.
+        prepared_by = time.monotonic() + left * (_PREPARING if waiting else 1) - LEAST_SECONDS / 2
+        alone += _run_wave(wave, setting, context, prepared_by, deadline, report)
 
 
-def _next_wave(waiting: list[list[str]], capacity: float) -> list[str]:
-    """Take groups off the list that together fit into ``capacity``: the first, and all later ones that still fit."""
-    wave = list(waiting.pop(0))
-    for candidate in list(waiting):
-        if sum(GROUPS[name].memory for name in [*wave, *candidate]) <= capacity:
-            wave += candidate
-            waiting.remove(candidate)
+def next_wave(waiting: Sequence[str], capacity: float) -> list[str]:
+    """Return groups that together fit into ``capacity``: the first, and all later ones that fit beside it."""
+    wave = [waiting[0]]
+    for name in waiting[1:]:
+        if sum(GROUPS[other].memory for other in [*wave, name]) <= capacity:
+            wave.append(name)
     return wave
 
 
 def _run_wave(
     names: Sequence[str],
     setting: Setting,
-    context: ForkServerContext,
+    context: BaseContext,
+    prepared_by: float,
     deadline: float,
     report: Callable[[Outcome], None],
 ) -> list[str]:
@@ -124,9 +137,7 @@ def _run_wave(
     try:
         preparing, ready = {measurement.connection: measurement for measurement in running}, []
         while preparing:
-            # What is ready goes first if the others leave too little time for it.
-            left = deadline - time.monotonic() - LEAST_SECONDS / 2
-            arrived = wait(list(preparing), max(0.0, left))
+            arrived = wait(list(preparing), max(0.0, prepared_by - time.monotonic()))
             if not arrived:
                 break
             for connection in arrived:
@@ -138,6 +149,8 @@ def _run_wave(
                     again.append(measurement.name)
                 else:
                     report(outcome)
+                if outcome is not None:
+                    measurement.end()  # its memory is free for the others
         for measurement in preparing.values():
             measurement.end()
             report(Outcome(measurement.name, {}, "still compiling when the time was over", measurement.last_words()))
@@ -160,7 +173,7 @@ def _run_wave(
     return again
 
 
-def _start(name: str, setting: Setting, context: ForkServerContext) -> _Running:
+def _start(name: str, setting: Setting, context: BaseContext) -> _Running:
     ours, theirs = context.Pipe()
     log = Path(setting.folder) / f"{name}.log"
     process = context.Process(target=_measure, args=(GROUPS[name].function, setting, theirs, str(log)))
@@ -191,8 +204,7 @@ def _measure(function: str, setting: Setting, connection: Connection, log: str) 
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
     try:
-        module, name = function.split(":")
-        measurement = getattr(import_module(f"{__package__}.{module}"), name)(setting)
+        measurement = call_by_name(function, setting)
         next(measurement)
         connection.send((READY, None))
         connection.recv()

@@ -1,7 +1,6 @@
 """Image shards of synthetic radiographs, written by several processes."""
 
-from collections.abc import Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +37,9 @@ def write_one(folder: str, number: int, images: int, size: int) -> dict[str, Any
     return write_shard(Path(folder) / shard_name("train", number), samples)
 
 
-def start_writing(executor: Executor, folder: Path, shards: int, images: int, size: int) -> list[Future[Any]]:
-    """Start to write ``shards`` shards of ``images`` images; pass the futures to :func:`finish_writing`."""
+def write_shards(executor: Executor, folder: Path, shards: int, images: int, size: int) -> None:
+    """Write a folder of ``shards`` image shards with ``images`` images each."""
     folder.mkdir()
-    return [executor.submit(write_one, str(folder), number, images, size) for number in range(shards)]
-
-
-def finish_writing(folder: Path, futures: Sequence[Future[Any]]) -> None:
-    """Wait for the shards and write the manifest."""
-    rows = {shard_name("train", number): future.result() for number, future in enumerate(futures)}
-    write_json(folder / MANIFEST, {"format_version": FORMAT_VERSION, "splits": {"train": rows}})
+    rows = [executor.submit(write_one, str(folder), number, images, size) for number in range(shards)]
+    manifest = {shard_name("train", number): row.result() for number, row in enumerate(rows)}
+    write_json(folder / MANIFEST, {"format_version": FORMAT_VERSION, "splits": {"train": manifest}})

@@ -24,7 +24,7 @@ class Sizes:
     """
 
     batch: int = 64
-    peer_batch: int = 16
+    peer_batch: int = 8
     encode_batch: int = 256
     steps: int = 12
     seconds: float = 3.0
@@ -85,7 +85,7 @@ REHEARSAL = Sizes(
     report_tokens=5,
     peer_codes=3,
     stage1=(*_TINY_IMAGES, "--model.ch_mult=[1,2]", "--model.embed_dim=4"),
-    taming=(*_TINY_IMAGES, "--model.ch_mult=[1,1,2]", "--model.embed_dim=16", "--model.attn_resolutions=[8]"),
+    taming=(*_TINY_IMAGES, "--model.ch_mult=[1,2]", "--model.embed_dim=16", "--model.attn_resolutions=[16]"),
     stage2=_TINY_DECODER,
     large=("--model.num_layers=3",),
 )

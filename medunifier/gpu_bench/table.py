@@ -51,7 +51,7 @@ GROUPS = {
     "large": Group("unified:train_large", 46, ("large",)),
     "stage2_stock": Group("unified:train_stock", 20, ("stage2_stock",)),
     "images_stock": Group("generation:images_stock", 6, ("images_1_stock", "images_64_stock")),
-    "stage1_taming": Group("tokenizer:train_taming", 26, ("stage1_taming",)),
+    "stage1_taming": Group("tokenizer:train_taming", 20, ("stage1_taming",)),
 }
 """In the order of their measurement: our own rows before the peers'."""
 

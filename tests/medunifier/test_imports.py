@@ -52,7 +52,7 @@ def upward_between_packages(root: Path) -> list[str]:
         for path in sorted((root / package).rglob("*.py")):
             for name in sorted(imports(path)):
                 parts = name.split(".")
-                if len(parts) > 1 and parts[1] in {*PACKAGES, "bench", "train", "__main__"} - allowed:
+                if len(parts) > 1 and parts[1] in {*PACKAGES, "bench", "gpu_bench", "train", "__main__"} - allowed:
                     wrong.append(f"{path.relative_to(root)}: {name}")
     return wrong
 

@@ -1,0 +1,218 @@
+"""``bench gpu``: the rehearsal runs every row on a CPU; profile arithmetic; a measurement that fails ends alone."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from medunifier.bench import main as bench_main
+from medunifier.gpu_bench import runner
+from medunifier.gpu_bench.command import Results
+from medunifier.gpu_bench.measure import count_flop, summarise
+from medunifier.gpu_bench.runner import Outcome, fork_context, next_wave, run_groups
+from medunifier.gpu_bench.sizes import REHEARSAL, Figures, Setting
+from medunifier.gpu_bench.table import GROUPS, ROWS, printed, table
+from medunifier.shared.command import run_command
+
+NOT_ON_A_BARE_GPU_MACHINE = (
+    "pydicom", "pylibjpeg", "webdataset", "taming", "gradio", "rouge_score", "tensorboard", "distributed", "onnx",
+)  # fmt: skip
+"""Packages that training on a GPU does not need; the rehearsal runs without them."""
+
+WITHOUT = f"""
+import sys
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
+    def find_spec(self, name, path=None, target=None):
+        absent = name.split(".")[0] in {NOT_ON_A_BARE_GPU_MACHINE!r}
+        return None if absent else self.finder.find_spec(name, path, target)
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+sys.meta_path[:] = map(Without, sys.meta_path)
+"""
+
+
+@pytest.fixture(scope="module")
+def rehearsed(root, tmp_path_factory):
+    """The results file of a rehearsal of all rows, and what it printed."""
+    folder = tmp_path_factory.mktemp("gpu")
+    (folder / "sitecustomize.py").write_text(WITHOUT)
+    run = subprocess.run(
+        [sys.executable, "-m", "medunifier", "bench", "gpu", "--rehearse", f"--out={folder / 'gpu.json'}"],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": f"{folder}:{root}"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr
+    return json.loads((folder / "gpu.json").read_text()), run.stdout
+
+
+def test_the_rehearsal_measures_every_row(rehearsed):
+    results, shown = rehearsed
+    assert [row["row"] for row in results["rows"]] == [spec.name for spec in ROWS]
+    assert not [row["error"] for row in results["rows"] if row["error"]]
+    for row in results["rows"]:
+        assert row["ours"] > 0 and row["what"] in shown
+        assert (row["ratio"] is None) == (row["target"] is None)
+
+
+def test_results_state_machine_versions_and_date(rehearsed):
+    results, _ = rehearsed
+    assert results["rehearsal"] is True and results["name"] == "gpu" and results["seconds"] > 0
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", results["date"])
+    assert results["machine"].keys() >= {
+        "cpu", "cores", "gpu", "driver", "memory_gib", "python", "torch", "transformers", "accelerate",
+    }  # fmt: skip
+
+
+def test_each_training_step_has_mfu_memory_compilation_and_a_profile(rehearsed):
+    rows = {row["row"]: row for row in rehearsed[0]["rows"]}
+    for name in ("stage1", "stage2", "large", "stage2_stock", "stage1_taming"):
+        details = rows[name]["details"]
+        assert details["mfu"] > 0 and details["peak_memory_gib"] > 0 and details["compile_s"] >= 0
+        profile = details["profile"]
+        assert 0 <= profile["idle_share"] < 1 and len(profile["top"]) == 8
+        assert 0 < sum(kernel["share"] for kernel in profile["top"]) <= 1 + 1e-9
+    assert rows["stage2"]["peer"] == rows["stage2_stock"]["ours"]
+    assert rows["stage2_of_stock"]["ours"] == pytest.approx(rows["stage2"]["ours"] / rows["stage2_stock"]["ours"])
+    assert 0 < rows["muon"]["ours"] < 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_without_a_gpu_one_line_says_so(tmp_path, capsys):
+    path = tmp_path / "gpu.json"
+    code = run_command(bench_main, ["gpu", f"--out={path}"])
+    shown = capsys.readouterr()
+    assert code == 2 and "no GPU" in shown.err and len(shown.err.splitlines()) == 1
+    assert not shown.out and not path.exists()
+
+
+def test_an_unknown_row_is_refused(capsys):
+    assert run_command(bench_main, ["gpu", "--rows=stage3"]) == 2
+    shown = capsys.readouterr().err
+    assert "stage3" in shown and "stage1" in shown
+
+
+def test_idle_time_is_the_span_outside_the_union_of_the_kernels():
+    # 0-10, 5-12 overlapping, 6-8 inside, a gap of 8, 20-25.
+    found = summarise([("b", 20, 25), ("a", 0, 10), ("a", 5, 12), ("c", 6, 8)])
+    assert found["span_ms"] == pytest.approx(0.025) and found["kernels"] == 4
+    assert found["idle_share"] == pytest.approx(8 / 25)
+    assert [(kernel["name"], kernel["calls"]) for kernel in found["top"]] == [("a", 2), ("b", 1), ("c", 1)]
+    assert found["top"][0]["share"] == pytest.approx(17 / 24)
+
+
+def test_a_profile_without_kernels_is_idle():
+    assert summarise([])["idle_share"] == 1
+
+
+def test_flop_of_a_step_with_gradients_of_a_leaf_are_counted():
+    weight, data = torch.ones(5, 7, requires_grad=True), torch.ones(3, 5)
+
+    def step():
+        leaf = (data @ weight).detach().requires_grad_()
+        torch.autograd.grad((leaf @ torch.ones(7, 2)).sum(), leaf)
+
+    assert count_flop(step) == 2 * 3 * 5 * 7 + 2 * (2 * 3 * 7 * 2)
+
+
+def test_groups_that_fit_the_memory_run_side_by_side():
+    names, capacity = list(GROUPS), 76
+    waves = []
+    while names:
+        waves.append(next_wave(names, capacity))
+        names = [name for name in names if name not in waves[-1]]
+    assert sorted(name for wave in waves for name in wave) == sorted(GROUPS) and len(waves) < len(GROUPS)
+    assert all(sum(GROUPS[name].memory for name in wave) <= capacity for wave in waves)
+    assert next_wave(["large", "reports"], 1.0) == ["large"]  # too large for the card: it fails by itself
+
+
+@pytest.fixture
+def outcomes(tmp_path):
+    """``outcomes(names, sizes, seconds)``: run groups and return their outcomes by name."""
+
+    def run(names, sizes, seconds):
+        found = {}
+        run_groups(
+            names, Setting("cpu", sizes, str(tmp_path)), fork_context(), time.monotonic() + seconds, 100.0,
+            lambda outcome: found.update({outcome.name: outcome}),
+        )  # fmt: skip
+        return found
+
+    return run
+
+
+def test_a_measurement_that_fails_ends_alone(outcomes):
+    found = outcomes(["large", "stage2_stock"], replace(REHEARSAL, large=("--model.num_layers=none",)), 120)
+    assert "num_layers" in found["large"].error and not found["large"].figures
+    assert found["stage2_stock"].error is None and found["stage2_stock"].figures["stage2_stock"].value > 0
+
+
+def test_what_is_not_ready_in_time_is_ended_and_the_rest_is_not_started(outcomes, monkeypatch):
+    monkeypatch.setattr(runner, "LEAST_SECONDS", 0.0)
+    start = time.monotonic()
+    found = outcomes(["stage1"], replace(REHEARSAL, batch=4096), 2)
+    assert time.monotonic() - start < 30 and found["stage1"].error and not found["stage1"].figures
+    monkeypatch.setattr(runner, "LEAST_SECONDS", 20.0)
+    assert outcomes(["stage1"], REHEARSAL, 2)["stage1"].error == "no time left"
+
+
+def test_a_group_without_memory_beside_others_runs_again_alone(outcomes, monkeypatch):
+    waves = []
+
+    def wave(names, setting, context, prepared_by, deadline, report):
+        waves.append(list(names))
+        for name in names:
+            if name != "large" or len(names) == 1:
+                report(Outcome(name, {}))
+        return ["large"] if len(names) > 1 else []
+
+    monkeypatch.setattr(runner, "_run_wave", wave)
+    assert outcomes(["large", "images", "stage1"], REHEARSAL, 60).keys() == {"large", "images", "stage1"}
+    assert waves[-1] == ["large"] and waves[0] == ["large", "images", "stage1"]
+
+
+def test_running_out_of_memory_is_distinguished_from_other_failures():
+    assert runner._failure(torch.OutOfMemoryError("CUDA out of memory"))[0] == runner.NO_MEMORY
+    kind, reason = runner._failure(RuntimeError("no compiler\nfound"))
+    assert kind == runner.FAILED and "no compiler" in reason and "\n" not in reason
+
+
+def test_a_ratio_of_at_least_one_meets_the_target():
+    figures = {"stage1": Figures(1500.0), "stage2_memory": Figures(44.0), "stage1_taming": Figures(70.0)}
+    rows = {row["row"]: row for row in table(figures, {"large": "out of memory"})}
+    assert rows["stage1"]["ratio"] == 2 and rows["stage1"]["peer"] == 70 and "missed" not in printed(rows["stage1"])
+    assert rows["stage2_memory"]["ratio"] == 0.5 and "missed" in printed(rows["stage2_memory"])
+    assert rows["large"]["ours"] is None and "out of memory" in printed(rows["large"])
+    assert rows.keys() == {"stage1", "stage2_memory", "stage1_taming", "large"}
+
+
+def test_results_are_written_after_each_measurement_and_earlier_rows_stay(tmp_path, capsys):
+    path = str(tmp_path / "gpu.json")
+    header = {"name": "gpu", "machine": {"gpu": "A"}, "rehearsal": False, "date": "2026-01-01", "commit": "c0"}
+
+    def rows():
+        return {row["row"]: row for row in json.loads(open(path).read())["rows"]}
+
+    results = Results(path, header)
+    results.add(Outcome("large", {"large": Figures(0.4)}))
+    assert rows().keys() == {"large"}
+    results.add(Outcome("stage1", {"stage1": Figures(700.0)}))
+    assert rows().keys() == {"stage1", "large"}
+    later = Results(path, {**header, "date": "2026-01-02"})
+    later.add(Outcome("stage1", {}, "out of memory"))
+    later.add(Outcome("large", {"large": Figures(0.5)}))
+    assert rows()["stage1"]["ours"] == 700 and rows()["stage1"]["date"] == "2026-01-01"
+    assert rows()["large"]["ours"] == 0.5 and rows()["large"]["date"] == "2026-01-02"
+    Results(path, {**header, "machine": {"gpu": "B"}}).add(Outcome("large", {"large": Figures(0.6)}))
+    assert rows().keys() == {"large"}
+    assert "out of memory" in capsys.readouterr().out
