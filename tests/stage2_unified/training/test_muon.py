@@ -4,8 +4,11 @@ from copy import deepcopy
 
 import pytest
 import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from medunifier.shared.errors import UserError
 from medunifier.stage2_unified.training import muon
 from medunifier.stage2_unified.training.build import make_optimizers
 from medunifier.stage2_unified.training.config import DecoderOptimConfig
@@ -163,6 +166,17 @@ def test_an_update_has_the_size_of_adamw():
 def test_parameters_other_than_matrices_are_refused():
     with pytest.raises(ValueError, match="matrices"):
         Muon([torch.nn.Parameter(torch.zeros(3))])
+
+
+def test_sharded_matrices_are_refused_before_the_first_step():
+    """An update from a part of a matrix would be wrong without an error."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        sharded = distribute_tensor(torch.zeros(4, 6), init_device_mesh("cpu", (1,)), [Shard(0)])
+        with pytest.raises(UserError, match="adamw"):
+            Muon([torch.nn.Parameter(sharded)])
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("kind", ["muon", "adamw"])
