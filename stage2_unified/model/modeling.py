@@ -174,7 +174,14 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self._wrap_layers()
 
     def compile_layers(self) -> None:
-        """Compile each decoder layer whole; all share one graph for each shape."""
+        """Compile each decoder layer whole, without graph breaks; all layers share one graph for each shape.
+
+        A graph is for one shape: kernels for any shape are slower, and a training has few (``report_buckets``).
+        """
+        # DDP would split the graphs at its gradient buckets, which fails under gradient checkpointing.
+        torch._dynamo.config.optimize_ddp = False
+        # Two passes for each bucket, in training and in validation, beside the embeddings of several micro-batches.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 32)
         self._compiled = True
         self._wrap_layers()
 
@@ -182,7 +189,7 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
         for layer in self.model.layers:
             vars(layer).pop("forward", None)
             if self._compiled:
-                layer.forward = torch.compile(layer.forward, fullgraph=True)
+                layer.forward = torch.compile(layer.forward, fullgraph=True, dynamic=False)
             # Outside the compiled part, and not by transformers, which drops the cache of a checkpointed layer.
             if self._checkpoint is not None:
                 layer.forward = partial(self._checkpoint, layer.forward)

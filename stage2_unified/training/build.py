@@ -74,8 +74,6 @@ def build_model(
         load_backbone(model, config.model.pretrained)
     if config.lora.rank:
         add_adapters(model, config.lora.rank, config.lora.alpha)
-    if config.compile:
-        model.compile_layers()
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     return model

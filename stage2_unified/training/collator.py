@@ -3,12 +3,12 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from medunifier.data.shards.dataset import Sample
 from medunifier.shared.errors import UserError
@@ -61,6 +61,34 @@ def key64(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)
 
 
+BUCKETS = 3
+"""Widths that the reports of a training are padded to. Each costs two graphs to compile: one for each pass."""
+_MULTIPLE = 8  # of the widths: matrix products of other sizes are slower on a GPU
+
+
+def report_buckets(lengths: Sequence[int], studies: int, longest: int) -> tuple[int, ...]:
+    """Return at most ``BUCKETS`` ascending widths, the last one ``longest``, that pad batches of reports least.
+
+    A batch is as wide as its longest report, so that most batches of many studies have nearly one width: if a
+    fraction F of the reports fits into a width, so does a fraction F^B of the batches of B.
+
+    Args:
+        lengths: ids of some reports of the training set.
+        studies: B of a batch.
+        longest: bound on the ids of a report.
+    """
+    ordered = np.sort(lengths)
+    widths = [*range(_MULTIPLE, longest, _MULTIPLE), longest]
+    fitting = {width: (np.searchsorted(ordered, width, side="right") / len(ordered)) ** studies for width in widths}
+
+    def mean_width(chosen: tuple[int, ...]) -> float:
+        fractions = [fitting[width] for width in chosen[:-1]] + [1.0]
+        return float(np.dot(np.diff(fractions, prepend=0.0), chosen))
+
+    smaller = combinations(widths[:-1], min(BUCKETS, len(widths)) - 1)
+    return min(((*chosen, longest) for chosen in smaller), key=mean_width)
+
+
 class StudyCollator:
     """Collate samples of token shards into a :class:`StudyBatch`, each with its ``prior`` where it has one.
 
@@ -72,6 +100,9 @@ class StudyCollator:
         section_dropout: fraction of the reports with several sections that are reduced to one of them.
         max_views: images of a study at most.
         view_dropout: fraction of the studies with several images that are reduced to one.
+        buckets: ascending widths that reports are padded to (:func:`report_buckets`). Images are then padded to
+            ``max_views``, so that a training has as many shapes as buckets.
+        prior: with ``buckets``, whether there is room for an image of the prior study in every batch.
     """
 
     def __init__(
@@ -83,16 +114,21 @@ class StudyCollator:
         section_dropout: float = 0.0,
         max_views: int = 1,
         view_dropout: float = 0.0,
+        buckets: Sequence[int] = (),
+        prior: bool = False,
     ) -> None:
         self.codec, self.text_dropout, self.seed, self.training = codec, text_dropout, seed, training
         self.section_dropout, self.max_views, self.view_dropout = section_dropout, max_views, view_dropout
+        self.buckets, self.prior = buckets, prior
 
     def __call__(self, samples: Sequence[tuple[int, Sample]]) -> StudyBatch:
         studies: list[dict[str, Any]] = [self._study(position, sample) for position, sample in samples]
-        report, length = pad_reports([study["report"] for study in studies], self.codec.vocabulary[PAD])
-        codes, view = self._padded([study["images"] for study in studies])
+        reports, static = [study["report"] for study in studies], bool(self.buckets)
+        report, length = pad_reports(reports, self.codec.vocabulary[PAD], self.buckets)
+        codes, view = self._padded([study["images"] for study in studies], self.max_views if static else 1)
         priors = [study["prior"] for study in studies]
-        prior_codes, prior_view = self._padded(priors) if any(len(view) for _, view in priors) else (None, None)
+        has_prior = self.prior if static else any(len(view) for _, view in priors)
+        prior_codes, prior_view = self._padded(priors, 1) if has_prior else (None, None)
         return StudyBatch(
             # With one image a study only a prior can be absent.
             images=ImageSpans(codes, view, prior_codes, prior_view, self.max_views == 1 and prior_view is None),
@@ -103,11 +139,17 @@ class StudyCollator:
             drop_text=torch.tensor([study["drop_text"] for study in studies]),
         )
 
-    def _padded(self, images: Sequence[tuple[np.ndarray, list[int]]]) -> tuple[Tensor, Tensor]:
-        """Return (S, N) codes and S view ids of each study as (B, S, N) and (B, S), padded."""
-        codes = pad_sequence([torch.from_numpy(codes) for codes, _ in images], batch_first=True)
-        views = [torch.tensor(view, dtype=torch.long) for _, view in images]
-        return codes, pad_sequence(views, batch_first=True, padding_value=self.codec.vocabulary[PAD])
+    def _padded(self, images: Sequence[tuple[np.ndarray, list[int]]], least: int) -> tuple[Tensor, Tensor]:
+        """Return (S, N) codes and S view ids of each study as (B, S, N) and (B, S), padded to ``least`` or more."""
+        count = max(least, *(len(view) for _, view in images))
+        codes = torch.zeros(len(images), count, images[0][0].shape[-1], dtype=torch.long)
+        view = torch.full((len(images), count), self.codec.vocabulary[PAD])
+        for study, (numbers, names) in enumerate(images):
+            codes[study, : len(names)], view[study, : len(names)] = (
+                torch.from_numpy(numbers),
+                torch.tensor(names).long(),
+            )
+        return codes, view
 
     def _images(self, sample: Sample, numbers: Sequence[int]) -> tuple[np.ndarray, list[int]]:
         """Return (S, N) codes and S view ids of the images with these numbers."""

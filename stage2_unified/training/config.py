@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field, fields
 from typing import Literal
 
-from medunifier.shared.training.config import LoopConfig, OptimConfig
+from medunifier.shared.training.config import CompileSetting, LoopConfig, OptimConfig
 
 
 @dataclass(frozen=True)
@@ -178,9 +178,9 @@ class Stage2Config:
     """Optimizer."""
     loop: LoopConfig = field(default_factory=LoopConfig)
     """Length of the training and intervals."""
-    compile: bool = False
-    """Use torch.compile for the norms and feed-forward parts of the decoder's layers. Needs a C++ compiler, and a
-    minute at the start."""
+    compile: CompileSetting = "auto"
+    """Compile the decoder's layers and the loss of its tokens with torch.compile: true, false or auto, which is true
+    on a GPU. Takes a minute or two at the start, and on a CPU a C++ compiler."""
     gradient_checkpointing: bool = False
     """Recompute each decoder layer in the backward pass: less memory, about a third more arithmetic, the same
     gradients."""

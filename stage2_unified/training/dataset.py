@@ -50,9 +50,10 @@ class StudiesWithText:
         """Number of studies that have a prior one."""
         return sum(self._prior_of[number] is not None for number in self.numbers)
 
-    def reports(self) -> Iterator[dict[str, str]]:
-        """Yield the report of every study, by section."""
-        return (dict(self.dataset.info(number)["report"]) for number in self.numbers)
+    def reports(self, limit: int | None = None) -> Iterator[dict[str, str]]:
+        """Yield the report of every study, by section; or of about ``limit`` studies spread over the data set."""
+        step = max(1, len(self.numbers) // limit) if limit else 1
+        return (dict(self.dataset.info(number)["report"]) for number in self.numbers[::step])
 
 
 def check_fingerprint(manifest: dict[str, Any], tokenizer: FrozenTokenizer, shards: str | Path) -> None:

@@ -7,7 +7,7 @@ from accelerate.utils import set_seed
 from medunifier.data.shards.dataset import ShardDataset
 from medunifier.data.shards.loader import training_stream
 from medunifier.shared.errors import UsageError, UserError
-from medunifier.shared.training.config import MAY_CHANGE
+from medunifier.shared.training.config import MAY_CHANGE, use_compile
 from medunifier.shared.training.distributed import barrier, is_main, on_cpu, warn_if_alone, world_size
 from medunifier.shared.training.loop import check_global_batch, train, use_threads
 from medunifier.shared.training.memory import warn_if_too_large
@@ -24,7 +24,7 @@ from medunifier.stage2_unified.training.build import (
     model_config,
     run_text_tokenizer,
 )
-from medunifier.stage2_unified.training.collator import StudyCollator
+from medunifier.stage2_unified.training.collator import StudyCollator, report_buckets
 from medunifier.stage2_unified.training.config import Stage2Config
 from medunifier.stage2_unified.training.dataset import StudiesWithText, check_fingerprint
 from medunifier.stage2_unified.training.four_objectives import FourObjectives
@@ -32,6 +32,8 @@ from medunifier.stage2_unified.training.fsdp import checkpoint_whole, shard, tak
 from medunifier.stage2_unified.training.task import UnifiedTask
 
 MODEL = "model"
+MEASURED_REPORTS = 400
+"""Reports whose lengths the buckets are chosen from."""
 
 
 def train_unified(config: Stage2Config) -> None:
@@ -44,8 +46,6 @@ def train_unified(config: Stage2Config) -> None:
     sharded = take_over_fsdp()
     if sharded and config.lora.rank:
         raise UsageError("lora.rank: adapters are not sharded; use configs/accelerate/ddp.yaml")
-    if sharded and config.compile:
-        raise UsageError("compile: not supported with FSDP, where its gradients are untested; leave it out")
     accelerator = Accelerator(
         cpu=on_cpu(), mixed_precision=loop.mixed_precision, gradient_accumulation_steps=loop.accumulation
     )
@@ -87,6 +87,8 @@ def train_unified(config: Stage2Config) -> None:
             flush=True,
         )
     objectives = FourObjectives(model, config.weights, config.negative_hardness)
+    if use_compile(config.compile, accelerator.device):
+        objectives.compile_parts()
     if sharded:
         shard(objectives.to(accelerator.device), bf16=loop.mixed_precision == "bf16")
         unprepared = make_optimizers(model, config.optim)
@@ -94,10 +96,22 @@ def train_unified(config: Stage2Config) -> None:
         optimizers = [AcceleratedOptimizer(optimizer) for optimizer in unprepared]
     else:
         objectives, *optimizers = accelerator.prepare(objectives, *make_optimizers(model, config.optim))
-    task = UnifiedTask(objectives, optimizers, accelerator, config, run, validation, processor, tokenizer, sharded)
     data = config.data
+    lengths = [len(processor.codec.encode(report)) for report in training.reports(limit=MEASURED_REPORTS)]
+    buckets = report_buckets(lengths, loop.batch_size, data.max_report_tokens)
+    task = UnifiedTask(
+        objectives, optimizers, accelerator, config, run, validation, processor, tokenizer, sharded, buckets
+    )
     collate = StudyCollator(
-        processor.codec, data.text_dropout, loop.seed, True, data.section_dropout, data.max_views, data.view_dropout
+        processor.codec,
+        text_dropout=data.text_dropout,
+        seed=loop.seed,
+        training=True,
+        section_dropout=data.section_dropout,
+        max_views=data.max_views,
+        view_dropout=data.view_dropout,
+        buckets=buckets,
+        prior=data.prior,
     )
     train(task, accelerator, run, training_stream(training, collate, loop), loop)
     from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline, model_fingerprint

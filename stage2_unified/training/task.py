@@ -1,6 +1,6 @@
 """The stage-2 task of the training loop: optimizer steps over the four objectives, and validation with samples."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -37,6 +37,7 @@ class UnifiedTask:
     """Train :class:`FourObjectives` (``objectives`` and its ``optimizers``, prepared by Accelerate).
 
     A ``sharded`` model generates its validation samples on all processes, since each holds a part of the weights.
+    Validation reports are padded to the ``buckets`` of the training ones, so that compiled layers see no more shapes.
     """
 
     objectives: Any
@@ -48,6 +49,7 @@ class UnifiedTask:
     processor: MedUnifierProcessor
     tokenizer: FrozenTokenizer
     sharded: bool = False
+    buckets: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         self._update = OptimizerStep(
@@ -118,7 +120,8 @@ class UnifiedTask:
         result = dict(zip(names, means.tolist(), strict=True))
         self._warn_at_chance(result, step)
         if is_main() or self.sharded:
-            with self.accelerator.autocast():
+            # Not compiled: each token would be a graph of its own.
+            with self.accelerator.autocast(), torch.compiler.set_stance("force_eager"):
                 self.accelerator.unwrap_model(self.objectives).call_with_model(
                     lambda model: self._samples(model, step)
                 )
@@ -190,7 +193,8 @@ class UnifiedTask:
         self.run.text("reports", step, "\n".join(lines))
 
     def _collator(self) -> StudyCollator:
-        return StudyCollator(self.processor.codec, max_views=self.config.data.max_views)
+        data = self.config.data
+        return StudyCollator(self.processor.codec, max_views=data.max_views, buckets=self.buckets, prior=data.prior)
 
     @property
     def _model(self) -> MedUnifierForConditionalGeneration:

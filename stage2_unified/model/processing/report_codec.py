@@ -79,10 +79,15 @@ def sections_of(text_choice: str) -> tuple[str, ...]:
     return sections
 
 
-def pad_reports(reports: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
-    """Return lists of ids as (B, T), padded on the right, and their (B,) lengths."""
+def pad_reports(reports: Sequence[Sequence[int]], pad: int, widths: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+    """Return lists of ids as (B, T), padded on the right, and their (B,) lengths.
+
+    T is the first of the ascending ``widths`` that holds the longest list, or its length if none does.
+    """
     length = torch.tensor([len(ids) for ids in reports])
-    padded = torch.full((len(reports), max(1, int(length.max()))), pad, dtype=torch.long)
+    longest = max(1, int(length.max()))
+    width = next((width for width in widths if width >= longest), longest)
+    padded = torch.full((len(reports), width), pad, dtype=torch.long)
     for number, ids in enumerate(reports):
         padded[number, : len(ids)] = torch.tensor(ids, dtype=torch.long)
     return padded, length
