@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from medunifier.shared.training.compiling import CompileSetting
 from medunifier.shared.training.config import LoopConfig, OptimConfig
 
 
@@ -260,8 +261,9 @@ class Stage1Config:
     """Optimizer of the generator and of the discriminator."""
     loop: LoopConfig = field(default_factory=LoopConfig)
     """Length of the training, logging and checkpoints."""
-    compile: bool = False
-    """Compile the blocks of encoder and decoder with torch.compile. Needs a compiler, and minutes at the start."""
+    compile: CompileSetting = "auto"
+    """Compile tokenizer, perceptual net and discriminator with torch.compile: true, false or auto, which is true on a
+    GPU. Takes minutes at the start, and on a CPU a C++ compiler."""
     gradient_checkpointing: bool = False
     """Gradient checkpointing: less memory per step, about a third more FLOPs, the same gradients."""
     ema_decay: float = 0.999

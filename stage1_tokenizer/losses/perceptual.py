@@ -1,9 +1,9 @@
 """LPIPS, the perceptual distance of Zhang et al. (2018), with the nets and lin layers of the ``lpips`` package.
 
-The forward pass is reimplemented for two reasons: the package takes the square root of a sum of squares, whose
-gradient is infinite where all features are zero (flat black borders of a radiograph), and it applies dropout in
-training mode. The backbone's weights are read from a file whose checksum is verified, or are random if the
-configuration requests it.
+The forward pass is reimplemented for three reasons: the package takes the square root of a sum of squares, whose
+gradient is infinite where all features are zero (flat black borders of a radiograph); it applies dropout in training
+mode; and it stores normalized float32 copies of all features, where here a compiler reads the features once. The
+backbone's weights are read from a file whose checksum is verified, or are random if the configuration requests it.
 """
 
 import warnings
@@ -43,6 +43,11 @@ class PerceptualDistance(nn.Module):
 
     name: str
     metric: str
+
+    def loss(self, images: Tensor, others: Tensor) -> Tensor:
+        """Return the mean distance, scalar. Compiled in training, where all batches have one shape."""
+        mean: Tensor = self(images, others).mean()
+        return mean
 
     def freeze(self) -> None:
         """Disable gradients and set evaluation mode. Call after the weights are loaded."""
@@ -92,18 +97,22 @@ class Lpips(PerceptualDistance):
 
     def forward(self, images: Tensor, others: Tensor) -> Tensor:
         """(B, 1 or 3, H, W) twice, in [-1, 1] -> (B,) distances, 0 for equal images. Grey is repeated 3 times."""
+        # Two passes, not one over both: an image without gradient then needs no backward pass.
         features = [self._features(x) for x in (images, others)]
         total = images.new_zeros(len(images), dtype=torch.float32)
         for number, (a, b) in enumerate(zip(*features, strict=True)):
-            weight = getattr(self, f"lin{number}").model[-1].weight
-            difference = (unit_features(a.float()) - unit_features(b.float())).square()
-            total = total + nn.functional.conv2d(difference, weight.float()).mean(dim=(1, 2, 3))
+            weight = getattr(self, f"lin{number}").model[-1].weight.float()  # (1, C, 1, 1)
+            difference = unit_features(a) - unit_features(b)
+            total = total + (weight * difference.square()).sum(dim=1).mean(dim=(1, 2))
         return total
 
-    def _features(self, images: Tensor) -> tuple[Tensor, ...]:
+    def _features(self, images: Tensor) -> list[Tensor]:
         if images.shape[1] == 1:
             images = images.expand(-1, 3, -1, -1)
-        taps: tuple[Tensor, ...] = tuple(self.net(self.scaling_layer(images)))
+        x, taps = self.scaling_layer(images), []
+        for number in range(1, self._taps + 1):
+            x = self.net.get_submodule(f"slice{number}")(x)
+            taps.append(x)
         return taps
 
     def _load_lin_layers(self, net: str) -> None:
@@ -141,7 +150,8 @@ def load_renamed(net: nn.Module, state: Mapping[str, Tensor], names: Mapping[str
 
 
 def unit_features(features: Tensor) -> Tensor:
-    """Normalize (B, C, H, W) over the channels. Value and gradient are finite where the norm is 0."""
+    """Normalize (B, C, H, W) over the channels -> float32. Value and gradient are finite where the norm is 0."""
+    features = features.float()
     return features / (features.square().sum(dim=1, keepdim=True) + EPSILON).sqrt()
 
 

@@ -55,7 +55,7 @@ class RadiographFeatures(PerceptualDistance):
         """(B, 1 or 3, H, W) twice, in [-1, 1] -> (B,) distances, 0 for equal images."""
         total = images.new_zeros(len(images), dtype=torch.float32)
         for a, b in zip(self._features(images), self._features(others), strict=True):
-            difference = unit_features(a.float()) - unit_features(b.float())
+            difference = unit_features(a) - unit_features(b)
             total = total + difference.square().sum(dim=1).mean(dim=(1, 2))
         return total / len(TAPS)
 

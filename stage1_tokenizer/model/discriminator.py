@@ -7,6 +7,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from medunifier.stage1_tokenizer.model.layers import GroupNorm
+
 
 class PatchDiscriminator(nn.Module):
     """4x4 convolutions, ``layers`` of them with stride 2; three have a receptive field of 70 x 70 pixels.
@@ -31,7 +33,7 @@ class PatchDiscriminator(nn.Module):
             # BatchNorm adds a bias, so taming's convolutions before it have none.
             sequence += [
                 nn.Conv2d(in_width, out_width, 4, stride=stride, padding=1, bias=norm == "group"),
-                nn.BatchNorm2d(out_width) if norm == "batch" else nn.GroupNorm(min(32, out_width // 4), out_width),
+                nn.BatchNorm2d(out_width) if norm == "batch" else GroupNorm(min(32, out_width // 4), out_width),
                 nn.LeakyReLU(0.2),
             ]
             in_width = out_width

@@ -10,9 +10,32 @@ from torch.nn.functional import interpolate, pad, silu
 from torch.utils.checkpoint import checkpoint
 
 
-def group_norm(channels: int, groups: int) -> nn.GroupNorm:
+class GroupNorm(nn.GroupNorm):
+    """``nn.GroupNorm``, except that a bfloat16 or float16 map stays one: (B, C, H, W) -> the same shape and dtype.
+
+    Autocast runs ``nn.GroupNorm`` in float32 and returns a float32 copy of the map, twice its size. Here the
+    statistics are float32, and one scale and shift per image and channel are applied to the map; a compiler fuses
+    conversion, normalization and the activation that follows into one pass. The statistics are reduced to channels
+    before groups: in channels-last memory neighbouring channels are neighbours, and a group is not contiguous.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype not in (torch.bfloat16, torch.float16):
+            return super().forward(x)
+        batch, channels = x.shape[:2]
+        variances, means = torch.var_mean(x.float(), dim=(2, 3), correction=0)  # (B, C)
+        means = means.view(batch, self.num_groups, -1)
+        mean = means.mean(dim=2, keepdim=True)
+        # Of a group: the mean of the channels' variances and the variance of their means.
+        variance = (variances.view_as(means) + (means - mean).square()).mean(dim=2, keepdim=True)  # (B, groups, 1)
+        scale = (variance + self.eps).rsqrt() * self.weight.float().view(1, self.num_groups, -1)
+        shift = self.bias.float().view(1, self.num_groups, -1) - mean * scale
+        return (x.float() * scale.view(batch, channels, 1, 1) + shift.view(batch, channels, 1, 1)).to(x.dtype)
+
+
+def group_norm(channels: int, groups: int) -> GroupNorm:
     """Return a GroupNorm with taming's epsilon."""
-    return nn.GroupNorm(groups, channels, eps=1e-6)
+    return GroupNorm(groups, channels, eps=1e-6)
 
 
 def swish(x: Tensor) -> Tensor:
@@ -213,7 +236,11 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(width, out_ch, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
+        return self.conv_out(self.features(z))
+
+    def features(self, z: Tensor) -> Tensor:
+        """Return the input of the last convolution, (B, ch * ch_mult[0], h * 2^(levels - 1), w * 2^(levels - 1))."""
         h = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             h = level(h)
-        return self.conv_out(swish(self.norm_out(h)))
+        return swish(self.norm_out(h))

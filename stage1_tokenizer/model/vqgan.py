@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from medunifier.shared.training.compiling import compile_method
 from medunifier.stage1_tokenizer.config import ModelConfig, model_config
 from medunifier.stage1_tokenizer.model.haar import build_front_end
 from medunifier.stage1_tokenizer.model.layers import CheckpointedBlocks, Decoder, Encoder
@@ -74,21 +75,15 @@ class VQGAN(nn.Module):
             model.decoder(model.post_quant_conv(model.quant_conv(h)))
         return int(counter.get_total_flops())
 
-    def compile_blocks(self) -> None:
-        """Compile the expensive parts with torch.compile: levels and middle block of encoder and decoder.
+    def compile_graphs(self) -> None:
+        """Compile training: encoder, quantizer and decoder up to its last convolution, one graph each.
 
-        The last layer is not compiled. The adaptive weight differentiates there and retains the graph for the update,
-        and a compiled region with a retained graph raises an error about donated buffers (bytetriper/RAE#74).
+        The last convolution is not compiled. The adaptive weight differentiates it alone and retains its graph for
+        the update; a compiled graph would be differentiated as a whole, and cannot be retained (donated buffers).
         """
-        blocks = [module for module in self.modules() if isinstance(module, CheckpointedBlocks)]
-        # Levels share one `forward`, and PyTorch counts the graphs of all of them against one limit (8), beyond which
-        # they run uncompiled. Twice the number of blocks, for training and evaluation mode.
-        limit = torch._dynamo.config.recompile_limit
-        torch._dynamo.config.recompile_limit = max(limit, 2 * len(blocks))
-        for block in blocks:
-            # By default the shape of the second level makes sizes symbolic, for which Inductor's C++ code generation
-            # fails. The batch size of a training is constant: shapes are static.
-            block.compile(dynamic=False)
+        compile_method(self, "encode")
+        compile_method(self.quantize, "quantize")
+        compile_method(self, "decoder_features")
 
     def encode(self, images: Tensor) -> Tensor:
         """(B, 1, H, W) in [-1, 1] -> vectors (B, D, h, w), before quantization.
@@ -101,7 +96,11 @@ class VQGAN(nn.Module):
 
     def decode(self, z_q: Tensor) -> Tensor:
         """(B, D, h, w) codebook entries -> images (B, 1, H, W), about [-1, 1], not clamped."""
-        return self.front_end.inverse(self.decoder(self.post_quant_conv(z_q)))
+        return self.front_end.inverse(self.decoder.conv_out(self.decoder_features(z_q)))
+
+    def decoder_features(self, z_q: Tensor) -> Tensor:
+        """(B, D, h, w) codebook entries -> input of the decoder's last convolution."""
+        return self.decoder.features(self.post_quant_conv(z_q))
 
     def encode_indices(self, images: Tensor) -> Tensor:
         """(B, 1, H, W) in [-1, 1] -> codes (B, h, w), int64."""

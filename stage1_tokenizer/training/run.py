@@ -41,7 +41,9 @@ def train_tokenizer(config: Stage1Config) -> None:
     training = ShardDataset(config.data.shards, "train")
     validation = _validation(config.data.shards, training)
     check_global_batch(config.run_dir, loop)
-    run = RunFolder(config.run_dir, config, MAY_CHANGE + ("data.shards", "data.pictures", "gradient_checkpointing"))
+    run = RunFolder(
+        config.run_dir, config, MAY_CHANGE + ("data.shards", "data.pictures", "gradient_checkpointing", "compile")
+    )
     task = TokenizerTask(config, accelerator, run, validation)
     collate = partial(collate_images, size=config.model.resolution, seed=loop.seed)
     train(task, accelerator, run, training_stream(training, collate, loop), loop)

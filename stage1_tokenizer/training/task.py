@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from medunifier.data.shards.dataset import ShardDataset
 from medunifier.data.shards.loader import batches_once
 from medunifier.shared.report_page.plots import labelled_rows
+from medunifier.shared.training.compiling import compile_method, use_compile
 from medunifier.shared.training.config import OptimConfig
 from medunifier.shared.training.distributed import is_main, rank, world_size
 from medunifier.shared.training.loop import FLOP
@@ -58,16 +59,21 @@ class TokenizerTask:
         self, config: Stage1Config, accelerator: Accelerator, run: RunFolder, validation: ShardDataset
     ) -> None:
         self.config, self._accelerator, self._run, self._validation = config, accelerator, run, validation
+        compiled = use_compile(config.compile, accelerator.device)
+        if accelerator.device.type == "cuda":
+            torch.backends.cudnn.benchmark = True  # the shapes of a training are constant
         self._perceptual = build_perceptual(config.loss.perceptual)
         if self._perceptual is not None:
             self._perceptual.to(accelerator.device).to(memory_format=torch.channels_last)
+            if compiled:
+                compile_method(self._perceptual, "loss")
         generator = VQGAN(config.model).to(accelerator.device).to(memory_format=torch.channels_last)
         self._flop_an_image = generator.flop_an_image()
         self.average = ExponentialMovingAverage(generator, config.ema_decay)
         if config.gradient_checkpointing:
             generator.gradient_checkpointing()
-        if config.compile:  # after the EMA was copied, which is not trained
-            generator.compile_blocks()
+        if compiled:  # after the EMA was copied, which is not trained
+            generator.compile_graphs()
         self._generator: Any = accelerator.prepare(generator)
         self._update_generator = self._optimizer_step(self._generator, build_optimizer(generator, config.optim))
         self._discriminator: Any = None
@@ -77,6 +83,8 @@ class TokenizerTask:
                 config.model.out_ch, adversary.width, adversary.layers, adversary.norm
             ).to(accelerator.device)
             discriminator = discriminator.to(memory_format=torch.channels_last)
+            if compiled:
+                compile_method(discriminator, "forward")
             self._discriminator = accelerator.prepare(discriminator)
             self._update_discriminator = self._optimizer_step(
                 self._discriminator, build_optimizer(discriminator, config.optim)
@@ -97,7 +105,7 @@ class TokenizerTask:
         self._generator.train()
         figures: dict[str, Tensor] = {}
         for images in micro_batches:
-            images = images.to(self._accelerator.device, memory_format=torch.channels_last)
+            images = images.to(self._accelerator.device, memory_format=torch.channels_last, non_blocking=True)
             images = images.expand(-1, self.config.model.out_ch, -1, -1)
             with self._accumulate():
                 found = self._micro_step(images, step)
@@ -134,7 +142,7 @@ class TokenizerTask:
             loss = loss + config.l2_weight * figures["l2"]
         if self._perceptual is not None:
             with self._accelerator.autocast():
-                figures["perceptual"] = self._perceptual(images, leaf).mean()
+                figures["perceptual"] = self._perceptual.loss(images, leaf)
             loss = loss + config.perceptual_weight * figures["perceptual"]
         (gradient,) = torch.autograd.grad(loss, leaf)
         share = adversarial_ramp(step, config.discriminator) if self._discriminator is not None else 0.0
@@ -157,10 +165,12 @@ class TokenizerTask:
         return {name: value.detach() for name, value in figures.items()}
 
     def _adversarial(self, leaf: Tensor) -> tuple[Tensor, Tensor]:
-        # Without DDP's wrapper: this pass computes no gradients of the discriminator, and DDP would wait for them.
-        discriminator = self._accelerator.unwrap_model(self._discriminator)
+        # Without DDP's wrapper: this pass computes no gradients of the discriminator, and DDP would wait for them. A
+        # compiled graph would compute them even so, if its weights required them.
+        discriminator = self._accelerator.unwrap_model(self._discriminator).requires_grad_(False)
         with self._accelerator.autocast():
             loss = hinge_generator_loss(discriminator(leaf).float())
+        discriminator.requires_grad_(True)
         return loss, torch.autograd.grad(loss, leaf)[0]
 
     def _discriminator_step(self, images: Tensor, reconstruction: Tensor, step: int) -> dict[str, Tensor]:

@@ -30,9 +30,11 @@ class CosineQuantizer(DeadCodeReplacementQuantizer):
         vectors, codebook = normalize(vectors, dim=1), self.codebook()
         codes = nearest_entry(vectors, codebook)
         entries = codebook[codes]
-        self.record_usage(vectors, codes)
         losses = {
             "codebook": self.config.codebook_weight * mse_loss(entries, vectors.detach()),
             "commitment": self.config.commitment_weight * mse_loss(vectors, entries.detach()),
         }
         return vectors + (entries - vectors).detach(), codes, losses
+
+    def record_usage(self, vectors: Tensor, codes: Tensor) -> None:
+        super().record_usage(normalize(vectors, dim=1), codes)

@@ -34,15 +34,13 @@ class EMAQuantizer(DeadCodeReplacementQuantizer):
     def quantize(self, vectors: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         codes = nearest_entry(vectors, self.embedding.weight)
         entries = self.embedding(codes)
-        self.record_usage(vectors, codes)
         losses = {"commitment": self.config.commitment_weight * mse_loss(vectors, entries)}
         return vectors + (entries - vectors).detach(), codes, losses
 
     def record_usage(self, vectors: Tensor, codes: Tensor) -> None:
         super().record_usage(vectors, codes)
-        if self.training and torch.is_grad_enabled():
-            sums = torch.zeros_like(self.total).index_add_(0, codes, vectors.detach())
-            self._sums = sums if self._sums is None else self._sums + sums
+        sums = torch.zeros_like(self.total).index_add_(0, codes, vectors)
+        self._sums = sums if self._sums is None else self._sums + sums
 
     def update_codebook(self, counts: Tensor) -> None:
         assert self._sums is not None  # noqa: S101 - narrows a type
@@ -51,11 +49,11 @@ class EMAQuantizer(DeadCodeReplacementQuantizer):
         self.total.lerp_(all_reduce_sum(self._sums), weight)
         self._sums = None
         # An unused entry does not move: numerator and denominator decay at the same rate, until both vanish.
-        alive = self.count > 1e-6
-        self.embedding.weight[alive] = self.total[alive] / self.count[alive, None]
+        alive = self.count[:, None] > 1e-6
+        self.embedding.weight.copy_(torch.where(alive, self.total / self.count[:, None], self.embedding.weight))
 
-    def set_entries(self, codes: Tensor, vectors: Tensor) -> None:
-        super().set_entries(codes, vectors)
+    def set_entries(self, chosen: Tensor, vectors: Tensor) -> None:
+        super().set_entries(chosen, vectors)
         count = self.count.mean()
-        self.count[codes] = count
-        self.total[codes] = vectors * count
+        self.count.copy_(torch.where(chosen, count, self.count))
+        self.total.copy_(torch.where(chosen[:, None], vectors * count, self.total))

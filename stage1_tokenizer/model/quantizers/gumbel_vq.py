@@ -7,7 +7,6 @@ so that its codes of an image differ between calls.)
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -37,27 +36,30 @@ def largest_logit(vectors: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 class GumbelQuantizer(Quantizer):
     """Taming's ``GumbelQuantize``. Uses ``kl_weight``; ``codebook_weight`` and ``commitment_weight`` have no effect.
 
-    The noise of an image is a pure function of the step and of the position of the image in the global batch, so a
-    resumed run samples the same noise as an uninterrupted one, also on another number of processes.
+    The noise of a vector is a pure function of the step and of its position in the global batch, so a resumed run
+    samples the same noise as an uninterrupted one, also on another number of processes.
     """
 
     steps: Tensor
+    first: Tensor
 
     def __init__(self, codebook_size: int, dim: int, config: QuantizerConfig) -> None:
         super().__init__(codebook_size, dim, config)
         self.proj = nn.Conv2d(dim, codebook_size, 1)
         self.embed = nn.Embedding(codebook_size, dim)
+        # Tensors, so that neither is read back from the device nor compiled as a constant:
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        # Position of the current pass' first vector in the global batch.
+        self.register_buffer("first", torch.zeros((), dtype=torch.int64), persistent=False)
         self._passes = 0  # in the current step
-        self._images = 1  # in the current pass
 
     @property
-    def temperature(self) -> float:
-        """Temperature of the current step: a cosine from ``temperature_start`` to ``temperature_end``."""
+    def temperature(self) -> Tensor:
+        """Temperature of the current step, scalar: a cosine from ``temperature_start`` to ``temperature_end``."""
         config = self.config
-        progress = min(1.0, int(self.steps) / config.temperature_steps)
+        progress = (self.steps / config.temperature_steps).clamp(max=1.0)
         high, low = config.temperature_start, config.temperature_end
-        return low + (high - low) * (1 + math.cos(math.pi * progress)) / 2
+        return low + (high - low) * (1 + torch.cos(math.pi * progress)) / 2
 
     def codebook(self) -> Tensor:
         return self.embed.weight.float()
@@ -66,7 +68,9 @@ class GumbelQuantizer(Quantizer):
         return largest_logit(vectors, self.proj.weight.flatten(1), self.proj.get_parameter("bias"))
 
     def forward(self, z: Tensor) -> Quantized:
-        self._images = len(z)
+        if self.training:
+            self.first.fill_((self._passes * world_size() + rank()) * len(z) * z[0, 0].numel())
+            self._passes += 1
         return super().forward(z)
 
     def quantize(self, vectors: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -77,25 +81,39 @@ class GumbelQuantizer(Quantizer):
         if not self.training:
             codes = logits.argmax(dim=1)
             return self.embed(codes), codes, losses
-        noisy = (logits + self._noise(logits)) / self.temperature
+        noisy = (logits + gumbel_noise(self.steps, self.first, logits)) / self.temperature
         codes = noisy.argmax(dim=1)
         # Straight-through: the hard choice forward, the gradient of the soft one backward. The entries receive the
         # gradient of the hard choice.
         soft = noisy.softmax(dim=1) @ self.embed.weight.detach()
         return self.embed(codes) + (soft - soft.detach()), codes, losses
 
-    def _noise(self, logits: Tensor) -> Tensor:
-        first = (self._passes * world_size() + rank()) * self._images
-        self._passes += 1
-        step, noise = int(self.steps), torch.empty_like(logits)
-        generator = torch.Generator(logits.device)
-        for number, part in enumerate(noise.chunk(self._images)):
-            # Hashed, since the CPU generator uses only the lower 32 bits of a seed.
-            seed = np.random.SeedSequence((step, first + number)).generate_state(1)
-            part.exponential_(generator=generator.manual_seed(int(seed[0])))
-        return -noise.log()
-
     @torch.no_grad()
     def end_step(self) -> None:
         self.steps += 1
         self._passes = 0
+
+
+_GOLDEN = -0x61C8864680B583EB
+"""2^64 / golden ratio as a signed integer, as the constants of :func:`_mix`."""
+
+
+def gumbel_noise(step: Tensor, first: Tensor, like: Tensor) -> Tensor:
+    """Return noise of the shape (N, K) of ``like``: SplitMix64 (Steele et al., 2014) of step, row and column.
+
+    Args:
+        step: scalar int64.
+        first: scalar int64, number of the first row.
+        like: (N, K).
+    """
+    rows, columns = (torch.arange(size, device=like.device) for size in like.shape)
+    counter = (first + rows)[:, None] * like.shape[1] + columns
+    uniform = ((_mix(_mix(step * _GOLDEN) + counter * _GOLDEN) >> 40 & 0x7FFFFF).float() + 0.5) / 2**23  # in (0, 1)
+    return -(-uniform.log()).log()
+
+
+def _mix(state: Tensor) -> Tensor:
+    # Products of int64 wrap around; the masks turn arithmetic into logical shifts.
+    state = (state ^ (state >> 30 & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
+    state = (state ^ (state >> 27 & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
+    return state ^ (state >> 31 & 0x1FFFFFFFF)

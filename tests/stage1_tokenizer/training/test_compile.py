@@ -1,62 +1,156 @@
-"""torch.compile: compiled training equals plain training, including the adaptive weight at the last layer, and
-gradients of the compiled, channels-last bfloat16 model equal the plain ones."""
+"""torch.compile: networks compile as one graph each, and compiled training equals plain training."""
 
-from functools import partialmethod
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
-from medunifier.shared.command import run_command
+from medunifier.shared.training.compiling import use_compile
+from medunifier.shared.training.config import LoopConfig, OptimConfig
+from medunifier.stage1_tokenizer.config import (
+    DataConfig,
+    DiscriminatorConfig,
+    LossConfig,
+    PerceptualConfig,
+    Stage1Config,
+    model_config,
+)
+from medunifier.stage1_tokenizer.losses.perceptual import build_perceptual
+from medunifier.stage1_tokenizer.model.discriminator import PatchDiscriminator
 from medunifier.stage1_tokenizer.model.vqgan import VQGAN
-from medunifier.stage1_tokenizer.train import main
-from tests.stage1_tokenizer.conftest import TINY
-from tests.stage1_tokenizer.training.test_train import losses, write_config
+from medunifier.stage1_tokenizer.training.task import TokenizerTask
+from tests.stage1_tokenizer.conftest import TINY, blobs
+
+COMPILE = torch.compile
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("options", [[], ["--gradient_checkpointing"]], ids=["plain", "checkpointed"])
-def test_compiled_training_equals_plain_training(options, image_shards, tmp_path, monkeypatch):
-    # Everything but the code generation, which needs a C++ compiler and takes minutes.
-    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager"))
-    for name, more in (("plain", []), ("compiled", ["--compile", *options])):
-        torch._dynamo.reset()
-        config = write_config(tmp_path, image_shards, tmp_path / name, steps=6, checkpoint_every=6)
-        assert run_command(main, ["--config", str(config), *more]) == 0
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
-    plain, compiled = losses(tmp_path / "plain"), losses(tmp_path / "compiled")
-    assert any("adaptive_weight" in line for line in compiled)
-    for line, expected in zip(compiled, plain, strict=True):
-        for name in line.keys() & {"l1", "codebook", "discriminator", "adaptive_weight", "validation/psnr"}:
-            assert line[name] == pytest.approx(expected[name], rel=2e-3), (line["step"], name)
-
-
-@pytest.mark.slow
-def test_levels_of_several_sizes_compile_at_every_batch_size():
-    """Inductor's C++ code failed on symbolic sizes ("truth value of Relational"), which a second level brought."""
-    for batch in (1, 2, 3):
-        torch._dynamo.reset()
-        model = VQGAN({**TINY, "ch_mult": [1, 1, 1]}).to(memory_format=torch.channels_last)
-        images = (torch.rand(batch, 1, 32, 32) * 2 - 1).contiguous(memory_format=torch.channels_last)
-        expected = model.encode(images)
-        model.compile_blocks()
-        found = model.encode(images)
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
-        if batch == 2:  # the backward pass takes as long again to compile
-            wanted = torch.autograd.grad(expected.sum(), model.encoder.conv_in.weight)[0]
-            torch.testing.assert_close(
-                torch.autograd.grad(found.sum(), model.encoder.conv_in.weight)[0], wanted, atol=1e-4, rtol=1e-3
-            )
-
-
-def test_a_model_of_many_levels_is_compiled_whole(monkeypatch):
-    """All levels share one `forward`, of which PyTorch compiles eight graphs; the others would run uncompiled."""
-    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="eager"))
+@pytest.fixture
+def no_code_generation(monkeypatch):
+    """Everything but the code generation, which needs a C++ compiler and takes minutes."""
     torch._dynamo.reset()
-    model = VQGAN({**TINY, "ch_mult": [1, 1, 1, 2, 2]})
-    with torch._dynamo.config.patch(recompile_limit=8, fail_on_recompile_limit_hit=True):
-        model.compile_blocks()
-        model(torch.rand(2, 1, 32, 32) * 2 - 1)
+    monkeypatch.setattr(
+        torch, "compile", lambda f, **settings: COMPILE(f, **settings | {"backend": "aot_eager", "options": None})
+    )
+
+
+def images(count=2, size=32):
+    return torch.stack([torch.from_numpy(blobs(number, size)) for number in range(count)])[:, None] / 127.5 - 1
+
+
+def loss_and_gradients(network, loss):
+    network.zero_grad()
+    value = loss()
+    value.backward()
+    return value.detach(), {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
+
+
+def assert_one_graph_with_equal_gradients(network, loss):
+    """``loss(call)`` is a scalar that ``call``, the network compiled or not, was used for."""
+    expected = loss_and_gradients(network, lambda: loss(network))
+    whole = COMPILE(network, fullgraph=True, dynamic=False, backend="aot_eager")
+    found = loss_and_gradients(network, lambda: loss(whole))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def vqgan_loss(call):
+    output = call(images())
+    return (output.reconstruction - images()).abs().mean() + sum(output.losses.values())
+
+
+def test_vqgan_is_one_graph():
+    torch._dynamo.reset()
+    assert_one_graph_with_equal_gradients(VQGAN(TINY), vqgan_loss)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["vq", "ema_vq", "gumbel_vq"])
+def test_vqgan_of_every_quantizer_is_one_graph_with_checkpointing(kind):
+    torch._dynamo.reset()
+    model = VQGAN({**TINY, "quantizer": {"kind": kind}})
+    model.gradient_checkpointing()
+    if kind == "gumbel_vq":  # each pass has its own noise
+        model.quantize.register_forward_hook(lambda module, *_: setattr(module, "_passes", 0))
+    assert_one_graph_with_equal_gradients(model, vqgan_loss)
+
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_discriminator_is_one_graph(norm):
+    torch._dynamo.reset()
+    assert_one_graph_with_equal_gradients(
+        PatchDiscriminator(1, 8, 1, norm), lambda call: call(images()).square().mean()
+    )
+
+
+@pytest.mark.parametrize("net", ["squeeze", *(pytest.param(net, marks=pytest.mark.slow) for net in ("vgg", "xrv"))])
+def test_perceptual_net_is_one_graph(net):
+    torch._dynamo.reset()
+    perceptual = build_perceptual(PerceptualConfig(net, "random"))
+    results = []
+    for call in (perceptual.loss, COMPILE(perceptual.loss, fullgraph=True, dynamic=False, backend="aot_eager")):
+        image = images(2, 64).flip(0).requires_grad_()
+        loss = call(images(2, 64), image)
+        results.append((loss.detach(), torch.autograd.grad(loss, image)[0]))
+    torch.testing.assert_close(results[1], results[0], atol=1e-6, rtol=1e-5)
+    assert results[0][1].abs().max() > 1e-5
+
+
+def task_figures(steps=3, **settings) -> list[dict[str, float]]:
+    """Figures of training steps on a CPU, with perceptual loss, and the adversarial loss from the second step on."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    torch.manual_seed(0)
+    adversary = DiscriminatorConfig(width=8, layers=1, start=1, ramp=1, lecam_weight=0.1)
+    config = Stage1Config(
+        DataConfig("unused"),
+        "unused",
+        model=model_config(TINY),
+        loss=LossConfig(perceptual=PerceptualConfig("squeeze", "random"), gan_weight=0.5, discriminator=adversary),
+        # So low that rounding, which the optimizer amplifies where a gradient is nearly zero, does not add up.
+        optim=OptimConfig(lr=1e-7, betas=(0.5, 0.9), warmup_steps=0),
+        loop=LoopConfig(batch_size=2, steps=steps),
+        **settings,
+    )
+    unused: Any = None
+    task = TokenizerTask(config, Accelerator(cpu=True), unused, unused)
+    return [
+        {name: float(value) for name, value in task.step([images(2), images(4)[2:]], step).items()}
+        for step in range(steps)
+    ]
+
+
+def assert_same_figures(found, expected):
+    assert "adaptive_weight" in expected[-1]
+    for step, (line, wanted) in enumerate(zip(found, expected, strict=True)):
+        assert line.keys() == wanted.keys()
+        for name, value in wanted.items():
+            # A ratio of norms, of which the small one sums gradients of both signs.
+            tolerance = 1e-3 if name == "adaptive_weight" else 1e-5
+            assert line[name] == pytest.approx(value, rel=tolerance, abs=1e-5), (step, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_compiled_training_equals_plain_training(checkpointing, no_code_generation):
+    compiled = task_figures(compile=True, gradient_checkpointing=checkpointing)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    assert_same_figures(compiled, task_figures(compile=False))
+
+
+@pytest.mark.slow
+def test_generated_code_gives_equal_losses_and_gradients():
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model = VQGAN({**TINY, "ch_mult": [1]}).to(memory_format=torch.channels_last)
+    expected = loss_and_gradients(model, lambda: vqgan_loss(model))
+    model.compile_graphs()
+    found = loss_and_gradients(model, lambda: vqgan_loss(model))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_auto_compiles_on_a_gpu_only():
+    assert use_compile("auto", "cuda:0") and not use_compile("auto", "cpu")
+    assert use_compile(True, "cpu") and not use_compile(False, "cuda")
 
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="compiled GPU kernels need a GPU")
@@ -64,28 +158,29 @@ CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="compiled GPU ke
 
 @pytest.mark.slow
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=CUDA)])
-def test_compiled_channels_last_bfloat16_gradients_equal_the_plain_ones(device, monkeypatch):
+def test_compiled_channels_last_bfloat16_gradients_equal_the_plain_ones(device, request):
     """pytorch#140913: compiled GroupNorm of four channels per group at 64 x 64 had silently wrong gradients."""
+    torch._dynamo.reset()
     if device == "cpu":
-        monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager"))
+        request.getfixturevalue("no_code_generation")
     torch.manual_seed(0)
     side, width = (256, 128) if device == "cuda" else (64, 32)
     model = VQGAN({"resolution": side, "ch": width, "norm_groups": width // 4, "ch_mult": [1, 2], "num_res_blocks": 1,
                    "attn_resolutions": [], "n_embed": 64, "embed_dim": 8, "z_channels": 32,
                    "front_end": "haar", "front_end_levels": 2}).to(device)  # fmt: skip
-    images = torch.rand(2, 1, side, side, device=device) * 2 - 1
+    batch = torch.rand(2, 1, side, side, device=device) * 2 - 1
 
     def gradients(fast):
         model.zero_grad()
         with torch.autocast(device, torch.bfloat16, enabled=fast):
-            z = model.encode(images)
+            z = model.encode(batch)
             output = model.decode(z)  # without the lookup, whose codes may change by rounding
-        (output.float() - images).square().mean().backward()
+        (output.float() - batch).square().mean().backward()
         return {name: p.grad.flatten().double() for name, p in model.named_parameters() if p.grad is not None}
 
     plain = gradients(fast=False)
-    model.to(memory_format=torch.channels_last).compile_blocks()
-    images = images.contiguous(memory_format=torch.channels_last)
+    model.to(memory_format=torch.channels_last).compile_graphs()
+    batch = batch.contiguous(memory_format=torch.channels_last)
     found = gradients(fast=True)
     assert found.keys() == plain.keys() and len(plain) > 50
     for name, expected in plain.items():
