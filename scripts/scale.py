@@ -23,6 +23,7 @@ from medunifier.shared.artifacts import atomic_file, read_json
 from medunifier.shared.command import run_command
 from medunifier.shared.config import parse_config
 from medunifier.shared.training.hardware import GIB
+from medunifier.shared.training.memory import Size
 from medunifier.stage1_tokenizer.config import DiscriminatorConfig, ModelConfig, model_config
 from medunifier.stage1_tokenizer.model.discriminator import PatchDiscriminator
 from medunifier.stage1_tokenizer.model.vqgan import VQGAN
@@ -119,7 +120,7 @@ def costs(rates: Rates, configs: Path) -> list[Cost]:
         table.append(
             _training(
                 f"stage1/{name}", values, rates.known(row) / factor, "images/s", IMAGES,
-                _basis(rates, row, "FLOP" if name != source else ""), _memory(rates, f"stage1/{name}", configs),
+                _basis(rates, row, "FLOP" if name != source else ""), _memory(rates, f"stage1/{name}"),
             )
         )  # fmt: skip
     for name in ("cxr_f16", "cxr_f8", "cxr_f16_512"):
@@ -136,7 +137,7 @@ def costs(rates: Rates, configs: Path) -> list[Cost]:
     base = _preset(configs, "stage2", "base_256")
     studies = rates.value("stage2", "studies_per_s")
     assert studies is not None  # noqa: S101 - narrows a type
-    memory = _memory(rates, "stage2/base_256", configs)
+    memory = _memory(rates, "stage2/base_256")
     table.append(
         _training("stage2/base_256", base, studies, "studies/s", STUDIES, _basis(rates, "stage2", ""), memory)
     )
@@ -161,20 +162,20 @@ def _basis(rates: Rates, row: str, estimated_by: str) -> str:
     return f"estimated by {estimated_by} from {rates.date(row)}" if estimated_by else f"measured {rates.date(row)}"
 
 
-def _memory(rates: Rates, preset: str, configs: Path) -> str:
+def _memory(rates: Rates, preset: str) -> str:
     """Return the GiB of a preset: measured, or the estimate of ``medunifier doctor``."""
     if preset == "stage2/base_256":
         return f"{rates.known('stage2_memory'):.0f}, measured {rates.date('stage2_memory')}"
     peak = rates.value("stage1", "peak_memory_gib") if preset == "stage1/cxr_f16" else None
     if peak is not None:
         return f"{peak:.0f}, measured {rates.date('stage1')} at batch {rates.value('stage1', 'batch'):.0f}"
-    size = next(size for size in _sizes(configs) if size.name == preset)
+    size = next(size for size in _sizes() if size.name == preset)
     return f"{(size.state + size.sample * size.batch) / GIB:.0f}, estimated without VGG"
 
 
 @cache
-def _sizes(configs: Path) -> list[Any]:
-    return preset_sizes(configs)
+def _sizes() -> list[Size]:
+    return preset_sizes(ROOT / "configs")
 
 
 def _preset(configs: Path, stage: str, name: str) -> dict[str, Any]:
