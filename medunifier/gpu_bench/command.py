@@ -113,9 +113,8 @@ def run(config: GpuConfig) -> None:
             with ProcessPoolExecutor(config.threads or usable_cores(), mp_context=context) as executor:
                 for kind, shards in (("few", sizes.few), ("all", sizes.shards)):
                     write_shards(executor, folder / kind, shards, sizes.shard_images, sizes.shard_size)
-        announce(
-            f"{properties['gpu']}: {properties['matmul_tflops']:.3g} TFLOP/s in a bf16 matrix product; compiling …"
-        )
+        place = "rehearsal on the CPU, whose rates mean nothing" if config.rehearse else properties["gpu"]
+        announce(f"{place}: {properties['matmul_tflops']:.3g} TFLOP/s in a bf16 matrix product; compiling …")
         results = Results(config.out, _header(config, properties))
         setting = Setting(device, sizes, name, properties["matmul_tflops"] * 1e12)
         run_groups(groups, setting, context, deadline, properties["memory_gib"] - _RESERVED_GIB, results.add)

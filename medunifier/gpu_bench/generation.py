@@ -1,6 +1,7 @@
 """Measurements of generation: images with guidance, the same by stock ``generate()``, and reports."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from medunifier.gpu_bench.unified import Built, build
 from medunifier.stage2_unified.export.causal_lm import generation_configs, to_causal_lm
 from medunifier.stage2_unified.generation.images import generate_images
 from medunifier.stage2_unified.generation.reports import generate_reports
+from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline
 from medunifier.stage2_unified.model.sequences import ImageSpans
 from medunifier.stage2_unified.model.vocabulary import EOS, UNCOND
 
@@ -25,9 +27,11 @@ def _batches(setting: Setting) -> tuple[int, int]:
 
 
 def _built(setting: Setting) -> Built:
-    built = build(setting)
-    built.model.to(torch.bfloat16).eval()
-    return built
+    """Return a model that generates as that of the commands does: not compiled as for a training, in bfloat16."""
+    built = build(setting, compiled=False)
+    pipeline = MedUnifierPipeline(built.model, built.processor, setting.device)
+    model = pipeline.decoder if hasattr(pipeline, "decoder") else pipeline.model.to(torch.bfloat16)
+    return replace(built, model=model)
 
 
 def _prompt(built: Built, batch: int, setting: Setting) -> tuple[Tensor, Tensor, Tensor]:
@@ -101,7 +105,7 @@ def _stock_call(built: Built, stock: Any, batch: int, codes: int, setting: Setti
 
 def images_stock(setting: Setting) -> Measurement:
     """Measure the same by ``generate()`` of the exported causal LM with a static cache, on the first codes."""
-    built = build(setting)
+    built = build(setting, compiled=False)
     built.model.eval()
     stock = to_causal_lm(built.model).to(torch.bfloat16)
     codes, every = setting.sizes.peer_codes, built.model.config.image_tokens

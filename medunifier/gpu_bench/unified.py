@@ -1,7 +1,7 @@
 """Measurements of stage 2: the whole training step of two model sizes, and of the stock decoder as their peer."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -51,8 +51,8 @@ class Built:
     processor: MedUnifierProcessor
 
 
-def build(setting: Setting, *options: str) -> Built:
-    """Return the model of ``base_256`` with further ``options``."""
+def build(setting: Setting, *options: str, compiled: bool = True) -> Built:
+    """Return the model of ``base_256`` with further ``options``, ``compiled`` as a training on the device would."""
     tokenizer = random_tokenizer(setting)
     config = with_compile(
         parse_config(
@@ -69,6 +69,8 @@ def build(setting: Setting, *options: str) -> Built:
             ],
         )
     )
+    if not compiled:
+        config = replace(config, compile=False)
     words = word_tokenizer(config.text.vocabulary_size)
     model = build_model(config, words, tokenizer, TEXT).to(setting.device)
     return Built(config, tokenizer, model, MedUnifierProcessor(words, tokenizer, model.config))
@@ -187,7 +189,7 @@ def _muon_seconds(step: Callable[[int], Any], optimizers: list[Any], setting: Se
 
 def train_stock(setting: Setting) -> Measurement:
     """Measure forward and backward pass of the compiled stock decoder with its own loss, as the training's peer."""
-    built = build(setting)
+    built = build(setting, compiled=False)
     config = type(built.model.config.text_config).from_dict(built.model.config.text_config.to_dict())
     config.vocab_size, config.tie_word_embeddings = len(built.model.vocabulary), False
     config.max_position_embeddings = max(config.max_position_embeddings, setting.sizes.peer_length)
