@@ -62,6 +62,7 @@ def test_public_names_and_methods_have_docstrings_and_types(name):
     assert not undocumented and not untyped
 
 
+@pytest.mark.slow  # in a new interpreter; tests of the model load it by the Auto classes in this one
 def test_a_model_name_registers_the_auto_classes():
     code = (
         "from medunifier import MedUnifierProcessor; from transformers import AutoConfig; "

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -28,7 +27,7 @@ from medunifier.stage2_unified.model.modeling import MedUnifierForConditionalGen
 from medunifier.stage2_unified.train import main as train
 from medunifier.stage2_unified.training.task import UnifiedTask
 from tests.stage1_tokenizer.conftest import SIZE, TINY_TOKENIZER
-from tests.two_processes import free_port, two_processes
+from tests.two_processes import free_port, parted, two_processes
 
 OPTIONS = {
     "model.hidden_dim": 32,
@@ -86,17 +85,17 @@ def lines(run):
     return [{name: v for name, v in json.loads(line).items() if name not in timed} for line in content]
 
 
-def test_a_killed_and_restarted_training_equals_the_uninterrupted_one_bit_for_bit(root, made, tmp_path, capsys):
+def test_a_killed_and_restarted_training_equals_the_uninterrupted_one_bit_for_bit(made, tmp_path, capsys):
     short = {"loop__steps": 8, "loop__checkpoint_every": 2, "loop__validate_every": 4}
     train(arguments(made, tmp_path / "whole", **short))
     killed = arguments(made, tmp_path / "killed", **short)
-    command = [sys.executable, str(root / "stage2_unified" / "train.py"), *killed]
-    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    process = parted(train, killed)
+    process.start()
     deadline = time.monotonic() + 120
     while not (tmp_path / "killed" / "checkpoints" / "step-2").is_dir() and time.monotonic() < deadline:
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     assert not (tmp_path / "killed" / "model").exists(), "the training finished before it was killed"
     train(killed)
     assert "continuing" in capsys.readouterr().out
