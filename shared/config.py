@@ -124,34 +124,35 @@ def parse_subcommand(
     Raises:
         UsageError: for a missing or unknown sub-command, and as :func:`parse_config` does.
     """
+    if not argv:
+        raise UsageError(f"{prog} needs a {metavar}: {', '.join(commands)}")
+    name, arguments = argv[0], list(argv[1:])
+
+    def sub_parser(name: str) -> _Parser:
+        command = commands[name]
+        parser = _parser_of(
+            command.config_class, command.description or summary(name), f"{prog} {name}", command.positional
+        )
+        parser.further_options = further_options
+        return parser
+
+    def summary(name: str) -> str:
+        return commands[name].summary or _summary(commands[name].config_class)
+
+    if name in commands:  # the others' parsers are not built: half a second for ten of them
+        parser = sub_parser(name)
+        values = parser.parse_args(_with_config_paths(arguments, commands[name].presets))
+        return name, _instantiate(parser, values, commands[name].config_class)
+    if not name.startswith("-"):
+        close = nearest(name, commands)
+        raise UsageError(f"{prog}: unknown {metavar} {name!r}; there are: {', '.join(commands)}{close}")
     parser = _Parser(prog=prog, description=description, default_env=False)
     parser.further_options = further_options
-    choices = parser.add_subcommands(required=True, dest=_CHOICE, metavar=metavar, title="sub-commands")
-    for name, command in commands.items():
-        summary = command.summary or _summary(command.config_class)
-        description = command.description or summary
-        sub_parser = _parser_of(command.config_class, description, positional=command.positional)
-        sub_parser.further_options = further_options
-        choices.add_subcommand(name, sub_parser, help=summary)
-        sub_parser.prog = f"{prog} {name}"  # add_subcommand puts "[options]" between the two
-    arguments = list(argv)
-    if not arguments:
-        raise UsageError(f"{prog} needs a {metavar}: {', '.join(commands)}")
-    if arguments[0] not in commands and not arguments[0].startswith("-"):
-        close = nearest(arguments[0], commands)
-        raise UsageError(f"{prog}: unknown {metavar} {arguments[0]!r}; there are: {', '.join(commands)}{close}")
-    presets = commands[arguments[0]].presets if arguments[0] in commands else ""
-    arguments = _with_config_paths(arguments, presets)
-    try:
-        values = parser.parse_args(arguments)
-    except UsageError as error:  # it names a required option after its sub-command: "reports.model"
-        text, required, names = str(error).partition("are required: ")
-        raise UsageError(text + required + names.replace(f"{arguments[0]}.", "")) from error
-    name = values[_CHOICE]
-    return name, _instantiate(choices.choices[name], values[name], commands[name].config_class)
-
-
-_CHOICE = "sub-command"
+    choices = parser.add_subcommands(required=True, metavar=metavar, title="sub-commands")
+    for each in commands:
+        choices.add_subcommand(each, sub_parser(each), help=summary(each))
+    parser.parse_args(_with_config_paths(list(argv), ""))  # prints --help, or refuses the option
+    raise UsageError(f"{prog}: the {metavar} comes first")
 
 
 def _summary(config_class: type[Any]) -> str:
