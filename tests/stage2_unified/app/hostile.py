@@ -43,6 +43,9 @@ _NAMES = (
 )  # fmt: skip
 
 
+_MEBIBYTE = bytes(2**20)
+
+
 def hostile_uploads() -> dict[str, list[tuple[str, bytes]]]:
     """Return 40 (name, content) pairs per kind, the same at every call."""
     rng = Random(0)
@@ -67,9 +70,18 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
-def _zeros(mebibytes: int, wbits: int) -> bytes:
-    pack = zlib.compressobj(6, wbits=wbits)
-    return b"".join(pack.compress(bytes(2**20)) for _ in range(mebibytes)) + pack.flush()
+def _deflated(mebibytes: int) -> bytes:
+    """Return zeros as a deflate stream: one block, repeated, since compressing 600 MiB takes seconds."""
+    pack = zlib.compressobj(6, wbits=-zlib.MAX_WBITS)
+    block = pack.compress(bytes(2**20)) + pack.flush(zlib.Z_FULL_FLUSH)
+    return block * mebibytes + pack.flush()
+
+
+def _gzipped(mebibytes: int) -> bytes:
+    check = 0
+    for _ in range(mebibytes):
+        check = zlib.crc32(_MEBIBYTE, check)
+    return b"\x1f\x8b\x08" + bytes(7) + _deflated(mebibytes) + struct.pack("<II", check, mebibytes * 2**20)
 
 
 def _bombs() -> list[tuple[str, bytes]]:
@@ -78,13 +90,13 @@ def _bombs() -> list[tuple[str, bytes]]:
     small = zlib.compress(bytes(1_000_000))
     images = [png(side, side, depth, 0, small) for depth in (8, 16) for side in sides]
     images += [png(side, 1, 8, 2, small) for side in sides[-6:]]
-    inflated = _zeros(600, 31)
+    inflated = _gzipped(600)
     packed = [inflated, gzip.compress(inflated), inflated[: len(inflated) // 2], b"\x1f\x8b" * 5000]
-    text = _chunk(b"zTXt", b"Comment\0\0" + _zeros(80, 15))
+    text = _chunk(b"zTXt", b"Comment\0\0" + zlib.compress(80 * _MEBIBYTE))
     whole = png(64, 64, body=zlib.compress(bytes(65 * 64)))
     images.append(whole[:33] + text + whole[33:])
     deflated = file_bytes(sample_dicom(syntax=DeflatedExplicitVRLittleEndian))
-    deflated = deflated[: deflated.index(DeflatedExplicitVRLittleEndian.encode()) + 22] + _zeros(600, -15)
+    deflated = deflated[: deflated.index(DeflatedExplicitVRLittleEndian.encode()) + 22] + _deflated(600)
     files = []
     for rows, columns, frames in ((65_535, 65_535, 1), (65_535, 1_100, 1), (20_000, 20_000, 1), (32, 40, 2**31 - 1),
                                   (32, 40, 10_000), (1, 1, 1), (0, 0, 1), (65_535, 15, 1)):  # fmt: skip

@@ -59,7 +59,7 @@ def test_a_lossless_tokenizer_preserves_all_findings(image_shards):
 
 
 def test_a_coarse_tokenizer_loses_findings_and_has_a_large_rfid(image_shards):
-    metrics = evaluated(GreyLevels(16), image_shards, classifier_steps=150, feature_net="random").metrics
+    metrics = evaluated(GreyLevels(16), image_shards, classifier_steps=75, feature_net="random", bootstrap=5).metrics
     assert metrics["tokenizer.label_auroc.real"] > 0.65 and metrics["tokenizer.label_auroc.baseline"] == 0.5
     assert metrics["tokenizer.label_auroc_change"] < -0.05
     assert metrics["tokenizer.rfid"] > 1e-3 * metrics["tokenizer.rfid.baseline"] > 0
@@ -73,7 +73,7 @@ class WrongPatient(GreyLevels):
 
 
 def test_reconstructions_of_other_patients_are_at_chance(image_shards):
-    metrics = evaluated(WrongPatient(), image_shards, classifier_steps=150).metrics
+    metrics = evaluated(WrongPatient(), image_shards, classifier_steps=75, bootstrap=5).metrics
     assert metrics["tokenizer.label_auroc.real"] > 0.65
     assert metrics["tokenizer.label_auroc"] == pytest.approx(0.5, abs=0.12)
     assert metrics["tokenizer.psnr"] < metrics["tokenizer.psnr.baseline"]
