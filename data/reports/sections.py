@@ -3,13 +3,15 @@
 The rules are those of MIT-LCP/mimic-cxr (txt/section_parser.py and txt/create_section_files.py), so the
 sections equal `mimic_cxr_sectioned.csv` for all but the few dozen studies with manual corrections in that code.
 A header is a newline, exactly one space, capitals (with space, comma, hyphen, slash and
-parentheses), a colon and a white space character. Text without the leading space
-("FINDINGS: ... IMPRESSION: ...") therefore has no headers: it is one section, `full report`.
+parentheses), a colon and a white space character; on the first line of a text the newline is not needed. Text without
+the leading space ("FINDINGS: ... IMPRESSION: ...") therefore has no headers: it is one section, `full report`.
 """
 
 import re
 
 _HEADER = re.compile(r"\n ([A-Z ()/,-]+):\s")
+# On the first line the space may lack if another header follows: a text that was stripped.
+_FIRST_HEADER = re.compile(r" ?([A-Z][A-Z ()/,-]*):\s")
 _BLANK_LINE = "\n \n"
 _SPACES = re.compile(r"\s+")
 
@@ -66,6 +68,9 @@ def section_name(header: str) -> str:
 def _cut(text: str) -> list[tuple[str, str]]:
     """Return (name, body) pairs in text order; bodies keep their line breaks."""
     header = _HEADER.search(text)
+    first = _FIRST_HEADER.match(text)
+    if first and (header or text.startswith(" ")):
+        header = first
     if header is None:
         return [(FULL_REPORT, text)]
     found = [(PREAMBLE, text[: header.start(1)])]

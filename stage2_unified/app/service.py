@@ -3,7 +3,6 @@
 import errno
 import hashlib
 import json
-import re
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import numpy as np
 from medunifier.data.images.isolated import IsolatedReader
 from medunifier.data.images.synthetic import describe_generated_image, save_synthetic_png
 from medunifier.data.reports.labeler import label_report
+from medunifier.data.reports.rules.sentences import split_sentences
 from medunifier.data.reports.sections import split_sections
 from medunifier.shared.errors import UserError
 from medunifier.shared.files.grey_levels import to_uint8
@@ -107,7 +107,7 @@ def is_whole_report(text: str) -> bool:
     """Return whether a text has section headers or at least :data:`SHORTEST_REPORT` sentences."""
     if split_sections(text).keys() & {"findings", "impression"}:
         return True
-    return len([part for part in re.split(r"[.!?](?:\s|$)|\n", text) if part.strip()]) >= SHORTEST_REPORT
+    return len(split_sentences(text)) >= SHORTEST_REPORT
 
 
 def stated_findings(reports: Iterable[str], least: float = 0.02) -> tuple[str, ...]:

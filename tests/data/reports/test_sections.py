@@ -41,7 +41,9 @@ def test_sections_of_a_report_in_mimics_format() -> None:
         ("x\n T1 FINDINGS: a", {"full report"}),
         ("x\n IMPRESSION:a", {"full report"}),  # no white space after the colon
         ("FINDINGS: a IMPRESSION: b", {"full report"}),
-        (" FINDINGS: a", {"full report"}),  # no newline before it
+        (" FINDINGS: a", {"preamble", "findings"}),  # on the first line
+        ("FINDINGS: a\n IMPRESSION: b", {"preamble", "findings", "impression"}),  # stripped
+        ("  WET READ: a\n FINDINGS: b", {"preamble", "findings"}),  # two spaces
         ("", {"full report"}),
     ],
 )

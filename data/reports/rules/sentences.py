@@ -1,6 +1,6 @@
 """Split report text into sentences, and sentences into words with one spelling.
 
-Before matching, Unicode variants, abbreviations ("w/o", "r/o", "?pneumonia"), British spellings and list marks are
+Before matching, Unicode variants, abbreviations and signs (`normalize`), British spellings and list marks are
 replaced, so that the phrase tables need one form of each phrase. `fold` is also applied to the tables.
 """
 
@@ -8,7 +8,8 @@ import re
 import unicodedata
 from functools import lru_cache
 
-from medunifier.data.reports.vocabulary import ABBREVIATIONS, VARIANTS
+from medunifier.data.reports.rules.normalize import rewritten, undotted
+from medunifier.data.reports.rules.vocabulary import VARIANTS
 
 _PUNCTUATION = str.maketrans({
     **dict.fromkeys("‘’ʼ`´", "'"), **dict.fromkeys("–—−‐‑‒―", "-"), **dict.fromkeys("•▪●◦‣·∙■□➢➤✓", "\n"),
@@ -23,19 +24,10 @@ _INNER_BULLET = re.compile(r"\s(?:[*](?=\s)|\(?(?:\d{1,2}|[a-h])\)(?=\s))")
 # A report wrapped at fixed columns has lines of at least this length, and breaks where the next word does not fit.
 _MIN_WRAP_WIDTH = 50
 _CONTINUED = re.compile(
-    r"(?:\b(?:no|not|nil|without|or|and|of|the|a|an|with|in|for|to|is|are|at|by|from|than)|,)$", re.I
+    r"(?:\b(?:no|not|nil|without|or|and|of|the|an|with|in|for|to|is|are|at|by|from|than)|\sa|,)$", re.I
 )
 _CONTINUES = re.compile(r"(?:or|and|of|with|in|at|is|are|for|to|nor|which|than|by)\b", re.I)
 
-_QUERY_BEFORE = re.compile(r"(?:(?<=[\s(,;:/-])|^)\?+\s*(?=[a-z\d])")
-_QUERY_AFTER = re.compile(r"(?<=[a-z)])\s?\?+")
-_ABBREVIATION = re.compile(
-    r"(?<![a-z/])(?:"
-    + "|".join(re.escape(name) for name in sorted(ABBREVIATIONS, key=len, reverse=True))
-    + r")(?![a-z/])"
-)
-_OR = re.compile(r"(?<=[a-z])\s?/\s?(?=[a-z])")
-_DASH = re.compile(r"\s-+\s")
 _SENTENCE_END = re.compile(r"[.!]+(?=[\s)]|$|[a-z])|[;\n]")
 _WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?|\d[\d.,/]*|[,:()]|[\x00\ufffd]")
 
@@ -65,11 +57,7 @@ def split_sentences(text: str) -> list[str]:
         text = "".join(letter for letter in text if not unicodedata.combining(letter))
     else:
         text = text.translate(_PUNCTUATION)
-    text = _INNER_BULLET.sub("\n", _unwrap(text)).lower()
-    if "?" in text:
-        text = _QUERY_AFTER.sub(" queried.", _QUERY_BEFORE.sub(" query ", text))
-    text = _ABBREVIATION.sub(lambda match: ABBREVIATIONS[match[0]], text)
-    text = _DASH.sub(" : ", _OR.sub(" or ", text))
+    text = rewritten(_INNER_BULLET.sub("\n", _unwrap(undotted(text))).lower())
     sentences = (" ".join(sentence.split()) for sentence in _SENTENCE_END.split(text))
     return [sentence for sentence in sentences if any(letter.isalpha() for letter in sentence)]
 

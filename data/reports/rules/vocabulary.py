@@ -25,6 +25,7 @@ VARIANTS: dict[str, str] = {
     # Short forms of notes.
     "consol": "consolidation", "eff": "effusion", "effs": "effusions", "pl": "pleural", "pna": "pneumonia",
     "atel": "atelectasis", "fx": "fracture", "fxs": "fractures", "infil": "infiltrate", "opac": "opacity",
+    "atx": "atelectasis", "hart": "heart", "plural": "pleural", "artefact": "artifact", "artefacts": "artifacts",
     "cardiomeg": "cardiomegaly", "pulm": "pulmonary", "mediast": "mediastinum", "pt": "patient", "hx": "history",
     "nl": "normal", "neg": "negative", "poss": "possible", "prob": "probable", "susp": "suspected",
 }  # fmt: skip
@@ -35,7 +36,7 @@ ABBREVIATIONS: dict[str, str] = {
     "a/w": "associated with", "d/t": "due to", "vs.": "vs", "v/s": "vs", "approx.": "approximately",
     "dr.": "dr", "rt.": "right", "lt.": "left", "bilat.": "bilateral", "i.e.": "that is", "e.g.": "for example",
     "cf.": "compare", "+/-": "possible", "+ve": "positive", "-ve": "negative", "d/d": "differential",
-    "f/u": "follow up",
+    "f/u": "follow up", "ie": "that is", "eg": "for example", "o/w": "otherwise",
     "ddx": "differential", "and/or": "or", "&": "and", "n.a.d.": "nad", "n.a.d": "nad", "i/v/o": "in view of",
     "min.": "minimal", "mod.": "moderate", "fig.": "figure", "can not": "cannot", "a.p.": "ap", "p.a.": "pa",
 }  # fmt: skip
@@ -87,6 +88,7 @@ NEUTRAL: frozenset[str] = word_set("""
     symmetrically sharp smooth free satisfactory adequate good optimal appropriate appropriately acceptable expected
     typical physiological physiologic natural usual regular uniform equal translucent undisplaced
     nad wnl limits limit normally clearly ventilated aeration expansion ventilation inflation translucency
+    given allowing motion biopsy thoracentesis thoracocentesis bronchoscopy procedure equally evenly height heights placed situated radiopaque imp
     patency alignment aligned centrally centered central healthy
 
     stable unchanged similar constant same change appearance appearances appear appears appearing appeared remain
@@ -105,6 +107,8 @@ NEUTRAL: frozenset[str] = word_set("""
     information correlation correlate correlated recommend recommended advised suggested follow followup further
     repeat symptom symptoms afebrile asymptomatic felt thought believed deemed persist persists needed required
     indicated warranted available reference none purposes
+    january february march april june july august september october november december monday tuesday wednesday
+    thursday friday saturday sunday
     please thank thanks refer dr limited limitation limits suboptimal habitus overlying one two three four five six
     seven eight nine ten first second third single multiple few several cm mm ml xxxx hours hour am pm
 

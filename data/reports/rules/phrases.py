@@ -9,7 +9,7 @@ where Open-I's MeSH headings do: vascular congestion is not edema, and a nodular
 
 from collections.abc import Iterator
 
-from medunifier.data.reports.vocabulary import word_set
+from medunifier.data.reports.rules.vocabulary import word_set
 
 MENTIONS: dict[str, tuple[str, ...]] = {
     "Cardiomegaly": (
@@ -27,10 +27,11 @@ MENTIONS: dict[str, tuple[str, ...]] = {
         "loss of {the|} aortic {knuckle|knob|arch|contour}*",
     ),
     "Lung Opacity": (
-        "opaci*", "{airspace|air space} {disease|process|change|shadowing|opaci*}*", "infiltrate*", "infiltration*",
+        "opaci*", "{nodular|rounded} {opaci*|density|densities|shadow|shadows|shadowing}",
+        "{airspace|air space} {disease|process|change|shadowing|opaci*}*", "infiltrate*", "infiltration*",
         "infiltrative", "interstitial lung disease*", "interstitial {marking|pattern|thickening|disease|shadowing}*",
         "reticular*", "reticulat*", "density", "densities", "peribronchial {thickening|cuffing}", "ground glass*",
-        "groundglass*", "shadowing*", "shadow", "shadows", "haziness", "hazy", "whiteout", "white out",
+        "groundglass*", "shadowing*", "shadow", "shadows", "haze", "haziness", "hazy", "whiteout", "white out",
         "{increased|reduced|decreased|loss of} {translucency|radiolucency|transradiancy}",
     ),
     "Lung Lesion": (
@@ -60,7 +61,7 @@ MENTIONS: dict[str, tuple[str, ...]] = {
     ),
     "Pleural Other": (
         "pleural {thickening|scar*|plaque*|calcif*|fibrosis|based|plaquing|reaction}", "apical thickening*",
-        "thickening of {the|} {left|right|apical|} pleura*", "{pleura is|pleurae are} thickened", "thickened pleura*",
+        "thickening of {the|} {left|right|both|} {lateral|apical|basal|costal|visceral|parietal|} pleura*", "{pleura is|pleurae are} thickened", "thickened {left|right|apical|visceral|parietal} pleura*", "thickened pleura*",
         "pleural parenchymal scar*", "pleuroparenchymal {scar*|thickening}", "fibrothora*", "biapical thickening",
         "pleural thickened", "apical pleural cap*",
     ),
@@ -76,24 +77,34 @@ MENTIONS: dict[str, tuple[str, ...]] = {
         "icc", "stent*", "sternotomy {wire|suture}*", "sternal wire*", "prosthe*", "valve replacement*",
         "{mechanical|metallic|artificial|bioprosthetic|prosthetic} valve*", "balloon pump*", "iabp", "ecmo*", "lvad",
         "impella", "swan ganz*", "tracheostom*", "surgical {clip|staple}*", "hardware*", "orthopedic*",
-        "arthroplast*", "{pacing|pacemaker|icd|ecg|monitoring|cardiac} {lead|wire|electrode}*", "vp shunt*",
+        "arthroplast*", "{pacing|pacemaker|icd|ecg|monitoring|cardiac} {lead|wire|electrode}*", "electrode*",
+        "vp shunt*",
         "loop recorder*", "device*", "nerve stimulator*", "ivc filter*", "support device*", "monitoring device*",
-        "intubated",
+        "intubated", "uvc", "uac", "umbilical {venous|arterial|} {line|catheter}*", "cvl", "cvad", "trach", "tavr",
+        "tavi",
+        "{right|left|chest|chest wall|subclavian|jugular|vascular|access|infusion} port {a cath|catheter|}", "port {catheter|reservoir|tip}*",
+        "gastrostom*",
+        "{atrial|ventricular|epicardial|pacer} {lead|wire|electrode}*", "lead tip*", "leads",
+        "{embolization|vascular} coils",
         "intubation", "screws", "fixation plate*", "spinal rod*",
     ),
 }  # fmt: skip
 
-# chexpert-labeler treats heart failure as uncertain cardiomegaly: these phrases of edema also mention HINT.
-HINT = "Cardiomegaly"
-HINTS: frozenset[str] = frozenset({"heart failure*", "cardiac failure*", "chf", "ccf"})
+# Phrases of edema that chexpert-labeler also takes for an uncertain cardiomegaly.
+FAILURE: frozenset[str] = frozenset({"heart failure*", "cardiac failure*", "chf", "ccf"})
+
+# A nodular opacity is an opacity, and possibly a lesion.
+POSSIBLE: dict[str, tuple[str, ...]] = {
+    "Lung Lesion": ("{nodular|rounded} {opaci*|density|densities|shadow|shadows|shadowing}",),
+}
 
 # Longer phrases that contain one of the above but do not mention the finding. They may be abnormal all the same.
 HARMLESS: tuple[str, ...] = (
     "{pericardial|joint} {effusion|fluid}*", "massive*", "mass effect*", "cardiac mass*",
     "nodular calcif*", "metallic {density|densities}", "{bone|bony|osseous|soft tissue} {density|densities}",
-    "bone mineral density", "breast {density|densities|shadow|shadows}", "{density|densities} of bone*",
+    "cardiac apex", "apex of {the|} heart", "bone mineral density", "breast {density|densities|shadow|shadows}", "{density|densities} of bone*",
     "collapse of vertebr*", "{vertebral|vertebral body|compression} collapse*", "collapsed vertebr*",
-    "nipple {shadow|density|} {s|}", "mastectomy*",
+    "mastectomy*",
     "history of {lung|breast|} {fracture|pneumonia|cancer|carcinoma|malignan|heart failure|chf|infection"
     "|pneumothorax|effusion}*", "infection control*", "granulomatous infection*",
     "fungal infection*", "{prior|previous|old|remote} infection*", "soft tissue edema*", "previous fracture deform*",
@@ -108,8 +119,8 @@ HARMLESS: tuple[str, ...] = (
 
 # Shadows of normal anatomy, and other phrases without meaning for the labels.
 NEUTRAL: tuple[str, ...] = (
-    "{hilar|mediastinal|thymic|aortic|diaphragm|diaphragmatic|vascular|bony|soft tissue|nipple} {shadow|shadows}",
-    "nipple {shadow|shadows}", "bowel gas", "in the interval", "as well as", 
+    "{hilar|mediastinal|thymic|aortic|diaphragm|diaphragmatic|vascular|bony|soft tissue} {shadow|shadows}",
+    "bowel gas", "in the interval", "as well as",
     "{air|gas} bubble", "no {comparison|prior|previous|old} {study|studies|exam*|film*|image*|radiograph*|}",
 )  # fmt: skip
 
@@ -128,7 +139,8 @@ OTHER_DISEASE: tuple[str, ...] = (
 # Organs whose size is described by a word of the next tables.
 ORGANS: dict[str, tuple[str, ...]] = {
     "Cardiomegaly": (
-        "heart {size|shadow|silhouette|contour|border|}*",
+        "heart {size|shadow|silhouette|contour|border|}*", "{ct|c t} ratio",
+        "cardiothymic {silhouette|contour|shadow|}*",
         "cardiac {silhouette|size|shadow|contour|outline|diameter|}*",
         "{cardiopericardial|cardio pericardial} {silhouette|}*", "size of {the|} {heart|cardiac}*", "ctr",
         "{cardiothoracic|cardio thoracic} ratio",
@@ -156,7 +168,7 @@ HEALTHY: tuple[str, ...] = (
     "clear", "negative", "patent", "preserved", "symmetric*", "satisfactory", "expanded", "aerated", "inflated",
     "midline",
     "central", "centrally", "healthy", "adequate", "sharp", "free", "maintained", "well defined", "ventilated",
-    "aligned",
+    "aligned", "normally {placed|positioned|situated|located}",
     "acceptable", "good", "smooth",
 )  # fmt: skip
 
@@ -165,8 +177,10 @@ NEGATION_BEFORE: tuple[str, ...] = (
     "no", "not", "nil", "none", "without", "negative for", "free of", "free from", "clear of", "absence of", "absent",
     "resolution of", "nor", "neither", "rather than", "lack of", "lacks", "excludes", "excluding", "rules out",
     "devoid of", "denies", "cleared of", "resolution", "more sensitive", "never", "nothing", "unlikely to",
-    "no longer",
+    "no longer", "not {typical|characteristic|suggestive} of",
     "disappearance of", "non visualization of", "{interval|complete|} {clearing|clearance} of",
+    "had there been", "were there", "would have {required|needed|necessitated|prompted|warranted}",
+    "would {require|need|necessitate|warrant}",
     "mimic*", "simulates", "simulating", "simulate", "mistaken for", "confused with",
 )  # fmt: skip
 
@@ -183,20 +197,67 @@ NEGATION_AFTER: tuple[str, ...] = (
     "|noted|there}",
     "{has|have|had|since|now|is|are|completely|fully|} resolved", "{has|have|had} cleared", "cleared completely",
     "cleared up", "{is|are} absent", "ruled out", "{has been|have been|is|are|was|were|been} excluded", "excluded",
-    "unlikely", "{has|have} disappeared", "disappeared", "{completely|now|since} cleared", "not a feature",
+    "unlikely", "{has|have} disappeared", "disappeared", "{completely|now|since} cleared", "not a feature", "{is|are} negative",
     "not {a|} {concern|consideration}", "{is|are} none", "{is|are|has|have|had|now|} gone", "vanished", "dissipated",
+    "{does|do|did} not persist",
+    "would {have been|be} {expected|visible|seen|visualized|apparent|evident|detected|sited|placed|inserted|needed"
+    "|required|necessary|indicated}",
     "{has|have|had|is|are|} {re expanded|reexpanded}",
     "{has|have|had|did|does|do} not {recurred|recur|returned|return|reaccumulated|reaccumulate|re accumulated"
     "|reappeared|developed|develop|occurred}",
     "{felt|thought|believed|considered|deemed} {to be|to have been|} {excluded|unlikely|absent|resolved|ruled out}",
 )  # fmt: skip
 
+# What is said to explain an opacity that is none. Between the two stands a verb, a doubt or "due to".
+ARTEFACTS: tuple[str, ...] = (
+    "nipple {shadow|shadows|}", "nipples", "skin {fold|folds|crease|creases|lesion}", "{artefact|artifact}*",
+    "{summation|composite|superimposed|superimposition|overlapping|overlying|confluence of} {of|} {normal|}"
+    " {bony|vascular|soft tissue|costal|chest wall|osseous|rib|ribs|} {shadow|shadows|structures|structure|vessels"
+    "|vessel|tissue|tissues|effect|cartilage|clothing|electrode|electrodes|lead|leads}",
+    "summation", "superimposition", "{costal|costochondral} {cartilage|cartilages|calcification|junction}",
+    "{vessel|vessels} {seen|} {end on|on end}", "end on {vessel|vessels}", "{hair|clothing} {braid|button|}",
+    "{monitoring|ecg} {dot|sticker}",
+)  # fmt: skip
+
+# Fluid is pleural if the sentence names a place of the pleural space.
+FLUID: tuple[str, ...] = ("fluid",)
+PLEURAL_PLACES: frozenset[str] = word_set("""
+    pleural base bases costophrenic cp hemithorax hemithoraces subpulmonic layering
+""")
+FISSURES: frozenset[str] = word_set("fissure fissures")
+
+# Words after "to", and after "that would", that name a purpose.
+PURPOSES: tuple[str, ...] = (
+    "suggest", "indicat", "explain", "account", "support", "represent", "confirm", "imply", "justif", "warrant",
+    "reflect",
+    "correlate", "correspond", "raise",
+)  # fmt: skip
+MODALS: frozenset[str] = word_set("would could might may")
+# "More [likely] ... than"; and the word between the two explanations.
+COMPARED: frozenset[str] = word_set(
+    "likely keeping consistent compatible suggestive typical suspicious favors indicative"
+)
+THAN: tuple[str, ...] = ("than {with|of|for|}",)
+
+# After a comma, an explanation of the finding before a denial.
+EXPLAINING: frozenset[str] = word_set(
+    "consistent compatible suggesting suggestive representing in likely most favored"
+)
+# What follows from a doubtful finding and is itself certain: "suspicious for tumor with distal collapse".
+CONSEQUENCES: frozenset[str] = word_set("distal consequent secondary")
+
 # Removal concerns devices only: "removal of the chest tube with a pneumothorax remaining".
 REMOVAL_BEFORE: tuple[str, ...] = ("removal of", "interval removal", "extubation", "extubated", "removal", "removed")
 REMOVAL_AFTER: tuple[str, ...] = (
-    "{has been|have been|was|were|been|is|are} {removed|withdrawn completely|taken out|explanted}",
-    "been removed", "no longer in situ", "no longer in place",
+    "{has been|have been|was|were|been|is|are} {removed|withdrawn completely|taken out|explanted|pulled"
+    "|discontinued}",
+    "been removed", "{pulled|discontinued|explanted}", "no longer in situ", "no longer in place",
 )  # fmt: skip
+# With one of these in the sentence a removal has not happened yet.
+PLANNED: frozenset[str] = word_set("""
+    recommend recommended advise advised suggest suggested consider considered planned should must needs need needed
+    required requires may can could await awaiting awaited pending before prior for ready due
+""")
 # Words for devices, too ambiguous for `MENTIONS`, that a removal makes devices.
 REMOVABLE: frozenset[str] = word_set("line lines lead leads wire wires port ports")
 
@@ -212,11 +273,12 @@ UNCERTAINTY_BEFORE: tuple[str, ...] = (
     "perhaps", "less likely", "maybe", "risk of", "factors for", "doubtful", "indeterminate for",
     "in view of {query|}",
     "look for", "looking for", "unable to exclude", "unable to rule out", "impossible to exclude", "not excluding",
-    "consider", "potential", "potentially", "whether",
+    "consider", "potential", "potentially", "whether", "{insensitive|not sensitive} {for|to|in|}",
+    "{low|limited|poor|reduced} sensitivity {for|to|}",
     "{uncertain|unclear|unsure|not clear|not certain|not sure|not known|unknown} {if|whether}"
     " {there is|there are|}",
 )  # fmt: skip
-# The same, but without meaning where no finding follows: "CT may help", "clinical correlation is suggested".
+# The same, but without meaning after a denial or where no finding follows: "CT may help", "correlation is suggested".
 WEAK_UNCERTAINTY_BEFORE: tuple[str, ...] = (
     "may", "might", "could", "can be seen", "suggest*", "appears to represent", "appear to represent",
     "{correlate|correlation} {clinically|} for",
@@ -243,6 +305,8 @@ UNCERTAINTY_AFTER: tuple[str, ...] = (
     "{poorly|incompletely|inadequately|suboptimally|not well|not fully|not adequately} {assessed|evaluated}",
     "can not be {confirmed|assessed|evaluated}",
     "not {be|} confirmed", "may be present", "might be present", "could be present", "may be {seen|there}",
+    "{may|might|could} not be {visible|seen|apparent|evident|detected|detectable|visualized}",
+    "{may|might|could|can} be {missed|overlooked|occult|obscured}",
     "needs exclusion", "need exclusion", "to rule out", "can be considered",
 )  # fmt: skip
 UNCERTAINTY_BOTH: tuple[str, ...] = (
@@ -268,6 +332,9 @@ PERSISTENCE: tuple[str, ...] = (
     "{has|have|did|does|do} not {resolved|resolve|clear|improve|change|changed}", "yet to {resolve|clear}",
     "fail* to {resolve|clear|improve}", "failure to {resolve|clear|improve}", "failure of {resolution|clearing}",
     "{is|are|was} not resolved", "not as {well|} {seen|large|prominent|dense|extensive|marked}", "non resolving",
+    "{has been|have been|was|were|been|} pulled back", "were it not for {the|}", "{if|} it were not for {the|}",
+    "would be expected to {resolve|clear|improve|persist}",
+    "{must|should|may|can|could|might|to|will|shall} be {removed|withdrawn|pulled|taken out|explanted|discontinued}",
     "{has|have} not been {removed|withdrawn}", "not been removed", "not removed", "nonresolving",
     "{ensure|confirm|document|demonstrate|verify|establish|until|await|awaiting} {complete|full|}"
     " {resolution|clearing|clearance|disappearance|regression} {of|}",
@@ -278,13 +345,18 @@ PERSISTENCE: tuple[str, ...] = (
     "{no|not|without} {appreciably|significantly|} {bigger|smaller|larger|greater}",
     "{no|no longer|not|without|beyond|beyond a|little|never|not in|never in} {reasonable|}"
     " doubt {about|regarding|as to|}", "undoubted*", "unmistakabl*", "undeniabl*", "without question",
-    "not in question", "not negligible",
+    "not in question", "not negligible", "beyond {question|dispute|doubt}", "no {question|mistaking|denying}",
+    "{no one|nobody} {would|could|can} {dispute|doubt|deny|question}",
+    "can not be {denied|disputed|doubted|ignored|mistaken|missed}", "unequivocal*",
     "not {insignificant|inconsiderable|uncommon}", "no less", "can not be overlooked", "no resolution",
     "not {well|} {defined|marginated|loculated|tension|calcified}", "without {tension|mediastinal shift}",
     "no tension",
     # A finding "not seen on the prior" is new.
     "not {seen|present|identified|visualized|noted|evident|there} {on|in|at} {the|} {prior|previous|earlier|last}*",
 )  # fmt: skip
+
+# What makes a doubtful finding certain: "the suspected fracture is confirmed".
+CONFIRMED: tuple[str, ...] = ("{is|are|was|were|now|been} {confirmed|proven|proved|verified}",)
 
 # What happened to a finding: "neither nodule has grown" denies the change, not the nodules. Otherwise other disease.
 CHANGED: tuple[str, ...] = (
@@ -335,6 +407,9 @@ def entries() -> Iterator[tuple[str, str, str]]:
     for finding, names in ORGANS.items():
         for name in names:
             yield name, "organ", finding
+    for finding, names in POSSIBLE.items():
+        for name in names:
+            yield name, "possible", finding
     tables = {
         "other": HARMLESS + OTHER_DISEASE, "neutral": NEUTRAL + PERSISTENCE,
         "large": LARGE, "grown": GROWN, "normal": NORMAL, "healthy": HEALTHY,
@@ -342,7 +417,8 @@ def entries() -> Iterator[tuple[str, str, str]]:
         "removal_before": REMOVAL_BEFORE, "removal_after": REMOVAL_AFTER,
         "doubt_before": UNCERTAINTY_BEFORE, "weak_doubt_before": WEAK_UNCERTAINTY_BEFORE,
         "doubt_after": UNCERTAINTY_AFTER, "doubt_both": UNCERTAINTY_BOTH,
-        "changed": CHANGED, "pleural": PLEURAL, "blunted": BLUNTED,
+        "artefact": ARTEFACTS, "fluid": FLUID, "compared": THAN, "confirmed": CONFIRMED, "changed": CHANGED,
+        "pleural": PLEURAL, "blunted": BLUNTED,
         "scope_end": SCOPE_ENDS, "predicate": PREDICATES,
     }  # fmt: skip
     for role, names in tables.items():

@@ -6,8 +6,8 @@ from functools import lru_cache
 from itertools import product
 from typing import Any, NamedTuple
 
-from medunifier.data.reports.sentences import words
-from medunifier.data.reports.vocabulary import INTERPOSED
+from medunifier.data.reports.rules.sentences import words
+from medunifier.data.reports.rules.vocabulary import INTERPOSED
 
 _GROUP = re.compile(r"\{([^}]*)\}")
 
