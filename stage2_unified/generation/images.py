@@ -1,23 +1,75 @@
 """Image generation: sample exactly N codes after a report, with classifier-free guidance as pairs in one batch.
 
 Guidance (Ho and Salimans, 2022): each image has a second sequence with ``<uncond>`` in place of the report, and
-``logits = unconditional + guidance x (conditional - unconditional)``. The length is known before the first code, so
-the KV cache and the mask are allocated once. Several images of a study are generated one after the other; images of
-the prior study precede both sequences of a pair.
+``logits = unconditional + guidance x (conditional - unconditional)``. Several images of a study are generated one
+after the other; images of the prior study precede both sequences of a pair.
 """
 
-from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from medunifier.stage2_unified.model.attention_mask import for_attention
-from medunifier.stage2_unified.model.counter_random import gumbel
-from medunifier.stage2_unified.model.kv_cache import CACHE, PreallocatedCache
+from medunifier.stage2_unified.generation.decoding import DecodingStep, decoding_step, round_up
+from medunifier.stage2_unified.generation.sampling import sample
 from medunifier.stage2_unified.model.modeling import MedUnifierForConditionalGeneration
 from medunifier.stage2_unified.model.sequences import ImageSpans, left_padded
 from medunifier.stage2_unified.model.vocabulary import PAD, UNCOND
+
+
+@dataclass(frozen=True)
+class ImageSampling:
+    """How codes are chosen.
+
+    Attributes:
+        guidance: 1 = none; more strengthens the effect of the report.
+        temperature: 0 = the most probable code.
+        top_k: only the k most probable codes.
+        top_p: only the most probable codes that together reach p.
+    """
+
+    guidance: float = 2.0
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+
+
+class ImageStep(DecodingStep):
+    """Extend each image by one code."""
+
+    def __init__(
+        self, model: MedUnifierForConditionalGeneration, batch: int, columns: int, sampling: ImageSampling
+    ) -> None:
+        super().__init__(model, batch, batch * 2 if sampling.guidance != 1.0 else batch, columns)
+        self.seeds, self._sampling = torch.zeros_like(self.token), sampling
+        table = model.get_input_embeddings().weight
+        self._table = table.new_empty(model.config.codebook_size, table.shape[1])  # (K, H)
+
+    def start(
+        self,
+        model: MedUnifierForConditionalGeneration,
+        prompts: tuple[Tensor, Tensor, Tensor],
+        seeds: Tensor,
+        number: int,
+    ) -> None:
+        """Encode the prompts, as :func:`left_padded` returns them; ``number`` is that of the first code."""
+        self._table.copy_(model.embed_codes(torch.arange(len(self._table), device=self._table.device)))
+        self.seeds.copy_(seeds)
+        self.begin(model, *prompts, number=number)
+
+    def embed(self, model: MedUnifierForConditionalGeneration) -> Tensor:
+        """Return the embeddings of the last codes, for both sequences of a pair."""
+        token = self.token if self._sampling.guidance == 1.0 else self.token.repeat(2)
+        return self._table[token[:, None]]
+
+    def choose(self, model: MedUnifierForConditionalGeneration, hidden: Tensor) -> Tensor:
+        """Sample the next codes."""
+        settings = self._sampling
+        logits = model.image_logits(hidden).float()
+        if settings.guidance != 1.0:
+            conditional, unconditioned = logits.chunk(2)
+            logits = unconditioned + settings.guidance * (conditional - unconditioned)
+        return sample(logits, self.seeds, self.number, settings.temperature, settings.top_k, settings.top_p)
 
 
 @torch.no_grad()
@@ -51,6 +103,7 @@ def generate_images(
     Returns:
         (B, N) codes in [0, K); (B, S, N) for several images, 0 where there is none.
     """
+    sampling = ImageSampling(guidance, temperature, top_k, top_p)
     views = view.view(len(view), -1)
     generated = views.new_zeros(*views.shape, model.config.image_tokens)
     for number in range(views.shape[1]):
@@ -58,12 +111,9 @@ def generate_images(
         images = ImageSpans(generated[studies, :number], views[studies, :number], unpadded=True)
         if prior_codes is not None and prior_view is not None:
             images = ImageSpans.of(images.codes, images.view, prior_codes[studies], prior_view[studies])
-        sample = partial(
-            _sample, first=number * generated.shape[-1], temperature=temperature, top_k=top_k, top_p=top_p
-        )
         generated[studies, number] = _generate_next(
             model, report[studies], report_length[studies], images, views[studies, number],
-            seeds.to(view.device)[studies], guidance, sample,
+            seeds.to(view.device)[studies], sampling, first=number * generated.shape[-1],
         )  # fmt: skip
     return generated[:, 0] if view.dim() == 1 else generated
 
@@ -75,67 +125,22 @@ def _generate_next(
     images: ImageSpans,
     view: Tensor,
     seeds: Tensor,
-    guidance: float,
-    sample: Callable[[Tensor, Tensor, int], Tensor],
+    sampling: ImageSampling,
+    first: int,
 ) -> Tensor:
-    """Return (B, N) codes of one more image after ``images``; ``sample`` takes (B, K) logits, seeds, a number."""
-    guided = guidance != 1.0
-    if guided:
+    """Return (B, N) codes of one more image after ``images``, the study's codes from number ``first`` on."""
+    batch, tokens = len(view), model.config.image_tokens
+    if sampling.guidance != 1.0:
         unconditional = torch.full_like(report, model.vocabulary[PAD])
         unconditional[:, 0] = model.vocabulary[UNCOND]
         report = torch.cat([report, unconditional])
         report_length = torch.cat([report_length, torch.ones_like(report_length)])
         view, images = view.repeat(2), images.doubled()
-    tokens = model.config.image_tokens
-    prompt, visible, position_ids = left_padded(model.sequences.text_first(report, report_length, images, view)[0])
-    width = prompt.shape[1]
-    cache = PreallocatedCache(model.config.text_config.num_hidden_layers, width + tokens)
-    # The prompt is causal and masks its padding (a pad attends to itself, since a softmax over no key is NaN); a code
-    # attends to every column but the padding's.
-    causal = torch.ones(width, width, dtype=torch.bool, device=prompt.device).tril()
-    diagonal = torch.eye(width, dtype=torch.bool, device=prompt.device)
-    mask = (causal & (visible[:, None] | diagonal))[:, None]
-    visible = torch.cat([visible, visible.new_ones(len(visible), tokens)], dim=1)[:, None, None]
-    table = model.embed_codes(torch.arange(model.config.codebook_size, device=prompt.device))  # (K, H)
-    embedded, generated = model.embed_ids(prompt), []
-    for number in range(tokens):
-        output = model.model(
-            inputs_embeds=embedded,
-            attention_mask=for_attention(mask, model.model, embedded.dtype),
-            position_ids=position_ids,
-            use_cache=True,
-            **{CACHE: cache},
-        )
-        logits = model.image_logits(output.last_hidden_state[:, -1]).float()
-        if guided:
-            conditional, unconditioned = logits.chunk(2)
-            logits = unconditioned + guidance * (conditional - unconditioned)
-        codes = sample(logits, seeds, number)
-        generated.append(codes)
-        embedded = table[codes.repeat(2) if guided else codes][:, None].to(embedded.dtype)
-        mask = visible[..., : width + number + 1]
-        position_ids = position_ids[:, -1:] + 1
-    return torch.stack(generated, dim=1)
-
-
-def _sample(
-    logits: Tensor,
-    seeds: Tensor,
-    number: int,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    first: int = 0,
-) -> Tensor:
-    """(B, K) logits -> (B,) codes: code ``number`` of an image whose first code is the study's ``first``."""
-    if temperature == 0:
-        return logits.argmax(dim=-1)
-    logits = logits / temperature
-    if top_k is not None:
-        smallest = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
-        logits = logits.masked_fill(logits < smallest, float("-inf"))
-    if top_p is not None:
-        ordered, order = logits.sort(dim=-1, descending=True)
-        higher = ordered.softmax(dim=-1).cumsum(dim=-1) - ordered.softmax(dim=-1)
-        logits = logits.scatter(1, order, ordered.masked_fill(higher >= top_p, float("-inf")))
-    return (logits + gumbel(seeds, first + number, logits.shape[-1])).argmax(dim=-1)
+    prompts = left_padded(model.sequences.text_first(report, report_length, images, view)[0])
+    width = prompts[0].shape[1]
+    columns = round_up(width + tokens)
+    key = ImageStep, batch, columns, sampling
+    with decoding_step(model, key, lambda: ImageStep(model, batch, columns, sampling)) as step:
+        step.start(model, prompts, seeds, first)
+        step.advance(model, tokens - 1)
+        return step.ids[:, width : width + tokens].clone()

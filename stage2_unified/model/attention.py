@@ -59,16 +59,18 @@ class StaticKV:
     Args:
         keys, values: (B, g, C, d), zeros: a masked column that is not a number would spoil the sum over columns.
         column: (Q,) int64 columns that the next pass writes; the decoding step advances it in place.
+        end: attend to the columns before it. The buffers are not passed as views of these columns, since the compiler
+            makes a graph for each kind of view.
     """
 
-    def __init__(self, keys: Tensor, values: Tensor, column: Tensor) -> None:
-        self.keys, self.values, self.column = keys, values, column
+    def __init__(self, keys: Tensor, values: Tensor, column: Tensor, end: int) -> None:
+        self.keys, self.values, self.column, self.end = keys, values, column, end
 
     def update(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Write keys and values into their columns; return all columns, of which a mask must hide the empty ones."""
+        """Write keys and values; return the columns before ``end``, of which a mask must hide the empty ones."""
         self.keys.index_copy_(2, self.column, key.to(self.keys.dtype))
         self.values.index_copy_(2, self.column, value.to(self.values.dtype))
-        return self.keys, self.values
+        return self.keys[:, :, : self.end], self.values[:, :, : self.end]
 
 
 def attention(

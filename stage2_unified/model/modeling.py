@@ -16,7 +16,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from torch.nn.functional import embedding, normalize, pad
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from medunifier.shared.errors import UserError
 from medunifier.stage2_unified.model.attention import (
@@ -29,10 +29,11 @@ from medunifier.stage2_unified.model.attention import (
 )
 from medunifier.stage2_unified.model.attention_mask import bidirectional_image_mask, causal_mask, for_attention
 from medunifier.stage2_unified.model.configuration import MedUnifierConfig
-from medunifier.stage2_unified.model.kv_cache import CACHE
 from medunifier.stage2_unified.model.sequences import ImageSpans, SequenceBuilder, Sequences
 from medunifier.stage2_unified.model.vocabulary import EMB_IMG, EMB_TXT, EOS, MATCH
 
+# The name that transformers gives a decoder's cache, as argument and in its output, changed between 5.17 and 5.24.
+_CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
 MAX_LOGIT_SCALE = math.log(100.0)  # CLIP's bound on the inverse temperature
 
 
@@ -411,11 +412,11 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
             attention_mask=attention_mask,
             position_ids=position_ids,
             use_cache=use_cache,
-            **{CACHE: cache},
+            **{_CACHE: cache},
         )
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         return CausalLMOutputWithPast(
-            logits=self.text_logits(output.last_hidden_state[:, keep]), **{CACHE: output.get(CACHE)}
+            logits=self.text_logits(output.last_hidden_state[:, keep]), **{_CACHE: output.get(_CACHE)}
         )
 
 

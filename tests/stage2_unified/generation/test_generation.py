@@ -8,8 +8,9 @@ import torch
 from transformers import LogitsProcessorList
 
 from medunifier.data.phantom import Phantom
-from medunifier.stage2_unified.generation.images import _sample, generate_images
-from medunifier.stage2_unified.generation.reports import NoRepeatedWords
+from medunifier.stage2_unified.generation.images import generate_images
+from medunifier.stage2_unified.generation.no_repeats import NoRepeatedWords
+from medunifier.stage2_unified.generation.sampling import sample
 from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline
 from tests.stage2_unified.conftest import make_batch, make_model
 
@@ -70,15 +71,15 @@ def test_guidance_of_one_equals_sampling_conditioned_on_the_report(model):
 def test_top_k_top_p_and_temperature_filter_as_defined():
     logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]])).repeat(2000, 1)
     seeds = torch.arange(2000)
-    unfiltered = _sample(logits, seeds, 0, 1.0, None, None)
+    unfiltered = sample(logits, seeds, 0, 1.0, None, None)
     assert torch.bincount(unfiltered, minlength=4) / 2000 == pytest.approx(
         torch.tensor([0.5, 0.3, 0.15, 0.05]), abs=0.04
     )
-    assert set(_sample(logits, seeds, 0, 1.0, 2, None).tolist()) == {0, 1}
-    assert set(_sample(logits, seeds, 0, 1.0, None, 0.7).tolist()) == {0, 1}
-    assert set(_sample(logits, seeds, 0, 1.0, None, 0.4).tolist()) == {0}
-    assert set(_sample(logits, seeds, 0, 0.0, None, None).tolist()) == {0}
-    assert (_sample(logits, seeds, 0, 0.3, None, None) == 0).float().mean() > 0.7
+    assert set(sample(logits, seeds, 0, 1.0, 2, None).tolist()) == {0, 1}
+    assert set(sample(logits, seeds, 0, 1.0, None, 0.7).tolist()) == {0, 1}
+    assert set(sample(logits, seeds, 0, 1.0, None, 0.4).tolist()) == {0}
+    assert set(sample(logits, seeds, 0, 0.0, None, None).tolist()) == {0}
+    assert (sample(logits, seeds, 0, 0.3, None, None) == 0).float().mean() > 0.7
 
 
 @torch.no_grad()
