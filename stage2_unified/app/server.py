@@ -126,7 +126,7 @@ def make_app(
     """
     from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline
 
-    pipeline = MedUnifierPipeline.from_pretrained(model, device, batch_size=8)
+    pipeline = MedUnifierPipeline.from_pretrained(model, device)
     fingerprint = pipeline.fingerprint
     studies = StudyIndex.load(index, fingerprint) if index else None
     import gradio as gr  # takes seconds: imported after the arguments are checked

@@ -48,13 +48,13 @@ class ClassifyConfig:
     """For a folder of radiographs: follow links that leave it."""
     view: str = ""
     """View position (PA, AP, LATERAL) for files that do not specify it."""
-    batch_size: int = 16
-    """Radiographs per forward pass."""
+    batch_size: int | None = None
+    """Radiographs per forward pass; default: as many as the free memory of a GPU allows, 32 on a CPU."""
     device: str | None = None
     """Device of the model; default: CUDA if available, else the CPU."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
+        if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
         if self.samples < 0:
             raise ValueError(f"samples must be at least 0, got {self.samples}")
@@ -120,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         [source.key_name, "view", *names, "notice", "error"],
         _flat,
         rows_of,
-        config.batch_size,
+        pipeline.batch_size,
         "classifying",
     )
 

@@ -43,15 +43,16 @@ class ReportConfig:
     """For a folder of radiographs: follow links that leave it."""
     view: str = ""
     """View position (PA, AP, LATERAL) for files that do not specify it."""
-    batch_size: int = 16
-    """Radiographs per forward pass; memory depends on it, not on the number of radiographs."""
+    batch_size: int | None = None
+    """Radiographs per forward pass; default: as many as the free memory of a GPU allows, 32 on a CPU. Results do not
+    depend on it."""
     beams: int = 1
     """Beam search width; 1 = greedy decoding."""
     device: str | None = None
     """Device of the model; default: CUDA if available, else the CPU."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.beams < 1:
+        if (self.batch_size is not None and self.batch_size < 1) or self.beams < 1:
             raise ValueError("batch_size and beams must be at least 1")
 
 
@@ -101,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ],
         lambda row: [row | row.get("labels", {})],
         rows_of,
-        config.batch_size,
+        pipeline.batch_size,
         "reports",
     )
 

@@ -46,8 +46,8 @@ class RetrieveConfig:
     """View position (PA, AP, LATERAL) for files that do not specify it."""
     engine: Engine = "exact"
     """exact: compare with every study; faiss: the same with FAISS, installed separately (pip install faiss-cpu)."""
-    batch_size: int = 16
-    """Radiographs per forward pass."""
+    batch_size: int | None = None
+    """Radiographs per forward pass; default: as many as the free memory of a GPU allows, 32 on a CPU."""
     device: str | None = None
     """Device of the model; default: CUDA if available, else the CPU."""
 
@@ -58,7 +58,7 @@ class RetrieveConfig:
             raise ValueError("pass image or text, not both")
         if self.split and not self.data:
             raise ValueError("split applies only to data")
-        if self.top < 1 or self.batch_size < 1:
+        if self.top < 1 or (self.batch_size is not None and self.batch_size < 1):
             raise ValueError("top and batch_size must be at least 1")
 
 
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     pipeline = MedUnifierPipeline.from_pretrained(config.model, config.device, config.batch_size)
     if config.data:
         source = open_inputs(config.data, config.split, pipeline.tokenizer, outside_root=config.outside_root)
-        print(build_index(pipeline, source, config.index, config.view, config.batch_size))
+        print(build_index(pipeline, source, config.index, config.view, pipeline.batch_size))
     if config.image or config.text:
         _query(pipeline, StudyIndex.load(config.index, pipeline.fingerprint), config)
 
@@ -97,7 +97,7 @@ def _query(pipeline: "MedUnifierPipeline", index: StudyIndex, config: RetrieveCo
             similarity, numbers = index.nearest(embedded, config.top, config.engine)
             file.add([_result(index, config.text, similarity[0], numbers[0])])
         else:
-            for batch in read_batches(source, file.count, config.batch_size):
+            for batch in read_batches(source, file.count, pipeline.batch_size):
                 readable = [image for image in batch if not image.error]
                 rows = {image.key: {"query": image.key, "error": image.error} for image in batch if image.error}
                 if readable:

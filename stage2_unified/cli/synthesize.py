@@ -70,8 +70,8 @@ class SynthesizeConfig:
     """Sample from the most probable codes with cumulative probability p (nucleus sampling)."""
     format: Literal["png", "dicom"] = "png"
     """File format."""
-    batch_size: int = 32
-    """Radiographs per forward pass."""
+    batch_size: int | None = None
+    """Radiographs per forward pass; default: as many as the free memory of a GPU allows, 32 on a CPU."""
     device: str | None = None
     """Device of the model; default: CUDA if available, else the CPU."""
 
@@ -82,7 +82,7 @@ class SynthesizeConfig:
             raise ValueError("prior_view applies only with prior")
         if "{finding}" not in self.label_template:
             raise ValueError(f"label_template must contain {{finding}}, got {self.label_template!r}")
-        if self.count < 1 or self.batch_size < 1:
+        if self.count < 1 or (self.batch_size is not None and self.batch_size < 1):
             raise ValueError("count and batch_size must be at least 1")
         if self.temperature < 0:
             raise ValueError(f"temperature must be at least 0, got {self.temperature}")
@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     todo = [number for number, rows in enumerate(plan) if not all((out / str(row["file"])).is_file() for row in rows)]
     left = sum(len(plan[number]) for number in todo)
     with Progress(len(images), "generating", "images", done=len(images) - left) as progress:
-        for run in _consecutive(todo, config.batch_size):
+        for run in _consecutive(todo, pipeline.batch_size):
             codes = pipeline.generate_studies(
                 [prompts[number].report for number in run],
                 [prompts[number].views for number in run],

@@ -1,6 +1,7 @@
 """Inference with a trained model: embeddings, matching, reports, images. NumPy in and out, batched internally."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,13 @@ from transformers.utils import logging
 
 from medunifier.shared.artifacts import fingerprint
 from medunifier.shared.files.model_folder import checked_model_folder
+from medunifier.shared.training.hardware import has_bf16
+from medunifier.shared.training.precision import Precision
 from medunifier.stage1_tokenizer.frozen import FrozenTokenizer
+from medunifier.stage2_unified.generation.bfloat16 import bfloat16_copy
 from medunifier.stage2_unified.generation.images import generate_images
 from medunifier.stage2_unified.generation.reports import generate_reports
+from medunifier.stage2_unified.inference.batch_size import automatic_batch_size
 from medunifier.stage2_unified.inference.streaming import stream_report
 from medunifier.stage2_unified.model.image_backbone import ImageBackbone
 from medunifier.stage2_unified.model.modeling import MedUnifierForConditionalGeneration
@@ -35,7 +40,10 @@ class MedUnifierPipeline:
     Args:
         model, processor: loaded from the same folder.
         device: default: CUDA if available, else the CPU.
-        batch_size: studies per forward pass.
+        batch_size: studies per forward pass; None = as many as the free memory of a GPU allows, 32 on a CPU. Results do
+            not depend on it.
+        precision: of generation. ``auto`` is bfloat16 on GPUs that have it, otherwise float32; embeddings and matching
+            are computed in the precision of ``model``. Generation then uses a copy of the weights, made once.
     """
 
     def __init__(
@@ -43,16 +51,22 @@ class MedUnifierPipeline:
         model: MedUnifierForConditionalGeneration,
         processor: MedUnifierProcessor,
         device: str | torch.device | None = None,
-        batch_size: int = 64,
+        batch_size: int | None = None,
+        precision: Precision = "auto",
     ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = model.to(self.device).eval()
-        self.processor, self.batch_size = processor, batch_size
+        self.processor, self.precision = processor, precision
+        self.batch_size = batch_size or automatic_batch_size(self.model, self.device)
         self.processor.image_tokenizer.to(self.device)
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, device: str | None = None, batch_size: int = 64
+        cls,
+        folder: str | Path,
+        device: str | None = None,
+        batch_size: int | None = None,
+        precision: Precision = "auto",
     ) -> "MedUnifierPipeline":
         """Load a model folder.
 
@@ -63,12 +77,18 @@ class MedUnifierPipeline:
         logging.disable_progress_bar()  # a progress bar for two dozen tensors is noise
         with checked_model_folder(folder, "a model"):
             model = MedUnifierForConditionalGeneration.from_pretrained(folder, local_files_only=True)
-        return cls(model, processor, device, batch_size)
+        return cls(model, processor, device, batch_size, precision)
 
     @property
     def tokenizer(self) -> FrozenTokenizer:
         """The frozen image tokenizer."""
         return self.processor.image_tokenizer
+
+    @cached_property
+    def decoder(self) -> MedUnifierForConditionalGeneration:
+        """The model that generates: ``model``, or its copy in bfloat16."""
+        auto_bf16 = self.precision == "auto" and self.device.type == "cuda" and has_bf16(self.device)
+        return bfloat16_copy(self.model) if auto_bf16 or self.precision == "bf16" else self.model
 
     @property
     def fingerprint(self) -> str:
@@ -155,7 +175,7 @@ class MedUnifierPipeline:
         reports: list[dict[str, str]] = []
         for begin in range(0, len(codes), self.batch_size):
             images = self._images(begin, begin + self.batch_size, codes, views, priors)
-            reports += generate_reports(self.model, self.processor.codec, images, **generate)
+            reports += generate_reports(self.decoder, self.processor.codec, images, **generate)
         return reports
 
     def stream_report(self, codes: np.ndarray, view: str, **generate: Any) -> Iterator[dict[str, str]]:
@@ -164,7 +184,7 @@ class MedUnifierPipeline:
         ``generate`` as for :func:`stream_report`.
         """
         images = self._inputs(codes=codes[None], views=[view])["images"]
-        return stream_report(self.model, self.processor.codec, images, **generate)
+        return stream_report(self.decoder, self.processor.codec, images, **generate)
 
     def draw(
         self,
@@ -208,7 +228,7 @@ class MedUnifierPipeline:
             )
             seeds = torch.arange(seed + begin, seed + end)
             with torch.inference_mode():
-                codes = generate_images(self.model, seeds=seeds, **inputs, **sampling)
+                codes = generate_images(self.decoder, seeds=seeds, **inputs, **sampling)
             grids = codes.view(*codes.shape[:2], *self.tokenizer.grid).cpu().numpy()
             studies += [grid[: len(positions)] for grid, positions in zip(grids, views[begin:end], strict=True)]
         return studies

@@ -3,11 +3,14 @@
 import shutil
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from medunifier.data.phantom import Phantom
 from medunifier.shared.errors import UserError
+from medunifier.stage2_unified.inference.batch_size import bytes_per_study, largest_batch
 from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline
+from tests.stage2_unified.conftest import BACKBONE, make_config
 
 
 def test_the_phantom_model_of_the_repository_generates_a_report(root):
@@ -28,3 +31,29 @@ def test_the_error_names_a_missing_weight(model_folder, tmp_path):
     save_file(weights, file, metadata={"format": "pt"})
     with pytest.raises(UserError, match="logit_scale"):
         MedUnifierPipeline.from_pretrained(tmp_path / "model", "cpu")
+
+
+def test_the_batch_size_follows_from_the_free_memory_and_changes_no_result(model_folder):
+    small, large = make_config(), make_config(text_config=BACKBONE | {"num_hidden_layers": 400})
+    need = bytes_per_study(small)
+    assert [largest_batch(small, free) for free in (0, 9 * need, 2**50)] == [1, 4, 256]
+    assert largest_batch(large, 9 * need) < 4
+    results = []
+    for size in (None, 2):
+        pipeline = MedUnifierPipeline.from_pretrained(model_folder, "cpu", size)
+        assert pipeline.batch_size == (size or 32)
+        results.append(pipeline.draw([{"findings": "Clear."}] * 3, ["PA"] * 3, seed=4))
+    assert (results[0] == results[1]).all()
+
+
+def test_precision_bf16_is_for_generation_alone(model_folder):
+    pipeline, plain = (
+        MedUnifierPipeline.from_pretrained(model_folder, "cpu", precision=precision) for precision in ("bf16", "auto")
+    )
+    codes = pipeline.encode(Phantom(32, 3).study(0).images[0][None])
+    assert plain.decoder is plain.model
+    assert pipeline.decoder.dtype == torch.bfloat16 and pipeline.model.dtype == torch.float32
+    assert pipeline.fingerprint == plain.fingerprint
+    assert (pipeline.embed_images(codes, ["PA"]) == plain.embed_images(codes, ["PA"])).all()
+    assert pipeline.draw([{"findings": "Clear."}], ["PA"]).shape == codes.shape
+    assert list(pipeline.stream_report(codes[0], "PA", max_new_tokens=4))
