@@ -40,10 +40,10 @@ class MedUnifierPipeline:
     Args:
         model, processor: loaded from the same folder.
         device: default: CUDA if available, else the CPU.
-        batch_size: studies per forward pass; None = as many as the free memory of a GPU allows, 32 on a CPU. Results do
-            not depend on it.
-        precision: of generation. ``auto`` is bfloat16 on GPUs that have it, otherwise float32; embeddings and matching
-            are computed in the precision of ``model``. Generation then uses a copy of the weights, made once.
+        batch_size: studies per forward pass; None = as many as the free memory of a GPU allows, 32 on a CPU. Results
+            do not depend on it.
+        precision: of generation. ``auto`` is bfloat16 on GPUs that have it, otherwise float32. In bfloat16 a copy of
+            the weights generates, made once; embeddings and matching keep the precision of ``model``.
     """
 
     def __init__(
