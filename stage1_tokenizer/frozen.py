@@ -22,6 +22,7 @@ from medunifier.shared.errors import UserError
 from medunifier.shared.files.weights import check_weight_file
 from medunifier.shared.hub import PushFolder
 from medunifier.shared.report_page.notice import TOKENIZER_LIMITS, research_notice
+from medunifier.shared.training.compiling import compile_method
 from medunifier.shared.training.precision import Precision, autocast
 from medunifier.stage1_tokenizer.config import ModelConfig, QuantizerConfig, model_config
 from medunifier.stage1_tokenizer.model.quantizers import largest_logit, nearest_entry
@@ -188,9 +189,24 @@ class FrozenTokenizer(nn.Module, PushFolder):
         return (codes if code is None else code[codes]).reshape(len(z), *z.shape[2:])
 
     @torch.no_grad()
-    def decode_indices(self, codes: Tensor) -> Tensor:
-        """(B, h, w) codes -> images (B, out_ch, H, W), about [-1, 1], not clamped."""
-        return self.decode_vectors(self.codebook[codes.long()].permute(0, 3, 1, 2).contiguous())
+    def decode_indices(self, codes: Tensor, precision: Precision = "float32") -> Tensor:
+        """Decode codes to images.
+
+        Args:
+            codes: (B, h, w) integers.
+            precision: of the decoder, as in :meth:`encode_indices`.
+
+        Returns:
+            (B, out_ch, H, W) float32, about [-1, 1], not clamped.
+        """
+        z_q = self.codebook[codes.long()].permute(0, 3, 1, 2).contiguous()
+        with autocast(codes.device, precision):
+            return self.decode_vectors(z_q).float()
+
+    def compile_graphs(self) -> None:
+        """Compile encoder and decoder, one graph each for every batch size (and precision): use few batch sizes."""
+        compile_method(self._model, "encode")
+        compile_method(self._model, "decode")
 
     def encode_vectors(self, images: Tensor) -> Tensor:
         """(B, 1, H, W) in [-1, 1] -> encoder outputs (B, D, h, w), before the lookup."""

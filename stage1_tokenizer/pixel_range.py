@@ -1,6 +1,7 @@
 """Convert shard pixels to model inputs in [-1, 1], and model outputs to [0, 1] for metrics."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -38,6 +39,28 @@ def stack_images(samples: Sequence[tuple[int, Sample]], size: int) -> Tensor:
     )
 
 
+def stack_pixels(samples: Sequence[tuple[int, Sample]], size: int) -> Tensor:
+    """Stack images as :func:`stack_images` does, for :func:`scale_pixels` on the device: uint8 if all have 8 bits.
+
+    Raises:
+        UserError: as :func:`stack_images`.
+    """
+    images = [_checked_image(s, number, size) for _, s in samples for number in range(_count(s))]
+    if any(image.dtype != np.uint8 for image in images):
+        images = [to_model(image) for image in images]
+    return torch.from_numpy(np.stack(images)[:, None])
+
+
+def scale_pixels(pixels: Tensor) -> Tensor:
+    """(…) uint8 -> float32 in [-1, 1], bitwise as :func:`to_model` on every device; float32 is returned unchanged."""
+    return _scale(pixels.device)[pixels.int()] if pixels.dtype == torch.uint8 else pixels
+
+
+@lru_cache
+def _scale(device: torch.device) -> Tensor:
+    return torch.from_numpy(to_model(np.arange(256, dtype=np.uint8))).to(device)
+
+
 def collate_images(samples: Sequence[tuple[int, Sample]], size: int, seed: int) -> Tensor:
     """Sample one image per study, seeded by its position in the stream -> (B, 1, size, size) in [-1, 1]."""
     images = [
@@ -54,10 +77,14 @@ def _count(sample: Sample) -> int:
 
 
 def _model_image(sample: Sample, number: int, size: int) -> np.ndarray:
+    return to_model(_checked_image(sample, number, size))
+
+
+def _checked_image(sample: Sample, number: int, size: int) -> np.ndarray:
     image = sample.images[number]
     if image.shape != (size, size):
         raise UserError(
             f"image {number} of study {sample.key} has {image.shape[0]} x {image.shape[1]} pixels, the model reads "
             f"{size} x {size}: ingest again with --size {size}, or use a model of that resolution"
         )
-    return to_model(image)
+    return image

@@ -109,6 +109,27 @@ def sample_stream(
     return _named_failures(iter(loader))
 
 
+def ordered_batches(
+    dataset: Any,
+    batches: Sequence[Sequence[Any]],
+    collate: Callable[[Sequence[Any]], Any],
+    *,
+    workers: int = 0,
+) -> Iterator[Any]:
+    """Yield ``collate([dataset[key] for key in batch])`` of each batch, in order, read by ``workers`` processes."""
+    if workers:
+        _check_shared_memory(lambda: collate([dataset[key] for key in batches[0]]), workers)
+    loader = DataLoader(
+        dataset,
+        batch_sampler=batches,
+        collate_fn=collate,
+        num_workers=workers,
+        prefetch_factor=_PREFETCHED if workers else None,
+        timeout=_MAX_SECONDS if workers else 0,
+    )
+    return _named_failures(iter(loader))
+
+
 def _check_shared_memory(first_batch: Callable[[], Any], workers: int) -> None:
     """Refuse loader processes whose batches do not fit into /dev/shm: they would hang or be killed while passing one.
 
@@ -141,6 +162,8 @@ def _named_failures(batches: Iterator[Any]) -> Iterator[Any]:
     """Yield the batches; a loader process that died or hangs ends the run with a `UserError`."""
     try:
         yield from batches
+    except UserError as error:  # of a loader process: the message is the last line of its traceback
+        raise UserError(str(error).strip().rpartition("UserError: ")[2]) from error
     except RuntimeError as error:
         if "DataLoader" not in str(error):
             raise

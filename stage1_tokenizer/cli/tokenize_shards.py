@@ -7,14 +7,19 @@ when the command is run again.
 """
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import PartialState
+from torch import Tensor
+from torch.nn.functional import pad
 
 from medunifier.data.shards.dataset import (
     MANIFEST,
@@ -26,12 +31,14 @@ from medunifier.data.shards.dataset import (
     write_shard,
 )
 from medunifier.data.shards.index import index_path
+from medunifier.data.shards.loader import ordered_batches
 from medunifier.shared.artifacts import FORMAT_VERSION, read_json, remove_partial, sha256_file, write_json
 from medunifier.shared.command import run_command
 from medunifier.shared.config import parse_config
 from medunifier.shared.errors import UserError
 from medunifier.shared.files.settings_record import refuse_other_settings
 from medunifier.shared.progress import Progress
+from medunifier.shared.training.compiling import CompileSetting, use_compile
 from medunifier.shared.training.distributed import (
     barrier,
     gather_objects,
@@ -44,10 +51,16 @@ from medunifier.shared.training.distributed import (
 from medunifier.shared.training.loop import use_threads
 from medunifier.shared.training.precision import Precision, resolve_precision
 from medunifier.stage1_tokenizer.frozen import FrozenTokenizer
-from medunifier.stage1_tokenizer.pixel_range import stack_images
+from medunifier.stage1_tokenizer.pixel_range import scale_pixels, stack_pixels
 
 FINISHED = "finished"
 """Folder with one JSON record per finished shard; replaced by the manifest at the end."""
+
+_STUDIES_READ = 16
+"""Studies that a loader process reads at a time."""
+
+_File = tuple[str, dict[str, bytes]]
+"""Key and files of a study."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +79,11 @@ class TokenizeConfig:
     """Precision of the encoder: auto is bf16 if the device supports it in hardware, else float32. A few percent of
     the codes differ between the two; the codebook lookup is float32 in both."""
     threads: int = 0
-    """CPU threads per process; 0 divides the cores among the processes of this machine."""
+    """CPU threads per process, or on a GPU the processes that read images; 0 divides the cores among the processes of
+    this machine."""
+    compile: CompileSetting = "auto"
+    """Compile the encoder with torch.compile: true, false or auto, which is true on a GPU. Takes a minute at the
+    start, and on a CPU a C++ compiler."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -97,6 +114,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     warn_if_alone()
     use_threads(config.threads)
     tokenizer = FrozenTokenizer.from_pretrained(config.tokenizer).to(state.device)
+    if use_compile(config.compile, state.device):
+        tokenizer.compile_graphs()
+        torch.backends.cudnn.benchmark = True  # all batches have one shape
     # The machines of a run may differ: all processes use the precision of the first.
     precision = gather_objects(resolve_precision(config.precision, state.device))[0]
     config = replace(config, precision=precision)
@@ -121,10 +141,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     barrier()
     assigned = todo[rank() :: world_size()]
     with Progress(sum(s.samples for s in assigned), "tokenizing", "study", quiet=not is_main()) as progress:
+        studies = _token_studies(assigned, tokenizer, config)
         for shard in assigned:
-            studies = ShardDataset(config.shards, shard.split)
-            samples = (studies[shard.start + number] for number in range(shard.samples))
-            row = write_shard(out / shard.name, _encode_studies(samples, tokenizer, config, progress))
+            row = write_shard(out / shard.name, _counted(islice(studies, shard.samples), progress))
             record = {"tokenizer": identity, "row": row | {"input_sha256": shard.sha256}}
             write_json(_finished_path(out, shard), record)
     barrier()
@@ -192,36 +211,100 @@ def _finished_path(out: Path, shard: _Shard) -> Path:
     return out / FINISHED / f"{shard.name}.json"
 
 
-def _encode_studies(
-    samples: Iterator[Sample], tokenizer: FrozenTokenizer, config: TokenizeConfig, progress: Progress
-) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Yield key and files of each study, in order. At least ``batch_size`` images are encoded at a time."""
-    pending: list[Sample] = []
-    for sample in samples:
-        pending.append(sample)
-        if sum(len(s.images) for s in pending) >= config.batch_size:
-            yield from _encode_batch(pending, tokenizer, config)
-            progress.advance(len(pending))
-            pending = []
-    if pending:
-        yield from _encode_batch(pending, tokenizer, config)
-        progress.advance(len(pending))
-
-
-def _encode_batch(
-    studies: Sequence[Sample], tokenizer: FrozenTokenizer, config: TokenizeConfig
-) -> Iterator[tuple[str, dict[str, bytes]]]:
-    images = stack_images(list(enumerate(studies)), tokenizer.image_size)
-    device = tokenizer.codebook.device
-    batches = images.split(config.batch_size)
-    encoded = [tokenizer.encode_indices(batch.to(device), config.precision) for batch in batches]
-    dtype = np.uint16 if tokenizer.codebook_size <= 2**16 else np.uint32
-    codes = torch.cat(encoded).cpu().numpy().astype(dtype)
-    begin = 0
+def _counted(studies: Iterable[_File], progress: Progress) -> Iterator[_File]:
     for study in studies:
-        study_codes = codes[begin : begin + len(study.images)]  # (images, h, w)
-        begin += len(study.images)
-        yield study.key, {"codes.npy": encode_npy(study_codes), "json": encode_info(study.info)}
+        yield study
+        progress.advance(1)
+
+
+class _Studies:
+    """Samples of all splits by (split, index)."""
+
+    def __init__(self, root: str, splits: Iterable[str]) -> None:
+        self._splits = {split: ShardDataset(root, split) for split in splits}
+
+    def __getitem__(self, key: tuple[str, int]) -> Sample:
+        split, number = key
+        return self._splits[split][number]
+
+
+_Study = tuple[str, int, bytes]
+"""Key, number of images and ``json`` member of a study."""
+
+
+def _read(samples: Sequence[Sample], size: int) -> tuple[list[_Study], Tensor]:
+    """Return the studies and all their images, (N, 1, size, size); called in the loader processes."""
+    studies = [(sample.key, len(sample.images), encode_info(sample.info)) for sample in samples]
+    return studies, stack_pixels(list(enumerate(samples)), size)
+
+
+def _token_studies(shards: Sequence[_Shard], tokenizer: FrozenTokenizer, config: TokenizeConfig) -> Iterator[_File]:
+    """Yield key and files of each study of the shards, in order."""
+    device = tokenizer.codebook.device
+    keys: list[list[tuple[str, int]]] = []
+    ends: list[bool] = []  # whether a shard ends with these studies
+    for shard in shards:
+        for begin in range(0, shard.samples, _STUDIES_READ):
+            end = min(begin + _STUDIES_READ, shard.samples)
+            keys.append([(shard.split, shard.start + number) for number in range(begin, end)])
+            ends.append(end == shard.samples)
+    # On a CPU the encoder needs all cores, and decoding PNG takes a hundredth of its time.
+    workers = 0 if device.type == "cpu" else torch.get_num_threads()
+    dataset = _Studies(config.shards, {shard.split for shard in shards})
+    read = ordered_batches(dataset, keys, partial(_read, size=tokenizer.image_size), workers=workers)
+    studies: deque[_Study] = deque()
+    dtype = np.uint16 if tokenizer.codebook_size <= 2**16 else np.uint32
+    codes = np.zeros((0, *tokenizer.grid), dtype)
+    for more in _codes(_image_batches(zip(read, ends, strict=True), studies, config.batch_size), tokenizer, config):
+        codes = np.concatenate([codes, more.astype(dtype)])
+        while studies and len(codes) >= studies[0][1]:
+            key, count, info = studies.popleft()
+            yield key, {"codes.npy": encode_npy(codes[:count]), "json": info}
+            codes = codes[count:]
+
+
+def _image_batches(
+    read: Iterable[tuple[tuple[list[_Study], Tensor], bool]], studies: deque[_Study], batch_size: int
+) -> Iterator[Tensor]:
+    """Yield batches of ``batch_size`` images, fewer at the end of a shard; append their studies to ``studies``."""
+    held: list[Tensor] = []
+    for (more, pixels), end in read:
+        studies.extend(more)
+        if held and held[0].dtype != pixels.dtype:  # of 8 and of 16 bits
+            held, pixels = [scale_pixels(part) for part in held], scale_pixels(pixels)
+        images = torch.cat([*held, pixels])
+        whole = len(images) if end else len(images) // batch_size * batch_size
+        yield from images[:whole].split(batch_size) if whole else ()
+        held = [images[whole:]] if whole < len(images) else []
+
+
+def _codes(batches: Iterable[Tensor], tokenizer: FrozenTokenizer, config: TokenizeConfig) -> Iterator[np.ndarray]:
+    """Yield the codes (N, h, w) of each batch while the device encodes the next one."""
+    device = tokenizer.codebook.device
+    launched: tuple[Tensor, torch.cuda.Event | None] | None = None
+    for images in batches:
+        count = len(images)
+        if use_compile(config.compile, device):  # for one batch size
+            images = pad(images, (0, 0, 0, 0, 0, 0, 0, config.batch_size - count))
+        if device.type == "cuda":
+            images = images.pin_memory()
+        images = scale_pixels(images.to(device, non_blocking=True))
+        codes = tokenizer.encode_indices(images, config.precision)[:count].int().to("cpu", non_blocking=True)
+        event = None
+        if device.type == "cuda":
+            event = torch.cuda.Event()
+            event.record()
+        if launched is not None:
+            yield _arrived(*launched)
+        launched = codes, event
+    if launched is not None:
+        yield _arrived(*launched)
+
+
+def _arrived(codes: Tensor, event: torch.cuda.Event | None) -> np.ndarray:
+    if event is not None:
+        event.synchronize()
+    return codes.numpy()
 
 
 def _write_manifest(
