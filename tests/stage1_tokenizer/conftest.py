@@ -47,6 +47,38 @@ def blobs(number: int, size: int = SIZE) -> np.ndarray:
     return (255 * image / image.max()).astype(np.uint8)
 
 
+def batch_of_blobs(count: int = 2, size: int = SIZE) -> torch.Tensor:
+    """Return (count, 1, size, size) in [-1, 1]."""
+    return torch.stack([torch.from_numpy(blobs(number, size)) for number in range(count)])[:, None] / 127.5 - 1
+
+
+def tiny_task(kind: str = "cosine_vq", **settings):
+    """Return a training task on a CPU, with perceptual loss, and the adversarial loss from the second step on."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    from medunifier.shared.training.config import LoopConfig, OptimConfig
+    from medunifier.stage1_tokenizer import config as stage1
+    from medunifier.stage1_tokenizer.training.task import TokenizerTask
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    torch.manual_seed(0)
+    adversary = stage1.DiscriminatorConfig(width=8, layers=1, start=1, ramp=1, lecam_weight=0.1)
+    perceptual = stage1.PerceptualConfig("squeeze", "random")
+    quantizer = {"kind": kind, "dead_code_interval": 2, "dead_code_threshold": 0.9}
+    config = stage1.Stage1Config(
+        stage1.DataConfig("unused"),
+        "unused",
+        model=stage1.model_config(TINY | {"quantizer": quantizer}),
+        loss=stage1.LossConfig(perceptual=perceptual, l2_weight=1.0, gan_weight=0.5, discriminator=adversary),
+        # So low that rounding, which the optimizer amplifies where a gradient is nearly zero, does not add up.
+        optim=OptimConfig(lr=1e-7, betas=(0.5, 0.9), warmup_steps=0),
+        loop=LoopConfig(batch_size=2),
+        **settings,
+    )
+    return TokenizerTask(config, Accelerator(cpu=True, gradient_accumulation_steps=2), None, None)
+
+
 def write_image_shards(root: Path, size: int = SIZE, shards: int = 3, studies: int = 8) -> Path:
     """Write image shards of all three splits; every third study has two images."""
     splits, number = {}, 0

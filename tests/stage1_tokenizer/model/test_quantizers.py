@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import io
+import math
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from medunifier.stage1_tokenizer.model.quantizers import (
     base,
     nearest_entry,
 )
+from medunifier.stage1_tokenizer.model.quantizers.gumbel_vq import gumbel_noise
 
 KINDS = {"vq": VectorQuantizer, "cosine_vq": CosineQuantizer, "ema_vq": EMAQuantizer}
 WITH_REPLACEMENT = [CosineQuantizer, EMAQuantizer]
@@ -211,3 +213,23 @@ def test_gumbel_samples_only_in_training_and_anneals_its_temperature():
     )
     quantizer.eval()
     assert torch.equal(quantizer(z).codes, quantizer(z).codes)
+
+
+def test_gumbel_noise_is_a_function_of_step_and_position_with_the_right_distribution():
+    like = torch.empty(512, 64)
+    noise = gumbel_noise(torch.tensor(7), torch.tensor(0), like)
+    assert torch.equal(gumbel_noise(torch.tensor(7), torch.tensor(500), like[:12]), noise[500:])
+    assert not (gumbel_noise(torch.tensor(8), torch.tensor(0), like) == noise).any(dim=0).any()
+    for quantile in (0.01, 0.25, 0.5, 0.75, 0.99):  # of exp(-exp(-x)); 32,768 values
+        below = (noise < -math.log(-math.log(quantile))).double().mean()
+        assert abs(float(below) - quantile) < 4 * (quantile * (1 - quantile) / noise.numel()) ** 0.5
+    centred = noise - noise.mean()
+    for shifted in (centred.roll(1, 0), centred.roll(1, 1)):  # neighbours are not correlated
+        assert abs(float((centred * shifted).mean() / centred.var())) < 0.03
+
+
+def test_compiled_lookup_finds_the_same_codes():
+    torch._dynamo.reset()
+    z, codebook = torch.randn(300, 8), torch.randn(64, 8)
+    compiled = torch.compile(nearest_entry, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(z, codebook), nearest_entry(z, codebook))

@@ -1,27 +1,14 @@
 """torch.compile: networks compile as one graph each, and compiled training equals plain training."""
 
-from typing import Any
-
 import pytest
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 
 from medunifier.shared.training.compiling import use_compile
-from medunifier.shared.training.config import LoopConfig, OptimConfig
-from medunifier.stage1_tokenizer.config import (
-    DataConfig,
-    DiscriminatorConfig,
-    LossConfig,
-    PerceptualConfig,
-    Stage1Config,
-    model_config,
-)
+from medunifier.stage1_tokenizer.config import PerceptualConfig
 from medunifier.stage1_tokenizer.losses.perceptual import build_perceptual
 from medunifier.stage1_tokenizer.model.discriminator import PatchDiscriminator
 from medunifier.stage1_tokenizer.model.vqgan import VQGAN
-from medunifier.stage1_tokenizer.training.task import TokenizerTask
-from tests.stage1_tokenizer.conftest import TINY, blobs
+from tests.stage1_tokenizer.conftest import TINY, batch_of_blobs, tiny_task
 
 COMPILE = torch.compile
 
@@ -33,10 +20,6 @@ def no_code_generation(monkeypatch):
     monkeypatch.setattr(
         torch, "compile", lambda f, **settings: COMPILE(f, **settings | {"backend": "aot_eager", "options": None})
     )
-
-
-def images(count=2, size=32):
-    return torch.stack([torch.from_numpy(blobs(number, size)) for number in range(count)])[:, None] / 127.5 - 1
 
 
 def loss_and_gradients(network, loss):
@@ -55,8 +38,8 @@ def assert_one_graph_with_equal_gradients(network, loss):
 
 
 def vqgan_loss(call):
-    output = call(images())
-    return (output.reconstruction - images()).abs().mean() + sum(output.losses.values())
+    output = call(batch_of_blobs())
+    return (output.reconstruction - batch_of_blobs()).abs().mean() + sum(output.losses.values())
 
 
 def test_vqgan_is_one_graph():
@@ -79,7 +62,7 @@ def test_vqgan_of_every_quantizer_is_one_graph_with_checkpointing(kind):
 def test_discriminator_is_one_graph(norm):
     torch._dynamo.reset()
     assert_one_graph_with_equal_gradients(
-        PatchDiscriminator(1, 8, 1, norm), lambda call: call(images()).square().mean()
+        PatchDiscriminator(1, 8, 1, norm), lambda call: call(batch_of_blobs()).square().mean()
     )
 
 
@@ -89,34 +72,18 @@ def test_perceptual_net_is_one_graph(net):
     perceptual = build_perceptual(PerceptualConfig(net, "random"))
     results = []
     for call in (perceptual.loss, COMPILE(perceptual.loss, fullgraph=True, dynamic=False, backend="aot_eager")):
-        image = images(2, 64).flip(0).requires_grad_()
-        loss = call(images(2, 64), image)
+        image = batch_of_blobs(2, 64).flip(0).requires_grad_()
+        loss = call(batch_of_blobs(2, 64), image)
         results.append((loss.detach(), torch.autograd.grad(loss, image)[0]))
     torch.testing.assert_close(results[1], results[0], atol=1e-6, rtol=1e-5)
     assert results[0][1].abs().max() > 1e-5
 
 
-def task_figures(steps=3, **settings) -> list[dict[str, float]]:
-    """Figures of training steps on a CPU, with perceptual loss, and the adversarial loss from the second step on."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    torch.manual_seed(0)
-    adversary = DiscriminatorConfig(width=8, layers=1, start=1, ramp=1, lecam_weight=0.1)
-    config = Stage1Config(
-        DataConfig("unused"),
-        "unused",
-        model=model_config(TINY),
-        loss=LossConfig(perceptual=PerceptualConfig("squeeze", "random"), gan_weight=0.5, discriminator=adversary),
-        # So low that rounding, which the optimizer amplifies where a gradient is nearly zero, does not add up.
-        optim=OptimConfig(lr=1e-7, betas=(0.5, 0.9), warmup_steps=0),
-        loop=LoopConfig(batch_size=2, steps=steps),
-        **settings,
-    )
-    unused: Any = None
-    task = TokenizerTask(config, Accelerator(cpu=True), unused, unused)
-    return [
-        {name: float(value) for name, value in task.step([images(2), images(4)[2:]], step).items()}
-        for step in range(steps)
-    ]
+def task_figures(**settings) -> list[dict[str, float]]:
+    """Figures of three training steps of two micro-batches."""
+    task = tiny_task(**settings)
+    batches = [batch_of_blobs(2), batch_of_blobs(4)[2:]]
+    return [{name: float(value) for name, value in task.step(batches, step).items()} for step in range(3)]
 
 
 def assert_same_figures(found, expected):
