@@ -60,6 +60,7 @@ _REWRITES: tuple[tuple[str, re.Pattern[str], Replacement], ...] = (
         "may",
         re.compile(
             rf"(?:(?<=\d )|(?<=\d(?:st|nd|rd|th) ))may\b{_MONTH_NOT_VERB}|(?<=\b(?:in|of|on) )may\b"
+            r"|(?<=\bsince )may\b"
             r"|\bmay(?= (?:\d{1,2}(?:st|nd|rd|th)?|(?:19|20)\d\d)\b)"
         ),
         " ",

@@ -13,7 +13,9 @@ from medunifier.data.reports.rules.vocabulary import word_set
 
 MENTIONS: dict[str, tuple[str, ...]] = {
     "Cardiomegaly": (
-        "cardiomegal*", "{cardiac|heart|ventricular|biventricular|biatrial|atrial} enlarge*",
+        "cardiomegal*", "cardio megal*",
+        "{ventricle|ventricles|atrium|atria|chambers} {is|are|appears|appear} {enlarged|dilated|prominent}",
+        "{cardiac|heart|ventricular|biventricular|biatrial|atrial} enlarge*",
         "cardiac silhouette enlarge*", "enlarge* {heart|cardiac}", "enlarge* {of|in|} {the|} {heart|cardiac}*",
     ),
     "Enlarged Cardiomediastinum": (
@@ -53,7 +55,8 @@ MENTIONS: dict[str, tuple[str, ...]] = {
         "pneumonias",
     ),
     "Atelectasis": ("atelecta*", "subatelecta*", "collapse*", "collapsing"),
-    "Pneumothorax": ("pneumothora*", "pneumo thora*", "hydropneumothora*", "hemopneumothora*", "pyopneumothora*"),
+    "Pneumothorax": ("pneumothora*", "pneumo thora*", "{new more|new mo|numo} thorax", "hydropneumothora*",
+    "hemopneumothora*", "pyopneumothora*"),
     "Pleural Effusion": (
         "effusion*", "pleural {fluid|collection}*", "hydrothora*", "hydropneumothora*", "hemothora*",
         "hemopneumothora*", "pyopneumothora*", "fluid in {the|} {left|right|} pleural*",
@@ -61,7 +64,9 @@ MENTIONS: dict[str, tuple[str, ...]] = {
     ),
     "Pleural Other": (
         "pleural {thickening|scar*|plaque*|calcif*|fibrosis|based|plaquing|reaction}", "apical thickening*",
-        "thickening of {the|} {left|right|both|} {lateral|apical|basal|costal|visceral|parietal|} pleura*", "{pleura is|pleurae are} thickened", "thickened {left|right|apical|visceral|parietal} pleura*", "thickened pleura*",
+        "thickening of {the|} {left|right|both|} {lateral|apical|basal|costal|visceral|parietal|} pleura*",
+        "{pleura is|pleurae are} thickened", "thickened {left|right|apical|visceral|parietal} pleura*",
+        "thickened pleura*",
         "pleural parenchymal scar*", "pleuroparenchymal {scar*|thickening}", "fibrothora*", "biapical thickening",
         "pleural thickened", "apical pleural cap*",
     ),
@@ -82,7 +87,8 @@ MENTIONS: dict[str, tuple[str, ...]] = {
         "loop recorder*", "device*", "nerve stimulator*", "ivc filter*", "support device*", "monitoring device*",
         "intubated", "uvc", "uac", "umbilical {venous|arterial|} {line|catheter}*", "cvl", "cvad", "trach", "tavr",
         "tavi",
-        "{right|left|chest|chest wall|subclavian|jugular|vascular|access|infusion} port {a cath|catheter|}", "port {catheter|reservoir|tip}*",
+        "{right|left|chest|chest wall|subclavian|jugular|vascular|access|infusion} port {a cath|catheter|}",
+        "port {catheter|reservoir|tip}*",
         "gastrostom*",
         "{atrial|ventricular|epicardial|pacer} {lead|wire|electrode}*", "lead tip*", "leads",
         "{embolization|vascular} coils",
@@ -102,7 +108,8 @@ POSSIBLE: dict[str, tuple[str, ...]] = {
 HARMLESS: tuple[str, ...] = (
     "{pericardial|joint} {effusion|fluid}*", "massive*", "mass effect*", "cardiac mass*",
     "nodular calcif*", "metallic {density|densities}", "{bone|bony|osseous|soft tissue} {density|densities}",
-    "cardiac apex", "apex of {the|} heart", "bone mineral density", "breast {density|densities|shadow|shadows}", "{density|densities} of bone*",
+    "cardiac apex", "apex of {the|} heart", "bone mineral density", "breast {density|densities|shadow|shadows}",
+    "{density|densities} of bone*",
     "collapse of vertebr*", "{vertebral|vertebral body|compression} collapse*", "collapsed vertebr*",
     "mastectomy*",
     "history of {lung|breast|} {fracture|pneumonia|cancer|carcinoma|malignan|heart failure|chf|infection"
@@ -120,7 +127,10 @@ HARMLESS: tuple[str, ...] = (
 # Shadows of normal anatomy, and other phrases without meaning for the labels.
 NEUTRAL: tuple[str, ...] = (
     "{hilar|mediastinal|thymic|aortic|diaphragm|diaphragmatic|vascular|bony|soft tissue} {shadow|shadows}",
-    "bowel gas", "in the interval", "as well as",
+    "in density", "{size|shape|position|outline|contour} {and|,} density", "normal density",
+    ", density and {position|shape|size|outline}",
+    "retrocardiac {area|region|space}", "retrosternal {area|region|space}", "bowel gas", "in contrast {to|with}",
+    "in the interval", "as well as",
     "{air|gas} bubble", "no {comparison|prior|previous|old} {study|studies|exam*|film*|image*|radiograph*|}",
 )  # fmt: skip
 
@@ -197,7 +207,8 @@ NEGATION_AFTER: tuple[str, ...] = (
     "|noted|there}",
     "{has|have|had|since|now|is|are|completely|fully|} resolved", "{has|have|had} cleared", "cleared completely",
     "cleared up", "{is|are} absent", "ruled out", "{has been|have been|is|are|was|were|been} excluded", "excluded",
-    "unlikely", "{has|have} disappeared", "disappeared", "{completely|now|since} cleared", "not a feature", "{is|are} negative",
+    "unlikely", "{has|have} disappeared", "disappeared", "{completely|now|since} cleared", "not a feature",
+    "{is|are} negative", "not {inserted|placed|sited|required|needed}",
     "not {a|} {concern|consideration}", "{is|are} none", "{is|are|has|have|had|now|} gone", "vanished", "dissipated",
     "{does|do|did} not persist",
     "would {have been|be} {expected|visible|seen|visualized|apparent|evident|detected|sited|placed|inserted|needed"
@@ -272,7 +283,11 @@ UNCERTAINTY_BEFORE: tuple[str, ...] = (
     "ruling out", "query", "raises {the|} {possibility|question|concern|suspicion} {of|}", "raises the", "favor*",
     "perhaps", "less likely", "maybe", "risk of", "factors for", "doubtful", "indeterminate for",
     "in view of {query|}",
-    "look for", "looking for", "unable to exclude", "unable to rule out", "impossible to exclude", "not excluding",
+    "{no|nothing|insufficient|not enough|lack of} {evidence|sign|signs|} {against|to refute|to exclude|to rule out"
+    "|to dispute|to contradict}", "{insufficient|inconclusive|not enough} evidence {for|of|}",
+    "{inconclusive|not conclusive} {for|of|}",
+    "doubt", "look for", "looking for", "unable to exclude", "unable to rule out", "impossible to exclude",
+    "not excluding",
     "consider", "potential", "potentially", "whether", "{insensitive|not sensitive} {for|to|in|}",
     "{low|limited|poor|reduced} sensitivity {for|to|}",
     "{uncertain|unclear|unsure|not clear|not certain|not sure|not known|unknown} {if|whether}"
@@ -301,13 +316,16 @@ UNCERTAINTY_AFTER: tuple[str, ...] = (
     "{is|are|remains|remain} {a|} possibilit*",
     "{is|remains|as} {a|} {consideration|concern|question}",
     "{is|are|seems|seem|thought|felt|be} {less|more|most|very|quite|equally} {likely|probable}", "{is|are} favored",
+    "not {likely|probable}",
     "{difficult|hard|impossible} to {assess|evaluate|judge|determine|confirm}",
     "{poorly|incompletely|inadequately|suboptimally|not well|not fully|not adequately} {assessed|evaluated}",
     "can not be {confirmed|assessed|evaluated}",
     "not {be|} confirmed", "may be present", "might be present", "could be present", "may be {seen|there}",
     "{may|might|could} not be {visible|seen|apparent|evident|detected|detectable|visualized}",
     "{may|might|could|can} be {missed|overlooked|occult|obscured}",
-    "needs exclusion", "need exclusion", "to rule out", "can be considered",
+    "{may|might|could} be {required|needed|necessary|indicated|inserted|placed}",
+    "not {assessable|assessed|evaluable|evaluated|interpretable}", "needs exclusion", "need exclusion",
+    "to rule out", "can be considered",
 )  # fmt: skip
 UNCERTAINTY_BOTH: tuple[str, ...] = (
     "versus", "vs", "{is|are|seems|} {less|more|as|equally} {likely|probable} {than|as}", "{is|are|} favored over",
@@ -326,6 +344,7 @@ PERSISTENCE: tuple[str, ...] = (
     "{no|lack of|absence of|without|not|without complete|without full|no complete|no full|partial|incomplete"
     "|continued|continuing|further|some|near complete|nearly complete|almost complete|delayed|slow|ongoing|gradual}"
     " {interval|} {resolution|clearing|disappearance} {of|}",
+    "{has|have|is|are} all but {resolved|cleared|gone|disappeared}",
     "{has|have|is|are|was|were|had} not {resolved|cleared|improved|changed|disappeared|resolving}",
     "{has|have} {nearly|almost|partially|partly|mostly|largely|incompletely} {completely|} {resolved|cleared"
     "|disappeared}",
@@ -338,7 +357,8 @@ PERSISTENCE: tuple[str, ...] = (
     "{has|have} not been {removed|withdrawn}", "not been removed", "not removed", "nonresolving",
     "{ensure|confirm|document|demonstrate|verify|establish|until|await|awaiting} {complete|full|}"
     " {resolution|clearing|clearance|disappearance|regression} {of|}",
-    "no {evidence|sign|signs} of {resolution|improvement|clearing|regression}",
+    "no {evidence|sign|signs|suggestion|indication} of {change*|increas*|decreas*|progress*|growth|worsening"
+    "|reduction|resolution|resolving|improvement|improving|clearing|regression}",
     "non {displaced|specific|obstructing}*",
     "nondisplaced", "undisplaced", "not {displaced|significantly displaced}", "without displacement",
     "no displacement",
@@ -386,7 +406,8 @@ SCOPE_ENDS: tuple[str, ...] = (
 )  # fmt: skip
 # The same, unless "or" follows: "no mass is seen or suspected".
 PREDICATES: tuple[str, ...] = (
-    "seen", "noted", "identified", "{is|are} {present|evident|visualized|detected|demonstrated|found|observed}",
+    "seen", "noted", "identified", "this {is|represents|appears}", "it is", "these {are|represent}",
+    "{is|are} {present|evident|visualized|detected|demonstrated|found|observed}",
 )  # fmt: skip
 
 # First words of a new noun phrase, which ends the scope after "and", "with" or a comma: "no pneumothorax and a small

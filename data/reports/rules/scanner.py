@@ -193,7 +193,7 @@ class _Scanner:
         between = self.tokens[self.cue.end : match.end]
         parts = self.cue.phrase in ("no", "none", "not", "nor", "neither") and _PARTS & set(between[:3])
         if parts and _VERBS & set(between) and not {",", ":"} & set(between):  # "no lung is normal"
-            return not any(m.start > self.cue.start for m in self.found)
+            return not any(m.start > self.cue.start and self.tokens[m.start] not in _PARTS for m in self.found)
         return self.cue.phrase in ("not", "no", "no longer", "never") and match.start - self.cue.end <= 1
 
     def _large(self, match: Match, _: str) -> None:
@@ -336,7 +336,7 @@ class _Scanner:
             self._begin(UNCERTAIN, match)
 
     def _is_verb_after_denial(self, match: Match) -> bool:
-        """Return whether the finding before a denial is the subject: "opacity without effusion suggests pneumonia"."""
+        """Return whether the finding before a denial is the subject: "haze without effusion suggests pneumonia"."""
         verb = self.tokens[match.start]
         if self.assertion != NEGATIVE or not self.objects or verb not in _HEDGING_VERBS:
             return False
@@ -465,7 +465,7 @@ class _Scanner:
                 continue
             following = group[-1] if group else None
             separator = self.tokens[mention.end : following.start if following else match.start]
-            if _CLAUSE_WORDS & set(separator):
+            if _CLAUSE_WORDS & set(separator if following else separator[:-1]):  # "considered but [not inserted]"
                 break
             if following is not None:
                 if ":" in separator or (_VERBS | _RELATIONS) & set(separator):

@@ -88,7 +88,9 @@ NEUTRAL: frozenset[str] = word_set("""
     symmetrically sharp smooth free satisfactory adequate good optimal appropriate appropriately acceptable expected
     typical physiological physiologic natural usual regular uniform equal translucent undisplaced
     nad wnl limits limit normally clearly ventilated aeration expansion ventilation inflation translucency
-    given allowing motion biopsy thoracentesis thoracocentesis bronchoscopy procedure equally evenly height heights placed situated radiopaque imp
+    given allowing motion biopsy thoracentesis thoracocentesis bronchoscopy procedure child infant neonate boy girl
+    descending ascending considered
+    equally evenly height heights placed situated radiopaque imp
     patency alignment aligned centrally centered central healthy
 
     stable unchanged similar constant same change appearance appearances appear appears appearing appeared remain
