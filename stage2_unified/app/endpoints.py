@@ -63,13 +63,15 @@ class Endpoints:
         found = self._service.match(self._service.read(path, view), text)
         cosine = f"Cosine similarity of the embeddings: {found.similarity:.3f}"
         if found.percentile is not None:
-            cosine += f", higher than for {found.percentile:.0%} of the index's studies"
+            share = "less than 1%" if found.percentile < 0.005 else f"{found.percentile:.0%}"
+            cosine += f", higher than for {share} of the index's studies"
         head = f"Match head, trained on whole reports: probability {small(found.probability)}."
         if found.whole_report:
             answer, weaker = [head], [f"{cosine}."]
         else:
             answer = [
-                f"{'States' if stated else 'Denies'} {name}: {agree:.0%} of {SAMPLES} sampled reports agree."
+                f"{'States' if stated else 'Denies'} {name}: "
+                f"{f'{agree:.0%}' if agree else 'fewer than one'} of {SAMPLES} sampled reports agree."
                 for name, stated, agree in found.agreement
             ]
             weaker = [f"{cosine}.", head]

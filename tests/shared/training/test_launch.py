@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
 from tests.two_processes import free_port
 
@@ -27,6 +28,18 @@ def launch(root, *arguments):
         check=False,
         cwd=root,
     )
+
+
+def test_the_launchers_files_leave_nothing_to_its_defaults(root, caplog):
+    def warnings(*options):
+        caplog.clear()
+        _validate_launch_command(launch_command_parser().parse_args([*options, "train.py"]))
+        return [entry.message for entry in caplog.records]
+
+    files = sorted((root / "configs" / "accelerate").glob("*.yaml"))
+    assert len(files) >= 3
+    assert {path.stem: warnings("--config_file", str(path)) for path in files} == {path.stem: [] for path in files}
+    assert "--num_machines" in warnings("--num_processes", "1")[0], "what the launcher says otherwise"
 
 
 @pytest.mark.slow

@@ -1,12 +1,15 @@
 """What the page states: small probabilities, statements and whole reports, the findings and data of the training."""
 
+import re
+from types import SimpleNamespace
+
 import pytest
 
 pytest.importorskip("gradio")
 
-from medunifier.stage2_unified.app.endpoints import small, table
+from medunifier.stage2_unified.app.endpoints import Endpoints, small, table
 from medunifier.stage2_unified.app.server import training_source
-from medunifier.stage2_unified.app.service import is_whole_report, stated_findings
+from medunifier.stage2_unified.app.service import TextMatch, is_whole_report, stated_findings
 
 
 def test_no_probability_reads_0():
@@ -20,6 +23,15 @@ def test_no_probability_reads_0():
     shown = table(("finding", "match", "similarity"), [["Edema", 0.0, -0.0004], ["Fracture", None, 1.0]])
     assert shown["metadata"]["display_value"] == [["Edema", "< 0.001", "-0.000"], ["Fracture", "", "1.000"]]
     assert shown["data"][0][1] == 0.0, "the exact number stays"
+
+
+def test_no_score_of_a_text_reads_0():
+    for agreement, whole in (((("Edema", True, 0.0), ("Fracture", False, 0.5)), False), ((), False), ((), True)):
+        found = TextMatch(0.0, 0.1, 0.0, agreement, whole)
+        service = SimpleNamespace(read=lambda path, view: None, match=lambda image, text, found=found: found)
+        _, _, answer, weaker = Endpoints(service, ()).match("a", "PA", "Edema. No fracture.")
+        assert answer and not re.search(r"(?<![\d.])0(\.0+)?(?![\d.])", answer + weaker), (answer, weaker)
+        assert not agreement or ("fewer" in answer and "50%" in answer)
 
 
 def test_a_statement_is_no_whole_report():
