@@ -72,8 +72,8 @@ def described_text(text: str) -> str:
     a last paragraph count unless both findings and impression exist. If none of these exists, what follows the first
     sentence of the last section counts: "Indication: cough. Clear lungs." A lone sentence counts whatever its header.
     """
-    sections = split_sections(text)
-    kept = [name for name in ("findings", "impression") if name in sections]
+    sections: dict[str, str] = dict(split_sections(text))
+    kept: list[str] = [name for name in ("findings", "impression") if name in sections]
     if not kept:
         sections = split_plain_sections(text, strict=False)
         kept = [name for name in ("findings", "impression") if name in sections]

@@ -111,7 +111,7 @@ def sample_stream(
 
 def ordered_batches(
     dataset: Any,
-    batches: Sequence[Sequence[Any]],
+    batches: Sequence[list[Any]],
     collate: Callable[[Sequence[Any]], Any],
     *,
     workers: int = 0,

@@ -8,11 +8,10 @@ import tempfile
 import time
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
-from medunifier.gpu_bench.runner import Outcome, call_by_name, fork_context, run_groups
+from medunifier.gpu_bench.runner import Context, Outcome, call_by_name, fork_context, run_groups
 from medunifier.gpu_bench.shards import write_shards
 from medunifier.gpu_bench.sizes import FULL, REHEARSAL, Figures, Setting
 from medunifier.gpu_bench.table import ROWS, derive, printed, selected, table
@@ -121,7 +120,7 @@ def run(config: GpuConfig) -> None:
     announce(f"{config.out} written")
 
 
-def _probe(device: str) -> tuple[BaseContext, dict[str, Any] | None]:
+def _probe(device: str) -> tuple[Context, dict[str, Any] | None]:
     """Return a context whose processes can use the device, and the device's properties; None without a GPU.
 
     With some versions an import initialises CUDA, which a fork does not survive: processes are then started afresh.

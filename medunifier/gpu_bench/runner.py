@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import BaseContext
+from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,10 @@ LEAST_SECONDS = 20.0
 _PREPARING = 0.6  # of the time left, for a wave that others follow
 
 
-def fork_context() -> BaseContext:
+Context = ForkServerContext | SpawnContext
+
+
+def fork_context() -> ForkServerContext:
     """Return the context of all processes; its server imports what they need."""
     # What the server imports may look for a GPU; the usual way would initialise CUDA, which a fork does not survive.
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
@@ -85,7 +88,7 @@ class Outcome:
 def run_groups(
     names: Sequence[str],
     setting: Setting,
-    context: BaseContext,
+    context: Context,
     deadline: float,
     capacity: float,
     report: Callable[[Outcome], None],
@@ -126,7 +129,7 @@ def next_wave(waiting: Sequence[str], capacity: float) -> list[str]:
 def _run_wave(
     names: Sequence[str],
     setting: Setting,
-    context: BaseContext,
+    context: Context,
     prepared_by: float,
     deadline: float,
     report: Callable[[Outcome], None],
@@ -173,7 +176,7 @@ def _run_wave(
     return again
 
 
-def _start(name: str, setting: Setting, context: BaseContext) -> _Running:
+def _start(name: str, setting: Setting, context: Context) -> _Running:
     ours, theirs = context.Pipe()
     log = Path(setting.folder) / f"{name}.log"
     process = context.Process(target=_measure, args=(GROUPS[name].function, setting, theirs, str(log)))

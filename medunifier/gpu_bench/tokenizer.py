@@ -4,6 +4,7 @@ import inspect
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -150,7 +151,7 @@ def tokenize(setting: Setting) -> Measurement:
         "encode": lambda _: tokenizer.encode_indices(images, "bf16"),
         "decode": lambda _: tokenizer.decode_indices(codes, **options),
     }
-    flop = {name: count_flop(lambda call=call: call(0)) for name, call in calls.items()}
+    flop = {name: count_flop(partial(call, 0)) for name, call in calls.items()}
     warm = {name: warm_up(call, 3, device) for name, call in calls.items()}
     _tokenize_shards(folder, "few", 0)
     yield

@@ -1,6 +1,7 @@
 """torch.compile in both stages: when it is used, and how a method is compiled."""
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -23,5 +24,5 @@ def compile_method(module: nn.Module, name: str) -> None:
     torch._dynamo.config.optimize_ddp = False
     # Static shapes: a training has one, and Inductor's C++ code generation fails on symbolic sizes of convolutions.
     # Channels last: Inductor returns to contiguous memory if one convolution halves the channels, as in a decoder.
-    options: dict[str, str | int | bool | object] = {"force_layout_optimization": True}
+    options: dict[str, str | int | bool | Callable[..., Any]] = {"force_layout_optimization": True}
     setattr(module, name, torch.compile(getattr(module, name), fullgraph=True, dynamic=False, options=options))

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -162,7 +162,7 @@ class DecodingStep(ABC):
                 for buffer, value in zip(state, saved, strict=True):
                     buffer.copy_(value)
             # Other threads may use the device meanwhile.
-            graph.capture_begin(*self._pool(), capture_error_mode="thread_local")
+            graph.capture_begin(self._pool(), capture_error_mode="thread_local")
             try:
                 self._step(model, end)
             finally:
@@ -170,9 +170,9 @@ class DecodingStep(ABC):
         torch.cuda.current_stream().wait_stream(stream)
         return graph
 
-    def _pool(self) -> list[tuple[int, int]]:
-        """Return the memory pool of the graphs so far: they never run at the same time."""
-        return [graph.pool() for graph in self._graphs.values()][:1]
+    def _pool(self) -> Any:
+        """Return the memory pool of the graphs so far, None for the first: they never run at the same time."""
+        return next((graph.pool() for graph in self._graphs.values()), None)
 
 
 def round_up(columns: int) -> int:

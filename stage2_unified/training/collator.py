@@ -44,12 +44,12 @@ class StudyBatch:
 
     def to(self, device: torch.device) -> "StudyBatch":
         """Return the batch on another device; from pinned memory to a GPU without waiting for the copy."""
-        tensors = {name: on_device(value, device) for name, value in self._tensors().items()}
+        tensors: dict[str, Any] = {name: on_device(value, device) for name, value in self._tensors().items()}
         return replace(self, **tensors, images=self.images.to(device))
 
     def pin_memory(self) -> "StudyBatch":
         """Return the batch in page-locked memory; the loader calls it where there is a GPU."""
-        tensors = {name: value.pin_memory() for name, value in self._tensors().items()}
+        tensors: dict[str, Any] = {name: value.pin_memory() for name, value in self._tensors().items()}
         return replace(self, **tensors, images=self.images.pin_memory())
 
     def _tensors(self) -> dict[str, Tensor]:
