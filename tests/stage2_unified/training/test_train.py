@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -109,6 +110,23 @@ def test_a_killed_and_restarted_training_equals_the_uninterrupted_one_bit_for_bi
     for name in ("curves.png", "config.yaml", "pictures/generated-0000008.png", "pictures/reports-0000008.txt"):
         assert (tmp_path / "killed" / name).is_file()
     check_pipeline(MedUnifierPipeline.from_pretrained(tmp_path / "killed" / "model"))
+
+
+def test_a_compiled_training_continues_and_equals_the_eager_one(made, tmp_path, monkeypatch):
+    # The whole compiler without its code generation, which needs a C++ compiler and minutes.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    common = {"optim__schedule": "constant", "loop__accumulation": 1, "loop__checkpoint_every": 2}
+    train(arguments(made, tmp_path / "eager", **common, loop__steps=4, compile="false"))
+    compiled = tmp_path / "compiled"
+    train(arguments(made, compiled, **common, loop__steps=2, compile="true"))
+    shutil.rmtree(compiled / "model")
+    train(arguments(made, compiled, **common, loop__steps=4, compile="true"))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    eager, resumed = ([line for line in lines(tmp_path / run) if "loss" in line] for run in ("eager", "compiled"))
+    assert [line["step"] for line in resumed] == [line["step"] for line in eager] == [2, 4]
+    for line, expected in zip(resumed, eager, strict=True):
+        for name, value in expected.items():
+            assert line[name] == pytest.approx(value, rel=1e-5), name
 
 
 def check_pipeline(pipeline):
@@ -256,6 +274,14 @@ def test_another_number_of_processes_continues_over_the_same_studies(made, tmp_p
             assert line[name] == pytest.approx(other[name], rel=1e-4), (line["step"], name)
 
 
+def _compiled_fsdp(rank, port, arguments):
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_FSDP": "true"}
+    torch.compile = partial(torch.compile, backend="aot_eager")
+    train([*arguments, "--compile=true"])
+
+
 @pytest.mark.slow
 def test_two_fsdp_processes_equal_one_and_write_unsharded_checkpoints(root, made, tmp_path):
     common = {"optim__kind": "adamw", "optim__schedule": "constant", "loop__accumulation": 1}
@@ -287,6 +313,14 @@ def test_two_fsdp_processes_equal_one_and_write_unsharded_checkpoints(root, made
         assert torch.allclose(exported[name], weight, atol=1e-4), name
     for name in ("generated-0000008.png", "reports-0000008.txt"):
         assert (tmp_path / "two" / "pictures" / name).is_file()
+    with two_processes(
+        _compiled_fsdp, arguments(made, tmp_path / "compiled", **common, loop__batch_size=4, loop__steps=4)
+    ):
+        pass
+    compiled = {line["step"]: line for line in lines(tmp_path / "compiled") if "loss" in line}
+    for step, figures in compiled.items():
+        for name in ("contrast", "matching", "report", "image", "gradient_norm"):
+            assert figures[name] == pytest.approx(two[step][name], rel=1e-4), (step, name)
     short = arguments(made, tmp_path / "bf16", **common, loop__steps=2, loop__mixed_precision="bf16")
     subprocess.run([*map(str, launch), *short], check=True, capture_output=True, timeout=300)
     assert MedUnifierForConditionalGeneration.from_pretrained(tmp_path / "bf16" / "model").dtype == torch.float32
