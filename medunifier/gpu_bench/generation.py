@@ -27,11 +27,10 @@ def _batches(setting: Setting) -> tuple[int, int]:
 
 
 def _built(setting: Setting) -> Built:
-    """Return a model that generates as that of the commands does: not compiled as for a training, in bfloat16."""
-    built = build(setting, compiled=False)
-    pipeline = MedUnifierPipeline(built.model, built.processor, setting.device)
-    model = pipeline.decoder if hasattr(pipeline, "decoder") else pipeline.model.to(torch.bfloat16)
-    return replace(built, model=model)
+    """Return the model that generates in the commands."""
+    built = build(setting)
+    pipeline = MedUnifierPipeline(built.model, built.processor, setting.device, setting.sizes.batch)
+    return replace(built, model=pipeline.decoder)
 
 
 def _prompt(built: Built, batch: int, setting: Setting) -> tuple[Tensor, Tensor, Tensor]:
@@ -105,7 +104,7 @@ def _stock_call(built: Built, stock: Any, batch: int, codes: int, setting: Setti
 
 def images_stock(setting: Setting) -> Measurement:
     """Measure the same by ``generate()`` of the exported causal LM with a static cache, on the first codes."""
-    built = build(setting, compiled=False)
+    built = build(setting)
     built.model.eval()
     stock = to_causal_lm(built.model).to(torch.bfloat16)
     codes, every = setting.sizes.peer_codes, built.model.config.image_tokens

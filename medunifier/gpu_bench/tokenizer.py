@@ -3,7 +3,6 @@
 import inspect
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -41,7 +40,7 @@ _STEP = 10  # past the ramp of the adversarial loss
 
 def preset(name: str, batch: int, *options: str) -> Stage1Config:
     """Return a preset with random LPIPS weights (no file is needed) and the discriminator on from the first step."""
-    config = parse_config(
+    return parse_config(
         Stage1Config,
         [
             f"--config={CONFIGS / 'stage1' / f'{name}.yaml'}",
@@ -56,12 +55,6 @@ def preset(name: str, batch: int, *options: str) -> Stage1Config:
             *options,
         ],
     )
-    return with_compile(config)
-
-
-def with_compile(config: Any) -> Any:
-    """Return the configuration with compilation as on a GPU by default, where the default is a plain ``false``."""
-    return replace(config, compile=torch.cuda.is_available()) if isinstance(config.compile, bool) else config
 
 
 def random_tokenizer(setting: Setting) -> FrozenTokenizer:

@@ -1,7 +1,7 @@
 """Measurements of stage 2: the whole training step of two model sizes, and of the stock decoder as their peer."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,14 +24,15 @@ from medunifier.gpu_bench.measure import (
     warm_up,
 )
 from medunifier.gpu_bench.sizes import Figures, Measurement, Setting
-from medunifier.gpu_bench.tokenizer import random_tokenizer, with_compile
+from medunifier.gpu_bench.tokenizer import random_tokenizer
 from medunifier.shared.config import CONFIGS, parse_config
+from medunifier.shared.training.config import use_compile
 from medunifier.shared.training.loop import FLOP, TOKENS
 from medunifier.stage1_tokenizer.frozen import FrozenTokenizer
 from medunifier.stage2_unified.model.modeling import MedUnifierForConditionalGeneration
 from medunifier.stage2_unified.model.processing.processor import MedUnifierProcessor
 from medunifier.stage2_unified.training.build import build_model, make_optimizers
-from medunifier.stage2_unified.training.collator import StudyBatch, StudyCollator
+from medunifier.stage2_unified.training.collator import StudyBatch, StudyCollator, report_buckets
 from medunifier.stage2_unified.training.config import Stage2Config
 from medunifier.stage2_unified.training.four_objectives import FourObjectives
 from medunifier.stage2_unified.training.muon import Muon
@@ -51,26 +52,22 @@ class Built:
     processor: MedUnifierProcessor
 
 
-def build(setting: Setting, *options: str, compiled: bool = True) -> Built:
-    """Return the model of ``base_256`` with further ``options``, ``compiled`` as a training on the device would."""
+def build(setting: Setting, *options: str) -> Built:
+    """Return the model of ``base_256`` with further ``options``."""
     tokenizer = random_tokenizer(setting)
-    config = with_compile(
-        parse_config(
-            Stage2Config,
-            [
-                f"--config={CONFIGS / 'stage2' / 'base_256.yaml'}",
-                "--data.shards=-",
-                "--tokenizer=-",
-                "--run_dir=-",
-                "--loop.mixed_precision=bf16",
-                f"--loop.batch_size={setting.sizes.batch}",
-                *setting.sizes.stage2,
-                *options,
-            ],
-        )
+    config = parse_config(
+        Stage2Config,
+        [
+            f"--config={CONFIGS / 'stage2' / 'base_256.yaml'}",
+            "--data.shards=-",
+            "--tokenizer=-",
+            "--run_dir=-",
+            "--loop.mixed_precision=bf16",
+            f"--loop.batch_size={setting.sizes.batch}",
+            *setting.sizes.stage2,
+            *options,
+        ],
     )
-    if not compiled:
-        config = replace(config, compile=False)
     words = word_tokenizer(config.text.vocabulary_size)
     model = build_model(config, words, tokenizer, TEXT).to(setting.device)
     return Built(config, tokenizer, model, MedUnifierProcessor(words, tokenizer, model.config))
@@ -87,18 +84,19 @@ def _word(number: int) -> str:
     return "".join(chr(ord("a") + int(digit)) for digit in f"{number:05d}")
 
 
-def study_batches(built: Built, setting: Setting, count: int) -> list[StudyBatch]:
-    """Return batches as the loader collates them: random codes, reports of ``shortest`` to ``longest`` ids."""
-    generator, sizes, data = np.random.default_rng(0), setting.sizes, built.config.data
-    collate = StudyCollator(
-        built.processor.codec, data.text_dropout, 0, True, data.section_dropout, data.max_views, data.view_dropout
-    )
-    batches = []
-    for number in range(count):
-        first = number * sizes.batch
-        samples = [(first + study, _study(first + study, built, setting, generator)) for study in range(sizes.batch)]
-        batches.append(collate(samples).to(torch.device(setting.device)))
-    return batches
+def study_batches(built: Built, setting: Setting, count: int) -> tuple[list[StudyBatch], tuple[int, ...]]:
+    """Return batches as the loader collates them, and the widths to which reports are padded.
+
+    Codes are random, reports have ``shortest`` to ``longest`` ids.
+    """
+    generator, sizes, data, codec = np.random.default_rng(0), setting.sizes, built.config.data, built.processor.codec
+    samples = [(number, _study(number, built, setting, generator)) for number in range(count * sizes.batch)]
+    lengths = [len(codec.encode(sample.info["report"])) for _, sample in samples]
+    buckets = report_buckets(lengths, sizes.batch, data.max_report_tokens)
+    collate = StudyCollator(codec, text_dropout=data.text_dropout, training=True, buckets=buckets)
+    device = torch.device(setting.device)
+    batches = [samples[begin : begin + sizes.batch] for begin in range(0, len(samples), sizes.batch)]
+    return [collate(batch).to(device) for batch in batches], buckets
 
 
 def _study(number: int, built: Built, setting: Setting, generator: np.random.Generator) -> Sample:
@@ -138,13 +136,16 @@ def _training(built: Built, setting: Setting) -> tuple[Callable[[int], Any], lis
     """Return the warmed-up step over batches in the device's memory, the warm-up's seconds, and the optimizers."""
     config = built.config
     accelerator = Accelerator(cpu=setting.device == "cpu", mixed_precision=config.loop.mixed_precision)
+    objectives = FourObjectives(built.model, config.weights, config.negative_hardness)
+    if use_compile(config.compile, accelerator.device):
+        objectives.compile_parts()
     unprepared = make_optimizers(built.model, config.optim)
-    objectives, *optimizers = accelerator.prepare(
-        FourObjectives(built.model, config.weights, config.negative_hardness), *unprepared
-    )
+    prepared, *optimizers = accelerator.prepare(objectives, *unprepared)
+    batches, buckets = study_batches(built, setting, _BATCHES)
     unused: Any = SimpleNamespace()
-    task = UnifiedTask(objectives, optimizers, accelerator, config, unused, None, built.processor, built.tokenizer)
-    batches = study_batches(built, setting, _BATCHES)
+    task = UnifiedTask(
+        prepared, optimizers, accelerator, config, unused, None, built.processor, built.tokenizer, buckets=buckets
+    )
 
     def step(number: int) -> Any:
         return task.step([batches[number % _BATCHES]], number)
@@ -189,7 +190,7 @@ def _muon_seconds(step: Callable[[int], Any], optimizers: list[Any], setting: Se
 
 def train_stock(setting: Setting) -> Measurement:
     """Measure forward and backward pass of the compiled stock decoder with its own loss, as the training's peer."""
-    built = build(setting, compiled=False)
+    built = build(setting)
     config = type(built.model.config.text_config).from_dict(built.model.config.text_config.to_dict())
     config.vocab_size, config.tie_word_embeddings = len(built.model.vocabulary), False
     config.max_position_embeddings = max(config.max_position_embeddings, setting.sizes.peer_length)
