@@ -12,6 +12,7 @@ from medunifier.gpu_bench.measure import calls_within, compile_seconds, memory, 
 from medunifier.gpu_bench.sizes import Figures, Measurement, Setting
 from medunifier.gpu_bench.unified import Built, build
 from medunifier.stage2_unified.export.causal_lm import generation_configs, to_causal_lm
+from medunifier.stage2_unified.generation.decoding import compile_step
 from medunifier.stage2_unified.generation.images import generate_images
 from medunifier.stage2_unified.generation.reports import generate_reports
 from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline
@@ -27,10 +28,12 @@ def _batches(setting: Setting) -> tuple[int, int]:
 
 
 def _built(setting: Setting) -> Built:
-    """Return the model that generates in the commands."""
-    built = build(setting)
-    pipeline = MedUnifierPipeline(built.model, built.processor, setting.device, setting.sizes.batch)
-    return replace(built, model=pipeline.decoder)
+    """Return a model that generates as that of the commands does for many studies: in bfloat16, its step compiled."""
+    built = build(setting, compiled=False)
+    built.model.to(torch.bfloat16).eval()
+    if setting.device != "cpu":
+        compile_step(built.model)
+    return built
 
 
 def _prompt(built: Built, batch: int, setting: Setting) -> tuple[Tensor, Tensor, Tensor]:
@@ -104,7 +107,7 @@ def _stock_call(built: Built, stock: Any, batch: int, codes: int, setting: Setti
 
 def images_stock(setting: Setting) -> Measurement:
     """Measure the same by ``generate()`` of the exported causal LM with a static cache, on the first codes."""
-    built = build(setting)
+    built = build(setting, compiled=False)
     built.model.eval()
     stock = to_causal_lm(built.model).to(torch.bfloat16)
     codes, every = setting.sizes.peer_codes, built.model.config.image_tokens

@@ -77,6 +77,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         config.outside_root,
     )
 
+    pipeline.expect(len(source.keys) if config.beams == 1 else 0)
+
     def rows_of(readable: list[StudyImage]) -> list[Row]:
         reports = pipeline.write_reports(**study_inputs(pipeline, readable, config.view), num_beams=config.beams)
         return [

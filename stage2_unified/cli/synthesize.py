@@ -115,6 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     begin_or_continue(out / PROMPTS, {"model": model, **sampling, **prior_settings, "images": images})
     todo = [number for number, rows in enumerate(plan) if not all((out / str(row["file"])).is_file() for row in rows)]
     left = sum(len(plan[number]) for number in todo)
+    pipeline.expect(left)
     with Progress(len(images), "generating", "images", done=len(images) - left) as progress:
         for run in _consecutive(todo, pipeline.batch_size):
             codes = pipeline.generate_studies(

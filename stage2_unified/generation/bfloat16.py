@@ -21,5 +21,6 @@ def bfloat16_copy(model: MedUnifierForConditionalGeneration) -> MedUnifierForCon
     converted[id(model.codebook)] = model.codebook.to(torch.bfloat16)
     # What is in the dictionary is not copied but taken from it: no second copy in float32 is made.
     duplicate = copy.deepcopy(model, converted)
-    duplicate._wrap_layers()  # compiled layers would still be those of the original
+    duplicate._compiled = False
+    duplicate._wrap_layers()  # compiled layers would be those of the original
     return duplicate

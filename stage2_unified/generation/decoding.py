@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from medunifier.stage2_unified.model.attention import RecordedKV, StaticKV
 from medunifier.stage2_unified.model.attention_mask import bidirectional_image_mask, causal_mask
@@ -58,6 +59,7 @@ class DecodingStep(ABC):
         self._kv: list[tuple[Tensor, Tensor]] = []  # (rows, g, columns, d) keys and values of each layer
         self._filled = 0  # columns, as the host counts them
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._captures = captures(model)
 
     @abstractmethod
     def embed(self, model: MedUnifierForConditionalGeneration) -> Tensor:
@@ -118,7 +120,7 @@ class DecodingStep(ABC):
         """Extend the sequences by further ids, without waiting for the device."""
         for _ in range(steps):
             end = min(math.ceil((self._filled + 1) / self._bucket) * self._bucket, self.columns)
-            self._replay(model, end) if self.ids.is_cuda else self._step(model, end)
+            self._replay(model, end) if self._captures else self._step(model, end)
             self._filled += 1
 
     def _replay(self, model: MedUnifierForConditionalGeneration, end: int) -> None:
@@ -175,6 +177,23 @@ class DecodingStep(ABC):
         return next((graph.pool() for graph in self._graphs.values()), None)
 
 
+def compile_step(model: MedUnifierForConditionalGeneration) -> None:
+    """Compile the decoder layers of a model that only generates.
+
+    A step is then half as long. The compiler takes some seconds for the first step, and again for the second bucket
+    and the second batch size, after which all layers, buckets and batch sizes share a graph
+    (``model.compile_layers()``, for training, makes a graph for each shape).
+    """
+    for layer in model.model.layers:
+        vars(layer).pop("forward", None)
+        layer.forward = torch.compile(layer.forward)
+
+
+def captures(model: MedUnifierForConditionalGeneration) -> bool:
+    """Return whether steps of a model are captured: on CUDA, unless its layers gather their weights in each pass."""
+    return model.device.type == "cuda" and not any(isinstance(weight, DTensor) for weight in model.parameters())
+
+
 def round_up(columns: int) -> int:
     """Return the next multiple of :data:`COLUMNS`."""
     return math.ceil(columns / COLUMNS) * COLUMNS
@@ -197,8 +216,10 @@ def decoding_step(
         key: what ``make`` depends on.
         make: returns a new step.
     """
-    # A graph reads its weights where they were when it was captured.
-    kept_key = key, tuple(parameter.data_ptr() for parameter in model.parameters())
+    # A graph reads its weights where they were when it was captured, and runs the layers as they were then.
+    keep = captures(model)
+    addresses = tuple(parameter.data_ptr() for parameter in model.parameters()) if keep else ()
+    kept_key = key, addresses, "forward" in vars(model.model.layers[0])
     kept = _KEPT_STEPS.setdefault(model, OrderedDict())
     # Buffers that are made in inference mode could not be written outside it later. Casts of autocast belong to a
     # single call, and a graph outlives it: the step runs in the dtype of the weights.
@@ -209,5 +230,5 @@ def decoding_step(
                 kept.popitem(last=False)
             step = make()
         yield step
-    if model.device.type == "cuda":
+    if keep:
         kept[kept_key] = step

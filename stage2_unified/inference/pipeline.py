@@ -16,6 +16,7 @@ from medunifier.shared.training.hardware import has_bf16
 from medunifier.shared.training.precision import Precision
 from medunifier.stage1_tokenizer.frozen import FrozenTokenizer
 from medunifier.stage2_unified.generation.bfloat16 import bfloat16_copy
+from medunifier.stage2_unified.generation.decoding import compile_step
 from medunifier.stage2_unified.generation.images import generate_images
 from medunifier.stage2_unified.generation.reports import generate_reports
 from medunifier.stage2_unified.inference.batch_size import automatic_batch_size
@@ -27,6 +28,8 @@ from medunifier.stage2_unified.model.sequences import ImageSpans
 
 Report = Mapping[str, str]
 Views = Sequence[str] | Sequence[Sequence[str]]
+COMPILE_FROM = 4000
+"""Studies from which on compiling the decoding step pays: 17 s on an H100, which then saves 4.5 ms an image."""
 
 
 def model_fingerprint(model: MedUnifierForConditionalGeneration) -> str:
@@ -56,7 +59,7 @@ class MedUnifierPipeline:
     ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = model.to(self.device).eval()
-        self.processor, self.precision = processor, precision
+        self.processor, self.precision, self._compiled = processor, precision, False
         self.batch_size = batch_size or automatic_batch_size(self.model, self.device)
         self.processor.image_tokenizer.to(self.device)
 
@@ -89,6 +92,13 @@ class MedUnifierPipeline:
         """The model that generates: ``model``, or its copy in bfloat16."""
         auto_bf16 = self.precision == "auto" and self.device.type == "cuda" and has_bf16(self.device)
         return bfloat16_copy(self.model) if auto_bf16 or self.precision == "bf16" else self.model
+
+    def expect(self, studies: int) -> None:
+        """Compile the copy that generates if so many studies will be generated on a GPU that it pays."""
+        if studies >= COMPILE_FROM and self.device.type == "cuda" and self.decoder is not self.model:
+            if not self._compiled:
+                compile_step(self.decoder)
+            self._compiled = True
 
     @property
     def fingerprint(self) -> str:
@@ -172,6 +182,7 @@ class MedUnifierPipeline:
 
         ``generate`` as for :func:`generate_reports`.
         """
+        self.expect(len(codes))
         reports: list[dict[str, str]] = []
         for begin in range(0, len(codes), self.batch_size):
             images = self._images(begin, begin + self.batch_size, codes, views, priors)
@@ -220,6 +231,7 @@ class MedUnifierPipeline:
             seed: study i uses seed + i, for any batch size.
             sampling: guidance, temperature, top_k, top_p as for :meth:`draw`.
         """
+        self.expect(len(reports))
         studies: list[np.ndarray] = []
         for begin in range(0, len(reports), self.batch_size):
             end = min(begin + self.batch_size, len(reports))

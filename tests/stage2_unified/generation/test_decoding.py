@@ -198,7 +198,7 @@ def test_compiled_layers_give_the_same_codes_and_tokens_from_few_graphs(model, m
         return generate_images(model, **prompts, seeds=torch.arange(4)).tolist(), written(model, batch.images)
 
     plain = results()
-    model.compile_layers()
+    decoding.compile_step(model)
     assert results() == plain
     assert 0 < torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 4
     assert written(bfloat16_copy(model), batch.images)

@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from medunifier.data.phantom import Phantom
 from medunifier.shared.errors import UserError
+from medunifier.stage2_unified.inference import pipeline as pipeline_module
 from medunifier.stage2_unified.inference.batch_size import bytes_per_study, largest_batch
 from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline
 from tests.stage2_unified.conftest import BACKBONE, make_config
@@ -57,3 +58,17 @@ def test_precision_bf16_is_for_generation_alone(model_folder):
     assert (pipeline.embed_images(codes, ["PA"]) == plain.embed_images(codes, ["PA"])).all()
     assert pipeline.draw([{"findings": "Clear."}], ["PA"]).shape == codes.shape
     assert list(pipeline.stream_report(codes[0], "PA", max_new_tokens=4))
+
+
+def test_the_step_is_compiled_for_many_studies_on_a_gpu_and_the_model_is_not(model_folder, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(pipeline_module, "compile_step", compiled.append)
+    pipeline = MedUnifierPipeline.from_pretrained(model_folder, "cpu", precision="bf16")
+    pipeline.expect(10**6)
+    assert not compiled
+    pipeline.device = torch.device("cuda")
+    pipeline.expect(pipeline_module.COMPILE_FROM - 1)
+    assert not compiled
+    for _ in range(2):
+        pipeline.expect(pipeline_module.COMPILE_FROM)
+    assert compiled == [pipeline.decoder]
