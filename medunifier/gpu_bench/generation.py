@@ -12,10 +12,9 @@ from medunifier.gpu_bench.measure import calls_within, compile_seconds, memory, 
 from medunifier.gpu_bench.sizes import Figures, Measurement, Setting
 from medunifier.gpu_bench.unified import Built, build
 from medunifier.stage2_unified.export.causal_lm import generation_configs, to_causal_lm
-from medunifier.stage2_unified.generation.decoding import compile_step
 from medunifier.stage2_unified.generation.images import generate_images
 from medunifier.stage2_unified.generation.reports import generate_reports
-from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline
+from medunifier.stage2_unified.inference.pipeline import COMPILE_FROM, MedUnifierPipeline
 from medunifier.stage2_unified.model.sequences import ImageSpans
 from medunifier.stage2_unified.model.vocabulary import EOS, UNCOND
 
@@ -28,12 +27,11 @@ def _batches(setting: Setting) -> tuple[int, int]:
 
 
 def _built(setting: Setting) -> Built:
-    """Return a model that generates as that of the commands does for many studies: in bfloat16, its step compiled."""
+    """Return the model that generates in commands with many studies: its step is compiled, unlike for a training."""
     built = build(setting, compiled=False)
-    built.model.to(torch.bfloat16).eval()
-    if setting.device != "cpu":
-        compile_step(built.model)
-    return built
+    pipeline = MedUnifierPipeline(built.model, built.processor, setting.device)
+    pipeline.expect(COMPILE_FROM)
+    return replace(built, model=pipeline.decoder)
 
 
 def _prompt(built: Built, batch: int, setting: Setting) -> tuple[Tensor, Tensor, Tensor]:
