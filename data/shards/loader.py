@@ -115,10 +115,22 @@ def ordered_batches(
     collate: Callable[[Sequence[Any]], Any],
     *,
     workers: int = 0,
+    option: str,
 ) -> Iterator[Any]:
-    """Yield ``collate([dataset[key] for key in batch])`` of each batch, in order, read by ``workers`` processes."""
+    """Yield ``collate([dataset[key] for key in batch])`` of each batch, in order.
+
+    Args:
+        dataset: has ``__getitem__`` for the keys in ``batches``.
+        batches: keys of the samples of each batch.
+        collate: makes a batch of its samples, in the loader process.
+        workers: loader processes; 0 reads in this process.
+        option: sets their number, for errors.
+
+    Raises:
+        UserError: if the loader processes lack shared memory, or one of them fails.
+    """
     if workers:
-        _check_shared_memory(lambda: collate([dataset[key] for key in batches[0]]), workers)
+        _check_shared_memory(lambda: collate([dataset[key] for key in batches[0]]), workers, f"fewer {option}")
     loader = DataLoader(
         dataset,
         batch_sampler=batches,
@@ -127,10 +139,10 @@ def ordered_batches(
         prefetch_factor=_PREFETCHED if workers else None,
         timeout=_MAX_SECONDS if workers else 0,
     )
-    return _named_failures(iter(loader))
+    return _named_failures(iter(loader), option)
 
 
-def _check_shared_memory(first_batch: Callable[[], Any], workers: int) -> None:
+def _check_shared_memory(first_batch: Callable[[], Any], workers: int, remedy: str = "--loop.workers 0") -> None:
     """Refuse loader processes whose batches do not fit into /dev/shm: they would hang or be killed while passing one.
 
     Raises:
@@ -143,7 +155,7 @@ def _check_shared_memory(first_batch: Callable[[], Any], workers: int) -> None:
     if needed > free:
         raise UserError(
             f"{workers} loader processes need about {needed / 2**20:.1f} MiB of shared memory, and /dev/shm has "
-            f"{free / 2**20:.1f} MiB free: enlarge it (docker run --shm-size 8g) or pass --loop.workers 0"
+            f"{free / 2**20:.1f} MiB free: enlarge it (docker run --shm-size 8g) or pass {remedy}"
         )
 
 
@@ -158,7 +170,7 @@ def _tensor_bytes(batch: Any) -> int:
     return sum(_tensor_bytes(part) for part in batch)
 
 
-def _named_failures(batches: Iterator[Any]) -> Iterator[Any]:
+def _named_failures(batches: Iterator[Any], option: str = "--loop.workers") -> Iterator[Any]:
     """Yield the batches; a loader process that died or hangs ends the run with a `UserError`."""
     try:
         yield from batches
@@ -169,7 +181,7 @@ def _named_failures(batches: Iterator[Any]) -> Iterator[Any]:
             raise
         raise UserError(
             f"a loader process ended or did not answer ({' '.join(str(error).split())[:200]}): it may have run out "
-            "of memory or shared memory; the same command continues, with fewer --loop.workers if it happens again"
+            f"of memory or shared memory; the same command continues, with fewer {option} if it happens again"
         ) from error
 
 

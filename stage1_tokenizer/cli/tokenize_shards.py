@@ -56,7 +56,7 @@ from medunifier.stage1_tokenizer.pixel_range import scale_pixels, stack_pixels
 FINISHED = "finished"
 """Folder with one JSON record per finished shard; replaced by the manifest at the end."""
 
-_STUDIES_READ = 16
+_STUDIES_READ = 8
 """Studies that a loader process reads at a time."""
 
 _File = tuple[str, dict[str, bytes]]
@@ -251,7 +251,8 @@ def _token_studies(shards: Sequence[_Shard], tokenizer: FrozenTokenizer, config:
     # On a CPU the encoder needs all cores, and decoding PNG takes a hundredth of its time.
     workers = 0 if device.type == "cpu" else torch.get_num_threads()
     dataset = _Studies(config.shards, {shard.split for shard in shards})
-    read = ordered_batches(dataset, keys, partial(_read, size=tokenizer.image_size), workers=workers)
+    collate = partial(_read, size=tokenizer.image_size)
+    read = ordered_batches(dataset, keys, collate, workers=workers, option="--threads")
     studies: deque[_Study] = deque()
     dtype = np.uint16 if tokenizer.codebook_size <= 2**16 else np.uint32
     codes = np.zeros((0, *tokenizer.grid), dtype)

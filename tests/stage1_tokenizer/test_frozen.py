@@ -139,3 +139,31 @@ def test_a_tokenizer_is_found_within_a_model_folder_and_a_run_folder(folder, tmp
     shutil.copytree(folder, outer / name)
     (outer / "config.json").write_text('{"model_type": "medunifier"}')
     assert FrozenTokenizer.from_pretrained(outer).fingerprint == FrozenTokenizer.from_pretrained(folder).fingerprint
+
+
+def test_decoder_runs_in_bf16_on_request_and_returns_float32(folder):
+    frozen = FrozenTokenizer.from_pretrained(folder)
+    codes = frozen.encode_indices(images())
+    dtypes = []
+    frozen._model.decoder.conv_in.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
+    exact, coarse = frozen.decode_indices(codes), frozen.decode_indices(codes, "bf16")
+    assert dtypes == [torch.float32, torch.bfloat16]
+    assert exact.dtype == coarse.dtype == torch.float32 and not torch.equal(exact, coarse)
+    assert (coarse - exact).norm() < 0.05 * exact.norm()
+
+
+def test_compiled_tokenizer_encodes_and_decodes_alike(folder, monkeypatch):
+    torch._dynamo.reset()
+    compiler = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda f, **settings: compiler(f, **settings | {"backend": "aot_eager", "options": None})
+    )
+    frozen, compiled = (FrozenTokenizer.from_pretrained(folder) for _ in range(2))
+    compiled.compile_graphs()
+    codes = frozen.encode_indices(images())
+    for precision in ("float32", "bf16"):
+        assert torch.equal(compiled.encode_indices(images(), precision), frozen.encode_indices(images(), precision))
+        torch.testing.assert_close(
+            compiled.decode_indices(codes, precision), frozen.decode_indices(codes, precision), atol=1e-5, rtol=1e-5
+        )
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 4

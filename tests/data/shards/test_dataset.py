@@ -18,7 +18,7 @@ from medunifier.data.shards.dataset import (
     write_shard,
 )
 from medunifier.data.shards.index import index_path
-from medunifier.data.shards.loader import batches_once, epoch_order, sample_at, sample_stream
+from medunifier.data.shards.loader import batches_once, epoch_order, ordered_batches, sample_at, sample_stream
 from medunifier.shared.artifacts import FORMAT_VERSION, write_json
 from medunifier.shared.errors import UserError
 
@@ -203,6 +203,26 @@ def test_a_loader_process_that_died_or_hangs_ends_the_run_in_words(monkeypatch, 
     monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)  # its wait for a hanging process
     with pytest.raises(UserError, match="loader process"):
         next(sample_stream(_Failing(fail), list, batch_size=2, seed=0, workers=1))
+
+
+def test_ordered_batches_of_loader_processes_are_those_of_this_process(tmp_path, monkeypatch):
+    monkeypatch.setattr("medunifier.data.shards.loader.free_shared_memory", lambda: None)
+    dataset, keys = ShardDataset(write_folder(tmp_path), "train"), [[3, 0], [1], [4, 2, 5]]
+
+    def read(workers):
+        return list(ordered_batches(dataset, keys, lambda s: [x.key for x in s], workers=workers, option="--threads"))
+
+    assert read(2) == read(0) == [[dataset[number].key for number in batch] for batch in keys]
+
+
+def test_an_error_in_a_loader_process_is_its_message_alone(monkeypatch):
+    def fail():
+        raise UserError("shard 7 cannot be read: make it again")
+
+    monkeypatch.setattr("medunifier.data.shards.loader.free_shared_memory", lambda: None)
+    with pytest.raises(UserError) as caught:
+        next(sample_stream(_Failing(fail), list, batch_size=2, seed=0, workers=1))
+    assert str(caught.value) == "shard 7 cannot be read: make it again"
 
 
 def test_too_little_shared_memory_is_refused_before_training_hangs(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Token shards: deterministic bytes, resumed shard by shard, never mixed between tokenizers."""
 
 import json
+from collections import deque
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from medunifier.shared.training.precision import resolve_precision
 from medunifier.stage1_tokenizer.cli import tokenize_shards as tokenize
 from medunifier.stage1_tokenizer.frozen import FrozenTokenizer, export
 from medunifier.stage1_tokenizer.model.vqgan import VQGAN
+from medunifier.stage1_tokenizer.pixel_range import scale_pixels, to_model
 from tests.files import contents
 from tests.stage1_tokenizer.conftest import TINY, write_image_shards
 
@@ -141,3 +143,37 @@ def test_invalid_options_and_inputs_are_refused_in_one_line(tokenizer, image_sha
     for line, part in zip(lines, [*expected, "colour"], strict=True):
         assert part in line
     assert not list((tmp_path / "out").glob("*.tar"))
+
+
+def test_compiled_encoder_sees_one_batch_size_and_the_codes_are_equal(tokenizer, image_shards, tmp_path, monkeypatch):
+    torch._dynamo.reset()
+    shapes, encode, compiler = [], FrozenTokenizer.encode_indices, torch.compile
+    monkeypatch.setattr(
+        FrozenTokenizer,
+        "encode_indices",
+        lambda self, images, precision: shapes.append(images.shape) or encode(self, images, precision),
+    )
+    monkeypatch.setattr(
+        torch, "compile", lambda f, **settings: compiler(f, **settings | {"backend": "aot_eager", "options": None})
+    )
+    assert run(tokenizer, image_shards, tmp_path / "plain", "--batch_size", "5", "--compile", "false") == 0
+    assert len(set(shapes)) > 1
+    shapes.clear()
+    assert run(tokenizer, image_shards, tmp_path / "compiled", "--batch_size", "5", "--compile", "true") == 0
+    assert set(shapes) == {(5, 1, 32, 32)}
+    assert contents(tmp_path / "compiled") == contents(tmp_path / "plain")
+
+
+def test_batches_are_full_up_to_the_end_of_a_shard_and_mix_8_and_16_bits():
+    eight = [torch.randint(256, (n, 1, 4, 4), dtype=torch.uint8) for n in (3, 1, 5, 2)]
+    sixteen = torch.rand(4, 1, 4, 4)
+    read = [(([], part), end) for part, end in zip([*eight, sixteen], (False, False, True, False, True), strict=True)]
+    batches = list(tokenize._image_batches(read, deque(), 4))
+    assert [len(batch) for batch in batches] == [4, 4, 1, 4, 2]
+    expected = torch.cat([scale_pixels(part) for part in [*eight, sixteen]])
+    assert torch.equal(torch.cat([scale_pixels(batch) for batch in batches]), expected)
+
+
+def test_pixels_are_scaled_on_the_device_as_on_the_host():
+    pixels = np.arange(256, dtype=np.uint8)
+    assert np.array_equal(scale_pixels(torch.from_numpy(pixels)).numpy(), to_model(pixels))

@@ -108,3 +108,16 @@ def test_weights_of_another_net_are_refused(backbone):
     path, digest = backbone
     with pytest.raises(UserError, match="tensors"):
         Lpips(PerceptualConfig("alex", str(path), sha256=digest[:8]))
+
+
+@pytest.mark.parametrize("net", ["squeeze", "alex"])
+def test_features_are_those_of_the_package_and_the_distance_is_float32_under_autocast(net):
+    distance = Lpips(PerceptualConfig(net, "random"))
+    image, other = torch.rand(2, 1, 64, 64) * 2 - 1, torch.rand(2, 1, 64, 64) * 2 - 1
+    taps = distance.net(distance.scaling_layer(image.expand(-1, 3, -1, -1)))
+    assert all(map(torch.equal, distance._features(image), taps))
+    exact = distance(image, other)
+    with torch.autocast("cpu", torch.bfloat16):
+        coarse = distance(image, other)
+    assert coarse.dtype == torch.float32 and not torch.equal(coarse, exact)
+    torch.testing.assert_close(coarse, exact, atol=1e-4, rtol=0.02)
