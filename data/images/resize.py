@@ -1,4 +1,4 @@
-"""Resizing: turn an image upright, make its pixels square, fit it to the square of the training size."""
+"""Resizing: turn an image upright (EXIF), make its pixels square, fit it to the square of the training size."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -28,7 +28,7 @@ def _batches(setting: Setting) -> tuple[int, int]:
 
 def _built(setting: Setting) -> Built:
     """Return the model that generates in commands with many studies: its step is compiled, unlike for a training."""
-    built = build(setting, compiled=False)
+    built = build(setting)
     pipeline = MedUnifierPipeline(built.model, built.processor, setting.device)
     pipeline.expect(COMPILE_FROM)
     return replace(built, model=pipeline.decoder)
@@ -105,7 +105,7 @@ def _stock_call(built: Built, stock: Any, batch: int, codes: int, setting: Setti
 
 def images_stock(setting: Setting) -> Measurement:
     """Measure the same by ``generate()`` of the exported causal LM with a static cache, on the first codes."""
-    built = build(setting, compiled=False)
+    built = build(setting)
     built.model.eval()
     stock = to_causal_lm(built.model).to(torch.bfloat16)
     codes, every = setting.sizes.peer_codes, built.model.config.image_tokens

@@ -1,4 +1,4 @@
-"""Atomic checkpoints: ``checkpoints/step-N/``, complete or absent, the newest *k* kept."""
+"""Atomic checkpoints, from which a run resumes: ``checkpoints/step-N/``, complete or absent, the newest *k* kept."""
 
 import os
 import re

@@ -11,7 +11,7 @@ from medunifier.shared.errors import UserError
 from medunifier.shared.files.grey_levels import to_uint8
 from medunifier.stage2_unified.app.code_grid import Region, cell_pixels, render_codes
 from medunifier.stage2_unified.app.phantoms import Example
-from medunifier.stage2_unified.app.service import SAMPLES, ModelService
+from medunifier.stage2_unified.app.service import SAMPLES, ModelService, TextMatch
 
 SCORE_COLUMNS = ("finding", "sampled probability", "statement over denial", "similarity", "rank in the index")
 SIMILAR_COLUMNS = ("rank", "similarity", "study", "view", "findings", "impression")
@@ -61,27 +61,7 @@ class Endpoints:
     def match(self, path: str | None, view: str, text: str) -> tuple[float, float, str, str]:
         """Return the match head's probability, the cosine similarity, the answer for the page, and weaker scores."""
         found = self._service.match(self._service.read(path, view), text)
-        cosine = f"Cosine similarity of the embeddings: {found.similarity:.3f}"
-        if found.percentile is not None:
-            share = "less than 1%" if found.percentile < 0.005 else f"{found.percentile:.0%}"
-            cosine += f", higher than for {share} of the index's studies"
-        head = f"Match head, trained on whole reports: probability {small(found.probability)}."
-        if found.whole_report:
-            answer, weaker = [head], [f"{cosine}."]
-        else:
-            answer = [
-                f"{'States' if stated else 'Denies'} {name}: "
-                f"{f'{agree:.0%}' if agree else 'fewer than one'} of {SAMPLES} sampled reports agree."
-                for name, stated, agree in found.agreement
-            ]
-            weaker = [f"{cosine}.", head]
-            if answer:
-                answer.append("Side and size are not compared.")
-            elif found.percentile is not None:
-                answer, weaker = weaker[:1], weaker[1:]
-            else:
-                answer = ["No known finding in this text. Enter a whole report, or a sentence about a finding."]
-        return found.probability, round(found.similarity, 4), "\n\n".join(answer), "\n\n".join(weaker)
+        return found.probability, round(found.similarity, 4), *match_texts(found)
 
     def draw(
         self,
@@ -161,6 +141,31 @@ class Endpoints:
         """Return the images for the rows of :meth:`similar`, of studies that have one."""
         images = self._service.index_images
         return [(images[study], f"similarity {cosine:.2f}") for _, cosine, study, *_ in rows if study in images]
+
+
+def match_texts(found: TextMatch) -> tuple[str, str]:
+    """Return the answer for the page, and the weaker scores; no score in them reads 0."""
+    cosine = f"Cosine similarity of the embeddings: {found.similarity:.3f}"
+    if found.percentile is not None:
+        share = "less than 1%" if found.percentile < 0.005 else f"{found.percentile:.0%}"
+        cosine += f", higher than for {share} of the index's studies"
+    head = f"Match head, trained on whole reports: probability {small(found.probability)}."
+    if found.whole_report:
+        answer, weaker = [head], [f"{cosine}."]
+    else:
+        answer = [
+            f"{'States' if stated else 'Denies'} {name}: "
+            f"{f'{agree:.0%}' if agree else 'fewer than one'} of {SAMPLES} sampled reports agree."
+            for name, stated, agree in found.agreement
+        ]
+        weaker = [f"{cosine}.", head]
+        if answer:
+            answer.append("Side and size are not compared.")
+        elif found.percentile is not None:
+            answer, weaker = weaker[:1], weaker[1:]
+        else:
+            answer = ["No known finding in this text. Enter a whole report, or a sentence about a finding."]
+    return "\n\n".join(answer), "\n\n".join(weaker)
 
 
 def small(probability: float) -> str:

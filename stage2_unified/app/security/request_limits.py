@@ -1,4 +1,4 @@
-"""A bound on the body of each request, applied before anything is parsed, and on the names of sessions in it."""
+"""The upload limit: the bound on each request's body, applied before anything is parsed, and on session names."""
 
 import json
 import re

@@ -1,13 +1,12 @@
 """What the page states: small probabilities, statements and whole reports, the findings and data of the training."""
 
 import re
-from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("gradio")
 
-from medunifier.stage2_unified.app.endpoints import Endpoints, small, table
+from medunifier.stage2_unified.app.endpoints import match_texts, small, table
 from medunifier.stage2_unified.app.server import training_source
 from medunifier.stage2_unified.app.service import TextMatch, is_whole_report, stated_findings
 
@@ -28,8 +27,7 @@ def test_no_probability_reads_0():
 def test_no_score_of_a_text_reads_0():
     for agreement, whole in (((("Edema", True, 0.0), ("Fracture", False, 0.5)), False), ((), False), ((), True)):
         found = TextMatch(0.0, 0.1, 0.0, agreement, whole)
-        service = SimpleNamespace(read=lambda path, view: None, match=lambda image, text, found=found: found)
-        _, _, answer, weaker = Endpoints(service, ()).match("a", "PA", "Edema. No fracture.")
+        answer, weaker = match_texts(found)
         assert answer and not re.search(r"(?<![\d.])0(\.0+)?(?![\d.])", answer + weaker), (answer, weaker)
         assert not agreement or ("fewer" in answer and "50%" in answer)
 
