@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from medunifier.shared.training.compiling import CompileSetting
-from medunifier.shared.training.config import LoopConfig, OptimConfig
+from medunifier.shared.training.config import CompileSetting, LoopConfig, OptimConfig
 
 
 @dataclass(frozen=True)

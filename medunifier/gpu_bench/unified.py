@@ -26,15 +26,13 @@ from medunifier.gpu_bench.measure import (
 from medunifier.gpu_bench.sizes import Figures, Measurement, Setting
 from medunifier.gpu_bench.tokenizer import random_tokenizer
 from medunifier.shared.config import CONFIGS, parse_config
-from medunifier.shared.training.config import use_compile
 from medunifier.shared.training.loop import FLOP, TOKENS
 from medunifier.stage1_tokenizer.frozen import FrozenTokenizer
 from medunifier.stage2_unified.model.modeling import MedUnifierForConditionalGeneration
 from medunifier.stage2_unified.model.processing.processor import MedUnifierProcessor
-from medunifier.stage2_unified.training.build import build_model, make_optimizers
+from medunifier.stage2_unified.training.build import build_model, build_objectives, make_optimizers
 from medunifier.stage2_unified.training.collator import StudyBatch, StudyCollator, report_buckets
 from medunifier.stage2_unified.training.config import Stage2Config
-from medunifier.stage2_unified.training.four_objectives import FourObjectives
 from medunifier.stage2_unified.training.muon import Muon
 from medunifier.stage2_unified.training.task import UnifiedTask
 
@@ -136,9 +134,7 @@ def _training(built: Built, setting: Setting) -> tuple[Callable[[int], Any], lis
     """Return the warmed-up step over batches in the device's memory, the warm-up's seconds, and the optimizers."""
     config = built.config
     accelerator = Accelerator(cpu=setting.device == "cpu", mixed_precision=config.loop.mixed_precision)
-    objectives = FourObjectives(built.model, config.weights, config.negative_hardness)
-    if use_compile(config.compile, accelerator.device):
-        objectives.compile_parts()
+    objectives = build_objectives(built.model, config, accelerator.device)
     unprepared = make_optimizers(built.model, config.optim)
     prepared, *optimizers = accelerator.prepare(objectives, *unprepared)
     batches, buckets = study_batches(built, setting, _BATCHES)

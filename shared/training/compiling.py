@@ -1,13 +1,12 @@
 """torch.compile in both stages: when it is used, and how a method is compiled."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
-CompileSetting = bool | Literal["auto"]
-"""``auto``: on a CUDA device."""
+from medunifier.shared.training.config import CompileSetting
 
 
 def use_compile(setting: CompileSetting, device: torch.device | str) -> bool:

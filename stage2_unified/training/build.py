@@ -9,6 +9,7 @@ from transformers.utils import logging
 
 from medunifier.shared.artifacts import atomic_folder
 from medunifier.shared.report_page.notice import MODEL_LIMITS, research_notice
+from medunifier.shared.training.compiling import use_compile
 from medunifier.shared.training.distributed import barrier, is_main
 from medunifier.shared.training.run_folder import RunFolder, read_metrics
 from medunifier.stage1_tokenizer.frozen import FrozenTokenizer
@@ -20,6 +21,7 @@ from medunifier.stage2_unified.model.processing.text_tokenizer import load_text_
 from medunifier.stage2_unified.model.sequences import longest_sequence
 from medunifier.stage2_unified.training.config import OBJECTIVES, DecoderOptimConfig, Stage2Config
 from medunifier.stage2_unified.training.dataset import StudiesWithText
+from medunifier.stage2_unified.training.four_objectives import FourObjectives
 from medunifier.stage2_unified.training.muon import Muon
 
 
@@ -77,6 +79,16 @@ def build_model(
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     return model
+
+
+def build_objectives(
+    model: MedUnifierForConditionalGeneration, config: Stage2Config, device: torch.device
+) -> FourObjectives:
+    """Return the module that is trained, compiled if configured; it can then be sharded or prepared by Accelerate."""
+    objectives = FourObjectives(model, config.weights, config.negative_hardness)
+    if use_compile(config.compile, device):
+        objectives.compile_parts()
+    return objectives
 
 
 def make_optimizers(

@@ -63,6 +63,8 @@ def key64(text: str) -> int:
 
 BUCKETS = 3
 """Widths that the reports of a training are padded to. Each costs two graphs to compile: one for each pass."""
+MEASURED_REPORTS = 400
+"""Reports whose lengths the buckets are chosen from."""
 _MULTIPLE = 8  # of the widths: matrix products of other sizes are slower on a GPU
 
 

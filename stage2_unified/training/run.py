@@ -7,7 +7,7 @@ from accelerate.utils import set_seed
 from medunifier.data.shards.dataset import ShardDataset
 from medunifier.data.shards.loader import training_stream
 from medunifier.shared.errors import UsageError, UserError
-from medunifier.shared.training.config import MAY_CHANGE, use_compile
+from medunifier.shared.training.config import MAY_CHANGE
 from medunifier.shared.training.distributed import barrier, is_main, on_cpu, warn_if_alone, world_size
 from medunifier.shared.training.loop import check_global_batch, train, use_threads
 from medunifier.shared.training.memory import warn_if_too_large
@@ -19,21 +19,19 @@ from medunifier.stage2_unified.model.processing.processor import MedUnifierProce
 from medunifier.stage2_unified.model.processing.report_codec import sections_of
 from medunifier.stage2_unified.training.build import (
     build_model,
+    build_objectives,
     export_model,
     make_optimizers,
     model_config,
     run_text_tokenizer,
 )
-from medunifier.stage2_unified.training.collator import StudyCollator, report_buckets
+from medunifier.stage2_unified.training.collator import MEASURED_REPORTS, StudyCollator, report_buckets
 from medunifier.stage2_unified.training.config import Stage2Config
 from medunifier.stage2_unified.training.dataset import StudiesWithText, check_fingerprint
-from medunifier.stage2_unified.training.four_objectives import FourObjectives
 from medunifier.stage2_unified.training.fsdp import checkpoint_whole, shard, take_over_fsdp, whole_model
 from medunifier.stage2_unified.training.task import UnifiedTask
 
 MODEL = "model"
-MEASURED_REPORTS = 400
-"""Reports whose lengths the buckets are chosen from."""
 
 
 def train_unified(config: Stage2Config) -> None:
@@ -86,9 +84,7 @@ def train_unified(config: Stage2Config) -> None:
             f"are truncated),{follow_ups} {model.num_parameters() / 1e6:.1f} M parameters",
             flush=True,
         )
-    objectives = FourObjectives(model, config.weights, config.negative_hardness)
-    if use_compile(config.compile, accelerator.device):
-        objectives.compile_parts()
+    objectives = build_objectives(model, config, accelerator.device)
     if sharded:
         shard(objectives.to(accelerator.device), bf16=loop.mixed_precision == "bf16")
         unprepared = make_optimizers(model, config.optim)
