@@ -207,7 +207,8 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def embed_codes(self, codes: Tensor) -> Tensor:
         """(…, N) codes in [0, K) -> (…, N, H)."""
-        return self.code_projection(self.codebook[codes])
+        # The dtype of weights that FSDP2 gathered in bfloat16, or that were loaded so.
+        return self.code_projection(self.codebook[codes].to(self.lm_head.weight.dtype))
 
     def embed_ids(self, ids: Tensor) -> Tensor:
         """(…, L) ids of any kind -> (…, L, H).
@@ -217,7 +218,8 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         text, offset = self.get_input_embeddings(), self.vocabulary.offset
         if ids.numel() > len(self.codebook):
-            codes = self.code_projection(self.codebook).to(text.weight.dtype)  # (K, H)
+            every = torch.arange(len(self.codebook), device=ids.device)
+            codes = self.embed_codes(every).to(text.weight.dtype)  # (K, H)
             return embedding(ids, torch.cat([text.weight, codes]), padding_idx=text.padding_idx)
         codes = self.embed_codes((ids - offset).clamp(min=0)).to(text.weight.dtype)
         return torch.where((ids >= offset)[..., None], codes, text(ids.clamp(max=offset - 1)))
