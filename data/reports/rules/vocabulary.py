@@ -89,7 +89,7 @@ NEUTRAL: frozenset[str] = word_set("""
     typical physiological physiologic natural usual regular uniform equal translucent undisplaced
     nad wnl limits limit normally clearly ventilated aeration expansion ventilation inflation translucency
     given allowing motion biopsy thoracentesis thoracocentesis bronchoscopy procedure child infant neonate boy girl
-    descending ascending considered
+    descending ascending considered colon flexure splenic
     equally evenly height heights placed situated radiopaque imp
     patency alignment aligned centrally centered central healthy
 

@@ -33,7 +33,14 @@ def test_no_score_of_a_text_reads_0():
 
 
 def test_a_statement_is_no_whole_report():
-    for text in ("Large left effusion.", "Effusion", "No effusion. No pneumothorax.", "Heart 1.5 times enlarged", ""):
+    for text in (
+        "Large left effusion.",
+        "Effusion",
+        "No effusion. No pneumothorax.",
+        "Heart 1.5 times enlarged",
+        "",
+        "C.T. ratio of approx. 0.6",
+    ):
         assert not is_whole_report(text), text
     for text in ("\n FINDINGS:  Large effusion.", "The heart is large. No effusion. No pneumothorax.", "a\nb\nc"):
         assert is_whole_report(text), text
