@@ -153,7 +153,8 @@ def test_l2_weight_changes_the_update(finished_run, image_shards, tmp_path):
     assert without[1]["l1"] != losses(reference)[1]["l1"]
 
 
-@pytest.mark.parametrize("kind", ["ema_vq", "gumbel_vq"])
+# Gumbel's temperature and noise are resumed in test_resume_elsewhere.py as well.
+@pytest.mark.parametrize("kind", ["ema_vq", pytest.param("gumbel_vq", marks=pytest.mark.slow)])
 def test_resumed_run_restores_all_state(kind, image_shards, tmp_path):
     """Discriminator, LeCAM's averages, EMA, EMA codebook, temperature and noise are bitwise equal."""
     options = ["--optim.schedule", "constant", "--model.quantizer.kind", kind,
