@@ -22,9 +22,9 @@ from medunifier.shared.errors import UserError
 from medunifier.shared.files.weights import check_weight_file
 from medunifier.shared.hub import PushFolder
 from medunifier.shared.report_page.notice import TOKENIZER_LIMITS, research_notice
-from medunifier.shared.training.compiling import compile_method
 from medunifier.shared.training.precision import Precision, autocast
 from medunifier.stage1_tokenizer.config import ModelConfig, QuantizerConfig, model_config
+from medunifier.stage1_tokenizer.model.compiling import compile_method
 from medunifier.stage1_tokenizer.model.quantizers import largest_logit, nearest_entry
 from medunifier.stage1_tokenizer.model.vqgan import VQGAN
 from medunifier.stage1_tokenizer.pixel_range import to_model

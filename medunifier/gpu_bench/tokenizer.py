@@ -132,6 +132,8 @@ def tokenize(setting: Setting) -> Measurement:
     """Measure encoding and decoding in the device's memory, and ``medunifier tokenize`` on shards on disk."""
     sizes, device = setting.sizes, setting.device
     tokenizer = random_tokenizer(setting)
+    if torch.cuda.is_available():
+        tokenizer.compile_graphs()
     folder = Path(setting.folder)
     tokenizer.save(folder / "tokenizer")
     images = _images(sizes.encode_batch, tokenizer.image_size).to(device)

@@ -2,10 +2,18 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import torch
 
 CompileSetting = bool | Literal["auto"]
 """Whether to use torch.compile; auto: on a GPU."""
+
+
+def use_compile(setting: CompileSetting, device: "torch.device") -> bool:
+    """Return whether to compile for ``device``."""
+    return device.type == "cuda" if setting == "auto" else setting
 
 
 @dataclass(frozen=True)

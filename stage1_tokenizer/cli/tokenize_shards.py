@@ -38,8 +38,7 @@ from medunifier.shared.config import parse_config
 from medunifier.shared.errors import UserError
 from medunifier.shared.files.settings_record import refuse_other_settings
 from medunifier.shared.progress import Progress
-from medunifier.shared.training.compiling import use_compile
-from medunifier.shared.training.config import CompileSetting
+from medunifier.shared.training.config import CompileSetting, use_compile
 from medunifier.shared.training.distributed import (
     barrier,
     gather_objects,

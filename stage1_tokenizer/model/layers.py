@@ -13,15 +13,21 @@ from torch.utils.checkpoint import checkpoint
 class GroupNorm(nn.GroupNorm):
     """``nn.GroupNorm``, except that a bfloat16 or float16 map stays one: (B, C, H, W) -> the same shape and dtype.
 
-    Autocast runs ``nn.GroupNorm`` in float32 and returns a float32 copy of the map, twice its size. Here the
-    statistics are float32, and one scale and shift per image and channel are applied to the map; a compiler fuses
-    conversion, normalization and the activation that follows into one pass. The statistics are reduced to channels
-    before groups: in channels-last memory neighbouring channels are neighbours, and a group is not contiguous.
+    On a GPU autocast runs ``nn.GroupNorm`` in float32 and returns a float32 copy of the map, twice its size. (On a
+    CPU PyTorch's kernel reads and writes bfloat16.)
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dtype not in (torch.bfloat16, torch.float16):
-            return super().forward(x)
+        half = x.dtype in (torch.bfloat16, torch.float16)
+        return self.normalize_half(x) if half and x.device.type != "cpu" else super().forward(x)
+
+    def normalize_half(self, x: Tensor) -> Tensor:
+        """Compute float32 statistics, then apply one scale and shift per image and channel to the map.
+
+        A compiler fuses conversion, normalization and the activation that follows into one pass. The statistics are
+        reduced to channels before groups: in channels-last memory neighbouring channels are neighbours, and a group
+        is not contiguous.
+        """
         batch, channels = x.shape[:2]
         variances, means = torch.var_mean(x.float(), dim=(2, 3), correction=0)  # (B, C)
         means = means.view(batch, self.num_groups, -1)

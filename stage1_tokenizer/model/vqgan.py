@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from medunifier.shared.training.compiling import compile_method
 from medunifier.stage1_tokenizer.config import ModelConfig, model_config
+from medunifier.stage1_tokenizer.model.compiling import compile_method
 from medunifier.stage1_tokenizer.model.haar import build_front_end
 from medunifier.stage1_tokenizer.model.layers import CheckpointedBlocks, Decoder, Encoder
 from medunifier.stage1_tokenizer.model.quantizers import build_quantizer

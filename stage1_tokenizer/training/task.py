@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from medunifier.data.shards.dataset import ShardDataset
 from medunifier.data.shards.loader import batches_once
 from medunifier.shared.report_page.plots import labelled_rows
-from medunifier.shared.training.compiling import compile_method, use_compile
-from medunifier.shared.training.config import OptimConfig
+from medunifier.shared.training.config import OptimConfig, use_compile
 from medunifier.shared.training.distributed import is_main, rank, world_size
 from medunifier.shared.training.loop import FLOP
 from medunifier.shared.training.optimizer_step import OptimizerStep
@@ -27,6 +26,7 @@ from medunifier.stage1_tokenizer.losses.adversarial import (
     hinge_generator_loss,
 )
 from medunifier.stage1_tokenizer.losses.perceptual import build_perceptual
+from medunifier.stage1_tokenizer.model.compiling import compile_method
 from medunifier.stage1_tokenizer.model.discriminator import PatchDiscriminator
 from medunifier.stage1_tokenizer.model.vqgan import VQGAN
 from medunifier.stage1_tokenizer.pixel_range import stack_images, to_unit

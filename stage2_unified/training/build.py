@@ -9,7 +9,7 @@ from transformers.utils import logging
 
 from medunifier.shared.artifacts import atomic_folder
 from medunifier.shared.report_page.notice import MODEL_LIMITS, research_notice
-from medunifier.shared.training.compiling import use_compile
+from medunifier.shared.training.config import use_compile
 from medunifier.shared.training.distributed import barrier, is_main
 from medunifier.shared.training.run_folder import RunFolder, read_metrics
 from medunifier.stage1_tokenizer.frozen import FrozenTokenizer

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from medunifier.shared.training.compiling import use_compile
+from medunifier.shared.training.config import use_compile
 from medunifier.stage1_tokenizer.config import PerceptualConfig
 from medunifier.stage1_tokenizer.losses.perceptual import build_perceptual
 from medunifier.stage1_tokenizer.model.discriminator import PatchDiscriminator
@@ -116,8 +116,9 @@ def test_generated_code_gives_equal_losses_and_gradients():
 
 
 def test_auto_compiles_on_a_gpu_only():
-    assert use_compile("auto", "cuda:0") and not use_compile("auto", "cpu")
-    assert use_compile(True, "cpu") and not use_compile(False, "cuda")
+    cpu, gpu = torch.device("cpu"), torch.device("cuda:0")
+    assert use_compile("auto", gpu) and not use_compile("auto", cpu)
+    assert use_compile(True, cpu) and not use_compile(False, gpu)
 
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="compiled GPU kernels need a GPU")

@@ -1,4 +1,4 @@
-"""torch.compile in both stages: when it is used, and how a method is compiled."""
+"""torch.compile for methods of modules with convolutions."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,16 +6,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from medunifier.shared.training.config import CompileSetting
-
-
-def use_compile(setting: CompileSetting, device: torch.device | str) -> bool:
-    """Return whether to compile for ``device``."""
-    return torch.device(device).type == "cuda" if setting == "auto" else setting
-
 
 def compile_method(module: nn.Module, name: str) -> None:
-    """Compile a method of a module with convolutions: one graph for each shape of its arguments, without breaks.
+    """Compile a method: one graph for each shape of its arguments, without breaks.
 
     Call it after the module was copied and before DistributedDataParallel wraps it.
     """
