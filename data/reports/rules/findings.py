@@ -28,7 +28,7 @@ MENTIONS: dict[str, tuple[str, ...]] = {
         "loss of {the|} aortic {knuckle|knob|arch|contour}*",
     ),
     "Lung Opacity": (
-        "opaci*", "{nodular|rounded} {opaci*|density|densities|shadow|shadows|shadowing}",
+        "opaci*", "nodular {opaci*|density|densities|shadow|shadows|shadowing}",
         "{airspace|air space} {disease|process|change|shadowing|opaci*}*", "infiltrate*", "infiltration*",
         "infiltrative", "interstitial lung disease*", "interstitial {marking|pattern|thickening|disease|shadowing}*",
         "reticular*", "reticulat*", "density", "densities", "peribronchial {thickening|cuffing}", "ground glass*",
@@ -75,7 +75,8 @@ MENTIONS: dict[str, tuple[str, ...]] = {
         "cvp line", "vascath*", "permacath*", "permcath*", "hickman*", "broviac*", "portacath*", "port a cath*",
         "mediport*", "infusaport*", "chemoport*", "chemo port*",
         "{central|venous|dialysis|jugular|subclavian|ij|arterial|picc|femoral|infusion} {venous|} line*",
-        "line tip*", "line {insertion|placement}", "{tip of|} the line*", "{lines and|lines or} {tube*|drain*|device*}", "central venous*",
+        "line tip*", "line {insertion|placement}", "{tip of|} the line*",
+        "{lines and|lines or} {tube*|drain*|device*}", "central venous*",
         "endotracheal*", "ett", "ngt", "ogt", "{et|ng|og} tube*", "nasogastric*", "orogastric*", "dobhoff*",
         "dobbhoff*", "{enteric|feeding|chest} tube*", "tube*", "tubing*", "cannula*", "drain", "drains", "pigtail*",
         "icc", "stent*", "sternotomy {wire|suture}*", "sternal wire*", "prosthe*", "valve replacement*",
@@ -100,7 +101,7 @@ FAILURE: frozenset[str] = frozenset({"heart failure*", "cardiac failure*", "chf"
 
 # A nodular opacity is an opacity, and possibly a lesion.
 POSSIBLE: dict[str, tuple[str, ...]] = {
-    "Lung Lesion": ("{nodular|rounded} {opaci*|density|densities|shadow|shadows|shadowing}",),
+    "Lung Lesion": ("nodular {opaci*|density|densities|shadow|shadows|shadowing}",),
 }
 
 # Longer phrases that contain one of the above but do not mention the finding. They may be abnormal all the same.
@@ -118,7 +119,8 @@ HARMLESS: tuple[str, ...] = (
     "fracture fixation*",
     "pneumonectomy*", "reticulonodular*", "pleural tube*", "contrast density*", "wire fracture*",
     "{septal|fissure|fissural|pleural} line*",
-    "{renal|kidney|respiratory|ventilatory|liver|hepatic|organ|treatment} failure*", "failure {of|to}",
+    "perihilar haze", "{renal|kidney|respiratory|ventilatory|liver|hepatic|organ|treatment} failure*",
+    "failure {of|to}",
     "no lung marking*",
     "nodules of bone", "contrast opaci*",
 )  # fmt: skip
