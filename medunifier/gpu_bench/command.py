@@ -12,34 +12,38 @@ from pathlib import Path
 from typing import Any
 
 from medunifier.gpu_bench.runner import Context, Outcome, call_by_name, fork_context, run_groups
-from medunifier.gpu_bench.shards import write_shards
 from medunifier.gpu_bench.sizes import FULL, REHEARSAL, Figures, Setting
-from medunifier.gpu_bench.table import ROWS, derive, printed, selected, table
+from medunifier.gpu_bench.table import GROUPS, ROWS, UNCOMPILED, printed, selected, table
 from medunifier.shared.artifacts import read_json, write_json
 from medunifier.shared.command import announce
 from medunifier.shared.errors import UsageError, UserError
 from medunifier.shared.files.os_services import usable_cores
 
-_RESERVED_GIB = 4.0  # CUDA contexts of the processes
+_RESERVED_GIB = 3.0  # CUDA contexts of the processes
 
 
 @dataclass(frozen=True)
 class GpuConfig:
-    """Measure rates, memory and profiles on one GPU."""
+    """Measure rates, memory and profiles on one GPU.
+
+    With 16 cores the time suffices for our own rows; run the others by a second command:
+    `medunifier bench gpu --rows stage1,stage2,tokenize,images,reports` and
+    `medunifier bench gpu --rows large,stage2_stock,images_stock,stage1_taming`.
+    """
 
     out: str = "docs/results/gpu.json"
     """File for the results, written anew after every row."""
     rows: str = ""
-    """Rows to measure, separated by commas (stage1,images_64); empty = all. The file keeps the others if they are
-    of the same machine."""
+    """Rows to measure, separated by commas (stage1,images_64); empty = all, ours first. The file keeps the others if
+    they are of the same machine."""
     budget: float = 235.0
-    """Seconds after which what still runs is ended."""
+    """Seconds after which what still runs is ended, and its rows are named."""
     rehearse: bool = False
     """Run every row on the CPU with tiny sizes: the code, not its speed."""
     commit: str = ""
     """Commit of the code, where git does not know it."""
     threads: int = 0
-    """Processes that write the image shards; 0 = all cores."""
+    """Threads that compile for one row; 0 = all cores."""
 
     def __post_init__(self) -> None:
         selected(self.names())
@@ -61,35 +65,35 @@ class Results:
 
     def __init__(self, path: str, header: dict[str, Any]) -> None:
         self._path, self._header, self._start = path, header, time.monotonic()
-        self._figures: dict[str, Figures] = {}
-        self._errors: dict[str, str] = {}
-        self._printed: set[str] = set()
-        self._earlier: list[dict[str, Any]] = []
+        self._figures, self._errors, self._printed = dict[str, Figures](), dict[str, str](), set[str]()
+        self._rows: dict[str, dict[str, Any]] = {}
+        self.missing: list[str] = []
+        """Groups that were not measured."""
         if Path(path).is_file():
             saved = read_json(path, "results of `bench gpu`")
             if all(saved.get(name) == header[name] for name in ("name", "machine", "rehearsal")):
-                self._earlier = saved["rows"]
+                self._rows = {row["row"]: row for row in saved["rows"]}
 
     def add(self, outcome: Outcome) -> None:
-        """Print and write the rows of a measurement."""
-        self._figures |= outcome.figures
+        """Print and write the rows of a measurement. A rate that was to be compiled and was not is an error."""
         if outcome.error:
-            self._errors[outcome.name] = outcome.error
-            print(outcome.log, file=sys.stderr)
-        derive(self._figures)
-        rows = [
-            {**row, "date": self._header["date"], "commit": self._header["commit"]}
-            for row in table(self._figures, self._errors)
-        ]
-        for row in rows:
-            if row["row"] not in self._printed:
-                self._printed.add(row["row"])
+            print(f"{outcome.name}: {outcome.log}", file=sys.stderr)
+            self._errors |= dict.fromkeys(GROUPS[outcome.name].rows, outcome.error)
+            self.missing.append(outcome.name)
+        for name, found in outcome.figures.items():
+            if name in UNCOMPILED or self._header["rehearsal"] or found.details.get("graphs"):
+                self._figures[name] = found
+            else:
+                self._errors[name] = "not compiled"
+        for row in table(self._figures, self._errors):
+            name = row["row"]
+            if name not in self._printed:
+                self._printed.add(name)
                 print(printed(row), flush=True)
-        # A failed row does not replace an earlier figure.
-        by_name = {row["row"]: row for row in [r for r in rows if r["error"]] + self._earlier}
-        by_name |= {row["row"]: row for row in rows if not row["error"]}
-        kept = [by_name[spec.name] for spec in ROWS if spec.name in by_name]
-        write_json(self._path, {**self._header, "seconds": time.monotonic() - self._start, "rows": kept})
+            if not (row["error"] and name in self._rows):  # a failed row does not replace an earlier figure
+                self._rows[name] = {**row, "date": self._header["date"], "commit": self._header["commit"]}
+        rows = [self._rows[name] for name in ROWS if name in self._rows]
+        write_json(self._path, {**self._header, "seconds": time.monotonic() - self._start, "rows": rows})
 
 
 def run(config: GpuConfig) -> None:
@@ -100,33 +104,30 @@ def run(config: GpuConfig) -> None:
     """
     deadline = time.monotonic() + config.budget
     device, sizes = ("cpu", REHEARSAL) if config.rehearse else ("cuda", FULL)
-    groups = selected(config.names())
-    context, properties = _probe(device)
+    context, properties = _probe(device, config.threads or usable_cores())
     if properties is None:
         raise UsageError(
             "no GPU: torch finds no CUDA device. `medunifier bench gpu --rehearse` runs all rows on the CPU"
         )
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        if "tokenize" in groups:
-            with ProcessPoolExecutor(config.threads or usable_cores(), mp_context=context) as executor:
-                for kind, shards in (("few", sizes.few), ("all", sizes.shards)):
-                    write_shards(executor, folder / kind, shards, sizes.shard_images, sizes.shard_size)
-        place = "rehearsal on the CPU, whose rates mean nothing" if config.rehearse else properties["gpu"]
-        announce(f"{place}: {properties['matmul_tflops']:.3g} TFLOP/s in a bf16 matrix product; compiling …")
-        results = Results(config.out, _header(config, properties))
-        setting = Setting(device, sizes, name, properties["matmul_tflops"] * 1e12)
-        run_groups(groups, setting, context, deadline, properties["memory_gib"] - _RESERVED_GIB, results.add)
+    place = "rehearsal on the CPU, whose rates mean nothing" if config.rehearse else properties["gpu"]
+    announce(f"{place}: {properties['matmul_tflops']:.3g} TFLOP/s in a bf16 matrix product; compiling …")
+    results = Results(config.out, _header(config, properties))
+    with tempfile.TemporaryDirectory() as folder:
+        setting = Setting(device, sizes, folder, properties["matmul_tflops"] * 1e12)
+        capacity = properties["memory_gib"] - _RESERVED_GIB
+        run_groups(selected(config.names()), setting, context, deadline, capacity, results.add)
+    if results.missing:
+        announce(f"not measured; again with --rows {','.join(results.missing)}")
     announce(f"{config.out} written")
 
 
-def _probe(device: str) -> tuple[Context, dict[str, Any] | None]:
+def _probe(device: str, threads: int) -> tuple[Context, dict[str, Any] | None]:
     """Return a context whose processes can use the device, and the device's properties; None without a GPU.
 
     With some versions an import initialises CUDA, which a fork does not survive: processes are then started afresh.
     """
     failure: Exception | None = None
-    for context in (fork_context(), multiprocessing.get_context("spawn")):
+    for context in (fork_context(threads), multiprocessing.get_context("spawn")):
         try:
             with ProcessPoolExecutor(1, mp_context=context) as executor:
                 return context, executor.submit(call_by_name, "measure:device_properties", device).result()
@@ -150,15 +151,8 @@ def _header(config: GpuConfig, properties: dict[str, Any]) -> dict[str, Any]:
 
 def _commit() -> str | None:
     """Return the commit of the repository that holds this file, None outside of one."""
+    command = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
     try:
-        found = subprocess.run(
-            ["git", "rev-parse", "HEAD"],  # noqa: S607 - the user's git
-            cwd=Path(__file__).resolve().parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=False,
-        )
-    except OSError:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
         return None
-    return found.stdout.strip() or None

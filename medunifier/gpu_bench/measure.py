@@ -1,4 +1,4 @@
-"""Timing on the device's own clock, peak memory, FLOP counts, and the profile of a step."""
+"""Timing on the device's own clock, graphs compiled, peak memory, FLOP counts, and the profile of a step."""
 
 import importlib.metadata
 import json
@@ -8,99 +8,117 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch._dynamo.utils import counters
 from torch.profiler import ProfilerActivity
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from medunifier.bench import machine
+from medunifier.gpu_bench.sizes import IDLE, Setting
 from medunifier.shared.files.os_services import peak_memory
 from medunifier.shared.training.hardware import GIB
 
 TOP_KERNELS = 8
 PROFILED_STEPS = 2
+_IDLE_SECONDS = 5.0
+
+Work = Callable[[int], Any]
 
 
-class Clock:
-    """Marks between pieces of work: events in the GPU's stream, which do not wait for it; host times on a CPU."""
-
-    def __init__(self, device: torch.device | str) -> None:
-        self._cuda = torch.device(device).type == "cuda"
-        self._marks: list[Any] = []
-
-    def mark(self) -> None:
-        """Set a mark after the work that was started so far."""
-        if self._cuda:
-            event = torch.cuda.Event(enable_timing=True)
-            event.record()
-            self._marks.append(event)
-        else:
-            self._marks.append(time.perf_counter())
-
-    def seconds(self) -> list[float]:
-        """Wait for the device and return the seconds from each mark to the next."""
-        pairs = zip(self._marks, self._marks[1:], strict=False)
-        if not self._cuda:
-            return [end - start for start, end in pairs]
-        torch.cuda.synchronize()
-        return [start.elapsed_time(end) / 1e3 for start, end in pairs]
+def mark(device: str) -> Any:
+    """Return a mark after the work that was started so far: an event in the GPU's stream; a host time on a CPU."""
+    if device != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
 
 
-def synchronize(device: torch.device | str) -> None:
+def seconds_between(marks: list[Any], device: str) -> list[float]:
+    """Wait for the device and return the seconds from each mark to the next."""
+    synchronize(device)
+    pairs = zip(marks, marks[1:], strict=False)
+    return [start.elapsed_time(end) / 1e3 if device == "cuda" else end - start for start, end in pairs]
+
+
+def synchronize(device: str) -> None:
     """Wait for the work on a GPU."""
-    if torch.device(device).type == "cuda":
+    if device == "cuda":
         torch.cuda.synchronize()
 
 
-def warm_up(work: Callable[[int], Any], calls: int, device: str) -> list[float]:
-    """Call ``work(0)`` to ``work(calls - 1)`` and return the host's seconds of each; the first ones compile."""
-    seconds = []
+def graphs_compiled() -> int:
+    """Return how many graphs ``torch.compile`` has compiled in this process."""
+    return int(counters["stats"]["unique_graphs"])
+
+
+@dataclass(frozen=True)
+class Warm:
+    """Seconds of each call of a warm-up on the host, and the graphs compiled in it."""
+
+    seconds: list[float]
+    graphs: int
+
+
+def warm_up(work: Work, calls: int, device: str) -> Warm:
+    """Call ``work(0)`` to ``work(calls - 1)``; the first ones compile."""
+    before, seconds = graphs_compiled(), []
     for number in range(calls):
         start = time.perf_counter()
         work(number)
         synchronize(device)
         seconds.append(time.perf_counter() - start)
-    return seconds
+    return Warm(seconds, graphs_compiled() - before)
 
 
-def compile_seconds(warm: Iterable[float], steady: float) -> float:
-    """Return the part of the warm-up's seconds that is above the steady time of a call."""
-    return sum(max(0.0, seconds - steady) for seconds in warm)
-
-
-def calls_within(seconds: float, last: float, most: int) -> int:
-    """Return the number of calls of ``last`` seconds each that fit into ``seconds``: 3 to ``most``."""
-    return max(3, min(most, int(seconds / max(last, 1e-9))))
-
-
-def time_calls(work: Callable[[int], Any], calls: int, device: str) -> float:
+def time_calls(work: Work, calls: int, device: str) -> float:
     """Return the median seconds of a call. The host does not wait between the calls."""
     synchronize(device)
-    clock = Clock(device)
-    clock.mark()
+    marks = [mark(device)]
     for number in range(calls):
         work(number)
-        clock.mark()
-    return statistics.median(clock.seconds())
+        marks.append(mark(device))
+    return statistics.median(seconds_between(marks, device))
 
 
-def reset_memory(device: str) -> None:
-    """Start the measurement of peak memory anew."""
+def measure(work: Work, warm: Warm, setting: Setting, profiled: bool = False) -> tuple[float, dict[str, Any]]:
+    """Measure warmed-up calls.
+
+    Returns:
+        Median seconds of a call, and the details: ``ms``, peak memory, ``compile_s`` (what the warm-up took above
+        the time of its calls), ``graphs``, and with ``profiled`` the profile.
+    """
+    sizes, device = setting.sizes, setting.device
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
+    calls = max(3, min(sizes.steps, int(sizes.seconds / max(warm.seconds[-1], 1e-9))))
+    seconds = time_calls(work, calls, device)
+    details = {
+        "ms": seconds * 1e3,
+        "peak_memory_gib": (torch.cuda.max_memory_allocated() if device == "cuda" else peak_memory()) / GIB,
+        "compile_s": sum(max(0.0, call - seconds) for call in warm.seconds),
+        "graphs": warm.graphs,
+    }
+    return seconds, details | ({"profile": profile(work, device)} if profiled else {})
 
 
-def memory(device: str) -> dict[str, float]:
-    """Return peak GiB of tensors, and of what the allocator had reserved; on a CPU of the process."""
-    if device == "cuda":
-        return {
-            "peak_memory_gib": torch.cuda.max_memory_allocated() / GIB,
-            "reserved_gib": torch.cuda.max_memory_reserved() / GIB,
-        }
-    return {"peak_memory_gib": peak_memory() / GIB}
+def idle_share(setting: Setting) -> float:
+    """Wait until a matrix product runs at the rate at which it ran alone, but 5 seconds at most.
+
+    Returns:
+        The rate over ``setting.peak``; below :data:`IDLE` other processes use the GPU. 1 on a CPU.
+    """
+    if setting.device != "cuda":
+        return 1.0
+    deadline, share = time.monotonic() + _IDLE_SECONDS, 0.0
+    while share < IDLE and time.monotonic() < deadline:
+        share = matmul_flops(setting.device, 8192) / setting.peak
+    return share
 
 
 def count_flop(work: Callable[[], Any]) -> float:
@@ -133,17 +151,15 @@ def matmul_flops(device: str, size: int, rounds: int = 10) -> float:
 
 def device_properties(device: str) -> dict[str, Any] | None:
     """Return machine, versions, driver, memory and the rate of a bfloat16 matrix product; None without a GPU."""
-    if device == "cuda" and not torch.cuda.is_available():
-        return None
-    versions = {name: importlib.metadata.version(name) for name in ("transformers", "accelerate")}
     cuda = device == "cuda"
-    rate = matmul_flops(device, 8192 if cuda else 64)
+    if cuda and not torch.cuda.is_available():
+        return None
     return {
         **machine(),
-        **versions,
+        **{name: importlib.metadata.version(name) for name in ("transformers", "accelerate")},
         "driver": _driver() if cuda else None,
-        "memory_gib": torch.cuda.get_device_properties(0).total_memory / GIB if cuda else 64.0,
-        "matmul_tflops": rate / 1e12,
+        "memory_gib": torch.cuda.get_device_properties(0).total_memory / GIB if cuda else 80.0,
+        "matmul_tflops": matmul_flops(device, 8192 if cuda else 64) / 1e12,
     }
 
 
@@ -157,7 +173,7 @@ def _driver() -> str | None:
     return found.group() if found else None
 
 
-def profile(work: Callable[[int], Any], device: str) -> dict[str, Any]:
+def profile(work: Work, device: str) -> dict[str, Any]:
     """Profile :data:`PROFILED_STEPS` calls: top kernels and idle time, see :func:`summarise`.
 
     On a CPU operators take the place of kernels, for the rehearsal.
@@ -170,10 +186,9 @@ def profile(work: Callable[[int], Any], device: str) -> dict[str, Any]:
         for number in range(PROFILED_STEPS):
             work(number)
         synchronize(device)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json"
-        profiler.export_chrome_trace(str(path))
-        events = json.loads(path.read_text(encoding="utf-8", errors="replace"))["traceEvents"]
+    with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        profiler.export_chrome_trace(file.name)
+        events = json.loads(Path(file.name).read_text(encoding="utf-8", errors="replace"))["traceEvents"]
     return summarise(
         (event["name"], event["ts"], event["ts"] + event["dur"])
         for event in events
@@ -193,20 +208,17 @@ def summarise(kernels: Iterable[tuple[str, float, float]]) -> dict[str, Any]:
     if not intervals:
         return {"span_ms": 0.0, "idle_share": 1.0, "kernels": 0, "top": []}
     busy, covered = 0.0, intervals[0][1]
-    times: dict[str, float] = defaultdict(float)
-    calls: dict[str, int] = defaultdict(int)
+    times: dict[str, list[float]] = defaultdict(list)
     for name, start, end in intervals:
         busy += max(0.0, end - max(start, covered))
         covered = max(covered, end)
-        times[name] += end - start
-        calls[name] += 1
-    span, total = covered - intervals[0][1], sum(times.values())
-    top = sorted(times, key=lambda name: -times[name])[:TOP_KERNELS]
+        times[name].append(end - start)
+    span = covered - intervals[0][1]
+    total = sum(map(sum, times.values())) or 1.0
+    top = sorted(times.items(), key=lambda item: -sum(item[1]))[:TOP_KERNELS]
     return {
         "span_ms": span / 1e3,
         "idle_share": 1 - busy / span if span else 0.0,
         "kernels": len(intervals),
-        "top": [
-            {"name": name[:120], "calls": calls[name], "share": times[name] / total if total else 0.0} for name in top
-        ],
+        "top": [{"name": name[:120], "calls": len(of), "share": sum(of) / total} for name, of in top],
     }

@@ -1,8 +1,13 @@
 """Sizes of the GPU benchmark, and its rehearsal on a CPU, which runs the same code on tiny ones."""
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any
+
+from medunifier.shared.training.compiling import CompileSetting
+
+IDLE = 0.8
+"""A matrix product at this fraction of the peak rate shows that nothing else uses the GPU."""
 
 
 @dataclass(frozen=True)
@@ -12,10 +17,9 @@ class Sizes:
     Attributes:
         batch: studies or images of a training step, and the larger batch of the generation rows.
         peer_batch: images of a step of taming's layers, which need more memory.
-        encode_batch: images of an encoding or decoding call.
+        encode_batch: images of an encoding or decoding call, and of a batch of ``medunifier tokenize``.
         steps, seconds: a timing ends after this many calls, or earlier if they take longer, but not below 3.
-        shard_images, shards, shard_size: images per shard on disk, shards, and pixels along a side of an image;
-            ``few`` shards are the short run that is subtracted.
+        shard_images, shards, shard_size: images per shard on disk, shards, and pixels along a side of an image.
         shortest, longest: ids of the reports.
         peer_length: ids of a sequence of the stock model.
         report_tokens: ids of a generated report.
@@ -26,17 +30,16 @@ class Sizes:
     batch: int = 64
     peer_batch: int = 8
     encode_batch: int = 256
-    steps: int = 12
-    seconds: float = 3.0
+    steps: int = 10
+    seconds: float = 2.0
     shard_images: int = 512
-    shards: int = 8
-    few: int = 1
+    shards: int = 12
     shard_size: int = 256
     shortest: int = 30
     longest: int = 110
     peer_length: int = 832
     report_tokens: int = 100
-    peer_codes: int = 64
+    peer_codes: int = 32
     stage1: tuple[str, ...] = ()
     taming: tuple[str, ...] = ()
     stage2: tuple[str, ...] = ()
@@ -59,15 +62,6 @@ _TINY_IMAGES = (
     "--loss.discriminator.width=8",
     "--loss.discriminator.layers=1",
 )
-_TINY_DECODER = (
-    "--model.hidden_dim=32",
-    "--model.num_layers=2",
-    "--model.num_heads=2",
-    "--model.num_kv_heads=1",
-    "--model.head_dim=16",
-    "--model.mlp_dim=64",
-    "--text.vocabulary_size=256",
-)
 
 FULL = Sizes()
 REHEARSAL = Sizes(
@@ -86,7 +80,15 @@ REHEARSAL = Sizes(
     peer_codes=3,
     stage1=(*_TINY_IMAGES, "--model.ch_mult=[1,2]", "--model.embed_dim=4"),
     taming=(*_TINY_IMAGES, "--model.ch_mult=[1,2]", "--model.embed_dim=16", "--model.attn_resolutions=[16]"),
-    stage2=_TINY_DECODER,
+    stage2=(
+        "--model.hidden_dim=32",
+        "--model.num_layers=2",
+        "--model.num_heads=2",
+        "--model.num_kv_heads=1",
+        "--model.head_dim=16",
+        "--model.mlp_dim=64",
+        "--text.vocabulary_size=256",
+    ),
     large=("--model.num_layers=3",),
 )
 
@@ -98,14 +100,16 @@ class Setting:
     Attributes:
         device: ``cuda`` or ``cpu``.
         sizes: of the run.
-        folder: temporary folder that holds the image shards: ``all`` and ``few``.
+        folder: temporary folder.
         peak: FLOP/s of a large bfloat16 matrix product on this device, the denominator of MFU.
+        compile: of all that is compiled by default on a GPU.
     """
 
     device: str
     sizes: Sizes
     folder: str
     peak: float = 1.0
+    compile: CompileSetting = "auto"
 
 
 @dataclass
@@ -118,7 +122,7 @@ class Figures:
     """
 
     value: float
-    details: Mapping[str, Any] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
 
 
 Measurement = Generator[None, None, dict[str, Figures]]

@@ -4,38 +4,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from medunifier.gpu_bench.sizes import Figures
+from medunifier.gpu_bench.sizes import IDLE, Figures
 
 
 @dataclass(frozen=True)
-class RowSpec:
-    """A row of the table.
+class Row:
+    """What a row measures, in which unit; the target (``lower``: smaller is better); the row that is its peer."""
 
-    Attributes:
-        name: key of the row's figures.
-        what, unit: what ``ours`` is.
-        target: required value in that unit, None without one.
-        lower: smaller is better.
-        peer: row whose value is the peer's; ``ours`` is then compared with both.
-    """
-
-    name: str
     what: str
     unit: str
     target: float | None = None
-    lower: bool = False
     peer: str = ""
+    lower: bool = False
 
 
 @dataclass(frozen=True)
 class Group:
-    """A measurement that gives the figures of several rows.
-
-    Attributes:
-        function: ``module:function`` of the measurement.
-        memory: GiB that it may need; as many run side by side as fit the GPU.
-        rows: names of its rows.
-    """
+    """A measurement, ``module:function``, the GiB that it may need, and the names of its rows."""
 
     function: str
     memory: float
@@ -43,44 +28,39 @@ class Group:
 
 
 GROUPS = {
-    "stage1": Group("tokenizer:train", 26, ("stage1",)),
-    "tokenize": Group("tokenizer:tokenize", 10, ("encode", "tokenize", "decode")),
-    "stage2": Group("unified:train", 26, ("stage2", "stage2_memory", "muon")),
-    "images": Group("generation:images", 6, ("images_1", "images_64")),
-    "reports": Group("generation:reports", 6, ("reports_1", "reports_64")),
-    "large": Group("unified:train_large", 46, ("large",)),
-    "stage2_stock": Group("unified:train_stock", 20, ("stage2_stock",)),
-    "images_stock": Group("generation:images_stock", 6, ("images_1_stock", "images_64_stock")),
-    "stage1_taming": Group("tokenizer:train_taming", 20, ("stage1_taming",)),
+    "stage1": Group("tokenizer:train", 24, ("stage1",)),
+    "stage2": Group("unified:train", 36, ("stage2", "stage2_memory", "muon")),
+    "tokenize": Group("tokenizer:tokenize", 12, ("encode", "tokenize", "decode")),
+    "images": Group("generation:images", 5, ("images_1", "images_64")),
+    "reports": Group("generation:reports", 5, ("reports_1", "reports_64")),
+    "large": Group("unified:train_large", 56, ("large",)),
+    "stage2_stock": Group("unified:train_stock", 24, ("stage2_stock", "stage2_of_stock")),
+    "images_stock": Group("generation:images_stock", 5, ("images_1_stock", "images_64_stock")),
+    "stage1_taming": Group("tokenizer:train_taming", 18, ("stage1_taming",)),
 }
-"""In the order of their measurement: our own rows before the peers'."""
+"""In the order in which they are started: our own before the peers, and those that compile longest first."""
 
-ROWS = (
-    RowSpec("stage1", "cxr_f16, training step, VGG and discriminator on", "images/s", 750, peer="stage1_taming"),
-    RowSpec("encode", "cxr_f16, encode alone, bf16", "images/s", 12_000),
-    RowSpec("tokenize", "medunifier tokenize, cxr_f16, from shards on disk", "images/s", 3_000),
-    RowSpec("decode", "cxr_f16, decode codes to images", "images/s", 5_000),
-    RowSpec("stage2", "base_256, whole training step", "tokens/s", 420_000, peer="stage2_stock"),
-    RowSpec("stage2_of_stock", "base_256, whole step relative to the compiled stock decoder", "ratio", 0.75),
-    RowSpec("stage2_memory", "base_256, peak memory of the step", "GiB", 22, lower=True),
-    RowSpec("muon", "Muon's share of the step of base_256", "ratio", 0.05, lower=True),
-    RowSpec("large", "24 layers of 1,024, MFU of the whole step", "ratio", 0.40),
-    RowSpec("images_1", "images of 256 codes with guidance, batch 1", "images/s", 4, peer="images_1_stock"),
-    RowSpec("images_64", "images of 256 codes with guidance, batch 64", "images/s", 180, peer="images_64_stock"),
-    RowSpec("reports_1", "reports of 100 tokens, batch 1", "reports/s", 8),
-    RowSpec("reports_64", "reports of 100 tokens, batch 64", "reports/s", 350),
-    RowSpec("stage1_taming", "peer: training step with taming_f16_1024's layers", "images/s"),
-    RowSpec("stage2_stock", "peer: Qwen3ForCausalLM compiled, forward and backward", "tokens/s"),
-    RowSpec("images_1_stock", "peer: generate() with guidance and a static cache, batch 1", "images/s"),
-    RowSpec("images_64_stock", "peer: generate() with guidance and a static cache, batch 64", "images/s"),
-)  # fmt: skip
-
-
-def derive(figures: dict[str, Figures]) -> None:
-    """Add the row that relates two measurements, once both are there."""
-    if {"stage2", "stage2_stock"} <= figures.keys():
-        ours, stock = figures["stage2"].value, figures["stage2_stock"].value
-        figures["stage2_of_stock"] = Figures(ours / stock)
+ROWS = {
+    "stage1": Row("cxr_f16, training step, VGG and discriminator on", "images/s", 750, "stage1_taming"),
+    "encode": Row("cxr_f16, encode alone, bf16", "images/s", 12_000),
+    "tokenize": Row("medunifier tokenize, cxr_f16, from shards on disk", "images/s", 3_000),
+    "decode": Row("cxr_f16, decode codes to images, bf16", "images/s", 5_000),
+    "stage2": Row("base_256, whole training step", "tokens/s", 420_000, "stage2_stock"),
+    "stage2_of_stock": Row("base_256, whole step relative to the compiled stock decoder", "ratio", 0.75),
+    "stage2_memory": Row("base_256, peak memory of the step", "GiB", 22, lower=True),
+    "muon": Row("Muon's share of the step of base_256", "ratio", 0.05, lower=True),
+    "large": Row("24 layers of 1,024, MFU of the whole step", "ratio", 0.40),
+    "images_1": Row("images of 256 codes with guidance, batch 1", "images/s", 4, "images_1_stock"),
+    "images_64": Row("images of 256 codes with guidance, batch 64", "images/s", 180, "images_64_stock"),
+    "reports_1": Row("reports of 100 tokens, batch 1", "reports/s", 8),
+    "reports_64": Row("reports of 100 tokens, batch 64", "reports/s", 350),
+    "stage1_taming": Row("peer: training step with taming_f16_1024's layers, uncompiled", "images/s"),
+    "stage2_stock": Row("peer: Qwen3ForCausalLM, layers compiled, forward and backward", "tokens/s"),
+    "images_1_stock": Row("peer: generate(), guidance, static cache, uncompiled, batch 1", "images/s"),
+    "images_64_stock": Row("peer: generate(), guidance, static cache, uncompiled, batch 64", "images/s"),
+}
+UNCOMPILED = {"stage2_of_stock", "stage1_taming", "images_1_stock", "images_64_stock"}
+"""Rows that are valid on a GPU although no graph was compiled in their warm-up."""
 
 
 def table(figures: Mapping[str, Figures], errors: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -88,38 +68,29 @@ def table(figures: Mapping[str, Figures], errors: Mapping[str, str]) -> list[dic
 
     Args:
         figures: by row.
-        errors: reason by group.
+        errors: reason by row.
 
     Returns:
-        JSON objects with ``row, what, unit, ours, peer, target, ratio, error, details``. ``ratio`` is ``ours /
-        target``, or ``target / ours`` where less is better: at least 1 meets the target. ``ours`` and ``ratio`` are
-        None with an error.
+        JSON objects with ``row, what, unit, ours, peer, target, ratio, compiled, error, details``. ``ratio`` is
+        ``ours / target``, or ``target / ours`` where less is better: at least 1 meets the target. ``compiled`` is
+        None where it is not known. ``ours`` and ``ratio`` are None with an error.
     """
+    found = dict(figures)
+    if {"stage2", "stage2_stock"} <= found.keys():
+        found["stage2_of_stock"] = Figures(found["stage2"].value / found["stage2_stock"].value)
     rows = []
-    for spec in ROWS:
-        found = figures.get(spec.name)
-        error = next(
-            (errors[name] for name, group in GROUPS.items() if spec.name in group.rows and name in errors), None
-        )
-        if found is None and error is None:
+    for name, row in ROWS.items():
+        if name in found:
+            ours, details = found[name].value, found[name].details
+            ratio = (row.target / ours if row.lower else ours / row.target) if ours and row.target else None
+            compiled = details["graphs"] > 0 if "graphs" in details else None
+            result = {"ours": ours, "ratio": ratio, "compiled": compiled, "error": None, "details": details}
+        elif name in errors:
+            result = {"ours": None, "ratio": None, "compiled": None, "error": errors[name], "details": {}}
+        else:
             continue
-        ours = None if found is None else found.value
-        ratio = None
-        if ours and spec.target is not None:
-            ratio = spec.target / ours if spec.lower else ours / spec.target
-        rows.append(
-            {
-                "row": spec.name,
-                "what": spec.what,
-                "unit": spec.unit,
-                "ours": ours,
-                "peer": figures[spec.peer].value if spec.peer in figures else None,
-                "target": spec.target,
-                "ratio": ratio,
-                "error": None if found is not None else error,
-                "details": {} if found is None else dict(found.details),
-            }
-        )
+        peer = found[row.peer].value if row.peer in found else None
+        rows.append({"row": name, "what": row.what, "unit": row.unit, "peer": peer, "target": row.target, **result})
     return rows
 
 
@@ -127,20 +98,22 @@ def printed(row: Mapping[str, Any]) -> str:
     """Return a row as a line of text."""
     if row["error"]:
         return f"{row['what']}: not measured: {row['error']}"
-    line = f"{row['what']}: {row['ours']:,.4g} {row['unit']}"
+    line, details = f"{row['what']}: {row['ours']:,.4g} {row['unit']}", row["details"]
     if row["peer"]:
         line += f", peer {row['peer']:,.4g}"
-    if row["target"] is not None:
-        met = "met" if row["ratio"] and row["ratio"] >= 1 else "missed"
-        line += f" (target {row['target']:,g}, ratio {row['ratio'] or 0:.2f}: {met})"
-    details = row["details"]
-    if "mfu" in details and row["unit"] != "ratio":
-        line += f", MFU {details['mfu']:.3f}"
+    if row["ratio"]:
+        line += f" (target {row['target']:,g}, ratio {row['ratio']:.2f}: {'met' if row['ratio'] >= 1 else 'missed'})"
+    for name, label in (
+        ("mfu", "MFU {:.3f}"),
+        ("peak_memory_gib", "{:.1f} GiB"),
+        ("compile_s", "{:.1f} s to compile"),
+    ):
+        if name in details:
+            line += ", " + label.format(details[name])
     if "profile" in details:
         line += f", no kernel {details['profile']['idle_share']:.1%} of the time"
-    for name, label in (("peak_memory_gib", "GiB"), ("compile_s", "s to compile")):
-        if name in details and row["unit"] != "GiB":
-            line += f", {details[name]:.1f} {label}"
+    if details.get("gpu_idle", 1.0) < IDLE:
+        line += f"; the GPU was not idle: a matrix product ran at {details['gpu_idle']:.0%} of its rate"
     return line
 
 

@@ -1,8 +1,5 @@
 """Measurements of stage 1: training step, step with taming's layers, encoding, decoding, ``medunifier tokenize``."""
 
-import inspect
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,22 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from PIL import Image
 from torch import Tensor
 
-from medunifier.data.shards.dataset import Sample
-from medunifier.gpu_bench.measure import (
-    calls_within,
-    compile_seconds,
-    count_flop,
-    memory,
-    profile,
-    reset_memory,
-    time_calls,
-    warm_up,
-)
-from medunifier.gpu_bench.shards import synthetic_image
+from medunifier.data.shards.dataset import MANIFEST, Sample, encode_info, encode_png, shard_name, write_shard
+from medunifier.gpu_bench.measure import Warm, Work, count_flop, measure, warm_up
 from medunifier.gpu_bench.sizes import Figures, Measurement, Setting
+from medunifier.shared.artifacts import FORMAT_VERSION, write_json
 from medunifier.shared.config import CONFIGS, parse_config
+from medunifier.shared.training.config import use_compile
 from medunifier.stage1_tokenizer.cli import tokenize_shards
 from medunifier.stage1_tokenizer.config import Stage1Config
 from medunifier.stage1_tokenizer.frozen import FrozenTokenizer
@@ -36,6 +26,7 @@ from medunifier.stage1_tokenizer.training.task import TokenizerTask
 
 _BATCHES = 2
 _STEP = 10  # past the ramp of the adversarial loss
+_COARSE = 16
 
 
 def preset(name: str, batch: int, *options: str) -> Stage1Config:
@@ -66,120 +57,119 @@ def random_tokenizer(setting: Setting) -> FrozenTokenizer:
 
 def train(setting: Setting) -> Measurement:
     """Measure the training step of ``cxr_f16``: images/s, MFU over the whole step, memory, profile."""
-    sizes = setting.sizes
-    config = preset("cxr_f16", sizes.batch, *sizes.stage1)
-    step, flop = _training(config, setting)
-    warm = warm_up(step, 2 * _BATCHES + 2, setting.device)
-    yield
-    return {"stage1": _step_figures(step, warm, flop, sizes.batch, setting)}
+    options = *setting.sizes.stage1, f"--compile={str(setting.compile).lower()}"
+    return _training("stage1", preset("cxr_f16", setting.sizes.batch, *options), setting)
 
 
 def train_taming(setting: Setting) -> Measurement:
     """Measure the training step with the layers of ``taming_f16_1024``, uncompiled as that package runs."""
-    sizes = setting.sizes
-    config = preset("taming_f16_1024", sizes.peer_batch, *sizes.taming)
-    step, flop = _training(config, setting)
-    torch.compiler.set_stance("force_eager")
-    warm = warm_up(step, _BATCHES + 1, setting.device)
-    yield
-    return {"stage1_taming": _step_figures(step, warm, flop, sizes.peer_batch, setting)}
+    options = *setting.sizes.taming, "--compile=false"
+    return _training("stage1_taming", preset("taming_f16_1024", setting.sizes.peer_batch, *options), setting)
 
 
-def _training(config: Stage1Config, setting: Setting) -> tuple[Callable[[int], Any], float]:
-    """Return the step over synthetic batches in the device's memory, and its FLOP for one image."""
+def _training(row: str, config: Stage1Config, setting: Setting) -> Measurement:
     torch.manual_seed(0)
     accelerator = Accelerator(cpu=setting.device == "cpu", mixed_precision=config.loop.mixed_precision)
     unused: Any = SimpleNamespace()  # run folder and validation set, which a step does not use
-    task = TokenizerTask(config, accelerator, unused, unused)
-    batches = [
-        _images(config.loop.batch_size, config.model.resolution, seed).to(accelerator.device)
-        for seed in range(_BATCHES)
-    ]
+    task, batch = TokenizerTask(config, accelerator, unused, unused), config.loop.batch_size
+    batches = [_images(batch, config.model.resolution, seed).to(accelerator.device) for seed in range(_BATCHES)]
+    flop = batch * count_flop(lambda: task.step([batches[0][:1]], _STEP))
 
     def step(number: int) -> Any:
         return task.step([batches[number % _BATCHES]], _STEP + number)
 
-    return step, count_flop(lambda: task.step([batches[0][:1]], _STEP))
+    warm = warm_up(step, 2 * _BATCHES, setting.device)
+    yield
+    seconds, details = measure(step, warm, setting, profiled=True)
+    details |= {"batch": batch, "gflop_per_image": flop / batch / 1e9, "mfu": flop / seconds / setting.peak}
+    return {row: Figures(batch / seconds, details)}
 
 
 def _images(count: int, size: int, seed: int = 0) -> Tensor:
     """Return (count, 1, size, size) as the loader collates them."""
     generator = np.random.default_rng(seed)
-    samples = [
-        (number, Sample(str(number), {}, images=(synthetic_image(size, generator),))) for number in range(count)
-    ]
+    samples = [(n, Sample(str(n), {}, images=(synthetic_image(size, generator),))) for n in range(count)]
     return collate_images(samples, size, seed)
 
 
-def _step_figures(
-    step: Callable[[int], Any], warm: list[float], flop: float, batch: int, setting: Setting
-) -> Figures:
-    reset_memory(setting.device)
-    seconds = time_calls(step, calls_within(setting.sizes.seconds, warm[-1], setting.sizes.steps), setting.device)
-    details = {
-        "batch": batch,
-        "ms_per_step": seconds * 1e3,
-        "gflop_per_image": flop / 1e9,
-        "mfu": flop * batch / seconds / setting.peak,
-        **memory(setting.device),
-        "compile_s": compile_seconds(warm, seconds),
-        "profile": profile(step, setting.device),
-    }
-    return Figures(batch / seconds, details)
+def synthetic_image(size: int, generator: np.random.Generator) -> np.ndarray:
+    """Return (size, size) uint8: smooth shapes with sensor noise. As PNG it is about as large as a radiograph."""
+    coarse = Image.fromarray(generator.integers(0, 256, (_COARSE, _COARSE), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC), np.int16)
+    noise = generator.integers(-2, 3, (size, size), dtype=np.int16)
+    return (smooth + noise).clip(0, 255).astype(np.uint8)
 
 
 def tokenize(setting: Setting) -> Measurement:
-    """Measure encoding and decoding in the device's memory, and ``medunifier tokenize`` on shards on disk."""
-    sizes, device = setting.sizes, setting.device
+    """Measure ``medunifier tokenize`` on shards on disk, and encoding and decoding in the device's memory."""
+    sizes, device, folder = setting.sizes, setting.device, Path(setting.folder)
     tokenizer = random_tokenizer(setting)
-    if torch.cuda.is_available():
-        tokenizer.compile_graphs()
-    folder = Path(setting.folder)
     tokenizer.save(folder / "tokenizer")
+    write_shards(folder / "images", sizes.shards, sizes.shard_images, sizes.shard_size)
+    command = warm_up(partial(_tokenize_shards, setting), 1, device)  # first, so that it compiles by itself
+    # As that command builds it.
+    if use_compile(setting.compile, device):
+        tokenizer.compile_graphs()
+        torch.backends.cudnn.benchmark = True
+        torch._dynamo.reset()  # graphs of the command would be used again, and not counted
     images = _images(sizes.encode_batch, tokenizer.image_size).to(device)
-    codes = tokenizer.encode_indices(images, "bf16")
-    # Whether it has a precision depends on the version.
-    options: dict[str, Any] = (
-        {"precision": "bf16"} if "precision" in inspect.signature(tokenizer.decode_indices).parameters else {}
-    )
-    calls: dict[str, Callable[[int], Any]] = {
+    codes = torch.randint(0, tokenizer.codebook_size, (len(images), *tokenizer.grid), device=device)
+    calls: dict[str, Work] = {
         "encode": lambda _: tokenizer.encode_indices(images, "bf16"),
-        "decode": lambda _: tokenizer.decode_indices(codes, **options),
+        "decode": lambda _: tokenizer.decode_indices(codes, "bf16"),
     }
     flop = {name: count_flop(partial(call, 0)) for name, call in calls.items()}
     warm = {name: warm_up(call, 3, device) for name, call in calls.items()}
-    _tokenize_shards(folder, "few", 0)
     yield
     results = {}
     for name, call in calls.items():
-        reset_memory(device)
-        seconds = time_calls(call, calls_within(sizes.seconds, warm[name][-1], sizes.steps), device)
-        details = {
-            "batch": sizes.encode_batch,
-            "gflop_per_image": flop[name] / sizes.encode_batch / 1e9,
-            "mfu": flop[name] / seconds / setting.peak,
-            **memory(device),
-            "compile_s": compile_seconds(warm[name], seconds),
-        }
-        results[name] = Figures(sizes.encode_batch / seconds, details)
-    # The difference of a long and a short run: what both spend on loading and compiling is subtracted.
-    few, everything = (_tokenize_shards(folder, name, 1) for name in ("few", "all"))
-    added = sizes.shard_images * (sizes.shards - sizes.few)
-    results["tokenize"] = Figures(
-        added / max(everything - few, 1e-9), {"images": added, "seconds": everything, "fixed_seconds_and_few": few}
-    )
+        seconds, details = measure(call, warm[name], setting)
+        details |= {"batch": len(images), "mfu": flop[name] / seconds / setting.peak}
+        results[name] = Figures(len(images) / seconds, details)
+    results["tokenize"] = _tokenize_figures(_tokenize_shards(setting, 1), command, setting)
     return results
 
 
-def _tokenize_shards(folder: Path, name: str, run: int) -> float:
-    """Run ``medunifier tokenize`` in this process and return its seconds."""
-    start = time.perf_counter()
+def _tokenize_shards(setting: Setting, run: int) -> Path:
+    """Run ``medunifier tokenize`` in this process and return its output folder."""
+    folder = Path(setting.folder)
+    out = folder / f"codes-{run}"
     tokenize_shards.main(
         [
             f"--tokenizer={folder / 'tokenizer'}",
-            f"--shards={folder / name}",
-            f"--out={folder / f'{name}-codes-{run}'}",
+            f"--shards={folder / 'images'}",
+            f"--out={out}",
+            f"--batch_size={setting.sizes.encode_batch}",
             "--precision=bf16",
+            f"--compile={str(setting.compile).lower()}",
         ]
     )
-    return time.perf_counter() - start
+    return out
+
+
+def _tokenize_figures(out: Path, command: Warm, setting: Setting) -> Figures:
+    """Return the images per second between the completion of the first and of the last shard.
+
+    Imports, loading, starting of the processes and compilation end before the first one.
+    """
+    times = [(out / shard_name("train", number)).stat().st_mtime_ns for number in range(setting.sizes.shards)]
+    images, seconds = setting.sizes.shard_images * (len(times) - 1), (times[-1] - times[0]) / 1e9
+    details = {"batch": setting.sizes.encode_batch, "images": images, "seconds": seconds}
+    return Figures(images / max(seconds, 1e-9), details | {"graphs": command.graphs})
+
+
+def write_shards(folder: Path, shards: int, images: int, size: int) -> None:
+    """Write image shards of studies with one image each; all shards have the same images."""
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    pixels = [encode_png(synthetic_image(size, generator)) for _ in range(images)]
+    rows = {}
+    for number in range(shards):
+        samples = []
+        for study, png in enumerate(pixels):
+            key = f"{number:04d}{study:06d}"
+            info = {"study_id": key, "patient_id": key, "views": ["PA"], "report": {"findings": "synthetic"}}
+            samples.append((key, {"0.png": png, "json": encode_info(info)}))
+        name = shard_name("train", number)
+        rows[name] = write_shard(folder / name, samples)
+    write_json(folder / MANIFEST, {"format_version": FORMAT_VERSION, "splits": {"train": rows}})

@@ -1,6 +1,6 @@
 """Measurements of stage 2: the whole training step of two model sizes, and of the stock decoder as their peer."""
 
-from collections.abc import Callable
+from collections.abc import Generator
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -13,16 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from medunifier.data.shards.dataset import Sample
-from medunifier.gpu_bench.measure import (
-    Clock,
-    calls_within,
-    compile_seconds,
-    memory,
-    profile,
-    reset_memory,
-    time_calls,
-    warm_up,
-)
+from medunifier.gpu_bench.measure import Work, mark, measure, seconds_between, warm_up
 from medunifier.gpu_bench.sizes import Figures, Measurement, Setting
 from medunifier.gpu_bench.tokenizer import random_tokenizer
 from medunifier.shared.config import CONFIGS, parse_config
@@ -62,6 +53,7 @@ def build(setting: Setting, *options: str) -> Built:
             "--run_dir=-",
             "--loop.mixed_precision=bf16",
             f"--loop.batch_size={setting.sizes.batch}",
+            f"--compile={str(setting.compile).lower()}",
             *setting.sizes.stage2,
             *options,
         ],
@@ -108,113 +100,99 @@ def _study(number: int, built: Built, setting: Setting, generator: np.random.Gen
 
 def train(setting: Setting) -> Measurement:
     """Measure the training step of ``base_256``: tokens/s, MFU, memory, Muon's share, profile."""
-    step, warm, optimizers = _training(build(setting), setting)
-    yield
-    figures = _step_figures(step, warm, setting)
-    muon = _muon_seconds(step, optimizers, setting)
-    results = {
-        "stage2": figures,
-        "stage2_memory": Figures(figures.details["peak_memory_gib"], {"batch": setting.sizes.batch}),
-    }
-    if muon is not None:
-        seconds = figures.details["ms_per_step"] / 1e3
-        results["muon"] = Figures(muon / seconds, {"ms": muon * 1e3})
+    figures, step, optimizers = yield from _training(build(setting), setting, _BATCHES)
+    graphs = {"graphs": figures.details["graphs"]}
+    results = {"stage2": figures, "stage2_memory": Figures(figures.details["peak_memory_gib"], graphs)}
+    if muon := [optimizer for optimizer in optimizers if isinstance(optimizer, Muon)]:
+        milliseconds = _update_seconds(step, muon[0], setting) * 1e3
+        results["muon"] = Figures(milliseconds / figures.details["ms"], {"ms": milliseconds, **graphs})
     return results
 
 
 def train_large(setting: Setting) -> Measurement:
-    """Measure the MFU of the training step with 24 layers of 1,024."""
-    step, warm, _ = _training(build(setting, *setting.sizes.large), setting)
-    yield
-    figures = _step_figures(step, warm, setting)
+    """Measure the MFU of the training step with 24 layers of 1,024, on one batch: two graphs fewer for each other."""
+    figures, *_ = yield from _training(build(setting, *setting.sizes.large), setting, 1)
     return {"large": Figures(figures.details["mfu"], {"tokens_per_s": figures.value, **figures.details})}
 
 
-def _training(built: Built, setting: Setting) -> tuple[Callable[[int], Any], list[float], list[Any]]:
-    """Return the warmed-up step over batches in the device's memory, the warm-up's seconds, and the optimizers."""
-    config = built.config
+def _training(
+    built: Built, setting: Setting, count: int
+) -> Generator[None, None, tuple[Figures, Work, list[torch.optim.Optimizer]]]:
+    """Build the training of ``count`` batches in the device's memory, as its command does; warm up, yield, measure.
+
+    Returns:
+        The figures in tokens/s, the step, and the optimizers.
+    """
+    config, batch = built.config, setting.sizes.batch
     accelerator = Accelerator(cpu=setting.device == "cpu", mixed_precision=config.loop.mixed_precision)
     objectives = build_objectives(built.model, config, accelerator.device)
     unprepared = make_optimizers(built.model, config.optim)
     prepared, *optimizers = accelerator.prepare(objectives, *unprepared)
-    batches, buckets = study_batches(built, setting, _BATCHES)
+    batches, buckets = study_batches(built, setting, count)
     unused: Any = SimpleNamespace()
     task = UnifiedTask(
         prepared, optimizers, accelerator, config, unused, None, built.processor, built.tokenizer, buckets=buckets
     )
-
-    def step(number: int) -> Any:
-        return task.step([batches[number % _BATCHES]], number)
-
-    return step, warm_up(step, 2 * _BATCHES, setting.device), unprepared
-
-
-def _step_figures(step: Callable[[int], Any], warm: list[float], setting: Setting) -> Figures:
-    calls = calls_within(setting.sizes.seconds, warm[-1], setting.sizes.steps)
-    reset_memory(setting.device)
     found: list[Any] = []
-    seconds = time_calls(lambda number: found.append(step(number)), calls, setting.device)
+
+    def step(number: int) -> None:
+        found.append(task.step([batches[number % count]], number))
+
+    warm = warm_up(step, 2 * count + 1, setting.device)
+    yield
+    found.clear()
+    seconds, details = measure(step, warm, setting, profiled=True)
     tokens, flop = (float(np.mean([float(figures[name]) for figures in found])) for name in (TOKENS, FLOP))
-    details = {
-        "batch": setting.sizes.batch,
-        "ms_per_step": seconds * 1e3,
-        "tokens_per_step": tokens,
-        "studies_per_s": setting.sizes.batch / seconds,
-        "mfu": flop / seconds / setting.peak,
-        **memory(setting.device),
-        "compile_s": compile_seconds(warm, seconds),
-        "profile": profile(step, setting.device),
-    }
-    return Figures(tokens / seconds, details)
+    details |= {"batch": batch, "tokens_per_step": tokens, "studies_per_s": batch / seconds}
+    details["mfu"] = flop / seconds / setting.peak
+    return Figures(tokens / seconds, details), step, unprepared
 
 
-def _muon_seconds(step: Callable[[int], Any], optimizers: list[Any], setting: Setting) -> float | None:
-    """Return the mean seconds of Muon's updates in a step; None if the model is trained without it."""
-    clocks, handles = [], []
-    for optimizer in optimizers:
-        if isinstance(optimizer, Muon):
-            clock = Clock(setting.device)
-            clocks.append(clock)
-            handles.append(optimizer.register_step_pre_hook(lambda *_, clock=clock: clock.mark()))
-            handles.append(optimizer.register_step_post_hook(lambda *_, clock=clock: clock.mark()))
+def _update_seconds(step: Work, optimizer: torch.optim.Optimizer, setting: Setting) -> float:
+    """Return the mean seconds of the optimizer's updates in a step."""
+    marks: list[Any] = []
+    register = optimizer.register_step_pre_hook, optimizer.register_step_post_hook
+    hooks = [hook(lambda *_: marks.append(mark(setting.device))) for hook in register]
     for number in range(_BATCHES):
         step(number)
-    for handle in handles:
-        handle.remove()
-    return sum(sum(clock.seconds()[::2]) for clock in clocks) / _BATCHES if clocks else None
+    for hook in hooks:
+        hook.remove()
+    return sum(seconds_between(marks, setting.device)[::2]) / _BATCHES
 
 
 def train_stock(setting: Setting) -> Measurement:
-    """Measure forward and backward pass of the compiled stock decoder with its own loss, as the training's peer."""
-    built = build(setting)
+    """Measure forward and backward pass of the stock decoder with its own loss, compiled layer by layer.
+
+    The layers share a graph: compiling the model whole takes minutes.
+    """
+    built, device = build(setting), setting.device
+    size = (setting.sizes.batch, setting.sizes.peer_length)
     config = type(built.model.config.text_config).from_dict(built.model.config.text_config.to_dict())
     config.vocab_size, config.tie_word_embeddings = len(built.model.vocabulary), False
-    config.max_position_embeddings = max(config.max_position_embeddings, setting.sizes.peer_length)
-    stock = AutoModelForCausalLM.from_config(config, dtype=torch.float32).to(setting.device).train()
-    size = (setting.sizes.batch, setting.sizes.peer_length)
-    ids = torch.randint(0, len(built.model.vocabulary), size, device=setting.device)
-    weights = sum(p.numel() for p in stock.base_model.layers.parameters() if p.dim() == 2)
+    config.max_position_embeddings = max(config.max_position_embeddings, size[1])
     del built
-    if setting.device == "cuda":
-        stock.compile()
+    stock = AutoModelForCausalLM.from_config(config, dtype=torch.float32).to(device).train()
+    ids = torch.randint(0, config.vocab_size, size, device=device)
+    weights = sum(p.numel() for p in stock.base_model.layers.parameters() if p.dim() == 2)
 
-    def step(_: int) -> Tensor:
-        with torch.autocast(setting.device, torch.bfloat16):
-            loss: Tensor = stock(input_ids=ids, labels=ids, use_cache=False).loss
-        loss.backward()
-        stock.zero_grad()
+    def loss_of(hidden: Tensor) -> Tensor:
+        loss: Tensor = stock.loss_function(stock.lm_head(hidden), ids, vocab_size=config.vocab_size)
         return loss
 
-    warm = warm_up(step, 3, setting.device)
+    if use_compile(setting.compile, device):
+        torch._dynamo.config.recompile_limit = 64
+        for layer in stock.base_model.layers:
+            layer.compile()
+        loss_of = torch.compile(loss_of)
+
+    def step(_: int) -> None:
+        with torch.autocast(device, torch.bfloat16):
+            loss = loss_of(stock.base_model(input_ids=ids, use_cache=False).last_hidden_state)
+        loss.backward()
+        stock.zero_grad()
+
+    warm = warm_up(step, 3, device)
     yield
-    reset_memory(setting.device)
-    seconds = time_calls(step, calls_within(setting.sizes.seconds, warm[-1], setting.sizes.steps), setting.device)
-    details = {
-        "batch": f"{size[0]} x {size[1]}",
-        "ms_per_step": seconds * 1e3,
-        "mfu": 6 * weights * ids.numel() / seconds / setting.peak,
-        **memory(setting.device),
-        "compile_s": compile_seconds(warm, seconds),
-        "profile": profile(step, setting.device),
-    }
+    seconds, details = measure(step, warm, setting, profiled=True)
+    details |= {"batch": f"{size[0]} x {size[1]}", "mfu": 6 * weights * ids.numel() / seconds / setting.peak}
     return {"stage2_stock": Figures(ids.numel() / seconds, details)}
