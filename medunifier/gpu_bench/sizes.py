@@ -4,7 +4,7 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any
 
-from medunifier.shared.training.compiling import CompileSetting
+from medunifier.shared.training.config import CompileSetting
 
 IDLE = 0.8
 """A matrix product at this fraction of the peak rate shows that nothing else uses the GPU."""

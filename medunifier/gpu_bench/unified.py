@@ -17,6 +17,7 @@ from medunifier.gpu_bench.measure import Work, mark, measure, seconds_between, w
 from medunifier.gpu_bench.sizes import Figures, Measurement, Setting
 from medunifier.gpu_bench.tokenizer import random_tokenizer
 from medunifier.shared.config import CONFIGS, parse_config
+from medunifier.shared.training.config import use_compile
 from medunifier.shared.training.loop import FLOP, TOKENS
 from medunifier.stage1_tokenizer.frozen import FrozenTokenizer
 from medunifier.stage2_unified.model.modeling import MedUnifierForConditionalGeneration

@@ -11,9 +11,9 @@ CompileSetting = bool | Literal["auto"]
 """Whether to use torch.compile; auto: on a GPU."""
 
 
-def use_compile(setting: CompileSetting, device: "torch.device") -> bool:
+def use_compile(setting: CompileSetting, device: "torch.device | str") -> bool:
     """Return whether to compile for ``device``."""
-    return device.type == "cuda" if setting == "auto" else setting
+    return str(device).startswith("cuda") if setting == "auto" else setting
 
 
 @dataclass(frozen=True)
