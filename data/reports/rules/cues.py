@@ -28,6 +28,7 @@ NEGATION_AFTER: tuple[str, ...] = (
     "{has|have|had|since|now|is|are|completely|fully|} resolved", "{has|have|had} cleared", "cleared completely",
     "cleared up", "{is|are} absent", "ruled out", "{has been|have been|is|are|was|were|been} excluded", "excluded",
     "unlikely", "{has|have} disappeared", "disappeared", "{completely|now|since} cleared", "not a feature",
+    "not {reproduced|reproducible|substantiated|borne out}",
     "{is|are} negative", "not {inserted|placed|sited|required|needed}",
     "not {a|} {concern|consideration}", "{is|are} none", "{is|are|has|have|had|now|} gone", "vanished", "dissipated",
     "{does|do|did} not persist",
@@ -203,6 +204,7 @@ ACUTE: frozenset[str] = word_set("acute active significant focal specific abnorm
 SCOPE_ENDS: tuple[str, ...] = (
     "but", "however", "although", "though", "except", "aside from", "apart from", "other than", "which", "whereas",
     "there {is|are|has|have}", "and there", "and the", "otherwise", "in addition", "additionally", "also", "while",
+    "{placement|insertion|introduction} of", "{replacement|replaced} {by|with}", "exchange* for",
     "with the exception", "again", "yet", "instead", "because of",
 )  # fmt: skip
 

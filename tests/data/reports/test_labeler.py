@@ -283,6 +283,8 @@ def test_a_device_to_be_removed_is_present() -> None:
         assert label_report(f"The nasogastric tube {plan}.")["Support Devices"] == 1, plan
     for text in ("Removal of the drain is advised.", "Drain is due for removal.", "The tube has been pulled back."):
         assert label_report(text)["Support Devices"] == 1, text
+    assert label_report("Removal of the drain and placement of a catheter.")["Support Devices"] == 1
+    assert "Support Devices" not in label_report("Tuberculous effusion.")
     for text in ("The drain has been pulled.", "S/p chest tube removal.", "No drain has been inserted."):
         assert label_report(text)["Support Devices"] == 0, text
     assert label_report("No pneumothorax after line insertion.") == {
@@ -571,7 +573,7 @@ def test_wrapped_lines_are_one_sentence() -> None:
 
 
 def test_no_finding_against_openi_headings(openi: list[tuple[str, set[str]]]) -> None:
-    """Measured: 0.923; 0.703 by chexpert-labeler's rule."""
+    """Measured: 0.924; 0.703 by chexpert-labeler's rule."""
     truth = ["normal" in found for _, found in openi]
     predicted = ["No Finding" in label_report(text) for text, _ in openi]
     hits = sum(a and b for a, b in zip(truth, predicted, strict=True))
