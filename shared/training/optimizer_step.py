@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class OptimizerStep:
-    """Update one network from its losses; call it once a micro-batch, within ``accelerator.accumulate(network)``.
+    """Update one network from its loss; call it once a micro-batch, within ``accelerator.accumulate(network)``.
 
     Args:
         accelerator: prepared the network and its optimizers, and defines where an accumulation ends.
@@ -40,7 +40,7 @@ class OptimizerStep:
         self.config, self.steps = config, steps
         self.gradient_norm: Tensor | None = None
 
-    def __call__(self, loss: Tensor, losses: Mapping[str, Tensor], step: int) -> None:
+    def __call__(self, loss: Tensor, step: int) -> None:
         """Differentiate ``loss``; at the last micro-batch of ``step`` also clip, update and reset the gradients."""
         self.accelerator.backward(loss)
         if self.accelerator.sync_gradients:

@@ -159,7 +159,7 @@ class TokenizerTask:
         figures |= output.losses
         quantizer_loss = torch.stack(list(output.losses.values())).sum()
         # d/dw of <gradient, reconstruction> equals the gradient of the losses.
-        self._update_generator((gradient * reconstruction).sum() + quantizer_loss, figures, step)
+        self._update_generator((gradient * reconstruction).sum() + quantizer_loss, step)
         if self._discriminator is not None and step >= config.discriminator.train_from:
             figures |= self._discriminator_step(images, leaf.detach(), step)
         return {name: value.detach() for name, value in figures.items()}
@@ -186,7 +186,7 @@ class TokenizerTask:
         if self._lecam is not None:
             figures["lecam"] = self._lecam(real, generated)
             loss = loss + self.config.loss.discriminator.lecam_weight * figures["lecam"]
-        self._update_discriminator(loss, figures, step)
+        self._update_discriminator(loss, step)
         return figures
 
     @torch.no_grad()

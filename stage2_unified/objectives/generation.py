@@ -5,6 +5,8 @@ when sampling. The z term (PaLM, Chowdhery et al., 2022) keeps the logits' norma
 """
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +24,7 @@ ChunkLoss = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 def token_loss(
     hidden: Tensor, weight: Tensor, target: Tensor, chunk_loss: ChunkLoss | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return sums over the tokens, computed in equal chunks whose logits are computed again in the backward pass.
+    """Return sums over the tokens, computed in equal chunks; of several, the backward pass computes logits again.
 
     Args:
         hidden: (T, H) states that predict the targets.
@@ -37,8 +39,11 @@ def token_loss(
     size = -(-len(target) // chunks)
     missing = chunks * size - len(target)  # fewer than there are chunks: all chunks have one shape, and one graph
     hidden, target = pad(hidden, (0, 0, 0, missing)), pad(target, (0, missing), value=IGNORED)
+    compute: Any = chunk_loss or sum_of_chunk
+    if chunks > 1:
+        compute = partial(checkpoint, compute, use_reentrant=False, preserve_rng_state=False)
     sums = [
-        checkpoint(chunk_loss or sum_of_chunk, states, weight, classes, use_reentrant=False, preserve_rng_state=False)
+        compute(states, weight, classes)
         for states, classes in zip(hidden.split(size), target.split(size), strict=True)
     ]
     losses, squares = zip(*sums, strict=True)

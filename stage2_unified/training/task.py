@@ -68,7 +68,7 @@ class UnifiedTask:
             with self.accelerator.accumulate(self.objectives):
                 with self.accelerator.autocast():  # part of a prepared module's forward, but not of a sharded one's
                     losses = self.objectives(batch=batch, global_batch=whole)
-                self._update(losses["loss"], losses, step)
+                self._update(losses["loss"], step)
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + value.detach() / len(batches)
         self._model.clamp_logit_scale()
