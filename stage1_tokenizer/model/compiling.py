@@ -14,6 +14,8 @@ def compile_method(module: nn.Module, name: str) -> None:
     """
     # DDP would split graphs at its gradient buckets, and fails on those with gradient checkpointing.
     torch._dynamo.config.optimize_ddp = False
+    # PyTorch counts the graphs of a method over all instances and shapes; beyond its limit (8) the next is an error.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     # Static shapes: a training has one, and Inductor's C++ code generation fails on symbolic sizes of convolutions.
     # Channels last: Inductor returns to contiguous memory if one convolution halves the channels, as in a decoder.
     options: dict[str, str | int | bool | Callable[..., Any]] = {"force_layout_optimization": True}

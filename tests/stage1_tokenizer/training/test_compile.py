@@ -6,6 +6,7 @@ import torch
 from medunifier.shared.training.config import use_compile
 from medunifier.stage1_tokenizer.config import PerceptualConfig
 from medunifier.stage1_tokenizer.losses.perceptual import build_perceptual
+from medunifier.stage1_tokenizer.model.compiling import compile_method
 from medunifier.stage1_tokenizer.model.discriminator import PatchDiscriminator
 from medunifier.stage1_tokenizer.model.vqgan import VQGAN
 from tests.stage1_tokenizer.conftest import TINY, batch_of_blobs, tiny_task
@@ -113,6 +114,18 @@ def test_generated_code_gives_equal_losses_and_gradients():
     model.compile_graphs()
     found = loss_and_gradients(model, lambda: vqgan_loss(model))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_many_shapes_are_compiled(monkeypatch):
+    """PyTorch compiles eight graphs of a function by default, of all instances together; more are an error."""
+    compiler = {"backend": "eager", "options": None}
+    monkeypatch.setattr(torch, "compile", lambda f, **settings: COMPILE(f, **settings | compiler))
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(recompile_limit=8):
+        network = PatchDiscriminator(1, 8, 1)
+        compile_method(network, "forward")
+        for count in range(1, 11):
+            assert len(network(batch_of_blobs(count))) == count
 
 
 def test_auto_compiles_on_a_gpu_only():
