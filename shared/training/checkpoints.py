@@ -6,13 +6,19 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 
 from medunifier.shared.artifacts import PARTIAL_PREFIX, read_json, remove_partial, unwritable, write_json
 from medunifier.shared.errors import UserError
 from medunifier.shared.files.weights import check_weight_file
-from medunifier.shared.training.distributed import barrier, broadcast_object, is_main
+from medunifier.shared.training.config import LoopConfig
+from medunifier.shared.training.distributed import barrier, broadcast_object, is_main, world_size
+from medunifier.shared.training.run_folder import CHECKPOINTS
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 POSITION = "position.json"
 
@@ -130,3 +136,45 @@ class Checkpoints:
             for old in self.steps()[: -self.keep]:
                 shutil.rmtree(self.path(old))
         barrier()
+
+
+def resume(checkpoints: Checkpoints, accelerator: "Accelerator") -> tuple[int, int]:
+    """Load the newest checkpoint, if there is one, into what the Accelerator prepared.
+
+    Returns:
+        The steps done and the samples consumed by all processes; 0, 0 without a checkpoint.
+    """
+    step = checkpoints.latest()
+    if step is None:
+        return 0, 0
+    samples = checkpoints.position(step).samples
+    checkpoints.load(step, accelerator.load_state)
+    # Accelerate counts micro-batches, on the processes that were there when it saved. Under another accumulation
+    # the count would end an optimizer step in the middle of a global batch, and on a new process at another time.
+    accelerator.step = 0
+    return step, samples
+
+
+def check_global_batch(run_dir: str | Path, config: LoopConfig) -> None:
+    """Refuse to resume a run with another global batch. Its split over processes and micro-batches may change.
+
+    Raises:
+        UserError: naming a batch size and an accumulation that keep the global batch on this number of processes.
+    """
+    checkpoints = Checkpoints(Path(run_dir) / CHECKPOINTS)
+    step = checkpoints.latest()
+    if step is None:
+        return
+    kept, world = checkpoints.position(step).global_batch, world_size()
+    if kept == config.global_batch():
+        return
+    own, rest = divmod(kept, world)
+    if rest:
+        remedy = f"no batch size keeps it on {world} processes: start a number of processes that divides {kept}"
+    else:
+        size = max(size for size in range(1, min(own, config.batch_size) + 1) if own % size == 0)
+        remedy = f"--loop.batch_size {size} --loop.accumulation {own // size} keeps it"
+    raise UserError(
+        f"{run_dir} was trained with a global batch of {kept} studies, and {world} processes x loop.batch_size "
+        f"{config.batch_size} x loop.accumulation {config.accumulation} make {config.global_batch()}: {remedy}"
+    )

@@ -73,7 +73,7 @@ class LoopConfig:
 MAY_CHANGE = (
     "run_dir",
     "loop.steps",
-    "loop.batch_size",  # with loop.accumulation, if the global batch stays (loop.check_global_batch)
+    "loop.batch_size",  # with loop.accumulation, if the global batch stays (checkpoints.check_global_batch)
     "loop.accumulation",
     "loop.workers",
     "loop.threads",

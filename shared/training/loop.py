@@ -8,18 +8,16 @@ continues exactly: on a CPU to the last bit, and over the same samples on anothe
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from medunifier.shared.command import interruption
-from medunifier.shared.errors import UserError
 from medunifier.shared.files.os_services import peak_memory, usable_cores
 from medunifier.shared.progress import Progress
 from medunifier.shared.report_page.plots import save_curves
-from medunifier.shared.training.checkpoints import Checkpoints, DataPosition
+from medunifier.shared.training.checkpoints import Checkpoints, DataPosition, resume
 from medunifier.shared.training.config import LoopConfig
 from medunifier.shared.training.distributed import all_reduce_sum, collective_device, is_main, world_size
 from medunifier.shared.training.mfu import peak_flops
@@ -52,31 +50,6 @@ def use_threads(threads: int) -> None:
     torch.set_num_threads(threads or max(1, usable_cores() // local))
 
 
-def check_global_batch(run_dir: str | Path, config: LoopConfig) -> None:
-    """Refuse to resume a run with another global batch. Its split over processes and micro-batches may change.
-
-    Raises:
-        UserError: naming a batch size and an accumulation that keep the global batch on this number of processes.
-    """
-    checkpoints = Checkpoints(Path(run_dir) / CHECKPOINTS)
-    step = checkpoints.latest()
-    if step is None:
-        return
-    kept, world = checkpoints.position(step).global_batch, world_size()
-    if kept == config.global_batch():
-        return
-    own, rest = divmod(kept, world)
-    if rest:
-        remedy = f"no batch size keeps it on {world} processes: start a number of processes that divides {kept}"
-    else:
-        size = max(size for size in range(1, min(own, config.batch_size) + 1) if own % size == 0)
-        remedy = f"--loop.batch_size {size} --loop.accumulation {own // size} keeps it"
-    raise UserError(
-        f"{run_dir} was trained with a global batch of {kept} studies, and {world} processes x loop.batch_size "
-        f"{config.batch_size} x loop.accumulation {config.accumulation} make {config.global_batch()}: {remedy}"
-    )
-
-
 def train(
     task: Task,
     accelerator: "Accelerator",
@@ -97,15 +70,9 @@ def train(
         UserError: before the next log line, validation or checkpoint after a step with a figure that is not finite.
     """
     checkpoints = Checkpoints(run.path / CHECKPOINTS, config.keep_checkpoints)
-    start, samples = checkpoints.latest() or 0, 0
-    if start:
-        samples = checkpoints.position(start).samples
-        checkpoints.load(start, accelerator.load_state)
-        # Accelerate counts micro-batches, on the processes that were there when it saved. Under another accumulation
-        # the count would end an optimizer step in the middle of a global batch, and on a new process at another time.
-        accelerator.step = 0
-        if is_main():
-            print(f"continuing {run.path} at step {start}", flush=True)
+    start, samples = resume(checkpoints, accelerator)
+    if start and is_main():
+        print(f"continuing {run.path} at step {start}", flush=True)
     saved = start
     run.rewind(start)
     batches = stream(samples)

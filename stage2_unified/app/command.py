@@ -17,6 +17,7 @@ from medunifier.shared.files.input_files import MAX_CONFIG_BYTES, read_bounded
 from medunifier.shared.files.text import decode_text, text_lines
 from medunifier.shared.report_page.notice import RESEARCH_ONLY
 from medunifier.stage2_unified.app.security.clients import is_loopback
+from medunifier.stage2_unified.app.security.upload_limit import UPLOAD_MIB
 from medunifier.stage2_unified.app.server import listening_socket, make_app, temporary_folder
 
 MAX_PHANTOMS = 2000
@@ -48,7 +49,7 @@ class ServeConfig:
     """File whose first line is the password; empty = no login."""
     queue: int = 32
     """Maximum number of waiting requests; further ones get a queue-full error."""
-    upload_mib: int = 64
+    upload_mib: int = UPLOAD_MIB
     """Maximum upload size in MiB."""
     device: str | None = None
     """Device of the model; default: CUDA if available, else the CPU."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from medunifier.shared.errors import UserError
 from medunifier.shared.files.input_files import MAX_CONFIG_BYTES, read_bounded
+from medunifier.stage2_unified.app.security.upload_limit import UPLOAD_MIB
 from medunifier.stage2_unified.inference.embedding_index import StudyIndex
 
 MAX_SESSIONS = 1000
@@ -104,7 +105,7 @@ def make_app(
     phantoms: int = 0,
     login: tuple[str, str] | None = None,
     queue: int = 32,
-    max_bytes: int = 2**26,
+    max_bytes: int = UPLOAD_MIB * 2**20,
     device: str | None = None,
 ) -> Any:
     """Return the page as an ASGI application.

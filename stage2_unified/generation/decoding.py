@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from medunifier.stage2_unified.model.attention import RecordedKV, StaticKV
-from medunifier.stage2_unified.model.attention_mask import bidirectional_image_mask, causal_mask
+from medunifier.stage2_unified.model.attention import bidirectional_image_mask, causal_mask
+from medunifier.stage2_unified.model.kv_cache import RecordedKV, StaticKV
 from medunifier.stage2_unified.model.modeling import MedUnifierForConditionalGeneration
 
 COLUMNS = 64

@@ -108,7 +108,7 @@ def generate_images(
     generated = views.new_zeros(*views.shape, model.config.image_tokens)
     for number in range(views.shape[1]):
         studies = (views[:, number] != model.vocabulary[PAD]).nonzero()[:, 0]
-        images = ImageSpans(generated[studies, :number], views[studies, :number], unpadded=True)
+        images = ImageSpans(generated[studies, :number], views[studies, :number])
         if prior_codes is not None and prior_view is not None:
             images = ImageSpans.of(images.codes, images.view, prior_codes[studies], prior_view[studies])
         generated[studies, number] = _generate_next(

@@ -15,13 +15,13 @@ from medunifier.shared.files.model_folder import checked_model_folder
 from medunifier.shared.training.hardware import has_bf16
 from medunifier.shared.training.precision import Precision
 from medunifier.stage1_tokenizer.frozen import FrozenTokenizer
+from medunifier.stage2_unified.generation.batch_size import automatic_batch_size
 from medunifier.stage2_unified.generation.bfloat16 import bfloat16_copy
 from medunifier.stage2_unified.generation.decoding import compile_step
 from medunifier.stage2_unified.generation.images import generate_images
 from medunifier.stage2_unified.generation.reports import generate_reports
-from medunifier.stage2_unified.inference.batch_size import automatic_batch_size
+from medunifier.stage2_unified.inference.image_backbone import ImageBackbone
 from medunifier.stage2_unified.inference.streaming import stream_report
-from medunifier.stage2_unified.model.image_backbone import ImageBackbone
 from medunifier.stage2_unified.model.modeling import MedUnifierForConditionalGeneration
 from medunifier.stage2_unified.model.processing.processor import Codes, MedUnifierProcessor, Prior
 from medunifier.stage2_unified.model.sequences import ImageSpans

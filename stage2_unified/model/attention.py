@@ -1,76 +1,27 @@
-"""The decoder's attention, and the keys and values that its passes share.
+"""The decoder's attention and its masks.
 
 :func:`attention` is registered with ``transformers`` as the implementation :data:`ATTENTION` and replaces "sdpa". It
-differs in one argument: ``kv``, an object that a layer reads keys and values from or writes them to. A pass gets a
-list with one object a layer, and :func:`give_layers_their_kv` lets each layer see its own. A layer does not read its
-index then, as it would with a ``Cache`` of ``transformers``, so that all layers share one compiled graph.
+differs in one argument: ``kv``, an object of ``kv_cache.py`` that a layer reads keys and values from or writes them
+to. A pass gets a list with one object a layer, and :func:`give_layers_their_kv` lets each layer see its own. A layer
+does not read its index then, as it would with a ``Cache`` of ``transformers``, so that all layers share one compiled
+graph.
 
 B sequences, h query heads, g key-value heads, Q queries, C columns (keys), d values of a head.
 """
 
-from collections.abc import Sequence
-from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedModel
+
+from medunifier.shared.errors import UserError
+from medunifier.stage2_unified.model.kv_cache import KV
+from medunifier.stage2_unified.model.vocabulary import EMB_IMG, Vocabulary
 
 ATTENTION = "medunifier"
-
-
-class KV(Protocol):
-    """Keys and values of one layer."""
-
-    def update(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Take (B, g, Q, d) keys and values of a pass; return the (B, g, C, d) ones that its queries attend to."""
-
-
-class RecordedKV:
-    """Keep the keys and values of a pass. A layer recomputed in the backward pass replaces them by the same."""
-
-    keys: Tensor | None = None
-    values: Tensor | None = None
-
-    def update(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the keys and values unchanged."""
-        self.keys, self.values = key, value
-        return key, value
-
-
-class ContinuedKV:
-    """Continue a recorded pass: the first columns of its first sequences precede the keys and values of this one."""
-
-    def __init__(self, recorded: RecordedKV, sequences: int, columns: int) -> None:
-        assert recorded.keys is not None and recorded.values is not None  # noqa: S101 - narrows a type
-        self.keys = recorded.keys[:sequences, :, :columns]
-        self.values = recorded.values[:sequences, :, :columns]
-
-    def update(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the recorded keys and values, followed by those of the pass."""
-        return torch.cat([self.keys, key], dim=2), torch.cat([self.values, value], dim=2)
-
-
-class StaticKV:
-    """Buffers of a fixed number of columns, written in place: no shape changes from one decoded token to the next.
-
-    Args:
-        keys, values: (B, g, C, d), zeros: a masked column that is not a number would spoil the sum over columns.
-        column: (Q,) int64 columns that the next pass writes; the decoding step advances it in place.
-        end: attend to the columns before it. The buffers are not passed as views of these columns, since the compiler
-            makes a graph for each kind of view.
-    """
-
-    def __init__(self, keys: Tensor, values: Tensor, column: Tensor, end: int) -> None:
-        self.keys, self.values, self.column, self.end = keys, values, column, end
-
-    def update(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Write keys and values; return the columns before ``end``, of which a mask must hide the empty ones."""
-        self.keys.index_copy_(2, self.column, key.to(self.keys.dtype))
-        self.values.index_copy_(2, self.column, value.to(self.values.dtype))
-        return self.keys[:, :, : self.end], self.values[:, :, : self.end]
 
 
 def attention(
@@ -128,17 +79,6 @@ def attention(
 AttentionInterface.register(ATTENTION, attention)
 
 
-def give_layers_their_kv(layers: Sequence[nn.Module]) -> None:
-    """Let each decoder layer, which gets the ``kv`` of all layers as a list, see its own."""
-    for number, layer in enumerate(layers):
-        layer.register_forward_pre_hook(partial(_select_kv, number), with_kwargs=True)
-
-
-def _select_kv(number: int, _: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
-    kv = kwargs.get("kv")
-    return None if kv is None else (args, kwargs | {"kv": kv[number]})
-
-
 def branch_mask(
     prefix_length: Tensor, columns: int, branches: int, width: int, structured: bool
 ) -> Tensor | BlockMask:
@@ -172,3 +112,82 @@ def branch_mask(
     batch = torch.arange(len(prefix_length), device=device)[:, None, None, None]
     row = torch.arange(queries, device=device)[:, None]
     return visible(batch, batch, row, torch.arange(columns + queries, device=device))
+
+
+def bidirectional_image_mask(ids: Tensor, vocabulary: Vocabulary, visible: Tensor | None = None) -> Tensor:
+    """Return the mask of image-first sequences, in which the codes of one image attend to each other.
+
+    An image counts if ``<emb_img>`` follows it in its sequence. An image that is generated, after a report, stays
+    causal, since it is sampled code by code. No code attends to later codes of another image.
+
+    Args:
+        ids: (B, L) of whole sequences, from their first id on.
+        vocabulary: of the ids.
+        visible: (B, L), 0 on padding; None = no padding that a real id could attend to.
+
+    Returns:
+        (B, 1, L, L) bool, True where query i attends to key j; causal in a sequence without such an image. A pad
+        attends to itself alone, since a softmax over no key is NaN.
+    """
+    is_code = ids >= vocabulary.offset
+    before_emb_img = (ids == vocabulary[EMB_IMG]).flip(1).cumsum(1).flip(1) > 0
+    bidirectional = is_code & before_emb_img
+    image = (~is_code).cumsum(1)  # differs between images, which have <eoi>, <view> and <boi> between them
+    same_image = image[:, :, None] == image[:, None, :]
+    full = same_image & bidirectional[:, :, None] & bidirectional[:, None, :]
+    mask = full | torch.ones_like(full[0]).tril()
+    if visible is not None:
+        diagonal = torch.eye(ids.shape[1], dtype=torch.bool, device=ids.device)
+        mask = mask & visible.bool()[:, None, :] | diagonal
+    return mask[:, None]
+
+
+def causal_mask(visible: Tensor | None, queries: int, past: int, device: torch.device) -> Tensor | None:
+    """Return the mask of sequences that continue ``past`` columns, some of which may be padding.
+
+    Args:
+        visible: (B, past + queries), 0 on padding; None = no padding.
+        queries: ids of this pass.
+        past: columns of earlier passes.
+        device: of the mask.
+
+    Returns:
+        (B or 1, 1, queries, past + queries) bool; None where attention needs no mask: a causal pass from the first
+        column on, or a single query that attends to all. A pad attends to itself alone.
+    """
+    if visible is None and (queries == 1 or past == 0):
+        return None
+    rows = past + torch.arange(queries, device=device)[:, None]
+    columns = torch.arange(past + queries, device=device)
+    causal = columns <= rows
+    if visible is None:
+        return causal[None, None]
+    return (causal & (visible.bool()[:, None] | (columns == rows)))[:, None]
+
+
+def for_attention(mask: Tensor, decoder: PreTrainedModel, dtype: torch.dtype) -> Tensor:
+    """Return a boolean mask in the form that the decoder's attention implementation takes.
+
+    ``transformers`` passes masks with four dimensions on as they are: ours takes booleans, ``eager`` adds the
+    mask to the scores, and the others have their own formats.
+
+    Args:
+        mask: (B, 1, Q, K) bool, True where a query attends to a key.
+        decoder: the transformer that will get the mask.
+        dtype: of the attention scores.
+
+    Returns:
+        (B, 1, Q, K) bool, or ``dtype`` with 0 and its lowest value.
+
+    Raises:
+        UserError: for another implementation.
+    """
+    implementation = decoder.config._attn_implementation
+    if implementation == ATTENTION:
+        return mask
+    if implementation == "eager":
+        return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
+    raise UserError(
+        f"attn_implementation={implementation!r} cannot generate images or use bidirectional_images: load the model "
+        "with attn_implementation='sdpa'"
+    )

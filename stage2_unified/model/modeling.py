@@ -21,14 +21,13 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from medunifier.shared.errors import UserError
 from medunifier.stage2_unified.model.attention import (
     ATTENTION,
-    KV,
-    ContinuedKV,
-    RecordedKV,
+    bidirectional_image_mask,
     branch_mask,
-    give_layers_their_kv,
+    causal_mask,
+    for_attention,
 )
-from medunifier.stage2_unified.model.attention_mask import bidirectional_image_mask, causal_mask, for_attention
 from medunifier.stage2_unified.model.configuration import MedUnifierConfig
+from medunifier.stage2_unified.model.kv_cache import KV, ContinuedKV, RecordedKV, give_layers_their_kv
 from medunifier.stage2_unified.model.sequences import ImageSpans, SequenceBuilder, Sequences
 from medunifier.stage2_unified.model.vocabulary import EMB_IMG, EMB_TXT, EOS, MATCH
 

@@ -55,14 +55,12 @@ class ImageSpans:
         view: (B, S) ids of the view tokens; ``<pad>``, after the others, where a study has fewer images.
         prior_codes: (B, P, N) codes of the prior study's images; None = no study has any.
         prior_view: (B, P) view ids of these, padded likewise.
-        unpadded: every study has S images and P prior ones; known without reading the tensors.
     """
 
     codes: Tensor
     view: Tensor
     prior_codes: Tensor | None = None
     prior_view: Tensor | None = None
-    unpadded: bool = False
 
     @classmethod
     def of(
@@ -79,7 +77,6 @@ class ImageSpans:
         Raises:
             ValueError: if the shapes of codes and views do not match.
         """
-        unpadded = view.dim() == 1 and prior_view is None
         if view.dim() == 1:
             codes, view = codes[:, None], view[:, None]
         if prior_view is not None and prior_codes is not None and prior_view.dim() == 1:
@@ -90,13 +87,13 @@ class ImageSpans:
         if not all(matches):
             shapes = [None if t is None else tuple(t.shape) for t in (codes, view, prior_codes, prior_view)]
             raise ValueError(f"codes {shapes[0]} and views {shapes[1]}, of a prior {shapes[2:]}, do not fit")
-        return cls(codes, view, prior_codes, prior_view, unpadded)
+        return cls(codes, view, prior_codes, prior_view)
 
     @classmethod
     def none(cls, studies: int, device: torch.device) -> "ImageSpans":
         """Return the spans of studies without any image."""
         codes = torch.empty(studies, 0, 0, dtype=torch.long, device=device)
-        return cls(codes, codes.flatten(1), unpadded=True)
+        return cls(codes, codes.flatten(1))
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -121,7 +118,7 @@ class ImageSpans:
         tensors = (self.codes, self.view, self.prior_codes, self.prior_view)
         codes, view, prior_codes, prior_view = (None if t is None else function(t) for t in tensors)
         assert codes is not None and view is not None  # noqa: S101 - narrows a type
-        return ImageSpans(codes, view, prior_codes, prior_view, self.unpadded)
+        return ImageSpans(codes, view, prior_codes, prior_view)
 
 
 def on_device(tensor: Tensor, device: torch.device) -> Tensor:

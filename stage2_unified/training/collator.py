@@ -132,8 +132,7 @@ class StudyCollator:
         has_prior = self.prior if static else any(len(view) for _, view in priors)
         prior_codes, prior_view = self._padded(priors, 1) if has_prior else (None, None)
         return StudyBatch(
-            # With one image a study only a prior can be absent.
-            images=ImageSpans(codes, view, prior_codes, prior_view, self.max_views == 1 and prior_view is None),
+            images=ImageSpans(codes, view, prior_codes, prior_view),
             report=report,
             report_length=length,
             report_key=torch.tensor([study["report_key"] for study in studies]),

@@ -7,9 +7,10 @@ from accelerate.utils import set_seed
 from medunifier.data.shards.dataset import ShardDataset
 from medunifier.data.shards.loader import training_stream
 from medunifier.shared.errors import UsageError, UserError
+from medunifier.shared.training.checkpoints import check_global_batch
 from medunifier.shared.training.config import MAY_CHANGE
 from medunifier.shared.training.distributed import barrier, is_main, on_cpu, warn_if_alone, world_size
-from medunifier.shared.training.loop import check_global_batch, train, use_threads
+from medunifier.shared.training.loop import train, use_threads
 from medunifier.shared.training.memory import warn_if_too_large
 from medunifier.shared.training.run_folder import RunFolder, export_once
 from medunifier.stage1_tokenizer.frozen import FrozenTokenizer

@@ -17,6 +17,7 @@ from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 
 from medunifier.stage2_unified.app.security.clients import address_of, owner_of
+from medunifier.stage2_unified.app.security.upload_limit import UPLOAD_MIB
 
 KEPT_SECONDS = 3600
 """How long an upload or a generated image is kept at most while the server runs."""
@@ -28,7 +29,7 @@ Owner = tuple[str, str]
 class StoreLimits:
     """Bounds of the store. Beyond those of a client its oldest uploads are removed; beyond the others 507."""
 
-    file_bytes: int = 2**26
+    file_bytes: int = UPLOAD_MIB * 2**20
     """Of one upload request."""
     client_bytes: int = 2**28
     client_files: int = 256

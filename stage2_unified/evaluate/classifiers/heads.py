@@ -16,7 +16,7 @@ EVALUATION_BATCH = 64
 
 
 class Backbone(Protocol):
-    """Interface of `medunifier.stage2_unified.model.image_backbone.ImageBackbone`."""
+    """Interface of `medunifier.stage2_unified.inference.image_backbone.ImageBackbone`."""
 
     width: int
 

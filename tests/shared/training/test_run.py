@@ -8,9 +8,8 @@ import pytest
 
 from medunifier.shared.errors import UserError
 from medunifier.shared.report_page.plots import save_curves
-from medunifier.shared.training.checkpoints import Checkpoints, DataPosition
+from medunifier.shared.training.checkpoints import Checkpoints, DataPosition, check_global_batch
 from medunifier.shared.training.config import LoopConfig, OptimConfig
-from medunifier.shared.training.loop import check_global_batch
 from medunifier.shared.training.run_folder import RunFolder, export_once, read_metrics
 
 
@@ -115,7 +114,7 @@ def test_a_run_keeps_its_global_batch_however_it_is_split(tmp_path, monkeypatch)
         (2, [], (8, 1), "--loop.batch_size 4 --loop.accumulation 1"),
         (3, [], (4, 1), "divides 8"),
     ):
-        for module in ("medunifier.shared.training.distributed", "medunifier.shared.training.loop"):
+        for module in ("medunifier.shared.training.distributed", "medunifier.shared.training.checkpoints"):
             monkeypatch.setattr(f"{module}.world_size", lambda world=world: world)
         for size, accumulation in accepted:
             check_global_batch(run, LoopConfig(batch_size=size, accumulation=accumulation))

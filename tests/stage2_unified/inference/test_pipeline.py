@@ -8,8 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from medunifier.data.phantom import Phantom
 from medunifier.shared.errors import UserError
+from medunifier.stage2_unified.generation.batch_size import bytes_per_study, largest_batch
 from medunifier.stage2_unified.inference import pipeline as pipeline_module
-from medunifier.stage2_unified.inference.batch_size import bytes_per_study, largest_batch
 from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline
 from tests.stage2_unified.conftest import BACKBONE, make_config
 

@@ -9,7 +9,7 @@ from medunifier.shared.errors import UserError
 from medunifier.stage2_unified.export.causal_lm import to_causal_lm
 from medunifier.stage2_unified.generation.images import generate_images
 from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline
-from medunifier.stage2_unified.model.attention_mask import bidirectional_image_mask
+from medunifier.stage2_unified.model.attention import bidirectional_image_mask
 from medunifier.stage2_unified.model.sequences import ImageSpans, left_padded
 from tests.stage2_unified.conftest import GRID, make_batch, make_config, make_model, make_model_folder
 

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy, normalize, pad
 from transformers import AutoConfig, AutoModel
 
 from medunifier.shared.errors import UserError
-from medunifier.stage2_unified.model.attention_mask import bidirectional_image_mask
+from medunifier.stage2_unified.model.attention import bidirectional_image_mask
 from medunifier.stage2_unified.model.configuration import MedUnifierConfig
 from medunifier.stage2_unified.model.modeling import MedUnifierForConditionalGeneration
 from medunifier.stage2_unified.model.sequences import ImageSpans

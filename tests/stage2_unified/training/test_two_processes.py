@@ -30,7 +30,7 @@ def part(batch: StudyBatch, number: int, parts: int) -> StudyBatch:
     result.report = result.report[:, : int(result.report_length.max())]
     spans = batch.images
     if spans.prior_view is None:
-        result.images = ImageSpans(spans.codes[studies], spans.view[studies], unpadded=spans.unpadded)
+        result.images = ImageSpans(spans.codes[studies], spans.view[studies])
         return result
     pad = make_config().vocabulary["<pad>"]
     images, priors = (int((view[studies] != pad).sum(1).max()) for view in (spans.view, spans.prior_view))

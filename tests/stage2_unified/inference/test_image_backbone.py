@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from medunifier.stage2_unified.model.image_backbone import ImageBackbone
+from medunifier.stage2_unified.inference.image_backbone import ImageBackbone
 
 
 def test_hidden_states_equal_those_of_the_models_prefix(model, batch):
