@@ -2,6 +2,13 @@
 
 from medunifier.data.reports.rules.vocabulary import word_set
 
+# How a finding is seen; and the study on which it was not, so that it is new.
+SEEN = (
+    "{seen|present|identified|visualized|noted|evident|there|visible|apparent|demonstrated|appreciated|shown"
+    "|detected}"
+)
+EARLIER = "{prior|previous|earlier|last|older|old|initial|baseline|comparison|admission|preoperative|original}"
+
 # Negation before the finding.
 NEGATION_BEFORE: tuple[str, ...] = (
     "no", "not", "nil", "none", "without", "negative for", "free of", "free from", "clear of", "absence of", "absent",
@@ -137,6 +144,7 @@ UNCERTAINTY_AFTER: tuple[str, ...] = (
     "{may|might|could} be {required|needed|necessary|indicated|inserted|placed}",
     "not {assessable|assessed|evaluable|evaluated|interpretable}", "needs exclusion", "need exclusion",
     "to rule out", "can be considered",
+    "{is|are|can be|may be} {often|frequently|commonly|usually|sometimes} {occult|missed|invisible|overlooked}",
 )  # fmt: skip
 
 UNCERTAINTY_BOTH: tuple[str, ...] = (
@@ -184,7 +192,10 @@ PERSISTENCE: tuple[str, ...] = (
     "not {well|} {defined|marginated|loculated|tension|calcified}", "without {tension|mediastinal shift}",
     "no tension",
     # A finding "not seen on the prior" is new.
-    "not {seen|present|identified|visualized|noted|evident|there} {on|in|at} {the|} {prior|previous|earlier|last}*",
+    f"not {SEEN} {{on|in|at|from|}} {{the|any|}} {EARLIER}*", f"absent {{on|in|at|from}} {{the|any|}} {EARLIER}*",
+    f"not {SEEN} {{previously|before|then|at that|on that}}", f"not {{previously|hitherto|formerly}} {SEEN}",
+    "{partial|incomplete|some|further} {re expansion|reexpansion|re aeration|reaeration} of",
+    "{re expansion|reexpansion|re aeration|reaeration} of {the|a|} {previously|} {collapsed|atelectatic}",
 )  # fmt: skip
 
 # What makes a doubtful finding certain: "the suspected fracture is confirmed".
@@ -205,7 +216,7 @@ SCOPE_ENDS: tuple[str, ...] = (
     "but", "however", "although", "though", "except", "aside from", "apart from", "other than", "which", "whereas",
     "there {is|are|has|have}", "and there", "and the", "otherwise", "in addition", "additionally", "also", "while",
     "{placement|insertion|introduction} of", "{replacement|replaced} {by|with}", "exchange* for",
-    "with the exception", "again", "yet", "instead", "because of",
+    "with the exception", "again", "yet", "instead", "because of", "owing to", "on account of", "in the presence of",
 )  # fmt: skip
 
 # The same, unless "or" follows: "no mass is seen or suspected".

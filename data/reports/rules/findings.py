@@ -24,19 +24,23 @@ MENTIONS: dict[str, tuple[str, ...]] = {
         "enlarge* {mediastin*|cardiomediastin*}", "enlarge* of {the|} {mediastin*|cardiomediastin*}",
         "broad* {of the|} {mediastin*|cardiomediastin*}",
         "abnormal {superior|upper|} {mediastin*|cardiomediastin*}",
+        "paratracheal {stripe|line} {is|} {thickened|widened|thickening|widening}",
+        "{thickened|widened|thickening of|widening of} {the|} {right|left|} paratracheal {stripe|line}",
         "{mediastinum|mediastinal contour*|mediastinal outline*} {is|are|appears|appear} {abnormal|distorted}",
         "loss of {the|} aortic {knuckle|knob|arch|contour}*",
     ),
     "Lung Opacity": (
         "opaci*", "nodular {opaci*|density|densities|shadow|shadows|shadowing}",
         "{airspace|air space} {disease|process|change|shadowing|opaci*}*", "infiltrate*", "infiltration*",
-        "infiltrative", "interstitial lung disease*", "interstitial {marking|pattern|thickening|disease|shadowing}*",
+        "infiltrative", "interstitial lung disease*", 
+        "interstitial {marking|pattern|thickening|disease|shadowing|change|coarsening|abnormality}*",
         "reticular*", "reticulat*", "density", "densities", "peribronchial {thickening|cuffing}", "ground glass*",
         "groundglass*", "shadowing*", "shadow", "shadows", "haze", "haziness", "hazy", "whiteout", "white out",
         "{increased|reduced|decreased|loss of} {translucency|radiolucency|transradiancy}",
     ),
     "Lung Lesion": (
-        "nodule*", "mass", "masses", "masslike*", "mass like", "tumor*", "neoplas*", "malignan*", "carcinoma*",
+        "nodule*", "mass", "masses", "sol", "sols", "spn",
+        "masslike*", "mass like", "tumor*", "neoplas*", "malignan*", "carcinoma*",
         "cancer*",
         "metasta*", "mets",
         "{lung|pulmonary|parenchymal|intrapulmonary|focal|focal lung|focal pulmonary|focal parenchymal|coin"
@@ -51,11 +55,12 @@ MENTIONS: dict[str, tuple[str, ...]] = {
     "Pneumonia": (
         "pneumonia*", "pneumonitis*", "infection*", "infectious*", "infective*", "bronchopneumon*", "pneumonic",
         "lrti",
-        "pneumonias",
+        "pneumonias", "pjp", "pneumocystis*",
     ),
     "Atelectasis": ("atelecta*", "subatelecta*", "collapse*", "collapsing"),
     "Pneumothorax": ("pneumothora*", "pneumo thora*", "{new more|new mo|numo} thorax", "hydropneumothora*",
-    "hemopneumothora*", "pyopneumothora*"),
+    "hemopneumothora*", "pyopneumothora*", "{pleural|intrapleural} {air|gas}",
+        "{air|gas} {in|within} {the|} {left|right|} pleural*", "visceral pleural {line|edge|margin}*"),
     "Pleural Effusion": (
         "effusion*", "pleural {fluid|collection}*", "hydrothora*", "hydropneumothora*", "hemothora*",
         "hemopneumothora*", "pyopneumothora*", "fluid in {the|} {left|right|} pleural*",
@@ -67,9 +72,10 @@ MENTIONS: dict[str, tuple[str, ...]] = {
         "{pleura is|pleurae are} thickened", "thickened {left|right|apical|visceral|parietal} pleura*",
         "thickened pleura*", "calcif* {of the|} {left|right|} pleura*",
         "pleural parenchymal scar*", "pleuroparenchymal {scar*|thickening}", "fibrothora*", "biapical thickening",
-        "pleural thickened", "apical pleural cap*",
+        "pleural thickened", "{apical|pleural|biapical} {pleural|} {cap|caps|capping}",
     ),
-    "Fracture": ("fracture*", "{bony|bone|osseous|skeletal|rib} injur*"),
+    "Fracture": ("fracture*", "{wedge|vertebral|vertebral body|osteoporotic} compression*",
+        "{bony|bone|osseous|skeletal|rib} injur*"),
     "Support Devices": (
         "pacemaker*", "pacer", "pacing", "ppm", "defibrillator*", "icd", "aicd", "crt d", "catheter*", "picc*", "cvc",
         "cvp line", "vascath*", "permacath*", "permcath*", "hickman*", "broviac*", "portacath*", "port a cath*",
@@ -93,7 +99,12 @@ MENTIONS: dict[str, tuple[str, ...]] = {
         "gastrostom*",
         "{atrial|ventricular|epicardial|pacer} {lead|wire|electrode}*", "lead tip*", "leads",
         "{embolization|vascular} coils",
-        "intubation", "screws", "fixation plate*", "spinal rod*",
+        "intubation", "screws", "rods", "{spinal|harrington|fusion|fixation|metallic|growing} rod*",
+        "{plate|plates|internal|surgical|screw} fixation", "fixation {plate|device|material}*", "plating",
+        "{clavicular|clavicle|rib|sternal|metal|metallic|titanium} {plate|plates}", "{intramedullary|humeral} nail*",
+        "{hip|shoulder|joint} replacement*", "{spinal|metallic|metal} {instrumentation|implant|implants}",
+        "amplatzer*",
+        "{metallic|metal} {clip|clips}", "annuloplast*", "watchman*", "mitraclip*",
     ),
 }  # fmt: skip
 
@@ -104,6 +115,19 @@ FAILURE: frozenset[str] = frozenset({"heart failure*", "cardiac failure*", "chf"
 POSSIBLE: dict[str, tuple[str, ...]] = {
     "Lung Lesion": ("nodular {opaci*|density|densities|shadow|shadows|shadowing}",),
 }
+
+# A disease that was treated is history.
+PAST_TREATMENT = (
+    "{lobectomy|bilobectomy|pneumonectomy|segmentectomy|resection|mastectomy|thoracotomy|surgery|operation|operated|radiotherapy"
+    "|irradiation|radiation|chemotherapy|treated|esophagectomy|thyroidectomy|nephrectomy|colectomy}"
+)
+CANCER_KIND = "{known|previous|lung|bronchogenic|pulmonary|breast|renal|esophageal|primary|squamous cell|small cell|}"
+PAST_DISEASE = "{carcinoma|cancer|tumor|malignancy|neoplasm|metastas|nodule|mass|pneumothorax|empyema}"
+
+# Parts of devices and implants that break.
+METAL = (
+    "{lead|leads|wire|wires|screw|screws|rod|rods|catheter|catheters|stent|stents|strut|struts|plate|plates|hardware}"
+)
 
 # Longer phrases that contain one of the above but do not mention the finding. They may be abnormal all the same.
 HARMLESS: tuple[str, ...] = (
@@ -122,7 +146,11 @@ HARMLESS: tuple[str, ...] = (
     "{septal|fissure|fissural|pleural} line*",
     "perihilar haze", "{renal|kidney|respiratory|ventilatory|liver|hepatic|organ|treatment} failure*",
     "failure {of|to}",
-    "no lung marking*",
+    "no lung marking*", "double {atrial|cardiac|heart|} {shadow|density|contour|border|outline}",
+    f"fracture* {METAL}", f"{METAL} {{is|are|has|have|}} fracture*",
+    f"{PAST_TREATMENT} for {{a|the|}} {CANCER_KIND} {PAST_DISEASE}*",
+    f"{{resected|treated|excised}} {CANCER_KIND} {PAST_DISEASE}*",
+    f"{{resection|removal|excision}} of {{a|the|his|her|}} {CANCER_KIND} {PAST_DISEASE}*",
     "nodules of bone", "contrast opaci*",
 )  # fmt: skip
 
@@ -132,7 +160,7 @@ NEUTRAL: tuple[str, ...] = (
     "in density", "{size|shape|position|outline|contour} {and|,} density", "normal density",
     ", density and {position|shape|size|outline}",
     "retrocardiac {area|region|space}", "retrosternal {area|region|space}", "bowel gas", "in contrast {to|with}",
-    "in the interval", "as well as",
+    "in the interval", "as well as", "{cm|mm} wide",
     "{air|gas} bubble", "no {comparison|prior|previous|old} {study|studies|exam*|film*|image*|radiograph*|}",
 )  # fmt: skip
 
@@ -141,7 +169,7 @@ OTHER_DISEASE: tuple[str, ...] = (
     "emphysem*", "scoliosis*", "kyphosis*", "hernia*", "bronchiecta*", "pulmonary fibrosis*", "sarcoid*",
     "tuberculosis*", "pneumomediastin*", "pneumoperiton*", "lymphadenopathy*", "adenopathy*", "dissection*",
     "aneurysm*", "free {intraperitoneal|subdiaphragmatic|} {air|gas|fluid}",
-    "{subdiaphragmatic|infradiaphragmatic|intraperitoneal|mediastinal|pericardial|pleural|soft tissue} {free"
+    "{subdiaphragmatic|infradiaphragmatic|intraperitoneal|mediastinal|pericardial|soft tissue} {free"
     "|} {air|gas}",
     "{air|gas} {under|below|beneath|within|along|around}", "air fluid level*", "air trapping", "air level*",
     "right {sided|} {aortic arch|arch}", "{right|left} sided aorta",
@@ -165,8 +193,7 @@ ORGANS: dict[str, tuple[str, ...]] = {
 # Descriptions of organ size. GROWN applies only after an organ: "the heart has increased in size".
 LARGE: tuple[str, ...] = (
     "enlarge*", "increased in size", "widened*", "widening*", "prominen*", "large", "big", "borderline", "bulky",
-    "broad",
-    "broadened", "dilated",
+    "broad", "broadened", "dilated", "wide",
 )  # fmt: skip
 
 GROWN: tuple[str, ...] = ("increased", "increase", "elevated", "raised", "exceeds", "greater than")
@@ -194,8 +221,27 @@ ARTEFACTS: tuple[str, ...] = (
     "|vessel|tissue|tissues|effect|cartilage|clothing|electrode|electrodes|lead|leads}",
     "summation", "superimposition", "{costal|costochondral} {cartilage|cartilages|calcification|junction}",
     "{vessel|vessels} {seen|} {end on|on end}", "end on {vessel|vessels}", "{hair|clothing} {braid|button|}",
-    "{monitoring|ecg} {dot|sticker}",
+    "{monitoring|ecg} {dot|sticker}", "projectional", "spurious", "factitious", "positional", "rotational",
 )  # fmt: skip
+
+# These explain an organ's size, not an opacity: atelectasis may be positional.
+POSITIONAL: frozenset[str] = frozenset({"positional", "rotational"})
+
+# Words between a fracture and the device that it concerns: "fracture of the right ventricular lead".
+DEVICE_PARTS: frozenset[str] = word_set("""
+    of in through the a one two both several left right upper lower median proximal distal atrial ventricular tip end
+    is are has have been appears
+""")
+
+# Masses and nodules there are no lesions of the lung: "thyroid mass", "lump in the left breast".
+LUMPS: frozenset[str] = frozenset({"nodule*", "mass", "masses", "lump", "lumps", "tumor*"})
+OUTSIDE: frozenset[str] = word_set("""
+    supraclavicular axilla axillary axillae neck breast breasts thyroid abdomen abdominal liver hepatic adrenal renal
+    kidney pancreatic subcutaneous wall humerus humeral
+""")
+INSIDE: frozenset[str] = word_set(
+    "lung lungs lobe zone pulmonary hilar hilum perihilar apex base pleural mediastinal"
+)
 
 # Fluid is pleural if the sentence names a place of the pleural space.
 FLUID: tuple[str, ...] = ("fluid",)

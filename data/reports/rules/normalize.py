@@ -34,6 +34,17 @@ _SIDE = re.compile(r"(?<![A-Za-z.])(?:([Rr])|[Ll])\.(?=\s?[a-z])")
 _SHORT = "|".join(re.escape(name) for name in sorted(ABBREVIATIONS, key=len, reverse=True))
 _MONTH_NOT_VERB = r"(?! (?:be|also|well|not|have|represent|reflect|indicate|suggest|need|require|relate|simply)\b)"
 
+_MONTHS = (
+    "january|february|march|april|june|july|august|september|october|november|december"
+    "|jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec"
+)
+
+
+def _ratio(decimals: str | None, percent: str | None) -> str:
+    """Return whether a cardiothoracic ratio, its decimals or a percentage, is normal: at most one half."""
+    return "increased" if float(f"0.{decimals or percent}") > 0.5 else "normal"
+
+
 # (a text that occurs in every match, pattern, replacement), in order; the text is in lower case.
 _REWRITES: tuple[tuple[str, re.Pattern[str], Replacement], ...] = (
     # "rib #", "#s of ribs 4-6", "# 7th rib"; not "tube #8", "#1", "## findings".
@@ -76,6 +87,33 @@ _REWRITES: tuple[tuple[str, re.Pattern[str], Replacement], ...] = (
     ("?", re.compile(r"(?:(?<=[\s(,;:/-])|^)\?+\s*(?=[a-z\d])"), " query "),
     ("?", re.compile(r"(?<=[a-z)])\s?\?+"), " queried."),
     ("", re.compile(rf"(?<![a-z/])(?:{_SHORT})(?![a-z/])"), lambda match: ABBREVIATIONS[match[0]]),
+    # "Cardiothoracic ratio 0.62", "CTR = 48 %".
+    (
+        "r",
+        re.compile(
+            r"(\bctr|\bratio)((?: is| of| was| measures| at| approximately| about|\s?[:=~])*)"
+            r"\s?(?:0?\.(\d{1,2})\b|(\d\d)(?:\.\d+)?\s?(?:%|percent\b))"
+        ),
+        lambda match: f"{match[1]} is {_ratio(match[3], match[4])} ",
+    ),
+    (
+        "ht",
+        re.compile(r"(^|[\n.;,]\s?)ht(?=\s(?:size|is|not|enlarged|normal|borderline|shadow|nl|big)\b)", re.M),
+        r"\1heart",
+    ),
+    # A vertebra: "T8", "D11".
+    ("", re.compile(r"\b[tdlc]\d{1,2}\b(?! ?(?:line|port))"), "vertebra"),
+    # "Not present in 2021", "not seen on 12/03/21", "not there six months ago".
+    (
+        "",
+        re.compile(
+            r"\b(?:(in|on|at|from) (?:(?:19|20)\d\d(?! ?(?:ml|cc|mm|hours|hrs|h)\b)|\d{1,2}[/.-]\d{1,2}[/.-]\d{2,4})"
+            rf"|(in|on) (?:\d{{1,2}} )?(?:{_MONTHS})(?: (?:of )?(?:19|20)\d\d)?"
+            r"|(?:\d+|an?|one|two|three|four|five|six|several|some|few)"
+            r" (?:day|week|month|year)s? (?:ago|earlier|previously))\b"
+        ),
+        lambda match: f"{match[1] or match[2] or ''} previous",
+    ),
     ("/", re.compile(r"(?<=[a-z])\s?/\s?(?=[a-z])"), " or "),
     ("-", re.compile(r"\s-+\s"), " : "),
 )  # fmt: skip

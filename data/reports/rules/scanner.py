@@ -55,6 +55,7 @@ class _Scanner(Scope):
             at = match.end
         if self.pending is not None:
             self._doubt_without_object(self.pending)
+        self._doubt_alternatives()
         return self.found
 
     def _word(self, index: int) -> None:
@@ -75,6 +76,10 @@ class _Scanner(Scope):
 
     def _mention(self, match: Match, finding: str) -> None:
         value = None
+        if (finding == "Fracture" and self._concerns_device(match)) or (
+            match.phrase in findings.LUMPS and self._is_outside(match)
+        ):
+            finding = OTHER
         if finding == SUPPORT_DEVICES:
             value = NEGATIVE if self.removed else POSITIVE if self._is_context(match) else None
         self._add(finding, match.start, match.end, value)
@@ -227,6 +232,8 @@ class _Scanner(Scope):
             if match.phrase.endswith("expanded"):  # "the lung has re-expanded"
                 self._healthy(match, "")
                 return
+            if self._gives_reason(match):
+                return
             if not self._object_follows(match):
                 self._add(OTHER, match.start, match.end, UNCERTAIN)  # "the left diaphragm is not seen"
             self._begin(NEGATIVE, match)
@@ -234,9 +241,24 @@ class _Scanner(Scope):
     def _doubt_after(self, match: Match, _: str) -> None:
         # A device that is incompletely assessed is present.
         exempt = SUPPORT_DEVICES if match.phrase.endswith(("assessed", "evaluated")) else ""
-        if not self._apply(UNCERTAIN, match, exempt=exempt):
+        if not self._apply(UNCERTAIN, match, exempt=exempt) and not self._gives_reason(match):
             self._begin(UNCERTAIN, match)
             self.pending = match
+
+    def _gives_reason(self, match: Match) -> bool:
+        """End the doubt before the finding that is its reason: "heart size cannot be assessed due to an effusion"."""
+        if self.tokens[match.end : match.end + 1] not in (
+            ["due"],
+            ["secondary"],
+            ["because"],
+            ["given"],
+            ["owing"],
+            ["by"],
+        ):
+            return False
+        self._end_scope()
+        self._add(OTHER, match.start, match.end, UNCERTAIN)
+        return True
 
     def _doubt_both(self, match: Match, _: str) -> None:
         applied = self._apply(UNCERTAIN, match, named=match.phrase.startswith("if"))
@@ -260,7 +282,10 @@ class _Scanner(Scope):
         explained = [mention for mention in self.found if mention.start == last and mention.value == POSITIVE]
         named = {mention.finding for mention in explained} - {SUPPORT_DEVICES, "Fracture"}
         between = self.tokens[max(explained[0].end, match.start - _MAX_EXPLANATION) : match.start] if named else []
-        if self.assertion != NEGATIVE and _EXPLANATIONS & set(between):
+        if match.phrase in findings.POSITIONAL and named - findings.ORGANS.keys():
+            return
+        alternative = self.tokens[match.end : match.end + 1] == ["or"]  # "could be projectional or a mass"
+        if self.assertion != NEGATIVE and not alternative and _EXPLANATIONS & set(between):
             for mention in explained:
                 mention.value = UNCERTAIN if self.assertion == UNCERTAIN else NEGATIVE
             self.pending = None

@@ -1,9 +1,10 @@
 """The state of a pass over a sentence: mentions so far, the active negation or doubt, and where its scope ends."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
-from medunifier.data.reports.observations import NEGATIVE, POSITIVE, UNCERTAIN
-from medunifier.data.reports.rules import cues, phrases
+from medunifier.data.reports.observations import NEGATIVE, POSITIVE, SUPPORT_DEVICES, UNCERTAIN
+from medunifier.data.reports.rules import cues, findings, phrases
 from medunifier.data.reports.rules.matching import Match, PhraseTable
 from medunifier.data.reports.rules.sentences import fold
 from medunifier.data.reports.rules.vocabulary import INTERPOSED, NEUTRAL
@@ -15,7 +16,7 @@ OTHER, NORMAL, BLUNTED, FAILURE = "other disease", "normal", "blunted angle", "h
 _LIST_WORDS = frozenset({"and", "or", "nor"})
 VERBS = frozenset([
     "is", "are", "was", "were", "has", "have", "appears", "appear", "shows", "show", "demonstrates", "reveals",
-    "remains", "remain", "there", "persists",
+    "remains", "remain", "there", "persists", "looks", "look", "seems", "seem",
 ])  # fmt: skip
 _CLAUSE_WORDS = frozenset(["but", "however", "although", "though", "whereas", "while", "except"])
 RELATIONS = frozenset(["which", "may", "might", "could", "with", "representing", "represent", "represents", "due"])
@@ -110,6 +111,39 @@ class Scope:
             return True
         article = max((i for i, word in enumerate(between) if word in ("the", "this", "these")), default=0)
         return article >= 2 and between[article - 1] in _PREPOSITIONS and between[article - 2] not in _EVIDENCE
+
+    def _concerns_device(self, match: Match) -> bool:
+        """Return whether what is broken is a device: "fracture of the pacing lead", "the screws are fractured"."""
+        devices = [m for m in self.matches if m.actions[0][1] == SUPPORT_DEVICES]
+        for device in devices:
+            between = self.tokens[match.end : device.start] if device.start > match.start else None
+            if between and between[0] in ("of", "in", "through") and findings.DEVICE_PARTS.issuperset(between):
+                return True
+            if device.end <= match.start and findings.DEVICE_PARTS.issuperset(self.tokens[device.end : match.start]):
+                return True
+        return False
+
+    def _is_outside(self, match: Match) -> bool:
+        """Return whether a mass lies outside the chest: "thyroid mass", "lump in the left breast"."""
+        before = self.tokens[max(0, match.start - 3) : match.start]
+        after = self.tokens[match.end : match.end + 6]
+        near = before + (after if after[:1] and after[0] in ("in", "of", "within", "at") else [])
+        return bool(findings.OUTSIDE & set(near)) and not findings.INSIDE & set(near)
+
+    def _doubt_alternatives(self) -> None:
+        """Make two explanations of a sign uncertain: "blunt angle: pleural thickening or fluid", "either A or B"."""
+        named = [mention for mention in self.found if mention.finding not in (NORMAL, OTHER, SUPPORT_DEVICES)]
+        for first, second in pairwise(named):
+            before, between = self.tokens[: first.start], self.tokens[first.end : second.start]
+            explained = ":" in before and self.found[0].end <= before.index(":")
+            if (
+                (explained or "either" in before)
+                and first.finding != second.finding
+                and first.value == second.value == POSITIVE
+                and "or" in between
+                and not {",", ":", "with", "without", "and", *VERBS} & set(between)
+            ):
+                first.value = second.value = UNCERTAIN
 
     def _is_denied(self, match: Match) -> bool:
         """Return whether the phrase is denied: "not clear", "no longer clear", "neither lung is clear"."""

@@ -9,7 +9,7 @@ import unicodedata
 from functools import lru_cache
 
 from medunifier.data.reports.rules.normalize import rewritten, undotted
-from medunifier.data.reports.rules.vocabulary import VARIANTS
+from medunifier.data.reports.rules.vocabulary import OFTEN_MISSPELT, VARIANTS
 
 _PUNCTUATION = str.maketrans({
     **dict.fromkeys("‘’ʼ`´", "'"), **dict.fromkeys("–—−‐‑‒―", "-"), **dict.fromkeys("•▪●◦‣·∙■□➢➤✓", "\n"),
@@ -24,7 +24,8 @@ _INNER_BULLET = re.compile(r"\s(?:[*](?=\s)|\(?(?:\d{1,2}|[a-h])\)(?=\s))")
 # A report wrapped at fixed columns has lines of at least this length, and breaks where the next word does not fit.
 _MIN_WRAP_WIDTH = 50
 _CONTINUED = re.compile(
-    r"(?:\b(?:no|not|nil|without|or|and|of|the|an|with|in|for|to|is|are|at|by|from|than)|\sa|,)$", re.I
+    r"(?:(?<![:=-]\s)(?<![:=])\b(?:no|not|nil|without|or|and|of|the|an|with|in|for|to|is|are|at|by|from|than)|\sa|,)$",
+    re.I,
 )
 _CONTINUES = re.compile(r"(?:or|and|of|with|in|at|is|are|for|to|nor|which|than|by)\b", re.I)
 
@@ -43,6 +44,10 @@ _FOLDS = tuple(
         (r"^sulph", "sulf"),
     )
 )
+
+
+# Words shorter than this are not corrected: too many are one letter from another word.
+_MIN_CORRECTED = 6
 
 
 def split_sentences(text: str) -> list[str]:
@@ -78,7 +83,22 @@ def fold(word: str) -> tuple[str, ...]:
     word = VARIANTS.get(word, word)
     for pattern, replacement in _FOLDS:
         word = pattern.sub(replacement, word)
-    return (word,)
+    return (_corrected(word),)
+
+
+def _corrected(word: str) -> str:
+    """Return the frequent term that a word misspells by one letter, or the word itself."""
+    if len(word) < _MIN_CORRECTED or word in OFTEN_MISSPELT:
+        return word
+    for deleted in (word, *_deletions(word)):
+        term = _MISSPELT.get(deleted)
+        if term and term[0] == word[0] and not term.startswith(word) and not word.startswith(term):
+            return term
+    return word
+
+
+def _deletions(word: str) -> list[str]:
+    return [word[:at] + word[at + 1 :] for at in range(1, len(word))]
 
 
 def _unwrap(text: str) -> str:
@@ -107,3 +127,7 @@ def _is_wrapped(paragraph: str, line: str, following: str, width: int) -> bool:
         return True
     # In a text with capitals a small letter continues the sentence.
     return following[0].islower() and any(letter.isupper() for letter in paragraph)
+
+
+# What remains of a term without one of its letters -> the term. Two words that share it differ by one edit.
+_MISSPELT = {deleted: term for term in sorted(OFTEN_MISSPELT) for deleted in (term, *_deletions(term))}

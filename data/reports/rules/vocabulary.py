@@ -28,7 +28,19 @@ VARIANTS: dict[str, str] = {
     "atx": "atelectasis", "hart": "heart", "plural": "pleural", "artefact": "artifact", "artefacts": "artifacts",
     "cardiomeg": "cardiomegaly", "pulm": "pulmonary", "mediast": "mediastinum", "pt": "patient", "hx": "history",
     "nl": "normal", "neg": "negative", "poss": "possible", "prob": "probable", "susp": "suspected",
+    "cor": "heart", "hrt": "heart", "sm": "small", "lge": "large", "odema": "edema",
+    "edma": "edema", "oedma": "edema", "oedemia": "edema",
 }  # fmt: skip
+
+# Terms whose misspellings by one letter are corrected, and words that look like one but are none.
+OFTEN_MISSPELT: frozenset[str] = word_set("""
+    pneumothorax pneumothoraces effusion effusions consolidation atelectasis cardiomegaly pneumonia opacity opacities
+    infiltrate infiltrates fracture fractures mediastinum mediastinal cardiomediastinal pleural pulmonary costophrenic
+    silhouette unremarkable emphysema interstitial hemidiaphragm diaphragm thickening abnormality evidence enlarged
+    congestion
+
+    pleurae pneumonic evidenced interstitium opacify infiltrated fractured
+""")
 
 ABBREVIATIONS: dict[str, str] = {
     "w/o": "without", "w/": "with ", "r/o": "rule out", "c/w": "consistent with", "s/p": "status post",
@@ -112,7 +124,8 @@ NEUTRAL: frozenset[str] = word_set("""
     january february march april june july august september october november december monday tuesday wednesday
     thursday friday saturday sunday
     please thank thanks refer dr limited limitation limits suboptimal habitus overlying one two three four five six
-    seven eight nine ten first second third single multiple few several cm mm ml xxxx hours hour am pm
+    seven eight nine ten first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth
+    single multiple few several cm mm ml xxxx hours hour am pm
 
     acute active focal discrete gross significant large small mild moderate tiny minor major minimal trace obvious
     definite overt subtle specific particular suspicious convincing visible radiopaque radiographic frank confluent
@@ -126,4 +139,7 @@ NEUTRAL: frozenset[str] = word_set("""
     inserted insertion approach access dual single chamber lumen lead leads wire wires device devices line lines
     distally proximally junction cavoatrial pre post status postoperative unit generator hub port ports
     support supporting life monitoring ecg electrodes external internal implanted
+
+    op preop preoperative operative surgery anesthesia anesthetic fit fitness standpoint viewpoint perspective
+    employment visa medical screening routine check checkup annual immigration
 """)  # fmt: skip
