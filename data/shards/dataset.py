@@ -27,7 +27,7 @@ from medunifier.data.images.masks import masks_of_image
 from medunifier.data.images.pixels import decode_png
 from medunifier.data.remote_paths import RemotePath, as_path, read_at_most
 from medunifier.data.shards.cache import checked_shard
-from medunifier.data.shards.index import Members, read_index, scan_shard, write_index
+from medunifier.data.shards.index import Members, read_index, write_index
 from medunifier.shared.artifacts import FORMAT_VERSION, atomic_file, read_json, sha256_file
 from medunifier.shared.errors import UserError
 from medunifier.shared.files.input_files import MAX_JSON_BYTES, bare_name, decode_json, parse_json
@@ -70,18 +70,20 @@ def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) 
     Returns:
         The manifest's row: ``{"samples", "bytes", "sha256"}``.
     """
-    count = 0
+    rows: list[tuple[str, Members]] = []
     with atomic_file(path) as partial:
-        with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
+        with partial.open("wb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
             for key, members in samples:
+                rows.append((key, {}))
                 for extension, content in members.items():
                     entry = tarfile.TarInfo(bare_name(f"{key}.{extension}", str(path)))
                     entry.size, entry.mode = len(content), 0o644
+                    # Counted here, since parsing the headers again takes as long as writing them.
+                    rows[-1][1][extension] = (file.tell() + tarfile.BLOCKSIZE, entry.size)
                     tar.addfile(entry, io.BytesIO(content))
-                count += 1
-        row: dict[str, Any] = {"samples": count, "bytes": partial.stat().st_size, "sha256": sha256_file(partial)}
+        row: dict[str, Any] = {"samples": len(rows), "bytes": partial.stat().st_size, "sha256": sha256_file(partial)}
     # After the shard, so that an index never exists without its shard.
-    write_index(path, scan_shard(path), row["sha256"])
+    write_index(path, rows, row["sha256"])
     return row
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from medunifier.gpu_bench.runner import Context, Outcome, call_by_name, fork_context, run_groups
-from medunifier.gpu_bench.sizes import FULL, REHEARSAL, Figures, Setting
-from medunifier.gpu_bench.table import GROUPS, ROWS, UNCOMPILED, printed, selected, table
+from medunifier.gpu_bench.sizes import FULL, REHEARSAL, Setting
+from medunifier.gpu_bench.table import GROUPS, ROWS, UNCOMPILED, printed, relate, selected, table
 from medunifier.shared.artifacts import read_json, write_json
 from medunifier.shared.command import announce
 from medunifier.shared.errors import UsageError, UserError
@@ -65,7 +65,7 @@ class Results:
 
     def __init__(self, path: str, header: dict[str, Any]) -> None:
         self._path, self._header, self._start = path, header, time.monotonic()
-        self._figures, self._errors, self._printed = dict[str, Figures](), dict[str, str](), set[str]()
+        self._measured = {"date": header["date"], "commit": header["commit"]}
         self._rows: dict[str, dict[str, Any]] = {}
         self.missing: list[str] = []
         """Groups that were not measured."""
@@ -76,22 +76,25 @@ class Results:
 
     def add(self, outcome: Outcome) -> None:
         """Print and write the rows of a measurement. A rate that was to be compiled and was not is an error."""
+        figures, errors = dict(outcome.figures), dict[str, str]()
         if outcome.error:
             print(f"{outcome.name}: {outcome.log}", file=sys.stderr)
-            self._errors |= dict.fromkeys(GROUPS[outcome.name].rows, outcome.error)
+            errors = dict.fromkeys(GROUPS[outcome.name].rows, outcome.error)
             self.missing.append(outcome.name)
         for name, found in outcome.figures.items():
-            if name in UNCOMPILED or self._header["rehearsal"] or found.details.get("graphs"):
-                self._figures[name] = found
-            else:
-                self._errors[name] = "not compiled"
-        for row in table(self._figures, self._errors):
-            name = row["row"]
-            if name not in self._printed:
-                self._printed.add(name)
-                print(printed(row), flush=True)
-            if not (row["error"] and name in self._rows):  # a failed row does not replace an earlier figure
-                self._rows[name] = {**row, "date": self._header["date"], "commit": self._header["commit"]}
+            if name not in UNCOMPILED and not self._header["rehearsal"] and not found.details.get("graphs"):
+                del figures[name]
+                errors[name] = "not compiled"
+        ratio = self._rows.get("stage2_of_stock")
+        new = {name: row | self._measured for name, row in table(figures, errors).items()}
+        for name, row in new.items():
+            if row["ours"] or not self._rows.get(name, {}).get("ours"):  # a failed row replaces no earlier figure
+                self._rows[name] = row
+        relate(self._rows)
+        if self._rows.get("stage2_of_stock") is not ratio:
+            new["stage2_of_stock"] = self._rows["stage2_of_stock"]
+        for row in new.values():
+            print(printed(row), flush=True)
         rows = [self._rows[name] for name in ROWS if name in self._rows]
         write_json(self._path, {**self._header, "seconds": time.monotonic() - self._start, "rows": rows})
 

@@ -63,7 +63,7 @@ UNCOMPILED = {"stage2_of_stock", "stage1_taming", "images_1_stock", "images_64_s
 """Rows that are valid on a GPU although no graph was compiled in their warm-up."""
 
 
-def table(figures: Mapping[str, Figures], errors: Mapping[str, str]) -> list[dict[str, Any]]:
+def table(figures: Mapping[str, Figures], errors: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """Return the rows that have figures or an error, in the order of :data:`ROWS`.
 
     Args:
@@ -71,17 +71,14 @@ def table(figures: Mapping[str, Figures], errors: Mapping[str, str]) -> list[dic
         errors: reason by row.
 
     Returns:
-        JSON objects with ``row, what, unit, ours, peer, target, ratio, compiled, error, details``. ``ratio`` is
-        ``ours / target``, or ``target / ours`` where less is better: at least 1 meets the target. ``compiled`` is
-        None where it is not known. ``ours`` and ``ratio`` are None with an error.
+        JSON objects by name, with ``row, what, unit, ours, peer, target, ratio, compiled, error, details``. ``ratio``
+        is ``ours / target``, or ``target / ours`` where less is better: at least 1 meets the target. ``compiled`` is
+        None where it is not known. ``ours`` and ``ratio`` are None with an error; ``peer`` is set by :func:`relate`.
     """
-    found = dict(figures)
-    if {"stage2", "stage2_stock"} <= found.keys():
-        found["stage2_of_stock"] = Figures(found["stage2"].value / found["stage2_stock"].value)
-    rows = []
+    rows = {}
     for name, row in ROWS.items():
-        if name in found:
-            ours, details = found[name].value, found[name].details
+        if name in figures:
+            ours, details = figures[name].value, figures[name].details
             ratio = (row.target / ours if row.lower else ours / row.target) if ours and row.target else None
             compiled = details["graphs"] > 0 if "graphs" in details else None
             result = {"ours": ours, "ratio": ratio, "compiled": compiled, "error": None, "details": details}
@@ -89,9 +86,18 @@ def table(figures: Mapping[str, Figures], errors: Mapping[str, str]) -> list[dic
             result = {"ours": None, "ratio": None, "compiled": None, "error": errors[name], "details": {}}
         else:
             continue
-        peer = found[row.peer].value if row.peer in found else None
-        rows.append({"row": name, "what": row.what, "unit": row.unit, "peer": peer, "target": row.target, **result})
+        rows[name] = {"row": name, "what": row.what, "unit": row.unit, "target": row.target, "peer": None, **result}
     return rows
+
+
+def relate(rows: dict[str, dict[str, Any]]) -> None:
+    """Set the peers of rows, which may be of several runs, and add the ratio to the stock decoder."""
+    if all(rows.get(name, {}).get("ours") for name in ("stage2", "stage2_stock")):
+        ratio = Figures(rows["stage2"]["ours"] / rows["stage2_stock"]["ours"])
+        newest = max((rows["stage2"], rows["stage2_stock"]), key=lambda row: row["date"])
+        rows["stage2_of_stock"] = newest | table({"stage2_of_stock": ratio}, {})["stage2_of_stock"]
+    for name, row in rows.items():
+        row["peer"] = rows.get(ROWS[name].peer, {}).get("ours")
 
 
 def printed(row: Mapping[str, Any]) -> str:
@@ -103,13 +109,8 @@ def printed(row: Mapping[str, Any]) -> str:
         line += f", peer {row['peer']:,.4g}"
     if row["ratio"]:
         line += f" (target {row['target']:,g}, ratio {row['ratio']:.2f}: {'met' if row['ratio'] >= 1 else 'missed'})"
-    for name, label in (
-        ("mfu", "MFU {:.3f}"),
-        ("peak_memory_gib", "{:.1f} GiB"),
-        ("compile_s", "{:.1f} s to compile"),
-    ):
-        if name in details:
-            line += ", " + label.format(details[name])
+    shown = {"mfu": ", MFU {:.3f}", "peak_memory_gib": ", {:.1f} GiB", "compile_s": ", {:.1f} s to compile"}
+    line += "".join(text.format(details[name]) for name, text in shown.items() if name in details)
     if "profile" in details:
         line += f", no kernel {details['profile']['idle_share']:.1%} of the time"
     if details.get("gpu_idle", 1.0) < IDLE:

@@ -36,6 +36,7 @@ from medunifier.shared.artifacts import FORMAT_VERSION, read_json, remove_partia
 from medunifier.shared.command import run_command
 from medunifier.shared.config import parse_config
 from medunifier.shared.errors import UserError
+from medunifier.shared.files.os_services import free_shared_memory
 from medunifier.shared.files.settings_record import refuse_other_settings
 from medunifier.shared.progress import Progress
 from medunifier.shared.training.config import CompileSetting, use_compile
@@ -56,8 +57,11 @@ from medunifier.stage1_tokenizer.pixel_range import scale_pixels, stack_pixels
 FINISHED = "finished"
 """Folder with one JSON record per finished shard; replaced by the manifest at the end."""
 
-_STUDIES_READ = 8
-"""Studies that a loader process reads at a time."""
+_STUDIES_READ = 64
+"""Studies that a loader process reads at a time, fewer if shared memory is scarce. To receive them takes the main
+process 0.2 ms, which at 8 studies would be its most expensive work."""
+_BUFFERED = 8
+"""Images per process and study of a task for which shared memory is needed: four tasks of two images each."""
 
 _File = tuple[str, dict[str, bytes]]
 """Key and files of a study."""
@@ -241,15 +245,16 @@ def _read(samples: Sequence[Sample], size: int) -> tuple[list[_Study], Tensor]:
 def _token_studies(shards: Sequence[_Shard], tokenizer: FrozenTokenizer, config: TokenizeConfig) -> Iterator[_File]:
     """Yield key and files of each study of the shards, in order."""
     device = tokenizer.codebook.device
+    # On a CPU the encoder needs all cores, and decoding PNG takes a hundredth of its time.
+    workers = 0 if device.type == "cpu" else torch.get_num_threads()
+    studies_read = _studies_read(workers, tokenizer.image_size)
     keys: list[list[tuple[str, int]]] = []
     ends: list[bool] = []  # whether a shard ends with these studies
     for shard in shards:
-        for begin in range(0, shard.samples, _STUDIES_READ):
-            end = min(begin + _STUDIES_READ, shard.samples)
+        for begin in range(0, shard.samples, studies_read):
+            end = min(begin + studies_read, shard.samples)
             keys.append([(shard.split, shard.start + number) for number in range(begin, end)])
             ends.append(end == shard.samples)
-    # On a CPU the encoder needs all cores, and decoding PNG takes a hundredth of its time.
-    workers = 0 if device.type == "cpu" else torch.get_num_threads()
     dataset = _Studies(config.shards, {shard.split for shard in shards})
     collate = partial(_read, size=tokenizer.image_size)
     read = ordered_batches(dataset, keys, collate, workers=workers, option="--threads")
@@ -264,6 +269,13 @@ def _token_studies(shards: Sequence[_Shard], tokenizer: FrozenTokenizer, config:
             codes = codes[count:]
 
 
+def _studies_read(workers: int, size: int) -> int:
+    free = free_shared_memory()
+    if not workers or free is None:
+        return _STUDIES_READ
+    return max(1, min(_STUDIES_READ, free // (_BUFFERED * (workers + 1) * size**2)))
+
+
 def _image_batches(
     read: Iterable[tuple[tuple[list[_Study], Tensor], bool]], studies: deque[_Study], batch_size: int
 ) -> Iterator[Tensor]:
@@ -273,9 +285,12 @@ def _image_batches(
         studies.extend(more)
         if held and held[0].dtype != pixels.dtype:  # of 8 and of 16 bits
             held, pixels = [scale_pixels(part) for part in held], scale_pixels(pixels)
-        images = torch.cat([*held, pixels])
+        held.append(pixels)
+        if not end and sum(map(len, held)) < batch_size:
+            continue
+        images = torch.cat(held)
         whole = len(images) if end else len(images) // batch_size * batch_size
-        yield from images[:whole].split(batch_size) if whole else ()
+        yield from images[:whole].split(batch_size)
         held = [images[whole:]] if whole < len(images) else []
 
 

@@ -7,17 +7,19 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
 from medunifier.bench import main as bench_main
-from medunifier.gpu_bench import runner
+from medunifier.gpu_bench import generation, measure, runner, tokenizer, unified
 from medunifier.gpu_bench.command import Results
-from medunifier.gpu_bench.measure import count_flop, summarise
-from medunifier.gpu_bench.runner import Outcome, fork_context, next_wave, run_groups
-from medunifier.gpu_bench.sizes import REHEARSAL, Figures, Setting
-from medunifier.gpu_bench.table import GROUPS, ROWS, printed, table
+from medunifier.gpu_bench.measure import count_flop, idle_share, summarise, warm_up
+from medunifier.gpu_bench.runner import Outcome, fits, fork_context, run_groups, stopped
+from medunifier.gpu_bench.sizes import IDLE, REHEARSAL, Figures, Setting
+from medunifier.gpu_bench.table import GROUPS, ROWS, UNCOMPILED, printed, table
 from medunifier.shared.command import run_command
 
 NOT_ON_A_BARE_GPU_MACHINE = (
@@ -58,7 +60,7 @@ def rehearsed(root, tmp_path_factory):
 
 def test_the_rehearsal_measures_every_row(rehearsed):
     results, shown = rehearsed
-    assert [row["row"] for row in results["rows"]] == [spec.name for spec in ROWS]
+    assert [row["row"] for row in results["rows"]] == list(ROWS)
     assert not [row["error"] for row in results["rows"] if row["error"]]
     for row in results["rows"]:
         assert row["ours"] > 0 and row["what"] in shown
@@ -125,15 +127,103 @@ def test_flop_of_a_step_with_gradients_of_a_leaf_are_counted():
     assert count_flop(step) == 2 * 3 * 5 * 7 + 2 * (2 * 3 * 7 * 2)
 
 
-def test_groups_that_fit_the_memory_run_side_by_side():
-    names, capacity = list(GROUPS), 76
-    waves = []
-    while names:
-        waves.append(next_wave(names, capacity))
-        names = [name for name in names if name not in waves[-1]]
-    assert sorted(name for wave in waves for name in wave) == sorted(GROUPS) and len(waves) < len(GROUPS)
-    assert all(sum(GROUPS[name].memory for name in wave) <= capacity for wave in waves)
-    assert next_wave(["large", "reports"], 1.0) == ["large"]  # too large for the card: it fails by itself
+def test_a_warm_up_counts_the_graphs_that_it_compiles():
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda number: torch.ones(3) * number, backend="eager")
+    assert warm_up(compiled, 2, "cpu").graphs >= 1
+    assert warm_up(lambda number: compiled(1), 2, "cpu").graphs == 0
+    assert warm_up(lambda number: torch.ones(3), 2, "cpu").graphs == 0
+
+
+def measured(function, folder, **setting):
+    """The figures of a measurement in this process."""
+    measurement = function(Setting("cpu", REHEARSAL, str(folder), **setting))
+    next(measurement)
+    with pytest.raises(StopIteration) as stop:
+        next(measurement)
+    return stop.value.value
+
+
+@pytest.fixture
+def eager_backend(monkeypatch):
+    """``torch.compile`` traces graphs and leaves them uncompiled."""
+    compiler = torch.compile
+
+    def traced(function, dynamic=None, **options):
+        return compiler(function, dynamic=dynamic, backend="eager")
+
+    monkeypatch.setattr(torch, "compile", traced)
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(
+    "function",
+    [tokenizer.train, tokenizer.tokenize, unified.train, unified.train_stock, generation.images, generation.reports],
+    ids=lambda function: function.__name__,
+)
+def test_what_is_compiled_on_a_gpu_shows_its_graphs(function, tmp_path, eager_backend):
+    found = measured(function, tmp_path, compile=True)
+    assert found.keys() - UNCOMPILED and all(figures.details["graphs"] for figures in found.values())
+
+
+def test_a_rate_without_graphs_is_an_error_on_a_gpu(tmp_path, capsys):
+    header = {"name": "gpu", "machine": {}, "date": "2026-01-01", "commit": "c0"}
+    for rehearsal in (False, True):
+        path = tmp_path / f"{rehearsal}.json"
+        results = Results(str(path), {**header, "rehearsal": rehearsal})
+        results.add(
+            Outcome("tokenize", {"encode": Figures(9.0, {"graphs": 1}), "decode": Figures(9.0, {"graphs": 0})})
+        )
+        results.add(Outcome("stage1_taming", {"stage1_taming": Figures(9.0, {"graphs": 0})}))
+        rows = {row["row"]: row for row in json.loads(path.read_text())["rows"]}
+        assert rows["encode"]["ours"] == rows["stage1_taming"]["ours"] == 9 and rows["encode"]["compiled"] is True
+        assert (rows["decode"]["ours"], bool(rows["decode"]["error"])) == ((9, False) if rehearsal else (None, True))
+
+
+def test_three_groups_that_fit_the_memory_run_side_by_side():
+    memory = {name: group.memory for name, group in GROUPS.items()}
+    assert fits(memory, [], "stage1", 80) and fits(memory, ["stage1"], "stage2", 80)
+    assert not fits(memory, ["stage1", "stage2"], "large", 80) and fits(memory, [], "large", 1.0)
+    assert not fits(memory, ["images", "reports", "tokenize"], "images_stock", 80)
+    assert fits(memory, ["images", "reports"], "tokenize", 80)
+
+
+def test_processes_of_other_groups_are_stopped_while_one_measures(tmp_path):
+    counting = "while :; do echo >> %s; sleep 0.02; done"
+    files = [tmp_path / "parent", tmp_path / "child"]
+    script = f"({counting % files[1]}) & {counting % files[0]}"
+    process = subprocess.Popen(["bash", "-c", script])
+    group = runner._Running("images", process, fork_context(1).Pipe()[0], tmp_path / "log")
+    process.join, process.exitcode = process.wait, None
+    try:
+        while not all(map(Path.is_file, files)):
+            time.sleep(0.01)
+        with stopped([group]):
+            time.sleep(0.1)
+            before = [path.stat().st_size for path in files]
+            time.sleep(0.3)
+            assert [path.stat().st_size for path in files] == before
+        time.sleep(0.5)
+        assert all(path.stat().st_size > size for path, size in zip(files, before, strict=True))
+        children = psutil.Process(process.pid).children(recursive=True)
+    finally:
+        group.end()
+    _, alive = psutil.wait_procs(children, timeout=5)
+    assert not alive and process.poll() is not None
+
+
+def test_a_measurement_waits_until_the_gpu_is_idle(monkeypatch):
+    rates = iter([0.4e12, 0.5e12, 0.97e12])
+    monkeypatch.setattr(measure, "matmul_flops", lambda device, size: next(rates))
+    assert idle_share(Setting("cuda", REHEARSAL, "", peak=1e12)) == 0.97
+    monkeypatch.setattr(measure, "matmul_flops", lambda device, size: 0.5e12)
+    monkeypatch.setattr(measure, "_IDLE_SECONDS", 0.05)
+    busy = idle_share(Setting("cuda", REHEARSAL, "", peak=1e12))
+    assert busy < IDLE
+    row = table({"images_1": Figures(1.0, {"gpu_idle": busy})}, {})["images_1"]
+    assert "idle" in printed(row)
 
 
 @pytest.fixture
@@ -143,7 +233,7 @@ def outcomes(tmp_path):
     def run(names, sizes, seconds):
         found = {}
         run_groups(
-            names, Setting("cpu", sizes, str(tmp_path)), fork_context(), time.monotonic() + seconds, 100.0,
+            names, Setting("cpu", sizes, str(tmp_path)), fork_context(1), time.monotonic() + seconds, 100.0,
             lambda outcome: found.update({outcome.name: outcome}),
         )  # fmt: skip
         return found
@@ -166,34 +256,19 @@ def test_what_is_not_ready_in_time_is_ended_and_the_rest_is_not_started(outcomes
     assert outcomes(["stage1"], REHEARSAL, 2)["stage1"].error == "no time left"
 
 
-def test_a_group_without_memory_beside_others_runs_again_alone(outcomes, monkeypatch):
-    waves = []
-
-    def wave(names, setting, context, prepared_by, deadline, report):
-        waves.append(list(names))
-        for name in names:
-            if name != "large" or len(names) == 1:
-                report(Outcome(name, {}))
-        return ["large"] if len(names) > 1 else []
-
-    monkeypatch.setattr(runner, "_run_wave", wave)
-    assert outcomes(["large", "images", "stage1"], REHEARSAL, 60).keys() == {"large", "images", "stage1"}
-    assert waves[-1] == ["large"] and waves[0] == ["large", "images", "stage1"]
-
-
 def test_running_out_of_memory_is_distinguished_from_other_failures():
-    assert runner._failure(torch.OutOfMemoryError("CUDA out of memory"))[0] == runner.NO_MEMORY
-    kind, reason = runner._failure(RuntimeError("no compiler\nfound"))
+    assert runner.failure(torch.OutOfMemoryError("CUDA out of memory"))[1] == runner.NO_MEMORY
+    kind, reason = runner.failure(RuntimeError("no compiler\nfound"))
     assert kind == runner.FAILED and "no compiler" in reason and "\n" not in reason
 
 
 def test_a_ratio_of_at_least_one_meets_the_target():
-    figures = {"stage1": Figures(1500.0), "stage2_memory": Figures(44.0), "stage1_taming": Figures(70.0)}
-    rows = {row["row"]: row for row in table(figures, {"large": "out of memory"})}
-    assert rows["stage1"]["ratio"] == 2 and rows["stage1"]["peer"] == 70 and "missed" not in printed(rows["stage1"])
+    figures = {"stage1": Figures(1500.0), "stage2_memory": Figures(44.0)}
+    rows = table(figures, {"large": "out of memory"})
+    assert rows["stage1"]["ratio"] == 2 and "missed" not in printed(rows["stage1"])
     assert rows["stage2_memory"]["ratio"] == 0.5 and "missed" in printed(rows["stage2_memory"])
     assert rows["large"]["ours"] is None and "out of memory" in printed(rows["large"])
-    assert rows.keys() == {"stage1", "stage2_memory", "stage1_taming", "large"}
+    assert rows.keys() == {"stage1", "stage2_memory", "large"}
 
 
 def test_results_are_written_after_each_measurement_and_earlier_rows_stay(tmp_path, capsys):
@@ -201,18 +276,23 @@ def test_results_are_written_after_each_measurement_and_earlier_rows_stay(tmp_pa
     header = {"name": "gpu", "machine": {"gpu": "A"}, "rehearsal": False, "date": "2026-01-01", "commit": "c0"}
 
     def rows():
-        return {row["row"]: row for row in json.loads(open(path).read())["rows"]}
+        return {row["row"]: row for row in json.loads(Path(path).read_text())["rows"]}
+
+    def figures(name, value):
+        return Outcome(name, {name: Figures(value, {"graphs": 1})})
 
     results = Results(path, header)
-    results.add(Outcome("large", {"large": Figures(0.4)}))
-    assert rows().keys() == {"large"}
-    results.add(Outcome("stage1", {"stage1": Figures(700.0)}))
-    assert rows().keys() == {"stage1", "large"}
+    results.add(figures("stage2", 300.0))
+    assert rows().keys() == {"stage2"}
+    results.add(figures("stage1", 700.0))
+    assert rows().keys() == {"stage1", "stage2"}
     later = Results(path, {**header, "date": "2026-01-02"})
     later.add(Outcome("stage1", {}, "out of memory"))
-    later.add(Outcome("large", {"large": Figures(0.5)}))
+    later.add(figures("stage2_stock", 400.0))
     assert rows()["stage1"]["ours"] == 700 and rows()["stage1"]["date"] == "2026-01-01"
-    assert rows()["large"]["ours"] == 0.5 and rows()["large"]["date"] == "2026-01-02"
-    Results(path, {**header, "machine": {"gpu": "B"}}).add(Outcome("large", {"large": Figures(0.6)}))
+    # Peers may be measured by another command.
+    assert rows()["stage2"]["peer"] == 400 and rows()["stage2_of_stock"]["ours"] == 0.75
+    assert rows()["stage2_of_stock"]["date"] == "2026-01-02"
+    Results(path, {**header, "machine": {"gpu": "B"}}).add(figures("large", 0.6))
     assert rows().keys() == {"large"}
-    assert "out of memory" in capsys.readouterr().out
+    assert "out of memory" in capsys.readouterr().out and later.missing == ["stage1"]

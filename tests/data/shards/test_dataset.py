@@ -1,4 +1,5 @@
 import io
+import json
 import os
 import time
 
@@ -17,7 +18,7 @@ from medunifier.data.shards.dataset import (
     encode_png,
     write_shard,
 )
-from medunifier.data.shards.index import index_path
+from medunifier.data.shards.index import index_path, scan_shard
 from medunifier.data.shards.loader import batches_once, epoch_order, ordered_batches, sample_at, sample_stream
 from medunifier.shared.artifacts import FORMAT_VERSION, write_json
 from medunifier.shared.errors import UserError
@@ -237,3 +238,10 @@ def test_too_little_shared_memory_is_refused_before_training_hangs(tmp_path, mon
     assert next(sample_stream(dataset, pixels, batch_size=2, seed=0, workers=0))["pixels"].shape == (2, 4, 6)
     monkeypatch.setattr("medunifier.data.shards.loader.free_shared_memory", lambda: 9 * batch)
     assert next(sample_stream(dataset, pixels, batch_size=2, seed=0, workers=2))["pixels"].shape == (2, 4, 6)
+
+
+def test_the_index_that_is_written_is_that_of_the_tar(tmp_path):
+    samples = [(f"study{n}", {"0.png": bytes(700 * n), "json": encode_info({"n": n})}) for n in range(3)]
+    row = write_shard(tmp_path / "a.tar", samples)
+    written = json.loads(index_path(tmp_path / "a.tar").read_text())["members"]
+    assert written == json.loads(json.dumps(scan_shard(tmp_path / "a.tar"))) and len(written) == row["samples"] == 3

@@ -174,6 +174,14 @@ def test_batches_are_full_up_to_the_end_of_a_shard_and_mix_8_and_16_bits():
     assert torch.equal(torch.cat([scale_pixels(batch) for batch in batches]), expected)
 
 
+def test_tasks_of_the_loader_fit_into_shared_memory(monkeypatch):
+    monkeypatch.setattr(tokenize, "free_shared_memory", lambda: 2**40)
+    assert tokenize._studies_read(16, 256) == tokenize._STUDIES_READ
+    monkeypatch.setattr(tokenize, "free_shared_memory", lambda: 64 * 2**20)  # of a container
+    assert 0 < tokenize._studies_read(16, 256) * (4 * 16 + 1) * 256**2 <= 64 * 2**20
+    assert tokenize._studies_read(16, 4096) == 1
+
+
 def test_pixels_are_scaled_on_the_device_as_on_the_host():
     pixels = np.arange(256, dtype=np.uint8)
     assert np.array_equal(scale_pixels(torch.from_numpy(pixels)).numpy(), to_model(pixels))
