@@ -114,7 +114,8 @@ def test_the_stage2_benchmarks_peer_computes_the_same_losses():
     ours, peer = objectives(batch)["loss"], bench.one_pass_an_objective(objectives, batch)
     assert peer.item() == pytest.approx(ours.item(), rel=1e-5)
     tokens = bench._as_many_tokens(objectives, batch)
-    assert 0.6 < tokens.numel() / (4 * (9 + 3 * 11 + 9 + 7)) <= 1
+    # Two rows of <bos> image <emb_img> report <eos> <match>, and two negatives, for each of four studies.
+    assert 0.6 < tokens.numel() / (4 * (2 * (1 + 7 + 1 + 9 + 2) + 2 * 11)) <= 1
 
 
 def test_both_sides_of_the_generate_benchmark_sample_the_same_codes(monkeypatch):

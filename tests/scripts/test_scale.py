@@ -42,6 +42,7 @@ def test_page_and_presets_are_those_that_the_script_writes(scale, root, tmp_path
         assert (tmp_path / path.relative_to(root)).read_text() == path.read_text(), f"{path}: run scripts/scale.py"
 
 
+@pytest.mark.slow
 def test_hours_follow_from_measured_rates(scale, root, tmp_path):
     rows = {
         "stage1": {"ours": 800.0, "details": {"peak_memory_gib": 21.0, "batch": 64}},
@@ -96,6 +97,7 @@ def test_the_weights_of_the_layers_are_those_of_the_decoder(scale):
     assert scale.layer_weights(scale.LARGE) == sum(p.numel() for p in model.layers.parameters() if p.dim() == 2)
 
 
+@pytest.mark.slow
 def test_the_script_writes_from_a_results_file(scale, root, tmp_path):
     shutil.copytree(root / "configs", tmp_path / "configs")
     (tmp_path / "docs").mkdir()
