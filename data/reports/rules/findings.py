@@ -15,7 +15,8 @@ MENTIONS: dict[str, tuple[str, ...]] = {
         "cardiomegal*", "cardio megal*",
         "{ventricle|ventricles|atrium|atria|chambers} {is|are|appears|appear} {enlarged|dilated|prominent}",
         "{cardiac|heart|ventricular|biventricular|biatrial|atrial} enlarge*",
-        "cardiac silhouette enlarge*", "enlarge* {heart|cardiac}", "enlarge* {of|in|} {the|} {heart|cardiac}*",
+        "{increased|raised|elevated|increase in} {the|} {cardiothoracic|cardio thoracic|ct|heart|cardiac} {ratio|size}",
+        "{increased|raised|elevated} ctr", "cardiac silhouette enlarge*", "enlarge* {heart|cardiac}", "enlarge* {of|in|} {the|} {heart|cardiac}*",
     ),
     "Enlarged Cardiomediastinum": (
         "{cardiomediastinal|mediastinal} {enlarge*|widen*|prominence|mass effect}",
@@ -104,7 +105,7 @@ MENTIONS: dict[str, tuple[str, ...]] = {
         "{clavicular|clavicle|rib|sternal|metal|metallic|titanium} {plate|plates}", "{intramedullary|humeral} nail*",
         "{hip|shoulder|joint} replacement*", "{spinal|metallic|metal} {instrumentation|implant|implants}",
         "amplatzer*",
-        "{metallic|metal} {clip|clips}", "annuloplast*", "watchman*", "mitraclip*",
+        "{metallic|metal} {clip|clips}", "mediastinal {surgical|} {drain|drains|tube|tubes|clip|clips}", "annuloplast*", "watchman*", "mitraclip*",
     ),
 }  # fmt: skip
 
@@ -134,7 +135,7 @@ HARMLESS: tuple[str, ...] = (
     "{pericardial|joint} {effusion|fluid}*", "massive*", "mass effect*", "cardiac mass*",
     "nodular calcif*", "metallic {density|densities}", "{bone|bony|osseous|soft tissue} {density|densities}",
     "cardiac apex", "apex of {the|} heart", "bone mineral density", "breast {density|densities|shadow|shadows}",
-    "{density|densities} of bone*",
+    "{density|densities} of {the|} {bone|breast}*",
     "collapse of vertebr*", "{vertebral|vertebral body|compression} collapse*", "collapsed vertebr*",
     "mastectomy*",
     "history of {lung|breast|} {fracture|pneumonia|cancer|carcinoma|malignan|heart failure|chf|infection"
@@ -242,6 +243,14 @@ OUTSIDE: frozenset[str] = word_set("""
 INSIDE: frozenset[str] = word_set(
     "lung lungs lobe zone pulmonary hilar hilum perihilar apex base pleural mediastinal"
 )
+
+# A lesion is one of the lung if a place of the lung, and none of these words, is named near it.
+LESION: tuple[str, ...] = ("lesion*",)
+
+NOT_OF_LUNG: frozenset[str] = word_set("""
+    bone bones bony osseous lytic sclerotic blastic skeletal rib ribs vertebral skin destructive clavicle pleural
+    mediastinal cystic bullous lucent
+""")
 
 # Fluid is pleural if the sentence names a place of the pleural space.
 FLUID: tuple[str, ...] = ("fluid",)

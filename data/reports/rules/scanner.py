@@ -127,7 +127,10 @@ class _Scanner(Scope):
     def _changed(self, match: Match, _: str) -> None:
         # "Is new" alone states no abnormality: "the line is new".
         if not self._denies_change(match) and not match.phrase.startswith(("is", "are")):
-            self._add(OTHER, match.start, match.end)
+            if self.organs and match.phrase in ("larger", "bigger"):  # "the heart is larger than before"
+                self._describe_organs(self.assertion, match)
+            else:
+                self._add(OTHER, match.start, match.end)
 
     def _pleural(self, match: Match, _: str) -> None:
         tokens = self.tokens[: match.start]
@@ -303,6 +306,11 @@ class _Scanner(Scope):
             self._possible(match, "Pleural Effusion")
         else:
             self._add(OTHER, match.start, match.end)
+
+    def _lesion(self, match: Match, _: str) -> None:
+        near = set(self.tokens[max(0, match.start - 4) : match.end + 6])
+        of_lung = findings.INSIDE & near and not (findings.NOT_OF_LUNG | findings.OUTSIDE) & near
+        self._add("Lung Lesion" if of_lung else OTHER, match.start, match.end)
 
     def _compared(self, match: Match, _: str) -> None:
         """Doubt the second of two explanations: "more in keeping with edema than infection"."""

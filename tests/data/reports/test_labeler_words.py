@@ -122,6 +122,23 @@ def test_a_mass_outside_the_chest_is_no_lesion_of_the_lung() -> None:
     })  # fmt: skip
 
 
+def test_a_lesion_in_the_lung() -> None:
+    assert not wrong_labels({
+        "Rounded lesion in the right mid zone.": "Lung Lesion 1",
+        "Hilar lesion on the left.": "Lung Lesion 1",
+        "No bony lesion.": "normal",
+        "Lytic lesion in the left fifth rib.": "",
+    })  # fmt: skip
+
+
+def test_the_heart_is_larger() -> None:
+    assert not wrong_labels({
+        "The heart is larger than before.": "Cardiomegaly 1",
+        "Increased cardiothoracic ratio.": "Cardiomegaly 1",
+        "The effusion is no larger than before.": "Pleural Effusion 1",
+    })  # fmt: skip
+
+
 def test_re_expansion_ends_a_collapse_unless_partial() -> None:
     assert not wrong_labels({
         "Re-expansion of the previously collapsed left lower lobe.": "",
@@ -143,7 +160,7 @@ def test_a_broken_device_is_no_fracture() -> None:
 
 def test_hardware_is_a_device() -> None:
     for text in ("Harrington rods.", "Rib plating.", "Intramedullary nail in the left humerus.",
-                 "Metallic plate across the clavicle.", "Shoulder replacement."):  # fmt: skip
+                 "Metallic plate across the clavicle.", "Shoulder replacement.", "Mediastinal clips, intact. CABG."):  # fmt: skip
         assert not wrong_labels({text: "Support Devices 1, normal"})
 
 
