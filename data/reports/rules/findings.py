@@ -15,8 +15,10 @@ MENTIONS: dict[str, tuple[str, ...]] = {
         "cardiomegal*", "cardio megal*",
         "{ventricle|ventricles|atrium|atria|chambers} {is|are|appears|appear} {enlarged|dilated|prominent}",
         "{cardiac|heart|ventricular|biventricular|biatrial|atrial} enlarge*",
-        "{increased|raised|elevated|increase in} {the|} {cardiothoracic|cardio thoracic|ct|heart|cardiac} {ratio|size}",
-        "{increased|raised|elevated} ctr", "cardiac silhouette enlarge*", "enlarge* {heart|cardiac}", "enlarge* {of|in|} {the|} {heart|cardiac}*",
+        "{increased|raised|elevated|increase in} {the|} {cardiothoracic|cardio thoracic|ct|heart|cardiac}"
+        " {ratio|size}",
+        "{increased|raised|elevated} ctr", "cardiac silhouette enlarge*",
+        "enlarge* {heart|cardiac}", "enlarge* {of|in|} {the|} {heart|cardiac}*",
     ),
     "Enlarged Cardiomediastinum": (
         "{cardiomediastinal|mediastinal} {enlarge*|widen*|prominence|mass effect}",
@@ -105,7 +107,8 @@ MENTIONS: dict[str, tuple[str, ...]] = {
         "{clavicular|clavicle|rib|sternal|metal|metallic|titanium} {plate|plates}", "{intramedullary|humeral} nail*",
         "{hip|shoulder|joint} replacement*", "{spinal|metallic|metal} {instrumentation|implant|implants}",
         "amplatzer*",
-        "{metallic|metal} {clip|clips}", "mediastinal {surgical|} {drain|drains|tube|tubes|clip|clips}", "annuloplast*", "watchman*", "mitraclip*",
+        "{metallic|metal} {clip|clips}", "mediastinal {surgical|} {drain|drains|tube|tubes|clip|clips}",
+        "annuloplast*", "watchman*", "mitraclip*",
     ),
 }  # fmt: skip
 

@@ -23,7 +23,8 @@ def entries() -> Iterator[tuple[str, str, str]]:
         "removal_before": cues.REMOVAL_BEFORE, "removal_after": cues.REMOVAL_AFTER,
         "doubt_before": cues.UNCERTAINTY_BEFORE, "weak_doubt_before": cues.WEAK_UNCERTAINTY_BEFORE,
         "doubt_after": cues.UNCERTAINTY_AFTER, "doubt_both": cues.UNCERTAINTY_BOTH,
-        "artefact": findings.ARTEFACTS, "fluid": findings.FLUID, "lesion": findings.LESION, "compared": cues.THAN, "confirmed": cues.CONFIRMED,
+        "artefact": findings.ARTEFACTS, "fluid": findings.FLUID, "lesion": findings.LESION,
+        "compared": cues.THAN, "confirmed": cues.CONFIRMED,
         "changed": cues.CHANGED, "pleural": findings.PLEURAL, "blunted": findings.BLUNTED,
         "scope_end": cues.SCOPE_ENDS, "predicate": cues.PREDICATES,
     }  # fmt: skip

@@ -125,7 +125,8 @@ class Scope:
 
     def _is_outside(self, match: Match) -> bool:
         """Return whether a mass lies outside the chest: "thyroid mass", "lump in the left breast"."""
-        before = self.tokens[max(0, match.start - 3) : match.start]
+        clause = max((i + 1 for i in range(match.start) if self.tokens[i] in (",", ":", "and", "with")), default=0)
+        before = self.tokens[max(clause, match.start - 3) : match.start]
         after = self.tokens[match.end : match.end + 6]
         near = before + (after if after[:1] and after[0] in ("in", "of", "within", "at") else [])
         return bool(findings.OUTSIDE & set(near)) and not findings.INSIDE & set(near)

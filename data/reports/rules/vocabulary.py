@@ -140,6 +140,6 @@ NEUTRAL: frozenset[str] = word_set("""
     distally proximally junction cavoatrial pre post status postoperative unit generator hub port ports
     support supporting life monitoring ecg electrodes external internal implanted
 
-    cabg median op preop preoperative operative surgery anesthesia anesthetic fit fitness standpoint viewpoint perspective
-    employment visa medical screening routine check checkup annual immigration
+    cabg median op preop preoperative operative surgery anesthesia anesthetic fit fitness standpoint viewpoint
+    perspective employment visa medical screening routine check checkup annual immigration
 """)  # fmt: skip

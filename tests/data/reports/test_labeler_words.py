@@ -160,7 +160,8 @@ def test_a_broken_device_is_no_fracture() -> None:
 
 def test_hardware_is_a_device() -> None:
     for text in ("Harrington rods.", "Rib plating.", "Intramedullary nail in the left humerus.",
-                 "Metallic plate across the clavicle.", "Shoulder replacement.", "Mediastinal clips, intact. CABG."):  # fmt: skip
+                 "Metallic plate across the clavicle.", "Shoulder replacement.",
+                 "Mediastinal clips, intact. CABG."):  # fmt: skip
         assert not wrong_labels({text: "Support Devices 1, normal"})
 
 
