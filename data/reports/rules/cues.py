@@ -82,7 +82,7 @@ REMOVAL_AFTER: tuple[str, ...] = (
 # With one of these in the sentence (in the spelling of `sentences.fold`) a removal has not happened yet.
 PLANNED: frozenset[str] = word_set("""
     recommend recommended advise advized suggest suggested consider considered planned should must needs need needed
-    required requires may can could await awaiting awaited pending before prior for ready due
+    required requires may can could await awaiting awaited pending before for ready due
 """)
 
 # Words for devices, too ambiguous for `MENTIONS`, that a removal makes devices.
@@ -177,6 +177,7 @@ PERSISTENCE: tuple[str, ...] = (
     "{has|have} not been {removed|withdrawn}", "not been removed", "not removed", "nonresolving",
     "{ensure|confirm|document|demonstrate|verify|establish|until|await|awaiting} {complete|full|}"
     " {resolution|clearing|clearance|disappearance|regression} {of|}",
+    "{to|for|until} {complete|full|} {resolution|clearing} {of|}",
     "no {evidence|sign|signs|suggestion|indication} of {change*|increas*|decreas*|progress*|growth|worsening"
     "|reduction|resolution|resolving|improvement|improving|clearing|regression}",
     "non {displaced|specific|obstructing}*",

@@ -177,7 +177,7 @@ OTHER_DISEASE: tuple[str, ...] = (
     "|} {air|gas}",
     "{air|gas} {under|below|beneath|within|along|around}", "air fluid level*", "air trapping", "air level*",
     "right {sided|} {aortic arch|arch}", "{right|left} sided aorta",
-    "cervical rib*", "azygos lobe", "azygos fissure",
+    "changes", "cervical rib*", "azygos lobe", "azygos fissure",
 )  # fmt: skip
 
 # Organs whose size is described by a word of the next tables.

@@ -38,6 +38,7 @@ _MONTHS = (
     "january|february|march|april|june|july|august|september|october|november|december"
     "|jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec"
 )
+_PREVIOUS = r"\1 previous"
 
 
 def _ratio(decimals: str | None, percent: str | None) -> str:
@@ -101,18 +102,20 @@ _REWRITES: tuple[tuple[str, re.Pattern[str], Replacement], ...] = (
         re.compile(r"(^|[\n.;,]\s?)ht(?=\s(?:size|is|not|enlarged|normal|borderline|shadow|nl|big)\b)", re.M),
         r"\1heart",
     ),
-    # A vertebra: "T8", "D11".
-    ("", re.compile(r"\b[tdlc]\d{1,2}\b(?! ?(?:line|port))"), "vertebra"),
-    # "Not present in 2021", "not seen on 12/03/21", "not there six months ago".
+    # "Not present in 2021", "not seen on 12/03/21", "not seen in March", "not there six months ago".
     (
-        "",
+        "20",
+        re.compile(r"\b(in|on|at|from) (?:\d{1,2}[.-]\d{1,2}[.-])?20\d\d\b(?! ?(?:ml|cc|mm|hours|hrs|h)\b)"),
+        _PREVIOUS,
+    ),
+    ("/", re.compile(r"\b(in|on|at|from) \d{1,2}/\d{1,2}/\d{2,4}\b"), _PREVIOUS),
+    ("", re.compile(rf"\b(in|on) (?:\d{{1,2}} )?(?:{_MONTHS})(?: (?:of )?(?:19|20)\d\d)?\b"), _PREVIOUS),
+    (
+        " ago",
         re.compile(
-            r"\b(?:(in|on|at|from) (?:(?:19|20)\d\d(?! ?(?:ml|cc|mm|hours|hrs|h)\b)|\d{1,2}[/.-]\d{1,2}[/.-]\d{2,4})"
-            rf"|(in|on) (?:\d{{1,2}} )?(?:{_MONTHS})(?: (?:of )?(?:19|20)\d\d)?"
-            r"|(?:\d+|an?|one|two|three|four|five|six|several|some|few)"
-            r" (?:day|week|month|year)s? (?:ago|earlier|previously))\b"
+            r"(?:\d+|\b(?:an?|one|two|three|four|five|six|several|some|few)) (?:day|week|month|year)s? ago\b"
         ),
-        lambda match: f"{match[1] or match[2] or ''} previous",
+        "previous",
     ),
     ("/", re.compile(r"(?<=[a-z])\s?/\s?(?=[a-z])"), " or "),
     ("-", re.compile(r"\s-+\s"), " : "),

@@ -5,6 +5,7 @@ phrase acts by its role, the method of the same name.
 """
 
 from functools import lru_cache
+from itertools import pairwise
 
 from medunifier.data.reports.observations import NEGATIVE, POSITIVE, SUPPORT_DEVICES, UNCERTAIN
 from medunifier.data.reports.rules import cues, findings
@@ -70,6 +71,7 @@ class _Scanner(Scope):
         elif not (
             word[0].isdigit()
             or word in "()"
+            or (word in "tdlc" and self.tokens[index + 1 : index + 2] and self.tokens[index + 1][0].isdigit())  # T8
             or {word, word.removesuffix("s"), word.removesuffix("es")} & NEUTRAL_WORDS
         ):
             self._add(OTHER, index, index + 1)
@@ -201,7 +203,7 @@ class _Scanner(Scope):
         self.found.append(Mention(OTHER, UNCERTAIN, match.start, match.end))
 
     def _removal_before(self, match: Match, _: str) -> None:
-        if cues.PLANNED & set(self.tokens):
+        if cues.PLANNED & set(self.tokens) or ("prior", "to") in pairwise(self.tokens):
             return
         follows_device = bool(self.found) and self.found[-1].end == match.start and match.phrase == "removal"
         if (

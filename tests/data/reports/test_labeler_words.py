@@ -158,6 +158,25 @@ def test_a_broken_device_is_no_fracture() -> None:
     })  # fmt: skip
 
 
+def test_resolution_to_come_and_removal_since_the_prior_study() -> None:
+    assert not wrong_labels({
+        "Follow up to resolution of pneumonia.": "Pneumonia 1",
+        "Follow-up to resolution recommended for the pneumonia.": "Pneumonia 1",
+        "Repeat film for complete resolution of the consolidation.": "Consolidation 1",
+        "Extubated since the prior study.": "Support Devices 0, normal",
+        "Drain removed prior to this study.": "Support Devices 1, normal",
+    })  # fmt: skip
+
+
+def test_changes_are_abnormal_unless_denied() -> None:
+    assert not wrong_labels({
+        "Clear lungs. Age-related changes of the spine.": "",
+        "Mild changes at the left base. No effusion.": "Pleural Effusion 0",
+        "No active changes in the lungs.": "normal",
+        "No effusion. No interval changes.": "Pleural Effusion 0, normal",
+    })  # fmt: skip
+
+
 def test_hardware_is_a_device() -> None:
     for text in ("Harrington rods.", "Rib plating.", "Intramedullary nail in the left humerus.",
                  "Metallic plate across the clavicle.", "Shoulder replacement.",
