@@ -5,9 +5,11 @@ from medunifier.data.reports.rules.vocabulary import word_set
 # How a finding is seen; and the study on which it was not, so that it is new.
 SEEN = (
     "{seen|present|identified|visualized|noted|evident|there|visible|apparent|demonstrated|appreciated|shown"
-    "|detected}"
+    "|detected|recognized|mentioned}"
 )
-EARLIER = "{prior|previous|earlier|last|older|old|initial|baseline|comparison|admission|preoperative|original}"
+EARLIER = (
+    "{prior|previous|earlier|last|older|old|initial|baseline|comparison|admission|preoperative|original|yesterday}"
+)
 
 # Negation before the finding.
 NEGATION_BEFORE: tuple[str, ...] = (
@@ -194,6 +196,10 @@ PERSISTENCE: tuple[str, ...] = (
     "no tension",
     # A finding "not seen on the prior" is new.
     f"not {SEEN} {{on|in|at|from|}} {{the|any|}} {EARLIER}*", f"absent {{on|in|at|from}} {{the|any|}} {EARLIER}*",
+    f"not {SEEN} {{on|in|at}} {{the|}} {{ct|film|study|radiograph|report|time}} {{of|from}} {{the|}} {EARLIER}*",
+    f"not {{well|}} {SEEN} {{on|in}} {{the|}} {{lateral|frontal|pa|ap|oblique|other}}"
+    " {view|projection|film|image|radiograph|}",
+    "{previously|formerly} {normal|clear|absent|unaffected}", "excluding {the|this|these|known}",
     f"not {SEEN} {{previously|before|then|at that|on that}}", f"not {{previously|hitherto|formerly}} {SEEN}",
     "{partial|incomplete|some|further} {re expansion|reexpansion|re aeration|reaeration} of",
     "{re expansion|reexpansion|re aeration|reaeration} of {the|a|} {previously|} {collapsed|atelectatic}",
@@ -205,7 +211,8 @@ CONFIRMED: tuple[str, ...] = ("{is|are|was|were|now|been} {confirmed|proven|prov
 # What happened to a finding: "neither nodule has grown" denies the change, not the nodules. Otherwise other disease.
 CHANGED: tuple[str, ...] = (
     "changed", "altered", "grown", "progressed", "regressed", "worsened", "improved", "decreased", "moved", "larger",
-    "smaller", "bigger", "different", "awaited", "anticipated", "{is|are} {new|acute|recent}",
+    "smaller", "bigger", "different", "awaited", "anticipated",
+    "{should|must|to} be {documented|confirmed|ensured|demonstrated|verified}", "{is|are} {new|acute|recent}",
     "{shows|show|demonstrates|demonstrate} {change|growth|progression|improvement}",
 )  # fmt: skip
 
@@ -218,6 +225,7 @@ SCOPE_ENDS: tuple[str, ...] = (
     "there {is|are|has|have}", "and there", "and the", "otherwise", "in addition", "additionally", "also", "while",
     "{placement|insertion|introduction} of", "{replacement|replaced} {by|with}", "exchange* for",
     "with the exception", "again", "yet", "instead", "because of", "owing to", "on account of", "in the presence of",
+    "besides", "beyond", "save for",
 )  # fmt: skip
 
 # The same, unless "or" follows: "no mass is seen or suspected".
@@ -232,5 +240,5 @@ QUANTIFIERS: frozenset[str] = word_set("""
     a an the small mild moderate minimal tiny trace slight large severe extensive subtle stable unchanged persistent
     persisting residual left right bilateral bibasal bibasilar basal increased increasing new old chronic worsening
     improving interval status heart lungs there associated adjacent underlying resultant accompanying some patchy
-    unilateral loculated linear early ongoing known healed healing several multiple
+    now unilateral loculated linear early ongoing known healed healing several multiple
 """)

@@ -177,7 +177,9 @@ OTHER_DISEASE: tuple[str, ...] = (
     "|} {air|gas}",
     "{air|gas} {under|below|beneath|within|along|around}", "air fluid level*", "air trapping", "air level*",
     "right {sided|} {aortic arch|arch}", "{right|left} sided aorta",
-    "changes", "cervical rib*", "azygos lobe", "azygos fissure",
+    "{air|gas} in {the|} {soft|subcutaneous|mediastin|pericard|periton|chest wall|neck|heart|liver|biliary|portal}*",
+    "small {lungs|lung volume|lung volumes}", "absent {left|right|} {breast|nipple|rib|clavicle}*",
+    "ventricular configuration", "changes", "cervical rib*", "azygos lobe", "azygos fissure",
 )  # fmt: skip
 
 # Organs whose size is described by a word of the next tables.

@@ -105,7 +105,7 @@ _REWRITES: tuple[tuple[str, re.Pattern[str], Replacement], ...] = (
     # "Not present in 2021", "not seen on 12/03/21", "not seen in March", "not there six months ago".
     (
         "20",
-        re.compile(r"\b(in|on|at|from) (?:\d{1,2}[.-]\d{1,2}[.-])?20\d\d\b(?! ?(?:ml|cc|mm|hours|hrs|h)\b)"),
+        re.compile(r"\b(in|on|at|from) (?:the )?(?:\d{1,2}[.-]\d{1,2}[.-])?20\d\d\b(?! ?(?:ml|cc|mm|hours|hrs|h)\b)"),
         _PREVIOUS,
     ),
     ("/", re.compile(r"\b(in|on|at|from) \d{1,2}/\d{1,2}/\d{2,4}\b"), _PREVIOUS),

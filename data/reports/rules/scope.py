@@ -162,7 +162,9 @@ class Scope:
         """Make the findings positive whose change is denied: "neither the nodule nor the effusion has changed"."""
         if not (self.objects and self.assertion == NEGATIVE):
             return False
-        if match.phrase in ("awaited", "anticipated"):  # "resolution of the effusion is awaited"
+        if (
+            match.phrase in ("awaited", "anticipated") or " be " in match.phrase
+        ):  # "resolution of the effusion is awaited"
             return bool(_ENDINGS & set(self.cue.phrase.split())) and self._apply(POSITIVE, match)
         if self.cue.phrase not in ("no", "neither", "nor", "none"):
             return False

@@ -284,6 +284,7 @@ ABNORMAL = (
     "Bronchial wall thickening.", "The left lung has not re-expanded.", "The lungs are no longer clear.",
     "Neither lung is clear.", "Neither costophrenic angle is sharp.", "No lung is normal.",
     "No part of the left lung is aerated.", "Not all of the right lung has re-expanded.", "No zone is clear.",
+    "Gas in the soft tissues.", "Air in the mediastinum.", "Small lungs.", "Absent left breast shadow.",
     "No segment of the left lung remains aerated.", "Left lung not assessable.", "Cardiac apex is elevated.",
 )  # fmt: skip
 

@@ -60,6 +60,12 @@ def test_what_was_not_present_earlier_is_new() -> None:
         "Mass at the right hilum not seen in March 2020.": "Lung Lesion 1",
         "Cardiomegaly, not previously evident.": "Cardiomegaly 1",
         "Consolidation, absent on the prior study.": "Consolidation 1",
+        "Consolidation, previously absent.": "Consolidation 1",
+        "Formerly normal heart is now enlarged.": "Cardiomegaly 1",
+        "Effusion not seen yesterday.": "Pleural Effusion 1",
+        "Nodule not recognised at the time of the earlier study.": "Lung Lesion 1",
+        "Left base opacity not well seen on the lateral view.": "Lung Opacity 1",
+        "No pneumonia last year, now right basal consolidation.": "Consolidation 1, Pneumonia 0",
         "No pneumothorax in 2020.": "Pneumothorax 0, normal",
     })  # fmt: skip
 
@@ -162,6 +168,7 @@ def test_resolution_to_come_and_removal_since_the_prior_study() -> None:
     assert not wrong_labels({
         "Follow up to resolution of pneumonia.": "Pneumonia 1",
         "Follow-up to resolution recommended for the pneumonia.": "Pneumonia 1",
+        "Resolution of pneumonia should be documented.": "Pneumonia 1",
         "Repeat film for complete resolution of the consolidation.": "Consolidation 1",
         "Extubated since the prior study.": "Support Devices 0, normal",
         "Drain removed prior to this study.": "Support Devices 1, normal",
@@ -174,6 +181,15 @@ def test_changes_are_abnormal_unless_denied() -> None:
         "Mild changes at the left base. No effusion.": "Pleural Effusion 0",
         "No active changes in the lungs.": "normal",
         "No effusion. No interval changes.": "Pleural Effusion 0, normal",
+    })  # fmt: skip
+
+
+def test_exceptions_are_present() -> None:
+    assert not wrong_labels({
+        "No finding besides a calcified nodule.": "Lung Lesion 1",
+        "No abnormality beyond the known effusion.": "Pleural Effusion 1",
+        "Excluding the known nodule, the lungs are clear.": "Lung Lesion 1",
+        "Clear save for a left basal nodule.": "Lung Lesion 1",
     })  # fmt: skip
 
 
