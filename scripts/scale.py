@@ -2,7 +2,8 @@
 
     python scripts/scale.py [--results docs/results/gpu.json]
 
-A rate that the results lack is the one measured on 2026-11-26, before the steps were compiled. Presets that the
+A rate that the results lack is the one measured on 2026-11-26, before the steps were compiled. Each figure states its
+date, and that it was measured uncompiled. Presets that the
 benchmark does not run are estimated: stage 1 by the FLOP of a step, stage 2 by the weights of the layers.
 """
 
@@ -99,8 +100,9 @@ class Rates:
         return None if found is None else float(found)
 
     def date(self, name: str) -> str:
-        """Return the date of a row."""
-        return str(self._rows[name]["date"]) if name in self._rows else EARLIER_DATE
+        """Return the date of a row, and whether it ran uncompiled: ``2026-11-27, uncompiled``."""
+        row = self._rows.get(name, {"date": EARLIER_DATE, "compiled": False})
+        return str(row["date"]) + (", uncompiled" if row.get("compiled") is False else "")
 
     def known(self, name: str) -> float:
         """Return the value of a row of :data:`EARLIER` or newer."""
