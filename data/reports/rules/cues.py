@@ -212,7 +212,8 @@ CONFIRMED: tuple[str, ...] = ("{is|are|was|were|now|been} {confirmed|proven|prov
 CHANGED: tuple[str, ...] = (
     "changed", "altered", "grown", "progressed", "regressed", "worsened", "improved", "decreased", "moved", "larger",
     "smaller", "bigger", "different", "awaited", "anticipated",
-    "{should|must|to} be {documented|confirmed|ensured|demonstrated|verified}", "{is|are} {new|acute|recent}",
+    "{should|must|to} be {documented|confirmed|ensured|demonstrated|verified}",
+    "{is|are} {new|acute|recent|clearing|resolving|improving|shrinking}",
     "{shows|show|demonstrates|demonstrate} {change|growth|progression|improvement}",
 )  # fmt: skip
 

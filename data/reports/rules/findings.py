@@ -179,6 +179,7 @@ OTHER_DISEASE: tuple[str, ...] = (
     "right {sided|} {aortic arch|arch}", "{right|left} sided aorta",
     "{air|gas} in {the|} {soft|subcutaneous|mediastin|pericard|periton|chest wall|neck|heart|liver|biliary|portal}*",
     "small {lungs|lung volume|lung volumes}", "absent {left|right|} {breast|nipple|rib|clavicle}*",
+    "{small|moderate|large|mild|minimal|tiny|trace|slight} {on|at} {the|} {left|right|other|opposite}",
     "ventricular configuration", "changes", "cervical rib*", "azygos lobe", "azygos fissure",
 )  # fmt: skip
 

@@ -169,6 +169,7 @@ def test_resolution_to_come_and_removal_since_the_prior_study() -> None:
         "Follow up to resolution of pneumonia.": "Pneumonia 1",
         "Follow-up to resolution recommended for the pneumonia.": "Pneumonia 1",
         "Resolution of pneumonia should be documented.": "Pneumonia 1",
+        "No sign that the pneumonia is clearing.": "Pneumonia 1",
         "Repeat film for complete resolution of the consolidation.": "Consolidation 1",
         "Extubated since the prior study.": "Support Devices 0, normal",
         "Drain removed prior to this study.": "Support Devices 1, normal",
@@ -190,6 +191,14 @@ def test_exceptions_are_present() -> None:
         "No abnormality beyond the known effusion.": "Pleural Effusion 1",
         "Excluding the known nodule, the lungs are clear.": "Lung Lesion 1",
         "Clear save for a left basal nodule.": "Lung Lesion 1",
+    })  # fmt: skip
+
+
+def test_a_finding_of_the_other_side_without_its_name_excludes_no_finding() -> None:
+    assert not wrong_labels({
+        "No effusion on the left. Moderate on the right.": "Pleural Effusion 0",
+        "No effusion on the right but small on the left.": "Pleural Effusion 0",
+        "No significant effusion on the left, small on the right.": "Pleural Effusion 0",
     })  # fmt: skip
 
 
