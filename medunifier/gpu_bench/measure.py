@@ -52,11 +52,6 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def graphs_compiled() -> int:
-    """Return how many graphs ``torch.compile`` has compiled in this process."""
-    return int(counters["stats"]["unique_graphs"])
-
-
 @dataclass(frozen=True)
 class Warm:
     """Seconds of each call of a warm-up on the host, and the graphs compiled in it."""
@@ -67,13 +62,14 @@ class Warm:
 
 def warm_up(work: Work, calls: int, device: str) -> Warm:
     """Call ``work(0)`` to ``work(calls - 1)``; the first ones compile."""
-    before, seconds = graphs_compiled(), []
+    of_process, seconds = counters["stats"], []
+    before = of_process["unique_graphs"]
     for number in range(calls):
         start = time.perf_counter()
         work(number)
         synchronize(device)
         seconds.append(time.perf_counter() - start)
-    return Warm(seconds, graphs_compiled() - before)
+    return Warm(seconds, of_process["unique_graphs"] - before)
 
 
 def time_calls(work: Work, calls: int, device: str) -> float:
@@ -165,11 +161,8 @@ def device_properties(device: str) -> dict[str, Any] | None:
 
 def _driver() -> str | None:
     """Return the version of NVIDIA's driver, None where it is unknown."""
-    try:
-        text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    found = re.search(r"\b\d+\.\d+(?:\.\d+)?\b", text)
+    path = Path("/proc/driver/nvidia/version")
+    found = re.search(r"\b\d+\.\d+(?:\.\d+)?\b", path.read_text(encoding="utf-8")) if path.is_file() else None
     return found.group() if found else None
 
 

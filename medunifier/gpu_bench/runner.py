@@ -76,21 +76,16 @@ class _Running:
 
     def signal(self, number: int) -> None:
         """Send a signal to the process and those that it started, such as the compiler's."""
-        with suppress(psutil.NoSuchProcess):
-            process = psutil.Process(self.process.pid)
-            process.send_signal(number)  # first: stopped, it starts no more
-            for _ in range(2):  # those may have started others meanwhile
-                for child in process.children(recursive=True):
+        for _ in range(2):  # some may have started others meanwhile
+            with suppress(psutil.NoSuchProcess):
+                process = psutil.Process(self.process.pid)
+                for member in [process, *process.children(recursive=True)]:
                     with suppress(psutil.NoSuchProcess):
-                        child.send_signal(number)
+                        member.send_signal(number)
 
     def end(self) -> None:
         """End the process and those that it started."""
-        with suppress(psutil.NoSuchProcess):
-            for process in psutil.Process(self.process.pid).children(recursive=True):
-                with suppress(psutil.NoSuchProcess):
-                    process.kill()
-        self.process.kill()
+        self.signal(signal.SIGKILL)
         self.process.join()
         self.connection.close()
 

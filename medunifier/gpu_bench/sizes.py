@@ -44,53 +44,28 @@ class Sizes:
     taming: tuple[str, ...] = ()
     stage2: tuple[str, ...] = ()
     large: tuple[str, ...] = (
-        "--model.hidden_dim=1024",
-        "--model.num_layers=24",
-        "--model.num_heads=16",
-        "--model.num_kv_heads=4",
+        "--model.hidden_dim=1024", "--model.num_layers=24", "--model.num_heads=16", "--model.num_kv_heads=4",
         "--model.mlp_dim=2816",
-    )
+    )  # fmt: skip
 
 
 _TINY_IMAGES = (
-    "--model.resolution=32",
-    "--model.ch=16",
-    "--model.norm_groups=8",
-    "--model.z_channels=16",
-    "--model.n_embed=64",
-    "--loss.perceptual.net=squeeze",
-    "--loss.discriminator.width=8",
+    "--model.resolution=32", "--model.ch=16", "--model.norm_groups=8", "--model.z_channels=16", "--model.n_embed=64",
+    "--model.ch_mult=[1,2]", "--loss.perceptual.net=squeeze", "--loss.discriminator.width=8",
     "--loss.discriminator.layers=1",
-)
-
+)  # fmt: skip
 FULL = Sizes()
 REHEARSAL = Sizes(
-    batch=3,
-    peer_batch=2,
-    encode_batch=2,
-    steps=3,
-    seconds=0.1,
-    shard_images=4,
-    shards=3,
-    shard_size=32,
-    shortest=3,
-    longest=11,
-    peer_length=12,
-    report_tokens=5,
-    peer_codes=3,
-    stage1=(*_TINY_IMAGES, "--model.ch_mult=[1,2]", "--model.embed_dim=4"),
-    taming=(*_TINY_IMAGES, "--model.ch_mult=[1,2]", "--model.embed_dim=16", "--model.attn_resolutions=[16]"),
+    batch=3, peer_batch=2, encode_batch=2, steps=3, seconds=0.1, shard_images=4, shards=3, shard_size=32,
+    shortest=3, longest=11, peer_length=12, report_tokens=5, peer_codes=3,
+    stage1=(*_TINY_IMAGES, "--model.embed_dim=4"),
+    taming=(*_TINY_IMAGES, "--model.embed_dim=16", "--model.attn_resolutions=[16]"),
     stage2=(
-        "--model.hidden_dim=32",
-        "--model.num_layers=2",
-        "--model.num_heads=2",
-        "--model.num_kv_heads=1",
-        "--model.head_dim=16",
-        "--model.mlp_dim=64",
-        "--text.vocabulary_size=256",
+        "--model.hidden_dim=32", "--model.num_layers=2", "--model.num_heads=2", "--model.num_kv_heads=1",
+        "--model.head_dim=16", "--model.mlp_dim=64", "--text.vocabulary_size=256",
     ),
     large=("--model.num_layers=3",),
-)
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

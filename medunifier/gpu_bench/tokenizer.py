@@ -31,21 +31,12 @@ _COARSE = 16
 
 def preset(name: str, batch: int, *options: str) -> Stage1Config:
     """Return a preset with random LPIPS weights (no file is needed) and the discriminator on from the first step."""
-    return parse_config(
-        Stage1Config,
-        [
-            f"--config={CONFIGS / 'stage1' / f'{name}.yaml'}",
-            "--data.shards=-",
-            "--run_dir=-",
-            "--loss.perceptual.weights=random",
-            "--loss.discriminator.train_from=0",
-            "--loss.discriminator.start=1",
-            "--loss.discriminator.ramp=1",
-            "--loop.mixed_precision=bf16",
-            f"--loop.batch_size={batch}",
-            *options,
-        ],
-    )
+    always = (
+        "--data.shards=-", "--run_dir=-", "--loss.perceptual.weights=random", "--loss.discriminator.train_from=0",
+        "--loss.discriminator.start=1", "--loss.discriminator.ramp=1", "--loop.mixed_precision=bf16",
+    )  # fmt: skip
+    path = CONFIGS / "stage1" / f"{name}.yaml"
+    return parse_config(Stage1Config, [f"--config={path}", f"--loop.batch_size={batch}", *always, *options])
 
 
 def random_tokenizer(setting: Setting) -> FrozenTokenizer:
@@ -133,17 +124,9 @@ def tokenize(setting: Setting) -> Measurement:
 def _tokenize_shards(setting: Setting, run: int) -> Path:
     """Run ``medunifier tokenize`` in this process and return its output folder."""
     folder = Path(setting.folder)
-    out = folder / f"codes-{run}"
-    tokenize_shards.main(
-        [
-            f"--tokenizer={folder / 'tokenizer'}",
-            f"--shards={folder / 'images'}",
-            f"--out={out}",
-            f"--batch_size={setting.sizes.encode_batch}",
-            "--precision=bf16",
-            f"--compile={str(setting.compile).lower()}",
-        ]
-    )
+    out, options = folder / f"codes-{run}", ("--precision=bf16", f"--compile={str(setting.compile).lower()}")
+    places = f"--tokenizer={folder / 'tokenizer'}", f"--shards={folder / 'images'}", f"--out={out}"
+    tokenize_shards.main([*places, f"--batch_size={setting.sizes.encode_batch}", *options])
     return out
 
 

@@ -45,20 +45,10 @@ class Built:
 def build(setting: Setting, *options: str) -> Built:
     """Return the model of ``base_256`` with further ``options``."""
     tokenizer = random_tokenizer(setting)
-    config = parse_config(
-        Stage2Config,
-        [
-            f"--config={CONFIGS / 'stage2' / 'base_256.yaml'}",
-            "--data.shards=-",
-            "--tokenizer=-",
-            "--run_dir=-",
-            "--loop.mixed_precision=bf16",
-            f"--loop.batch_size={setting.sizes.batch}",
-            f"--compile={str(setting.compile).lower()}",
-            *setting.sizes.stage2,
-            *options,
-        ],
-    )
+    always = "--data.shards=-", "--tokenizer=-", "--run_dir=-", "--loop.mixed_precision=bf16"
+    of_setting = f"--loop.batch_size={setting.sizes.batch}", f"--compile={str(setting.compile).lower()}"
+    path = CONFIGS / "stage2" / "base_256.yaml"
+    config = parse_config(Stage2Config, [f"--config={path}", *always, *of_setting, *setting.sizes.stage2, *options])
     words = word_tokenizer(config.text.vocabulary_size)
     model = build_model(config, words, tokenizer, TEXT).to(setting.device)
     return Built(config, tokenizer, model, MedUnifierProcessor(words, tokenizer, model.config))
