@@ -36,7 +36,7 @@ NEGATION_AFTER: tuple[str, ...] = (
     "|noted|there}",
     "{has|have|had|since|now|is|are|completely|fully|} resolved", "{has|have|had} cleared", "cleared completely",
     "cleared up", "{is|are} absent", "ruled out", "{has been|have been|is|are|was|were|been} excluded", "excluded",
-    "unlikely", "{has|have} disappeared", "disappeared", "{completely|now|since} cleared", "not a feature",
+    "unlikely", "{has|have} disappeared", "{has|have} been {drained|evacuated}", "disappeared", "{completely|now|since} cleared", "not a feature",
     "not {reproduced|reproducible|substantiated|borne out}",
     "{is|are} negative", "not {inserted|placed|sited|required|needed}",
     "not {a|} {concern|consideration}", "{is|are} none", "{is|are|has|have|had|now|} gone", "vanished", "dissipated",
@@ -68,6 +68,12 @@ THAN: tuple[str, ...] = ("than {with|of|for|}",)
 EXPLAINING: frozenset[str] = word_set(
     "consistent compatible suggesting suggestive representing in likely most favored"
 )
+
+# After "is likely" no explanation begins with one of these: "consolidation is likely in the left base".
+NOT_EXPLAINED: frozenset[str] = word_set(", : ( ) in on at with given but and or if when although though because")
+
+# Words after "not" that name a side: "the right lung is clear but not the left".
+SIDES: frozenset[str] = word_set("the on in of at left right other one lung lungs side base apex")
 
 # What follows from a doubtful finding and is itself certain: "suspicious for tumor with distal collapse".
 CONSEQUENCES: frozenset[str] = word_set("distal consequent secondary")
@@ -227,6 +233,7 @@ SCOPE_ENDS: tuple[str, ...] = (
     "{placement|insertion|introduction} of", "{replacement|replaced} {by|with}", "exchange* for",
     "with the exception", "again", "yet", "instead", "because of", "owing to", "on account of", "in the presence of",
     "besides", "beyond", "save for",
+    "superimposed {on|upon}", "{on|against} {a|the|} background of", "on top of",
 )  # fmt: skip
 
 # The same, unless "or" follows: "no mass is seen or suspected".

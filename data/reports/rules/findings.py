@@ -78,6 +78,8 @@ MENTIONS: dict[str, tuple[str, ...]] = {
         "pleural thickened", "{apical|pleural|biapical} {pleural|} {cap|caps|capping}",
     ),
     "Fracture": ("fracture*", "{wedge|vertebral|vertebral body|osteoporotic} compression*",
+        "{compression|compressive} deformit*",
+        "compression of {a|the|} {mid|lower|upper|} {thoracic|lumbar|dorsal|} vertebra*",
         "{bony|bone|osseous|skeletal|rib} injur*"),
     "Support Devices": (
         "pacemaker*", "pacer", "pacing", "ppm", "defibrillator*", "icd", "aicd", "crt d", "catheter*", "picc*", "cvc",
@@ -85,7 +87,12 @@ MENTIONS: dict[str, tuple[str, ...]] = {
         "mediport*", "infusaport*", "chemoport*", "chemo port*",
         "{central|venous|dialysis|jugular|subclavian|ij|arterial|picc|femoral|infusion} {venous|} line*",
         "line tip*", "line {insertion|placement}", "{tip of|} the line*",
-        "{lines and|lines or} {tube*|drain*|device*}", "central venous*",
+        "{lines and|lines or} {tube*|drain*|device*}",
+        "{line|lines|wires} {is|are|remain|remains|} in {a|an|} {good|satisfactory|appropriate|unchanged|stable|adequate"
+        "|acceptable|expected|standard|correct|suitable|similar} {position*|location*|placement*}",
+        "{line|lines|wires} {is|are|remain|remains|} {unchanged|stable|satisfactory|appropriate|acceptable} in position",
+        "{line|lines|wires} {is|are|remain|remains|} {well|satisfactorily|appropriately|correctly|suitably}"
+        " {positioned|placed|sited|situated}", "central venous*",
         "endotracheal*", "ett", "ngt", "ogt", "{et|ng|og} tube*", "nasogastric*", "orogastric*", "dobhoff*",
         "dobbhoff*", "{enteric|feeding|chest} tube*", "tube", "tubes", "sheath", "sheaths", "tubing*", "cannula*",
         "drain", "drains", "pigtail*",
@@ -165,7 +172,12 @@ NEUTRAL: tuple[str, ...] = (
     ", density and {position|shape|size|outline}",
     "retrocardiac {area|region|space}", "retrosternal {area|region|space}", "bowel gas", "in contrast {to|with}",
     "in the interval", "as well as", "{cm|mm} wide",
-    "{air|gas} bubble", "no {comparison|prior|previous|old} {study|studies|exam*|film*|image*|radiograph*|}",
+    "{air|gas} bubble",
+    # Chambers of the heart; "RA" alone may be a disease.
+    "{in|into|to|at|over|within} {the|} {ra|rv|la|lv}", "{ra|rv|la|lv} {apex|septum}",
+    "{in|into|to|at|over|within} {the|} {ra|rv|la|lv} and {the|} {ra|rv|la|lv} {apex|septum|}",
+    "and {the|} {ra|rv|la|lv} {apex|septum}", "{can|may} {now|} be used", "coronary sinus",
+    "no {comparison|prior|previous|old} {study|studies|exam*|film*|image*|radiograph*|}",
 )  # fmt: skip
 
 # Phrases of neutral words that name a disease all the same.
@@ -180,7 +192,9 @@ OTHER_DISEASE: tuple[str, ...] = (
     "{air|gas} in {the|} {soft|subcutaneous|mediastin|pericard|periton|chest wall|neck|heart|liver|biliary|portal}*",
     "small {lungs|lung volume|lung volumes}", "absent {left|right|} {breast|nipple|rib|clavicle}*",
     "{small|moderate|large|mild|minimal|tiny|trace|slight} {on|at} {the|} {left|right|other|opposite}",
-    "ventricular configuration", "changes", "cervical rib*", "azygos lobe", "azygos fissure",
+    "ventricular configuration", "changes", "not {be|} {feed|fed|use|used}",
+    "only {the|} {one|left|right} {lung|side|hemithorax}", "{one|left|right} {lung|side|hemithorax} only",
+    "on the {left|right} only", "cervical rib*", "azygos lobe", "azygos fissure",
 )  # fmt: skip
 
 # Organs whose size is described by a word of the next tables.
@@ -218,6 +232,8 @@ HEALTHY: tuple[str, ...] = (
     "central", "centrally", "healthy", "adequate", "sharp", "free", "maintained", "well defined", "ventilated",
     "aligned", "normally {placed|positioned|situated|located}",
     "acceptable", "good", "smooth",
+    "{safe|ok|okay|fine|suitable|satisfactory|adequate|appropriate|acceptable|ready} {to|for}"
+    " {feed|feeding|feeds|use|be used|commence feeding|start feeding|nasogastric feeding|enteral feeding}",
 )  # fmt: skip
 
 # What is said to explain an opacity that is none. Between the two stands a verb, a doubt or "due to".
@@ -275,5 +291,11 @@ NOT_PLEURAL: frozenset[str] = word_set("""
     vessel aortic
 """)
 
-# With a costophrenic angle: an uncertain effusion, unless the report states or denies one.
+# With a costophrenic angle: an uncertain effusion, unless the report states or denies one, or a scar explains it.
 BLUNTED: tuple[str, ...] = ("blunt*",)
+
+# Words from the blunted angle to what explains it.
+BLUNTED_BY: frozenset[str] = word_set("due from secondary because caused owing attributed")
+
+# Signs that stay stated where their explanation is doubtful: "the opacity is likely atelectasis".
+SIGNS: frozenset[str] = frozenset({"Lung Opacity", "Lung Lesion", "Consolidation"})

@@ -57,6 +57,7 @@ class _Scanner(Scope):
         if self.pending is not None:
             self._doubt_without_object(self.pending)
         self._doubt_alternatives()
+        self._explain_blunting()
         return self.found
 
     def _word(self, index: int) -> None:
@@ -168,6 +169,9 @@ class _Scanner(Scope):
         acute = bool(cues.ACUTE & set(self.tokens[match.end :]))  # "nil acute"
         if acute and match.phrase in ("no", "nil", "nothing") and not self._object_follows(match):
             self.found.append(Mention(NORMAL, POSITIVE, match.start, match.end))
+        if match.phrase == "not" and self._contrasts_side(match):
+            self._add(OTHER, match.start, match.end, POSITIVE)
+            return
         value = match.start > 0 and self.tokens[match.start - 1] == ":"  # "Pneumothorax: none"
         last = match.end == len(self.tokens) and match.phrase in ("none", "nil", "absent", "no")
         if (value or last) and not self._object_follows(match):
@@ -244,6 +248,10 @@ class _Scanner(Scope):
             self._begin(NEGATIVE, match)
 
     def _doubt_after(self, match: Match, _: str) -> None:
+        if self._explains_sign(match):
+            self._begin(UNCERTAIN, match)
+            self.pending = match
+            return
         # A device that is incompletely assessed is present.
         exempt = SUPPORT_DEVICES if match.phrase.endswith(("assessed", "evaluated")) else ""
         if not self._apply(UNCERTAIN, match, exempt=exempt) and not self._gives_reason(match):

@@ -146,6 +146,39 @@ class Scope:
             ):
                 first.value = second.value = UNCERTAIN
 
+    def _explain_blunting(self) -> None:
+        """Replace the possible effusion by what explains the blunted angle: "blunted due to pleural thickening"."""
+        for blunted in [mention for mention in self.found if mention.finding == BLUNTED]:
+            rest = self.tokens[blunted.end :]
+            if blunted.value != POSITIVE or not findings.BLUNTED_BY & set(rest) or {"or", "not"} & set(rest):
+                continue
+            relation = next(i for i in range(blunted.end, len(self.tokens)) if self.tokens[i] in findings.BLUNTED_BY)
+            cause = next((m for m in self.found if m.start > relation), None)
+            if cause and cause.finding == OTHER and self.tokens[cause.start].startswith("scar"):
+                cause.finding = "Pleural Other"
+            if cause and cause.finding == "Pleural Other" and cause.value == POSITIVE:
+                blunted.finding = OTHER
+
+    def _explains_sign(self, match: Match) -> bool:
+        """Return whether a doubt concerns the explanation of a stated sign: "the opacity is likely atelectasis"."""
+        doubt = match.phrase.split()
+        if doubt[0] not in VERBS or doubt[-1] not in ("likely", "probable") or {"less", "more"} & set(doubt):
+            return False
+        named = [mention for mention in self.found if mention.finding != NORMAL]
+        if not named or named[-1].finding not in findings.SIGNS or self.assertion != POSITIVE:
+            return False
+        following = self.tokens[match.end : match.end + 1]
+        return following != [] and following[0] not in cues.NOT_EXPLAINED and self._object_follows(match)
+
+    def _contrasts_side(self, match: Match) -> bool:
+        """Return whether "not" excepts a side from what was said of the other: "left lung clear, right not"."""
+        stop = next((i for i in range(match.end, len(self.tokens)) if self.tokens[i] in (",", ":")), len(self.tokens))
+        rest = self.tokens[match.end : stop]
+        sides = {"left", "right", "other", "one", "base", "apex"}
+        near = set(rest or self.tokens[max(0, match.start - 4) : match.start])
+        normal = any(mention.finding == NORMAL for mention in self.found)
+        return normal and bool(sides & near) and cues.SIDES.issuperset(rest)
+
     def _is_denied(self, match: Match) -> bool:
         """Return whether the phrase is denied: "not clear", "no longer clear", "neither lung is clear"."""
         if self.assertion != NEGATIVE:

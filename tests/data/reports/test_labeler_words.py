@@ -236,3 +236,56 @@ def test_words_of_an_examination_before_surgery_are_neutral() -> None:
     for text in ("Pre-op CXR: lungs within normal limits, fit for anaesthesia.", "Routine check-up. Normal chest.",
                  "UVC tip at T8. Lungs are well aerated."):  # fmt: skip
         assert not wrong_labels({text: "Support Devices 1, normal" if "UVC" in text else "normal"})
+
+
+def test_places_of_devices_and_notes_of_care_are_neutral() -> None:
+    assert not wrong_labels({
+        "Leads in the RA and RV. No pneumothorax.": "Pneumothorax 0, Support Devices 1, normal",
+        "Feeding tube lies in the stomach. Safe to feed.": "Support Devices 1, normal",
+        "NG tube in the oesophagus, not safe to feed.": "Support Devices 1",
+        "NG tube tip in the stomach. Do not use.": "Support Devices 1",
+    })  # fmt: skip
+
+
+def test_a_doubtful_explanation_leaves_the_sign_stated() -> None:
+    assert not wrong_labels({
+        "Left basal opacity is likely atelectasis.": "Lung Opacity 1, Atelectasis -1",
+        "Opacity is likely a nodule, though pneumonia cannot be excluded.":
+            "Lung Lesion -1, Lung Opacity 1, Pneumonia -1",
+        "Consolidation is likely in the left base.": "Consolidation -1",
+        "Possible pneumonia superimposed on chronic interstitial change.": "Lung Opacity 1, Pneumonia -1",
+    })  # fmt: skip
+
+
+def test_lines_in_position_are_devices() -> None:
+    for text in (
+        "Lines in satisfactory position.",
+        "Drains in good position.",
+        "Lines are appropriately positioned.",
+    ):
+        assert not wrong_labels({text: "Support Devices 1, normal"})
+
+
+def test_a_compression_deformity_is_a_fracture() -> None:
+    assert not wrong_labels({
+        "Compression deformity of a mid thoracic vertebral body, age indeterminate.": "Fracture 1",
+        "Possible compression deformity of L1.": "Fracture -1",
+    })  # fmt: skip
+
+
+def test_blunting_explained_by_a_scar_is_no_effusion() -> None:
+    assert not wrong_labels({
+        "Blunted right CP angle due to pleural thickening.": "Pleural Other 1",
+        "Left costophrenic angle blunting from old scarring.": "Pleural Other 1",
+        "Blunted CP angle, pleural thickening at the apex.": "Pleural Effusion -1, Pleural Other 1",
+        "Blunting of the CP angle possibly due to pleural thickening.": "Pleural Effusion -1, Pleural Other -1",
+    })  # fmt: skip
+
+
+def test_the_other_or_the_only_lung_excludes_no_finding() -> None:
+    assert not wrong_labels({
+        "Left lung clear, right not.": "",
+        "Left lung is clear but not the right.": "",
+        "One lung only is aerated.": "",
+        "The effusion has been drained.": "Pleural Effusion 0, normal",
+    })  # fmt: skip
