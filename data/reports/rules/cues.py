@@ -36,7 +36,8 @@ NEGATION_AFTER: tuple[str, ...] = (
     "|noted|there}",
     "{has|have|had|since|now|is|are|completely|fully|} resolved", "{has|have|had} cleared", "cleared completely",
     "cleared up", "{is|are} absent", "ruled out", "{has been|have been|is|are|was|were|been} excluded", "excluded",
-    "unlikely", "{has|have} disappeared", "{has|have} been {drained|evacuated}", "disappeared", "{completely|now|since} cleared", "not a feature",
+    "unlikely", "{has|have} disappeared",
+    "{has|have} been {drained|evacuated}", "disappeared", "{completely|now|since} cleared", "not a feature",
     "not {reproduced|reproducible|substantiated|borne out}",
     "{is|are} negative", "not {inserted|placed|sited|required|needed}",
     "not {a|} {concern|consideration}", "{is|are} none", "{is|are|has|have|had|now|} gone", "vanished", "dissipated",
@@ -234,6 +235,8 @@ SCOPE_ENDS: tuple[str, ...] = (
     "with the exception", "again", "yet", "instead", "because of", "owing to", "on account of", "in the presence of",
     "besides", "beyond", "save for",
     "superimposed {on|upon}", "{on|against} {a|the|} background of", "on top of",
+    "overlying {chronic|underlying|known}",
+    "on {chronic|underlying|known|preexisting|pre existing}",
 )  # fmt: skip
 
 # The same, unless "or" follows: "no mass is seen or suspected".

@@ -88,11 +88,14 @@ MENTIONS: dict[str, tuple[str, ...]] = {
         "{central|venous|dialysis|jugular|subclavian|ij|arterial|picc|femoral|infusion} {venous|} line*",
         "line tip*", "line {insertion|placement}", "{tip of|} the line*",
         "{lines and|lines or} {tube*|drain*|device*}",
-        "{line|lines|wires} {is|are|remain|remains|} in {a|an|} {good|satisfactory|appropriate|unchanged|stable|adequate"
-        "|acceptable|expected|standard|correct|suitable|similar} {position*|location*|placement*}",
-        "{line|lines|wires} {is|are|remain|remains|} {unchanged|stable|satisfactory|appropriate|acceptable} in position",
+        "{line|lines|wires} {is|are|remain|remains|} in {a|an|} {good|satisfactory|appropriate|unchanged|stable"
+        "|adequate|acceptable|expected|standard|correct|suitable|similar} {position*|location*|placement*}",
+        "{line|lines|wires} {is|are|remain|remains|} {unchanged|stable|satisfactory|appropriate|acceptable}"
+        " in position",
         "{line|lines|wires} {is|are|remain|remains|} {well|satisfactorily|appropriately|correctly|suitably}"
-        " {positioned|placed|sited|situated}", "central venous*",
+        " {positioned|placed|sited|situated}",
+        "{line|lines} in {situ|place}", "line positions", "position* of {the|all|} lines", "{ra|rv|lv} {lead|leads}",
+        "central venous*",
         "endotracheal*", "ett", "ngt", "ogt", "{et|ng|og} tube*", "nasogastric*", "orogastric*", "dobhoff*",
         "dobbhoff*", "{enteric|feeding|chest} tube*", "tube", "tubes", "sheath", "sheaths", "tubing*", "cannula*",
         "drain", "drains", "pigtail*",
@@ -162,7 +165,7 @@ HARMLESS: tuple[str, ...] = (
     f"{PAST_TREATMENT} for {{a|the|}} {CANCER_KIND} {PAST_DISEASE}*",
     f"{{resected|treated|excised}} {CANCER_KIND} {PAST_DISEASE}*",
     f"{{resection|removal|excision}} of {{a|the|his|her|}} {CANCER_KIND} {PAST_DISEASE}*",
-    "nodules of bone", "contrast opaci*",
+    "nodules of bone", "contrast opaci*", "acute on chronic",
 )  # fmt: skip
 
 # Shadows of normal anatomy, and other phrases without meaning for the labels.
@@ -174,9 +177,11 @@ NEUTRAL: tuple[str, ...] = (
     "in the interval", "as well as", "{cm|mm} wide",
     "{air|gas} bubble",
     # Chambers of the heart; "RA" alone may be a disease.
-    "{in|into|to|at|over|within} {the|} {ra|rv|la|lv}", "{ra|rv|la|lv} {apex|septum}",
-    "{in|into|to|at|over|within} {the|} {ra|rv|la|lv} and {the|} {ra|rv|la|lv} {apex|septum|}",
-    "and {the|} {ra|rv|la|lv} {apex|septum}", "{can|may} {now|} be used", "coronary sinus",
+    "{in|into|to|at|over|within|,|and} {the|} {ra|rv|la|lv} {apex|septum|appendage|}", "{ra|rv|la|lv} {apex|septum}",
+    "{can|may} {now|} be used {safely|} {for feeding|}", "feeding {can|may} {now|} {commence|start|begin|resume}",
+    "for feeding", "{post pyloric|postpyloric}", "lies {at|below} {the|} {level|diaphragm|hemidiaphragm}",
+    "lies {in|over|within} {the|} {stomach|svc|ivc|gastric|left upper quadrant|right atrium|ra|rv}",
+    "lies {just|well|} above the carina", "coronary sinus",
     "no {comparison|prior|previous|old} {study|studies|exam*|film*|image*|radiograph*|}",
 )  # fmt: skip
 
@@ -232,7 +237,7 @@ HEALTHY: tuple[str, ...] = (
     "central", "centrally", "healthy", "adequate", "sharp", "free", "maintained", "well defined", "ventilated",
     "aligned", "normally {placed|positioned|situated|located}",
     "acceptable", "good", "smooth",
-    "{safe|ok|okay|fine|suitable|satisfactory|adequate|appropriate|acceptable|ready} {to|for}"
+    "mid line", "{safe|ok|okay|fine|fit|suitable|satisfactory|adequate|appropriate|acceptable|ready} {to|for}"
     " {feed|feeding|feeds|use|be used|commence feeding|start feeding|nasogastric feeding|enteral feeding}",
 )  # fmt: skip
 
@@ -295,7 +300,9 @@ NOT_PLEURAL: frozenset[str] = word_set("""
 BLUNTED: tuple[str, ...] = ("blunt*",)
 
 # Words from the blunted angle to what explains it.
-BLUNTED_BY: frozenset[str] = word_set("due from secondary because caused owing attributed")
+BLUNTED_BY: frozenset[str] = word_set(
+    "due from secondary because caused owing attributed related reflecting reflects representing represents"
+)
 
 # Signs that stay stated where their explanation is doubtful: "the opacity is likely atelectasis".
 SIGNS: frozenset[str] = frozenset({"Lung Opacity", "Lung Lesion", "Consolidation"})

@@ -234,7 +234,9 @@ class _Scanner(Scope):
         if self.assertion == UNCERTAIN and self.cue.phrase.endswith(("if", "whether")):
             return  # "unclear whether the effusion has gone"
         denied = match.phrase.endswith("expanded") and self._is_denied(match)  # "the lobe has not re-expanded"
-        applied = not denied and self._apply(NEGATIVE, match)
+        # A drained abscess, or a word that is not known, remains abnormal.
+        exempt = OTHER if match.phrase.endswith(("drained", "evacuated")) else ""
+        applied = not denied and self._apply(NEGATIVE, match, exempt=exempt)
         if applied and self._purpose_follows(match):
             self._begin(NEGATIVE, match)
         if not applied:

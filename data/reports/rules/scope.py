@@ -150,11 +150,12 @@ class Scope:
         """Replace the possible effusion by what explains the blunted angle: "blunted due to pleural thickening"."""
         for blunted in [mention for mention in self.found if mention.finding == BLUNTED]:
             rest = self.tokens[blunted.end :]
-            if blunted.value != POSITIVE or not findings.BLUNTED_BY & set(rest) or {"or", "not"} & set(rest):
+            if blunted.value != POSITIVE or not findings.BLUNTED_BY & set(rest) or "not" in rest:
                 continue
             relation = next(i for i in range(blunted.end, len(self.tokens)) if self.tokens[i] in findings.BLUNTED_BY)
-            cause = next((m for m in self.found if m.start > relation), None)
-            if cause and cause.finding == OTHER and self.tokens[cause.start].startswith("scar"):
+            causes = [m for m in self.found if m.start > relation]
+            cause = next((m for m in causes if m.finding != OTHER or self.tokens[m.start].startswith("scar")), None)
+            if cause and cause.finding == OTHER:
                 cause.finding = "Pleural Other"
             if cause and cause.finding == "Pleural Other" and cause.value == POSITIVE:
                 blunted.finding = OTHER
@@ -177,7 +178,8 @@ class Scope:
         sides = {"left", "right", "other", "one", "base", "apex"}
         near = set(rest or self.tokens[max(0, match.start - 4) : match.start])
         normal = any(mention.finding == NORMAL for mention in self.found)
-        return normal and bool(sides & near) and cues.SIDES.issuperset(rest)
+        elsewhere = not rest and cues.SIDES.issuperset(set(self.tokens[: match.start]) - VERBS)  # "the left is not"
+        return (normal or elsewhere) and bool(sides & near) and cues.SIDES.issuperset(rest)
 
     def _is_denied(self, match: Match) -> bool:
         """Return whether the phrase is denied: "not clear", "no longer clear", "neither lung is clear"."""

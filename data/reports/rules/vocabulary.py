@@ -135,7 +135,7 @@ NEUTRAL: frozenset[str] = word_set("""
     represent represents representing reflect reflects reflecting consistent compatible keeping related due secondary
     suggest suggests favored difference differences technical factors factor
 
-    lies lie lying tip tips terminates terminating terminate ends end ending course courses coursing placed place placement situ
+    tip tips terminates terminating terminate ends end ending course courses coursing placed place placement situ
     inserted insertion approach access dual single chamber lumen lead leads wire wires device devices line lines
     distally proximally junction cavoatrial pre post status postoperative unit generator hub port ports
     support supporting life monitoring ecg electrodes external internal implanted

@@ -287,5 +287,13 @@ def test_the_other_or_the_only_lung_excludes_no_finding() -> None:
         "Left lung clear, right not.": "",
         "Left lung is clear but not the right.": "",
         "One lung only is aerated.": "",
+        "Right lung is clear. Left is not.": "",
+    })  # fmt: skip
+
+
+def test_a_drained_effusion_is_absent() -> None:
+    assert not wrong_labels({
         "The effusion has been drained.": "Pleural Effusion 0, normal",
+        "The effusion has been partially drained.": "Pleural Effusion 1",
+        "The abscess has been drained.": "",
     })  # fmt: skip
