@@ -177,7 +177,8 @@ NEUTRAL: tuple[str, ...] = (
     "in the interval", "as well as", "{cm|mm} wide",
     "{air|gas} bubble",
     # Chambers of the heart; "RA" alone may be a disease.
-    "{in|into|to|at|over|within|,|and} {the|} {ra|rv|la|lv} {apex|septum|appendage|}", "{ra|rv|la|lv} {apex|septum}",
+    "{in|into|to|at|over|within} {the|} {ra|rv|la|lv} {apex|septum|appendage|}", "{ra|rv|la|lv} {apex|septum}",
+    "{in|into|to|at|over|within} {the|} {ra|rv|la|lv} {and|,} {the|} {ra|rv|la|lv} {apex|septum|}",
     "{can|may} {now|} be used {safely|} {for feeding|}", "feeding {can|may} {now|} {commence|start|begin|resume}",
     "for feeding", "{post pyloric|postpyloric}", "lies {at|below} {the|} {level|diaphragm|hemidiaphragm}",
     "lies {in|over|within} {the|} {stomach|svc|ivc|gastric|left upper quadrant|right atrium|ra|rv}",
