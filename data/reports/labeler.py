@@ -18,9 +18,9 @@ from medunifier.data.reports.observations import (
     merge_mentions,
 )
 from medunifier.data.reports.plain_sections import split_plain_sections
+from medunifier.data.reports.rules.negation import BLUNTED, FAILURE, NORMAL, OTHER
 from medunifier.data.reports.rules.normalize import undictated
 from medunifier.data.reports.rules.scanner import sentence_mentions
-from medunifier.data.reports.rules.scope import BLUNTED, FAILURE, NORMAL, OTHER
 from medunifier.data.reports.rules.sentences import split_sentences
 from medunifier.data.reports.sections import FULL_REPORT, LAST_PARAGRAPH, PREAMBLE, split_sections
 

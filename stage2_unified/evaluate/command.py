@@ -127,7 +127,12 @@ def main(argv: Sequence[str]) -> None:
         EXTERNAL[task].run(config, command)
     else:
         tokenizer, pipeline = load_model(config.model, task, config.device)
-        print_metrics(evaluate(task, config, tokenizer, pipeline, command), config.out)
+        try:
+            print_metrics(evaluate(task, config, tokenizer, pipeline, command), config.out)
+        except KeyboardInterrupt:  # unlike most commands it keeps nothing of what it has computed
+            raise KeyboardInterrupt(
+                f"interrupted; {config.out} was not written, and the command starts anew"
+            ) from None
 
 
 def load_model(folder: str, task: str, device: str | None) -> tuple[FrozenTokenizer, Pipeline | None]:

@@ -10,7 +10,7 @@ from itertools import pairwise
 from medunifier.data.reports.observations import NEGATIVE, POSITIVE, SUPPORT_DEVICES, UNCERTAIN
 from medunifier.data.reports.rules import cues, findings
 from medunifier.data.reports.rules.matching import Match
-from medunifier.data.reports.rules.scope import (
+from medunifier.data.reports.rules.negation import (
     BLUNTED,
     FAILURE,
     NEUTRAL_WORDS,
@@ -25,9 +25,6 @@ from medunifier.data.reports.rules.sentences import words
 
 # Maximum number of words from an adjective to the organ that it describes: "enlarged cardiac silhouette".
 _MAX_ADJECTIVE_DISTANCE = 4
-_DOUBLE_NEGATIONS = frozenset({
-    "without", "absent", "clear of", "free of", "free from", "cleared of", "devoid of", "negative for",
-})  # fmt: skip
 _MAX_EXPLANATION = 5  # words between "density ... is due to" and the artefact
 _EXPLANATIONS = frozenset([
     *VERBS, *RELATIONS, "be", "likely", "probably", "possibly", "presumably", "reflects", "reflect", "reflecting",
@@ -39,7 +36,7 @@ _EXPLANATIONS = frozenset([
 
 @lru_cache(maxsize=50_000)  # sentences recur across reports: "no pneumothorax", "the lungs are clear"
 def sentence_mentions(sentence: str) -> tuple[tuple[str, int], ...]:
-    """Return the (finding, value) pairs of a lower-case sentence, in text order, with those of `scope`."""
+    """Return the (finding, value) pairs of a lower-case sentence, in text order, with those of `negation`."""
     return tuple((mention.finding, mention.value) for mention in _Scanner(words(sentence)).scan())
 
 
@@ -158,42 +155,6 @@ class _Scanner(Scope):
             self._apply(NEGATIVE, match)  # "nodules: negative"
         denied = self._is_denied(match)
         self.found.append(Mention(OTHER if denied else NORMAL, POSITIVE, match.start, match.end))
-
-    def _negation_before(self, match: Match, _: str) -> None:
-        if match.phrase in _DOUBLE_NEGATIONS and self._is_denied(match):  # "not clear of consolidation", "not absent"
-            self._end_scope()
-            return
-        # "Might be a skin fold rather than pneumothorax" remains doubtful.
-        if self.assertion == UNCERTAIN and match.phrase.startswith(("rather", "mimic", "simulat")):
-            return
-        acute = bool(cues.ACUTE & set(self.tokens[match.end :]))  # "nil acute"
-        if acute and match.phrase in ("no", "nil", "nothing") and not self._object_follows(match):
-            self.found.append(Mention(NORMAL, POSITIVE, match.start, match.end))
-        if match.phrase == "not" and self._contrasts_side(match):
-            self._add(OTHER, match.start, match.end, POSITIVE)
-            return
-        value = match.start > 0 and self.tokens[match.start - 1] == ":"  # "Pneumothorax: none"
-        last = match.end == len(self.tokens) and match.phrase in ("none", "nil", "absent", "no")
-        if (value or last) and not self._object_follows(match):
-            self._apply(NEGATIVE, match, named=value)
-            return
-        self._begin(NEGATIVE, match)
-
-    def _doubt_before(self, match: Match, _: str) -> None:
-        if self._is_verb_after_denial(match):
-            self._begin(UNCERTAIN, match)
-            return
-        # "No opacity to suggest pneumonia" and "no suspicious opacity" are negative, not uncertain.
-        if self.assertion == NEGATIVE and not any(word in match.phrase for word in ("exclude", "rule out")):
-            return
-        if self._is_adjective(match):
-            return
-        before = self.tokens[match.start - 1] if match.start else ""
-        value = before == ":" or match.end == len(self.tokens)
-        if value and not self._object_follows(match) and self._apply(UNCERTAIN, match, named=before == ":"):
-            return
-        self._begin(UNCERTAIN, match)
-        self.pending = match
 
     def _confirmed(self, match: Match, _: str) -> None:
         if self.assertion != NEGATIVE:

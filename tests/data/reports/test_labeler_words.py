@@ -170,7 +170,7 @@ def test_resolution_to_come_and_removal_since_the_prior_study() -> None:
         "Follow-up to resolution recommended for the pneumonia.": "Pneumonia 1",
         "Resolution of pneumonia should be documented.": "Pneumonia 1",
         "No sign that the pneumonia is clearing.": "Pneumonia 1",
-        "Repeat film for complete resolution of the consolidation.": "Consolidation 1",
+        "Repeat radiograph for complete resolution of the consolidation.": "Consolidation 1",
         "Extubated since the prior study.": "Support Devices 0, normal",
         "Drain removed prior to this study.": "Support Devices 1, normal",
     })  # fmt: skip

@@ -23,15 +23,15 @@ def reports(archive):
 
 def test_reports_are_found_beside_names_with_dots(tmp_path, read):
     images = {
-        "1.2.840.99.7/1.dcm": "7", "1.2.840.99.8": "8", "film.dcm.gz": "packed", "x.y.IMA": "ima",
+        "1.2.840.99.7/1.dcm": "7", "1.2.840.99.8": "8", "chest.dcm.gz": "packed", "x.y.IMA": "ima",
         "a.dcm": "appended",         "deep/1.5/series/b": "deep",
     }  # fmt: skip
     files = {
         name: identified(patient=text, study=f"1.{number}") for number, (name, text) in enumerate(images.items())
     }
-    files["film.dcm.gz"] = gzip.compress(files["film.dcm.gz"])
+    files["chest.dcm.gz"] = gzip.compress(files["chest.dcm.gz"])
     texts = {
-        "1.2.840.99.7.txt": "7", "1.2.840.99.8.txt": "8", "film.txt": "packed", "x.y.txt": "ima",
+        "1.2.840.99.7.txt": "7", "1.2.840.99.8.txt": "8", "chest.txt": "packed", "x.y.txt": "ima",
         "a.dcm.txt": "appended", "deep/1.5.txt": "deep",
     }  # fmt: skip
     write(tmp_path, files | {name: text.encode() for name, text in texts.items()})

@@ -165,6 +165,19 @@ def test_invalid_arguments_give_one_error_line(
     assert not (tmp_path / "o.json").exists()
 
 
+def test_an_interrupted_evaluation_says_that_it_starts_anew(
+    image_shards, tokenizer_folder, tmp_path, capsys, monkeypatch
+):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "evaluate", interrupt)
+    arguments = ["tokenizer", "--model", str(tokenizer_folder), "--data", str(image_shards)]
+    assert run_command(main, [*arguments, "--out", str(tmp_path / "result.json")]) == 130
+    error = capsys.readouterr().err
+    assert "result.json was not written" in error and error.count("\n") == 1
+
+
 def test_data_without_reports_are_refused(studies, tmp_path):
     empty = {"findings": "", "impression": "", "text": ""}
     silent = [(pixels, info | {"report": empty}) for pixels, info in studies[:40]]

@@ -1,4 +1,4 @@
-"""The state of a pass over a sentence: mentions so far, the active negation or doubt, and where its scope ends."""
+"""Negation and doubt in a sentence: what begins them, where their scope ends, and the mentions that they apply to."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -37,6 +37,9 @@ _HEDGING_VERBS = frozenset(
 )  # as `fold` spells
 _AFTER = frozenset({"after", "following", "post", "since", "status"})
 _EVIDENCE = frozenset({"evidence", "sign", "signs", "indication", "presence", "trace"})
+_DOUBLE_NEGATIONS = frozenset({
+    "without", "absent", "clear of", "free of", "free from", "cleared of", "devoid of", "negative for",
+})  # fmt: skip
 _TABLE = PhraseTable(phrases.entries())
 NEUTRAL_WORDS = frozenset(folded for word in NEUTRAL | INTERPOSED for folded in fold(word))
 
@@ -294,3 +297,39 @@ class Scope:
                     break
             group.append(mention)
         return group
+
+    def _negation_before(self, match: Match, _: str) -> None:
+        if match.phrase in _DOUBLE_NEGATIONS and self._is_denied(match):  # "not clear of consolidation", "not absent"
+            self._end_scope()
+            return
+        # "Might be a skin fold rather than pneumothorax" remains doubtful.
+        if self.assertion == UNCERTAIN and match.phrase.startswith(("rather", "mimic", "simulat")):
+            return
+        acute = bool(cues.ACUTE & set(self.tokens[match.end :]))  # "nil acute"
+        if acute and match.phrase in ("no", "nil", "nothing") and not self._object_follows(match):
+            self.found.append(Mention(NORMAL, POSITIVE, match.start, match.end))
+        if match.phrase == "not" and self._contrasts_side(match):
+            self._add(OTHER, match.start, match.end, POSITIVE)
+            return
+        value = match.start > 0 and self.tokens[match.start - 1] == ":"  # "Pneumothorax: none"
+        last = match.end == len(self.tokens) and match.phrase in ("none", "nil", "absent", "no")
+        if (value or last) and not self._object_follows(match):
+            self._apply(NEGATIVE, match, named=value)
+            return
+        self._begin(NEGATIVE, match)
+
+    def _doubt_before(self, match: Match, _: str) -> None:
+        if self._is_verb_after_denial(match):
+            self._begin(UNCERTAIN, match)
+            return
+        # "No opacity to suggest pneumonia" and "no suspicious opacity" are negative, not uncertain.
+        if self.assertion == NEGATIVE and not any(word in match.phrase for word in ("exclude", "rule out")):
+            return
+        if self._is_adjective(match):
+            return
+        before = self.tokens[match.start - 1] if match.start else ""
+        value = before == ":" or match.end == len(self.tokens)
+        if value and not self._object_follows(match) and self._apply(UNCERTAIN, match, named=before == ":"):
+            return
+        self._begin(UNCERTAIN, match)
+        self.pending = match
