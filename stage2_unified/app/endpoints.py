@@ -1,5 +1,6 @@
 """Handlers of the page's events and its HTTP API, with values that Gradio can display."""
 
+import html
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ from medunifier.stage2_unified.app.code_grid import Region, cell_pixels, render_
 from medunifier.stage2_unified.app.phantoms import Example
 from medunifier.stage2_unified.app.service import SAMPLES, ModelService, TextMatch
 
-SCORE_COLUMNS = ("finding", "sampled probability", "statement over denial", "similarity", "rank in the index")
+SCORE_COLUMNS = ("finding", "sampled probability", "statement over denial", "similarity", "percentile in the index")
 SIMILAR_COLUMNS = ("rank", "similarity", "study", "view", "findings", "impression")
-PROMPT_COLUMNS = ("finding", "statement over denial", "similarity", "rank in the index")
+PROMPT_COLUMNS = ("finding", "statement over denial", "similarity", "percentile in the index")
 MATCH_COLUMNS = ("seed", "match")
 NO_RISK = "not the risk of a disease"
 
@@ -120,22 +121,27 @@ class Endpoints:
         region = Region(top, left, min(max(int(height), 1), rows - top), min(max(int(width), 1), columns - left))
         return top, left, render_codes(codes, self._codebook_size, region)
 
-    def bars(self, rows: Rows) -> tuple[gr.Label, dict[str, Any]]:
-        """Return a bar chart and a table of prompt scores (:data:`PROMPT_COLUMNS`) for the rows of :meth:`findings`.
+    def bars(self, rows: Rows) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return HTML bars and a table of prompt scores (:data:`PROMPT_COLUMNS`) for the rows of :meth:`findings`.
 
         The bars are the sampled-report probabilities. The prompt scores, which can contradict them, are weaker.
 
-        If the labeler knows none of the names: the rank in the index, or without an index the softmax.
+        If none of the names has one: the percentile in the index, or without an index the softmax.
         """
         prompts = table(PROMPT_COLUMNS, [[name, *scores] for name, _, *scores in rows])
-        sampled = {name: probability for name, probability, *_ in rows if probability is not None}
-        if sampled:
-            return gr.Label(sampled, label=f"Findings: fraction of {SAMPLES} sampled reports; {NO_RISK}"), prompts
-        if all(rank is not None for *_, rank in rows):
-            ranks = {name: rank for name, *_, rank in rows}
-            return gr.Label(ranks, label=f"Findings: rank in the index (100 % = highest); {NO_RISK}"), prompts
-        preferences = {name: preference for name, _, preference, *_ in rows}
-        return gr.Label(preferences, label=f"Findings: statement over denial, not calibrated; {NO_RISK}"), prompts
+        sampled = [(name, value, of_samples(value)) for name, value, *_ in rows if value is not None]
+        untrained = [name for name, *_ in rows if self._service.is_untrained(name)]
+        known = [row for row in rows if row[0] not in untrained]
+        if sampled or not known:
+            label, bars = f"Findings: fraction of {SAMPLES} sampled reports", sampled
+        elif all(percentile is not None for *_, percentile in known):
+            label = "Findings: percentile in the index (100% = highest)"
+            bars = [(name, percentile, percent(percentile)) for name, *_, percentile in known]
+        else:
+            label = "Findings: statement over denial, not calibrated"
+            bars = [(name, preference, small(preference)) for name, _, preference, *_ in known]
+        bars += [(name, None, "not in the training data") for name in untrained]
+        return gr.update(value=bars_html(bars), label=f"{label}; {NO_RISK}"), prompts
 
     def thumbnails(self, rows: Rows) -> list[tuple[np.ndarray, str]]:
         """Return the images for the rows of :meth:`similar`, of studies that have one."""
@@ -147,25 +153,47 @@ def match_texts(found: TextMatch) -> tuple[str, str]:
     """Return the answer for the page, and the weaker scores; no score in them reads 0."""
     cosine = f"Cosine similarity of the embeddings: {found.similarity:.3f}"
     if found.percentile is not None:
-        share = "less than 1%" if found.percentile < 0.005 else f"{found.percentile:.0%}"
-        cosine += f", higher than for {share} of the index's studies"
+        cosine += f", higher than for {percent(found.percentile)} of the index's studies"
     head = f"Match head, trained on whole reports: probability {small(found.probability)}."
     if found.whole_report:
         answer, weaker = [head], [f"{cosine}."]
     else:
         answer = [
-            f"{'States' if stated else 'Denies'} {name}: "
-            f"{f'{agree:.0%}' if agree else 'fewer than one'} of {SAMPLES} sampled reports agree."
+            f"{'States' if stated else 'Denies'} {name}: {of_samples(agree)} sampled reports agree."
             for name, stated, agree in found.agreement
         ]
         weaker = [f"{cosine}.", head]
         if answer:
             answer.append("Side and size are not compared.")
-        elif found.percentile is not None:
+        elif found.percentile is not None and not found.untrained:
             answer, weaker = weaker[:1], weaker[1:]
-        else:
+        elif not found.untrained:
             answer = ["No known finding in this text. Enter a whole report, or a sentence about a finding."]
+    if found.untrained:
+        # A score would read as if the finding were absent.
+        answer.append(f"The model was not trained on {', '.join(found.untrained)}: no score.")
+        weaker = weaker if found.agreement or found.whole_report else []
     return "\n\n".join(answer), "\n\n".join(weaker)
+
+
+def of_samples(fraction: float) -> str:
+    """Return a fraction of the sampled reports in words, "50% of 16"; none of them as "fewer than one of 16"."""
+    return f"{f'{fraction:.0%}' if fraction else 'fewer than one'} of {SAMPLES}"
+
+
+def percent(fraction: float) -> str:
+    """Return a fraction as a percentage; one that would read 0% as "less than 1%"."""
+    return "less than 1%" if fraction < 0.005 else f"{fraction:.0%}"
+
+
+def bars_html(bars: Sequence[tuple[str, float | None, str]]) -> str:
+    """Return bars as HTML, each a name, a length from 0 to 1 (None: no bar) and the text of the value."""
+    lines = []
+    for name, length, text in bars:
+        bar = "" if length is None else f'<progress max="1" value="{float(length):.4f}"></progress>'
+        name, text = html.escape(str(name)), html.escape(text)
+        lines.append(f'<div class="bar">{bar}<span>{name}</span> <span>{text}</span></div>')
+    return "".join(lines)
 
 
 def small(probability: float) -> str:
@@ -180,6 +208,8 @@ def table(columns: Sequence[str], rows: Rows) -> dict[str, Any]:
 
 
 def _shown(column: str, cell: Any) -> str:
-    if not isinstance(cell, float):
+    if cell is None or isinstance(cell, str) or column == "seed":
         return "" if cell is None else str(cell)
+    if column.startswith("percentile"):
+        return percent(cell)
     return f"{cell:.3f}" if column == "similarity" else small(cell)

@@ -18,7 +18,7 @@ from medunifier.stage2_unified.app.endpoints import (
 from medunifier.stage2_unified.app.phantoms import Example
 from medunifier.stage2_unified.app.security.arguments import CheckedBlocks
 from medunifier.stage2_unified.app.security.uploads import Uploads
-from medunifier.stage2_unified.app.service import MAX_IMAGES, MAX_LABELS, VIEWS, ModelService
+from medunifier.stage2_unified.app.service import MAX_IMAGES, VIEWS, ModelService
 from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline
 
 TITLE = "medunifier: chest radiograph understanding and generation"
@@ -131,9 +131,9 @@ def _report_tab(
                 placeholder="Upload a radiograph or click a phantom. The report appears here while it is generated.",
             )  # fmt: skip
             truth = gr.Markdown(visible=False, elem_id="truth", container=True)
-            bars = gr.Label(
-                label="Findings: fraction of sampled reports; not the risk of a disease",
-                num_top_classes=MAX_LABELS, show_heading=False, elem_id="findings",
+            bars = gr.HTML(
+                label="Findings: fraction of sampled reports; not the risk of a disease", show_label=True,
+                container=True, padding=True, js_on_load=None, elem_id="findings",
             )  # fmt: skip
             with gr.Accordion("Other findings, and scores by prompts (weaker)", open=False):
                 with gr.Row(equal_height=True):

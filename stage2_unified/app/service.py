@@ -71,7 +71,8 @@ class FindingScore:
 
     Attributes:
         name: as requested.
-        sampled_probability: fraction of sampled reports that state it; None for a name unknown to the labeler.
+        sampled_probability: fraction of sampled reports that state it; None for a name unknown to the labeler, and
+            for a finding that the model was not trained on.
         preference, similarity: see :class:`Scores`.
         index_rank: fraction of the index's studies with a lower preference; None without an index.
     """
@@ -94,6 +95,7 @@ class TextMatch:
         agreement: (finding, whether the text states it, fraction of sampled reports that agree); empty for a whole
             report, and for a text in which the labeler finds nothing. An uncertain mention counts as stated.
         whole_report: whether the match head applies.
+        untrained: findings of the text that the model was not trained on; they have no score.
     """
 
     probability: float
@@ -101,6 +103,7 @@ class TextMatch:
     percentile: float | None
     agreement: tuple[tuple[str, bool, float], ...]
     whole_report: bool
+    untrained: tuple[str, ...] = ()
 
 
 def is_whole_report(text: str) -> bool:
@@ -126,10 +129,11 @@ class ModelService:
         index: studies to search for similar ones.
         index_images: (S, S) uint8 images of the index's studies by study id, if they may be shown.
         max_bytes: maximum size of an uploaded file.
-        learned: findings that the page offers if the index's reports state none; default: the standard 13.
+        learned: findings of the training data, offered if the index's reports state none; () if unknown.
 
     Attributes:
         learned: findings that the page offers, those of the index if it has reports.
+        trained: findings of the training data; the standard 13 if unknown.
     """
 
     def __init__(
@@ -144,6 +148,7 @@ class ModelService:
         self.pipeline, self.index, self._model = pipeline, index, pipeline.fingerprint
         self.index_images = index_images or {}
         self.learned = self._findings_of_index() or learned or FINDINGS
+        self.trained = learned or FINDINGS
         self._folder, self._max_bytes = folder, max_bytes
         self._reader = IsolatedReader(MAX_SECONDS_PER_UPLOAD)
         self._images: OrderedDict[str, EncodedImage] = OrderedDict()
@@ -199,13 +204,21 @@ class ModelService:
         columns = (scorer.findings, sampled, preference.tolist(), similarity.tolist(), rank)
         return [FindingScore(*row) for row in zip(*columns, strict=True)]
 
+    def is_untrained(self, name: str) -> bool:
+        """Return whether a name is that of a standard finding that the model was not trained on."""
+        return name.lower() in self._untrained
+
+    @property
+    def _untrained(self) -> set[str]:
+        return {name.lower() for name in FINDINGS} - {name.lower() for name in self.trained}
+
     def _sampled_probabilities(self, image: EncodedImage) -> dict[str, float]:
-        """Return the sampled-report probabilities by lower-case observation."""
+        """Return the sampled-report probabilities by lower-case observation, without findings not trained on."""
         key = image.codes.tobytes(), image.view
 
         def sample() -> dict[str, float]:
             fractions = sampled_probability(self.pipeline, image.codes[None], [image.view], SAMPLES)
-            return {name: float(fraction[0]) for name, fraction in fractions.items()}
+            return {name: float(fraction[0]) for name, fraction in fractions.items() if name not in self._untrained}
 
         return _cached(self._sampled, key, sample)
 
@@ -264,11 +277,13 @@ class ModelService:
         if self.index is not None:
             percentile = float((self.index.embeddings[:: self._stride] @ embedded < similarity).mean())
         whole = is_whole_report(text)
-        agreement = () if whole else tuple(self._agreement(image, text))
-        return TextMatch(float(probability), similarity, percentile, agreement, whole)
-
-    def _agreement(self, image: EncodedImage, text: str) -> Iterator[tuple[str, bool, float]]:
         labels = {name: value != 0 for name, value in label_report(text).items() if name in FINDINGS}
+        untrained = tuple(name for name in labels if self.is_untrained(name))
+        known = {name: stated for name, stated in labels.items() if name not in untrained}
+        agreement = () if whole else tuple(self._agreement(image, known))
+        return TextMatch(float(probability), similarity, percentile, agreement, whole, untrained)
+
+    def _agreement(self, image: EncodedImage, labels: Mapping[str, bool]) -> Iterator[tuple[str, bool, float]]:
         probabilities = self._sampled_probabilities(image) if labels else {}
         for name, stated in labels.items():
             probability = probabilities[name.lower()]

@@ -26,7 +26,8 @@ CSS = """
 :is(#found, #prompted), :is(#found, #prompted) :is(table, .cell-wrap, th) {
   font-size: 0.85rem; font-family: var(--font);
 }
-#findings .confidence-set { font-family: var(--font); }
+#findings .bar { display: flex; flex-wrap: wrap; justify-content: space-between; margin-top: 0.5rem; }
+#findings progress { width: 100%; height: 4px; accent-color: var(--primary-500); }
 #report textarea { font-size: 1.02rem; line-height: 1.5; }
 #status { min-height: 1.5rem; color: var(--primary-600); }
 /* One toast collects the errors; only the newest is shown. */

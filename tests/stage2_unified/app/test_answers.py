@@ -1,14 +1,23 @@
 """What the page states: small probabilities, statements and whole reports, the findings and data of the training."""
 
 import re
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 pytest.importorskip("gradio")
 
-from medunifier.stage2_unified.app.endpoints import match_texts, small, table
+from medunifier.stage2_unified.app.endpoints import PROMPT_COLUMNS, Endpoints, bars_html, match_texts, small, table
 from medunifier.stage2_unified.app.server import training_source
-from medunifier.stage2_unified.app.service import TextMatch, is_whole_report, stated_findings
+from medunifier.stage2_unified.app.service import (
+    EncodedImage,
+    ModelService,
+    TextMatch,
+    is_whole_report,
+    stated_findings,
+)
+from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline
 
 
 def test_no_probability_reads_0():
@@ -30,6 +39,43 @@ def test_no_score_of_a_text_reads_0():
         answer, weaker = match_texts(found)
         assert answer and not re.search(r"(?<![\d.])0(\.0+)?(?![\d.])", answer + weaker), (answer, weaker)
         assert not agreement or ("fewer" in answer and "50%" in answer)
+
+
+def test_a_finding_that_the_model_never_learned_has_no_score(model_folder, tmp_path):
+    pipeline = MedUnifierPipeline.from_pretrained(str(model_folder), "cpu")
+    service = ModelService(pipeline, tmp_path, learned=("Edema",))
+    side = pipeline.tokenizer.image_size
+    pixels = np.random.default_rng(0).random((side, side), np.float32)
+    image = EncodedImage(pixels, pipeline.encode(pixels[None])[0], "PA")
+    for text, scored, untrained in (
+        ("Rib fracture.", [], ("Fracture",)),
+        ("No fracture. Pulmonary edema.", ["Edema"], ("Fracture",)),
+        ("Pulmonary edema.", ["Edema"], ()),
+    ):
+        found = service.match(image, text)
+        assert [name for name, *_ in found.agreement] == scored and found.untrained == untrained, text
+        answer, weaker = match_texts(found)
+        assert ("not trained on Fracture" in answer) == bool(untrained)
+        assert scored or not re.search(r"\d", answer + weaker), (answer, weaker)
+    assert [s.sampled_probability is None for s in service.findings(image, "fracture, Edema")] == [True, False]
+    assert not ModelService(pipeline, tmp_path).is_untrained("Fracture"), "unknown training data"
+
+
+def test_bars_and_tables_read_no_bare_0():
+    service = SimpleNamespace(
+        pipeline=SimpleNamespace(tokenizer=SimpleNamespace(grid=(4, 4), codebook_size=8)),
+        is_untrained=lambda name: name == "Fracture",
+    )
+    bars_of = Endpoints(service, []).bars  # type: ignore[arg-type]
+    # The browser sends 0.0 back as the integer 0.
+    for row in (["Edema", 0, 0, -0.1, 0], ["b", None, 0, -0.1, 0], ["b", None, 0, -0.1, None]):
+        bars, prompts = bars_of([row, ["Fracture", None, 0.4, 0, 0.5]])
+        texts = re.sub("<[^>]*>", " ", bars["value"]) + " ".join(prompts["metadata"]["display_value"][0])
+        assert not re.search(r"(?<![\d.])0%?(?![\d.])", texts), texts
+        assert "training" in bars["value"].partition("Fracture")[2], "no score of it"
+    assert "fewer than one of" in bars_of([["Edema", 0, 0, 0, 0]])[0]["value"], "as the match says it"
+    assert "percentile" in PROMPT_COLUMNS[-1] and prompts["metadata"]["display_value"][1][-1] == "50%"
+    assert "<img" not in bars_html([("<img src=x>", 0.5, "<img>")])
 
 
 def test_a_statement_is_no_whole_report():

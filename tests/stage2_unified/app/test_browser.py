@@ -125,7 +125,7 @@ def test_an_uploaded_dicom_file_is_reported(opened, tmp_path):
     drop(page, "image.dcm", dicom_file(tmp_path))
     until(page, "document.querySelector('#report textarea').value.length > 3")
     until(page, "document.querySelectorAll('#neighbours img').length == 4")
-    assert page.locator("#findings .confidence-set").count() >= 4, "the findings of the phantoms"
+    assert page.locator("#findings .bar").count() >= 4, "the findings of the phantoms"
     assert "study" in page.locator("#found").inner_text() and "effusion" in page.locator("#found").inner_text()
     findings = split_sections(study_with_effusion().report)["findings"]
     page.locator("#typed textarea, #typed input").fill(" ".join(findings.split()))
@@ -148,7 +148,7 @@ def test_an_example_shows_its_ground_truth_next_to_the_report(opened):
     page.locator("#examples .thumbnail-item").nth(1).click()
     page.get_by_text("Ground-truth report of this phantom").wait_for()
     until(page, "document.querySelector('#report textarea').value.length > 3")
-    until(page, "document.querySelectorAll('#findings .confidence-set').length >= 4")
+    until(page, "document.querySelectorAll('#findings .bar').length >= 4")
 
 
 def test_radiographs_are_generated_from_a_report(opened, tmp_path):
