@@ -1,5 +1,10 @@
 """Plain progress lines: from the first unit on, with an ETA and figures, and no line twice."""
 
+import io
+import sys
+
+from rich.console import Console
+
 from medunifier.shared.progress import Progress
 
 
@@ -22,3 +27,18 @@ def test_a_resumed_run_estimates_from_its_own_units(capsys):
         progress._start -= 10  # ten seconds ago
         progress.advance(50)
         assert "ETA 0:00:10" in capsys.readouterr().err
+
+
+def test_a_narrow_terminal_shows_steps_rate_and_eta_before_long_figures(monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    figures = {"loss": 44.251234, "contrast": 2.9971234, "generation": 9.1231234, "lm": 10.512345}
+    with Progress(20000, "training", "step") as progress:
+        progress._start -= 5
+        progress.advance(1, **figures)
+        for width in (60, 80, 200):
+            console = Console(width=width, force_terminal=True, file=io.StringIO(), color_system=None)
+            console.print(progress._bar.get_renderable())
+            (line,) = console.file.getvalue().splitlines()
+            for part in ("1/20000 step", "step/s", "ETA 27:4"):
+                assert part in line, line
+        assert "lm 10.51" in line
