@@ -35,12 +35,23 @@ class _Parser(ArgumentParser):
     """A parser that raises in place of printing its usage over the one line that matters."""
 
     further_options: Sequence[str] = ()
+    _given: Sequence[str] = ()
+
+    def parse_args(self, args: Sequence[str], **options: Any) -> Namespace:  # type: ignore[override]
+        self._given = args
+        parsed: Namespace = super().parse_args(args, **options)
+        return parsed
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         text = _one_line(message)
         if option := _UNKNOWN_OPTION.search(text):
             dashed, dotted = option.groups()
             text += nearest(dashed or f"--{dotted}", self._options())
+        elif "required" in text:  # reported before an unknown option, which is often the missing one, misspelt
+            known = self._options()
+            given = (word.partition("=")[0].removesuffix("+") for word in self._given if word.startswith("--"))
+            if unknown := next((option for option in given if option != "--" and option not in known), None):
+                text += f"; unknown option {unknown}{nearest(unknown, known)}"
         raise UsageError(text) from ex
 
     def _options(self) -> list[str]:

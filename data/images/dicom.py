@@ -147,7 +147,7 @@ def _parse(data: bytes) -> Dataset:
     except Exception as error:
         raise UnreadableImage(f"not readable as DICOM ({_brief(error)})") from error
     if not is_dicom(data) and not any(tag in dataset for tag in ("SOPClassUID", "Modality", "Rows", "PixelData")):
-        raise UnreadableImage("not a DICOM file")
+        raise UnreadableImage("not a DICOM file, nor PNG or JPEG")
     return dataset
 
 

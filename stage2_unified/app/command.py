@@ -76,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("the page needs Gradio: pip install 'medunifier[app]'")
     login = (config.user, _password(config.password_file)) if config.password_file else None
     with temporary_folder() as folder, listening_socket(config.host, config.port) as listening:
+        # On standard error, since scripts read the address from the first line of the output.
+        print("loading the model …", file=sys.stderr, flush=True)
         import uvicorn
 
         from medunifier.stage2_unified.app.security.connections import BoundedConnection

@@ -12,6 +12,7 @@ from typing import TypeVar
 import numpy as np
 
 from medunifier.data.images.isolated import IsolatedReader
+from medunifier.data.images.pixels import UnreadableImage
 from medunifier.data.images.synthetic import describe_generated_image, save_synthetic_png
 from medunifier.data.reports.labeler import label_report
 from medunifier.data.reports.rules.sentences import split_sentences
@@ -176,7 +177,10 @@ class ModelService:
         return EncodedImage(image.pixels, image.codes, _view(view) or image.view)
 
     def _decode(self, file: Path) -> EncodedImage:
-        decoded = self._reader.read(file, self.pipeline.tokenizer.image_size)
+        try:
+            decoded = self._reader.read(file, self.pipeline.tokenizer.image_size)
+        except UnreadableImage as error:
+            raise UserError(f"not a readable image: {error.reason}; give DICOM, PNG or JPEG") from None
         return EncodedImage(decoded.pixels, self.pipeline.encode(decoded.pixels[None])[0], decoded.view)
 
     def report(self, image: EncodedImage) -> Iterator[str]:

@@ -228,6 +228,18 @@ def test_the_nearest_option_is_suggested(words, meant, tmp_path):
         parse_subcommand({"run": Subcommand(Train)}, ["run", *arguments], prog="p", metavar="TASK", description="d")
 
 
+def test_a_misspelt_option_is_named_although_a_required_one_is_missing():
+    for words in (["--optim.lrr", "3"], ["--nam=3"], ["--optim.lr", "0.1", "--beta", "[1, 2]"]):
+        with pytest.raises(UsageError) as error:
+            parse_config(Outer, words)
+        meant = {"--optim.lrr": "--optim.lr", "--nam=3": "--name", "--optim.lr": "--betas"}[words[0]]
+        assert f"{meant}?" in str(error.value), words
+    for words in ([], ["--optim.lr", "0.1"], ["--betas=[1, 2]"], ["--optim.lr=1"]):
+        with pytest.raises(UsageError, match="name") as error:
+            parse_config(Outer, words)
+        assert "unknown" not in str(error.value), words
+
+
 def test_nothing_is_suggested_for_what_resembles_nothing():
     with pytest.raises(UsageError) as error:
         parse_config(Train, ["--zzzzqq", "3"])

@@ -8,6 +8,7 @@ import pytest
 
 pytest.importorskip("gradio")
 
+from medunifier.shared.errors import UserError
 from medunifier.stage2_unified.app.endpoints import PROMPT_COLUMNS, Endpoints, bars_html, match_texts, small, table
 from medunifier.stage2_unified.app.server import training_source
 from medunifier.stage2_unified.app.service import (
@@ -76,6 +77,23 @@ def test_bars_and_tables_read_no_bare_0():
     assert "fewer than one of" in bars_of([["Edema", 0, 0, 0, 0]])[0]["value"], "as the match says it"
     assert "percentile" in PROMPT_COLUMNS[-1] and prompts["metadata"]["display_value"][1][-1] == "50%"
     assert "<img" not in bars_html([("<img src=x>", 0.5, "<img>")])
+
+
+def test_a_picture_that_cannot_be_decoded_is_refused_with_the_formats(model_folder, tmp_path):
+    pipeline = MedUnifierPipeline.from_pretrained(str(model_folder), "cpu")
+    service = ModelService(pipeline, tmp_path)
+    for content in (b"a letter", b"\x89PNG\r\n\x1a\n" + bytes(50)):
+        (tmp_path / "a.png").write_bytes(content)
+        with pytest.raises(UserError, match=r"not a readable image.*PNG.*give DICOM, PNG or JPEG"):
+            service.read(str(tmp_path / "a.png"))
+
+
+def test_without_a_prompt_the_page_says_so_and_shows_no_empty_table():
+    service = SimpleNamespace(pipeline=SimpleNamespace(tokenizer=SimpleNamespace(grid=(4, 4), codebook_size=8)))
+    drawn = Endpoints(service, []).drawn  # type: ignore[arg-type]
+    for prompt, matched, visible in (("", [], False), ("Edema.", [["", ""]], False), ("Edema.", [[0, 0.0]], True)):
+        text, table_of = drawn(prompt, matched)
+        assert text and (not prompt or text == prompt) and table_of["visible"] is visible
 
 
 def test_a_statement_is_no_whole_report():
