@@ -22,6 +22,9 @@ first, whose absence the others notice as a failed collective operation."""
 WAIT_AFTER_SIGNAL_S = 1.0
 """How long the other processes live after a signal: the first would report a lost connection otherwise."""
 
+SAME_SIGNAL_S = 1.0
+"""How long after a deferred signal another is its copy: a launcher passes on what the terminal sent already."""
+
 
 def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
     """Run ``command(argv)`` and print errors that the user can fix as one line on standard error.
@@ -67,14 +70,20 @@ def is_first_process() -> bool:
 class Interruption:
     """SIGINT and SIGTERM of a training process: one line on standard error, then the end of the process.
 
-    Nothing is unwound: an exception out of an import, a destructor or a collective operation arrives as some other
-    error, often with a traceback of its own. What is on disk stays valid, as after a kill: files appear by rename.
+    While ``deferred`` is set, the first signal only sets ``pending``, and the code that set ``deferred`` calls
+    :meth:`end` at its next safe moment; a second signal ends at once. Nothing is unwound: an exception out of an
+    import, a destructor or a collective operation arrives as some other error, often with a traceback of its own.
+    What is on disk stays valid, as after a kill: files appear by rename.
     """
 
     def __init__(self) -> None:
         self.message: Callable[[], str] = lambda: "interrupted while loading; start the same command again"
         """Returns the line; replaced once there is progress to state."""
-        self._process = os.getpid()
+        self.deferred: Callable[[], None] | None = None
+        """Called, in the signal handler, for a signal whose end is deferred; None: a signal ends at once."""
+        self.pending: int | None = None
+        """The deferred signal."""
+        self._process, self._received_at = os.getpid(), 0.0
 
     @contextmanager
     def handled(self) -> Iterator[None]:
@@ -92,6 +101,14 @@ class Interruption:
                 os._exit(128 + number)
             return
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch raises an error there when a loader worker ends
+        if self.pending is None and self.deferred is not None:
+            self.pending, self._received_at = number, time.monotonic()
+            self.deferred()
+        elif self.pending is None or time.monotonic() - self._received_at > SAME_SIGNAL_S:
+            self.end(number)
+
+    def end(self, number: int) -> NoReturn:
+        """Print the message and end the process and its children with the exit code of signal ``number``."""
         for again in (signal.SIGINT, signal.SIGTERM):  # a launcher passes on what the terminal sent already
             signal.signal(again, signal.SIG_IGN)
         try:

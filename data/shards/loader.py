@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from medunifier.data.shards.dataset import Sample
 from medunifier.shared.errors import UserError
-from medunifier.shared.files.os_services import free_shared_memory
+from medunifier.shared.files.os_services import free_shared_memory, usable_cores
 from medunifier.shared.training.distributed import rank as current_rank
 from medunifier.shared.training.distributed import world_size
 
@@ -91,10 +91,11 @@ def sample_stream(
         seed: seed of the order.
         position: samples already consumed by all ranks together: the whole state.
         rank, world: rank of this process, and number of processes.
-        workers: loader processes; 0 reads in this process.
+        workers: loader processes, at most one per usable core; 0 reads in this process.
     """
     stream = _Stream(dataset, seed)
     positions = _Positions(position, batch_size, rank, world)
+    workers = min(workers, usable_cores())  # more are slower, and torch warns of them
     if workers:
         _check_shared_memory(lambda: collate([stream[number] for number in next(iter(positions))]), workers)
     loader = DataLoader(
@@ -123,12 +124,13 @@ def ordered_batches(
         dataset: has ``__getitem__`` for the keys in ``batches``.
         batches: keys of the samples of each batch.
         collate: makes a batch of its samples, in the loader process.
-        workers: loader processes; 0 reads in this process.
+        workers: loader processes, at most one per usable core; 0 reads in this process.
         option: sets their number, for errors.
 
     Raises:
         UserError: if the loader processes lack shared memory, or one of them fails.
     """
+    workers = min(workers, usable_cores())  # more are slower, and torch warns of them
     if workers:
         _check_shared_memory(lambda: collate([dataset[key] for key in batches[0]]), workers, f"fewer {option}")
     loader = DataLoader(

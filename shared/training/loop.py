@@ -8,6 +8,7 @@ continues exactly: on a CPU to the last bit, and over the same samples on anothe
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 # Per-step amounts of this process that are logged as rates: tokens and floating-point operations.
 TOKENS, FLOP = "tokens", "flop"
+
+SHOW_EVERY_S = 10.0
+"""Least time between two reads of the figures from the device for the progress line, between log lines."""
 
 
 class Task(Protocol):
@@ -73,15 +77,46 @@ def train(
     start, samples = resume(checkpoints, accelerator)
     if start and is_main():
         print(f"continuing {run.path} at step {start}", flush=True)
-    saved = start
+    saved, read_at = start, -SHOW_EVERY_S
     run.rewind(start)
     batches = stream(samples)
     meter, finite = _Meter(config), FiniteCheck()
+    if is_main() and start < config.steps:
+        count = sum(weights.numel() for model in accelerator._models for weights in model.parameters())
+        print(f"{count / 1e6:.4g} million parameters; first step running; it takes longest", flush=True)
+
+    def save(step: int) -> None:
+        nonlocal saved
+        position = DataPosition(samples, config.global_batch())
+        checkpoints.save(step, lambda folder: accelerator.save_state(str(folder)), position)
+        saved = step
+
+    def stop(step: int) -> None:
+        """End the process for the pending signal, after a checkpoint of the steps done since the last."""
+        if interruption.pending is None or step == config.steps:  # a finished run is validated, not resumed
+            return
+        if step > saved:
+            finite.check()
+            save(step)
+        interruption.end(interruption.pending)
+
     with Progress(config.steps, "training", "step", done=start, quiet=not is_main()) as progress:
         interruption.message = lambda: _stopped(progress, saved)
+
+        def defer(action: Callable[[], None] | None) -> None:
+            # Several processes would have to agree on the step: there a signal ends at once.
+            interruption.deferred = action if world_size() == 1 else None
+
+        def announce_stop() -> None:
+            progress.what = "stopping after this step, again: at once"  # of the live line: a handler prints nothing
+
         for step in range(start + 1, config.steps + 1):
+            # A signal to the process group ends the loader processes, and the next batch may never come. The state
+            # is that of the step before meanwhile, and the signal handler saves it.
+            defer(partial(stop, step - 1))
             with meter.waiting():
                 micro_batches = [next(batches) for _ in range(config.accumulation)]
+            defer(announce_stop)
             samples += config.global_batch()
             figures = task.step(micro_batches, step - 1)
             meter.add(figures)
@@ -94,25 +129,32 @@ def train(
             if logs:
                 shown = meter.read()
                 run.log(step, shown)
-            if step == start + 1:  # read back once, so that the first line shows a loss; later where it is logged
-                shown = shown or {name: float(value) for name, value in figures.items()}
+            if not shown and time.monotonic() - read_at >= SHOW_EVERY_S and is_main():  # and so after the first step
+                shown = {name: float(value) for name, value in figures.items()}
+            if shown:
+                read_at = time.monotonic()
             progress.advance(1, **{name: shown[name] for name in list(figures)[:4] if name in shown})
+            stop(step)
             if validates:
+                defer(None)  # it can take long: a signal ends it at once
                 run.log(step, {f"validation/{name}": value for name, value in task.validate(step).items()})
                 if is_main():
                     save_curves(run.path)
                 meter.restart()
+                defer(announce_stop)
             if step % config.checkpoint_every == 0 or last:
-                position = DataPosition(samples, config.global_batch())
-                checkpoints.save(step, lambda folder: accelerator.save_state(str(folder)), position)
-                saved = step
+                save(step)
                 meter.restart()
+                stop(step)
+        defer(None)
     run.close()
 
 
 def _stopped(progress: Progress, saved: int) -> str:
     """Release the terminal, and return where the run stopped and where the same command continues."""
     progress.stop()
+    if saved and saved == progress.count:
+        return f"interrupted: stopped at step {saved}, saved; the same command continues from step {saved}"
     then = f"continues from step {saved}" if saved else "starts again: no checkpoint was written yet"
     return f"interrupted after step {progress.count}; the same command {then}"
 

@@ -58,3 +58,19 @@ def test_two_processes_read_each_epoch_once_and_one_process_resumes_their_stream
     stream = sample_stream(dataset, pairs, batch_size=3, seed=5, position=position, workers=2)
     continued = [entry for _ in range(6) for entry in next(stream)]
     assert continued == read[position : position + 18]
+
+
+def test_no_more_loader_processes_than_cores_and_no_warning(tmp_path, monkeypatch, recwarn):
+    write_folder(tmp_path / "shards", samples=SAMPLES)
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        before = len(mp.active_children()) if hasattr(mp, "active_children") else 0
+        stream = sample_stream(
+            ShardDataset(tmp_path / "shards", "train"), pairs, batch_size=2, seed=5, position=0, workers=3
+        )
+        next(stream)
+        assert len(mp.active_children()) - before == 1
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert not [w for w in recwarn if "worker" in str(w.message)]

@@ -84,14 +84,14 @@ def options(shards, run):
     ]  # fmt: skip
 
 
-def start(command, root, folder):
-    """Start a training from another folder, and wait until it has written a checkpoint and gone on."""
+def start(command, root, folder, awaited="checkpoints/step-2"):
+    """Start a training from another folder, and wait until it has written ``awaited`` and gone on."""
     process = subprocess.Popen(
         [sys.executable, *command], env=environment(root, HOME=str(folder)), cwd=folder, start_new_session=True,
         text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
-    deadline, saved = time.monotonic() + 120, folder / "run" / "checkpoints" / "step-2"
-    while not saved.is_dir():
+    deadline, saved = time.monotonic() + 120, folder / "run" / awaited
+    while not saved.exists() or (saved.is_file() and not saved.stat().st_size):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.02)
     return process
@@ -100,11 +100,51 @@ def start(command, root, folder):
 def test_medunifier_train_shows_progress_from_the_first_step_and_ends_in_a_line(root, tmp_path, image_shards):
     process = start(["-m", "medunifier", "train", "stage1", *options(image_shards, "run")], root, tmp_path)
     assert "loading" in process.stdout.readline()
+    assert any("parameters" in process.stdout.readline() for _ in range(2))
     code, lines = interrupted(process, signal.SIGINT)
     assert code == 130 and len(lines) == 2, lines
     assert "1/4000" in lines[0] and "ETA" in lines[0] and "l1 " in lines[0], lines
     assert "continues from step" in lines[1], lines
     assert all(json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_before_the_first_checkpoint_saves_the_steps_done(number, root, tmp_path, image_shards):
+    command = [*options(image_shards, "run"), "--loop.checkpoint_every=1000"]
+    process = start(["-m", "medunifier", "train", "stage1", *command], root, tmp_path, "metrics.jsonl")
+    code, lines = interrupted(process, number)
+    assert code == 128 + number and len(lines) == 2, lines
+    (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
+    step = int(saved.name.removeprefix("step-"))
+    assert step >= 2 and f"continues from step {step}" in lines[1]
+    assert json.loads((saved / "position.json").read_text())["samples"] % step == 0
+    again = subprocess.run(
+        [sys.executable, "-m", "medunifier", "train", "stage1", *command, f"--loop.steps={step + 2}"],
+        env=environment(root, HOME=str(tmp_path)), cwd=tmp_path, text=True, capture_output=True, timeout=120,
+    )  # fmt: skip
+    assert again.returncode == 0 and f"at step {step}\n" in again.stdout, again
+
+
+def test_a_second_signal_ends_a_deferred_interrupt_and_a_copy_of_the_first_does_not(root, tmp_path):
+    moment = """
+        from medunifier.shared.command import interruption
+        interruption.deferred = lambda: print("deferred", flush=True)
+        reached()
+        while True:
+            time.sleep(0.01)"""
+    code = SCRIPT.format(moment=indent(dedent(moment), " " * 4))
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], env=environment(root), cwd=tmp_path, start_new_session=True, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout.readline() == "here\n"
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == "deferred\n"
+    process.send_signal(signal.SIGTERM)
+    time.sleep(1.2)
+    assert process.poll() is None
+    code, lines = interrupted(process, signal.SIGINT)
+    assert code == 130 and len(lines) == 1
 
 
 @pytest.mark.slow
