@@ -8,6 +8,7 @@ continues exactly: on a CPU to the last bit, and over the same samples on anothe
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -100,7 +101,11 @@ def train(
             save(step)
         interruption.end(interruption.pending)
 
-    with Progress(config.steps, "training", "step", done=start, quiet=not is_main()) as progress:
+    with (
+        Progress(config.steps, "training", "step", done=start, quiet=not is_main()) as progress,
+        ExitStack() as at_the_end,
+    ):
+        at_the_end.callback(setattr, interruption, "deferred", None)  # also after an error
         interruption.message = lambda: _stopped(progress, saved)
 
         def defer(action: Callable[[], None] | None) -> None:
@@ -146,7 +151,6 @@ def train(
                 save(step)
                 meter.restart()
                 stop(step)
-        defer(None)
     run.close()
 
 
