@@ -84,11 +84,6 @@ class Endpoints:
         matched = [[image.seed, image.match] for image in images if image.match is not None]
         return prompt, gallery, table(MATCH_COLUMNS, matched)
 
-    def drawn(self, prompt: str, matched: Rows) -> tuple[str, dict[str, Any]]:
-        """Return the prompt as the page shows it, and whether the table of matches has any."""
-        visible = any(cell not in (None, "") for row in matched or () for cell in row)
-        return prompt or "Without text: any radiograph.", gr.update(visible=visible)
-
     def tokens(self, path: str | None, view: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the codes of an image, rendered and decoded."""
         image = self._service.read(path, view)

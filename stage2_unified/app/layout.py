@@ -29,20 +29,6 @@ _EXAMPLE_TEXTS = (
     "The heart is not enlarged. There is no consolidation. No evidence of pleural effusion or pneumothorax.",
 )
 _FILL_LABELS = ("a single code", "the mirrored codes", "the row above")
-# The error's message, which the browser shows for some seconds only.
-_MESSAGE = """async () => {
-    for (let tries = 0; tries < 20; tries++) {
-        const texts = document.querySelectorAll('.toast-message-item .toast-message-text');
-        if (texts.length) return texts[texts.length - 1].innerText.trim();
-        await new Promise(done => setTimeout(done, 50));
-    }
-    return 'Error';
-}"""
-_MESSAGE_ALONE = f"""async () => {{
-    const message = await ({_MESSAGE})();
-    document.querySelectorAll('.toast-close').forEach(close => close.click());
-    return [message, ''];
-}}"""
 # One model: one request at a time over all tabs.
 _QUEUED: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
 _PAGE_ONLY: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
@@ -93,14 +79,12 @@ def _about(pipeline: MedUnifierPipeline) -> str:
     )
 
 
-def _endpoint(
-    event: Callable[..., Any], function: Callable[..., Any], *components: Any, public: bool = True, **options: Any
-) -> Any:
+def _endpoint(event: Callable[..., Any], function: Callable[..., Any], *components: Any, public: bool = True) -> Any:
     """Connect an event to an endpoint, which if public is also part of the HTTP API under its name."""
     named = {"api_name": function.__name__} if public else {"api_visibility": "private"}
     # A second click is ignored while the first runs; a second upload must not be.
     mode = "once" if public else "multiple"
-    return event(function, *components, trigger_mode=mode, **named, **_QUEUED, **options)
+    return event(function, *components, trigger_mode=mode, **named, **_QUEUED)
 
 
 def _report_tab(
@@ -194,9 +178,7 @@ def _report_tab(
         return event(None, None, status, js=f"() => {text!r}", queue=False, **_PAGE_ONLY)
 
     def run_after(event: Callable[..., Any], public: bool) -> None:
-        shown_event = _endpoint(
-            event, endpoints.show, [radiograph, view], [shown], public=public, show_progress="hidden"
-        )
+        shown_event = _endpoint(event, endpoints.show, [radiograph, view], [shown], public=public)
         progress(shown_event.success, 1)
         reported = _endpoint(shown_event.success, endpoints.report, [radiograph, view], [written], public=public)
         progress(reported.success, 2)
@@ -212,7 +194,7 @@ def _report_tab(
             progress(searched.success, None)
             chain.append(searched)
         for event_of_chain in chain:
-            event_of_chain.failure(None, None, status, js=_MESSAGE, queue=False, **_PAGE_ONLY)
+            progress(event_of_chain.failure, None)
 
     progress(read.click, 0)
     run_after(read.click, public=True)
@@ -236,13 +218,7 @@ def _report_tab(
     rescored = _endpoint(again, endpoints.findings, [radiograph, view, labels], [scored], public=False)
     rescored.success(endpoints.bars, scored, [bars, prompted], queue=False, **_PAGE_ONLY)
     requested = functools.partial(gr.on, [match.click, typed.submit])
-    compared = ["Comparing image and text …", ""]  # an earlier answer would be taken for that of this text
-    requested(None, None, [matched, weaker], js=f"() => {compared}", queue=False, **_PAGE_ONLY)
-    answered = _endpoint(
-        requested, endpoints.match, [radiograph, view, typed], [probability, cosine, matched, weaker],
-        show_progress="hidden",
-    )  # fmt: skip
-    answered.failure(None, None, [matched, weaker], js=_MESSAGE_ALONE, queue=False, **_PAGE_ONLY)
+    _endpoint(requested, endpoints.match, [radiograph, view, typed], [probability, cosine, matched, weaker])
     return radiograph, view
 
 
@@ -272,12 +248,11 @@ def _generate_tab(endpoints: Endpoints, learned: Sequence[str]) -> None:
             )  # fmt: skip
             scores = gr.Dataframe(
                 headers=list(MATCH_COLUMNS), datatype=["number", "number"], type="array",
-                interactive=False, elem_id="scores", visible=False,
+                interactive=False, elem_id="scores",
                 label="Probability that generated image and prompt match (match head; needs a report, not a phrase)",
             )  # fmt: skip
     options = [text, names, count, seed, guidance, view, temperature]
-    generated = _endpoint(generate.click, endpoints.draw, options, [prompt, gallery, scores])
-    generated.success(endpoints.drawn, [prompt, scores], [prompt, scores], queue=False, **_PAGE_ONLY)
+    _endpoint(generate.click, endpoints.draw, options, [prompt, gallery, scores])
 
 
 def _codes_tab(endpoints: Endpoints, pipeline: MedUnifierPipeline, radiograph: gr.File, view: gr.Dropdown) -> None:

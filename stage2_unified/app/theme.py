@@ -23,7 +23,6 @@ CSS = """
 .radiograph .image-frame img { width: 100% !important; height: 100% !important; object-fit: contain; }
 #grid img { image-rendering: pixelated; cursor: crosshair; }
 #neighbours, #examples { border: none; }
-:is(#found, #prompted) :is(th, th *) { word-break: normal !important; overflow-wrap: normal !important; }
 :is(#found, #prompted), :is(#found, #prompted) :is(table, .cell-wrap, th) {
   font-size: 0.85rem; font-family: var(--font);
 }
@@ -40,17 +39,10 @@ CSS = """
 :is(#examples, #neighbours) .grid-wrap { min-height: 0; }
 @media (max-width: 640px) { /* Gradio applies rules within @media to the content of .contain only. */
   :is(#examples, #neighbours) .grid-container { grid-template-columns: repeat(2, 1fr) !important; }
-  /* Findings and impression below the other columns. Gradio sets widths in pixels on each cell. */
-  #found :is(.virtual-row, .header-table tr) {
-    display: grid !important; width: 100% !important; grid-template-columns: repeat(20, 1fr);
-  }
-  #found :is(.virtual-row, .header-table tr) > * {
-    width: auto !important; min-width: 0 !important; max-width: none !important; grid-column: span 5;
-  }
-  #found :is(.virtual-row, .header-table tr) > :nth-child(1) { grid-column: span 3; }
-  #found :is(.virtual-row, .header-table tr) > :nth-child(3) { grid-column: span 7; }
-  #found :is(.virtual-row, .header-table tr) > :nth-child(5) { grid-column: span 11; }
-  #found :is(.virtual-row, .header-table tr) > :nth-child(6) { grid-column: span 9; }
-  :is(#found, #prompted) :is(th, th *, .cell-wrap) { padding-inline: 0.1rem !important; font-size: 0.72rem; }
+  /* Similarity, findings, impression. Gradio sets widths in pixels on each cell. */
+  #found .header-table { display: none; }
+  #found .virtual-row { display: grid !important; grid-template-columns: 19% 47% 34%; }
+  #found .virtual-row > * { width: auto !important; min-width: 0 !important; max-width: none !important; }
+  #found .virtual-row > :is(:nth-child(1), :nth-child(3), :nth-child(4)) { display: none !important; }
 }
 """

@@ -88,14 +88,6 @@ def test_a_picture_that_cannot_be_decoded_is_refused_with_the_formats(model_fold
             service.read(str(tmp_path / "a.png"))
 
 
-def test_without_a_prompt_the_page_says_so_and_shows_no_empty_table():
-    service = SimpleNamespace(pipeline=SimpleNamespace(tokenizer=SimpleNamespace(grid=(4, 4), codebook_size=8)))
-    drawn = Endpoints(service, []).drawn  # type: ignore[arg-type]
-    for prompt, matched, visible in (("", [], False), ("Edema.", [["", ""]], False), ("Edema.", [[0, 0.0]], True)):
-        text, table_of = drawn(prompt, matched)
-        assert text and (not prompt or text == prompt) and table_of["visible"] is visible
-
-
 def test_a_statement_is_no_whole_report():
     for text in (
         "Large left effusion.",

@@ -198,6 +198,7 @@ def test_a_statement_is_scored_by_sampled_reports_and_never_reads_0(opened, tmp_
     until(page, "document.querySelector('#matched').innerText.includes('Pleural Effusion')")
     if SHIPPED.is_dir():
         percent = re.search(r"(\d+)\s?%", page.locator("#matched").inner_text())
+        assert percent, page.locator("#matched").inner_text()
         assert int(percent[1]) > 80, "the included model reports this effusion"
     assert not page.locator("#weaker").is_visible()
 
