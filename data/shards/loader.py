@@ -6,7 +6,7 @@ processes and workers; every sample is read once per epoch; every rank takes the
 not passed to `accelerator.prepare` (Accelerate 1.15 reads an iterable on rank 0 only by default).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -93,21 +93,9 @@ def sample_stream(
         rank, world: rank of this process, and number of processes.
         workers: loader processes, at most one per usable core; 0 reads in this process.
     """
-    stream = _Stream(dataset, seed)
     positions = _Positions(position, batch_size, rank, world)
-    workers = min(workers, usable_cores())  # more are slower, and torch warns of them
-    if workers:
-        _check_shared_memory(lambda: collate([stream[number] for number in next(iter(positions))]), workers)
-    loader = DataLoader(
-        stream,
-        batch_sampler=positions,
-        collate_fn=collate,
-        num_workers=workers,
-        prefetch_factor=_PREFETCHED if workers else None,
-        timeout=_MAX_SECONDS if workers else 0,
-        pin_memory=torch.cuda.is_available(),  # a copy to the GPU can then overlap with the step before
-    )
-    return _named_failures(iter(loader))
+    # A copy to the GPU can overlap with the step before.
+    return _load(_Stream(dataset, seed), positions, collate, workers, pinned=torch.cuda.is_available())
 
 
 def ordered_batches(
@@ -130,9 +118,22 @@ def ordered_batches(
     Raises:
         UserError: if the loader processes lack shared memory, or one of them fails.
     """
+    return _load(dataset, batches, collate, workers, option)
+
+
+def _load(
+    dataset: Any,
+    batches: Iterable[list[Any]],
+    collate: Callable[[Sequence[Any]], Any],
+    workers: int,
+    option: str | None = None,
+    pinned: bool = False,
+) -> Iterator[Any]:
+    """Yield the collated batches; ``option`` sets the number of loader processes, None: ``loop.workers``."""
     workers = min(workers, usable_cores())  # more are slower, and torch warns of them
     if workers:
-        _check_shared_memory(lambda: collate([dataset[key] for key in batches[0]]), workers, f"fewer {option}")
+        remedy = "--loop.workers 0" if option is None else f"fewer {option}"
+        _check_shared_memory(lambda: collate([dataset[key] for key in next(iter(batches))]), workers, remedy)
     loader = DataLoader(
         dataset,
         batch_sampler=batches,
@@ -140,11 +141,12 @@ def ordered_batches(
         num_workers=workers,
         prefetch_factor=_PREFETCHED if workers else None,
         timeout=_MAX_SECONDS if workers else 0,
+        pin_memory=pinned,
     )
-    return _named_failures(iter(loader), option)
+    return _named_failures(iter(loader), option or "--loop.workers")
 
 
-def _check_shared_memory(first_batch: Callable[[], Any], workers: int, remedy: str = "--loop.workers 0") -> None:
+def _check_shared_memory(first_batch: Callable[[], Any], workers: int, remedy: str) -> None:
     """Refuse loader processes whose batches do not fit into /dev/shm: they would hang or be killed while passing one.
 
     Raises:
@@ -172,7 +174,7 @@ def _tensor_bytes(batch: Any) -> int:
     return sum(_tensor_bytes(part) for part in batch)
 
 
-def _named_failures(batches: Iterator[Any], option: str = "--loop.workers") -> Iterator[Any]:
+def _named_failures(batches: Iterator[Any], option: str) -> Iterator[Any]:
     """Yield the batches; a loader process that died or hangs ends the run with a `UserError`."""
     try:
         yield from batches
