@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from medunifier.stage2_unified.model.counter_random import gumbel
+from medunifier.stage1_tokenizer.model.counter_random import gumbel
 
 
 def sample(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from medunifier.stage2_unified.model.counter_random import gumbel
+from medunifier.stage1_tokenizer.model.counter_random import gumbel
 
 NEGATIVES = 2
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from medunifier.shared.training.distributed import rank, world_size
 from medunifier.stage1_tokenizer.config import QuantizerConfig
+from medunifier.stage1_tokenizer.model.counter_random import gumbel
 from medunifier.stage1_tokenizer.model.quantizers.base import CHUNK_ELEMENTS, Quantized, Quantizer
 
 
@@ -94,26 +95,13 @@ class GumbelQuantizer(Quantizer):
         self._passes = 0
 
 
-_GOLDEN = -0x61C8864680B583EB
-"""2^64 / golden ratio as a signed integer, as the constants of :func:`_mix`."""
-
-
 def gumbel_noise(step: Tensor, first: Tensor, like: Tensor) -> Tensor:
-    """Return noise of the shape (N, K) of ``like``: SplitMix64 (Steele et al., 2014) of step, row and column.
+    """Return noise of the shape (N, K) of ``like``, a function of step, row and column.
 
     Args:
         step: scalar int64.
         first: scalar int64, number of the first row.
         like: (N, K).
     """
-    rows, columns = (torch.arange(size, device=like.device) for size in like.shape)
-    counter = (first + rows)[:, None] * like.shape[1] + columns
-    uniform = ((_mix(_mix(step * _GOLDEN) + counter * _GOLDEN) >> 40 & 0x7FFFFF).float() + 0.5) / 2**23  # in (0, 1)
-    return -(-uniform.log()).log()
-
-
-def _mix(state: Tensor) -> Tensor:
-    # Products of int64 wrap around; the masks turn arithmetic into logical shifts.
-    state = (state ^ (state >> 30 & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
-    state = (state ^ (state >> 27 & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
-    return state ^ (state >> 31 & 0x1FFFFFFFF)
+    rows = first + torch.arange(len(like), device=like.device)
+    return gumbel(step[None], rows[:, None], like.shape[1])

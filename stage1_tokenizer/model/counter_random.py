@@ -11,7 +11,10 @@ _GOLDEN = -0x61C8864680B583EB  # 2^64 over the golden ratio, as a signed integer
 
 
 def uniform(seeds: Tensor, number: int | Tensor, count: int) -> Tensor:
-    """(B,) integer seeds -> (B, count) float32 in (0, 1), a function of seed, ``number`` and column alone."""
+    """(B,) integer seeds -> (B, count) float32 in (0, 1), a function of seed, ``number`` and column alone.
+
+    ``number`` is one for all, or (B, 1); a single seed serves any number of numbers.
+    """
     counter = torch.arange(count, device=seeds.device) + number * count
     state = _mix(seeds.long()[:, None] * _GOLDEN) + counter * _GOLDEN
     return ((_mix(state) >> 40 & 0x7FFFFF).float() + 0.5) / 2**23

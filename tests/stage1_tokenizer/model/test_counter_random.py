@@ -2,7 +2,7 @@
 
 import torch
 
-from medunifier.stage2_unified.model.counter_random import gumbel, uniform
+from medunifier.stage1_tokenizer.model.counter_random import gumbel, uniform
 
 
 def test_numbers_are_uniform_and_independent_between_seeds_steps_and_entries():
