@@ -21,6 +21,5 @@ def bfloat16_copy(model: MedUnifierForConditionalGeneration) -> MedUnifierForCon
     converted[id(model.codebook)] = model.codebook.to(torch.bfloat16)
     # What is in the dictionary is not copied but taken from it: no second copy in float32 is made.
     duplicate = copy.deepcopy(model, converted)
-    duplicate._compiled = False
-    duplicate._wrap_layers()  # compiled layers would be those of the original
+    duplicate.uncompile_layers()
     return duplicate

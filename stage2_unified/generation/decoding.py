@@ -184,9 +184,7 @@ def compile_step(model: MedUnifierForConditionalGeneration) -> None:
     and the second batch size, after which all layers, buckets and batch sizes share a graph
     (``model.compile_layers()``, for training, makes a graph for each shape).
     """
-    for layer in model.model.layers:
-        vars(layer).pop("forward", None)
-        layer.forward = torch.compile(layer.forward)
+    model.compile_layers(any_shape=True)
 
 
 def captures(model: MedUnifierForConditionalGeneration) -> bool:

@@ -94,7 +94,8 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.model = AutoModel.from_config(config.text_config)
         give_layers_their_kv(self.model.layers)
         self._use_own_attention()
-        self._compiled = False
+        # Arguments of torch.compile for each layer: none for any shape; None = not compiled.
+        self._compile: dict[str, Any] | None = None
         self._checkpoint: Callable[..., Any] | None = None
         # The codebook comes frozen from stage 1; the projection of its entries is learned.
         self.register_buffer("codebook", torch.zeros(config.codebook_size, config.code_dim))
@@ -171,25 +172,35 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self, enable: bool = True, gradient_checkpointing_func: Callable[..., Any] = checkpoint, **_: Any
     ) -> None:
         self._checkpoint = gradient_checkpointing_func if enable else None
-        self._wrap_layers()
+        self._wrap_layers(self._compile)
 
-    def compile_layers(self) -> None:
-        """Compile each decoder layer whole, without graph breaks; all layers share one graph for each shape.
+    def compile_layers(self, any_shape: bool = False) -> None:
+        """Compile each decoder layer; all layers share their graphs.
 
-        A graph is for one shape: kernels for any shape are slower, and a training has few (``report_buckets``).
+        Args:
+            any_shape: let graphs serve several shapes, as decoding has them. Otherwise a layer is compiled whole,
+                without graph breaks, for each shape: kernels for any shape are slower, and a training has few shapes
+                (``report_buckets``).
         """
+        if any_shape:
+            self._wrap_layers({})
+            return
         # DDP would split the graphs at its gradient buckets, which fails under gradient checkpointing.
         torch._dynamo.config.optimize_ddp = False
         # Two passes for each bucket, in training and in validation, beside the embeddings of several micro-batches.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 32)
-        self._compiled = True
-        self._wrap_layers()
+        self._wrap_layers({"fullgraph": True, "dynamic": False})
 
-    def _wrap_layers(self) -> None:
+    def uncompile_layers(self) -> None:
+        """Run the layers uncompiled: those of a copied model would be the compiled ones of the original."""
+        self._wrap_layers(None)
+
+    def _wrap_layers(self, compile_options: dict[str, Any] | None) -> None:
+        self._compile = compile_options
         for layer in self.model.layers:
             vars(layer).pop("forward", None)
-            if self._compiled:
-                layer.forward = torch.compile(layer.forward, fullgraph=True, dynamic=False)
+            if compile_options is not None:
+                layer.forward = torch.compile(layer.forward, **compile_options)
             # Outside the compiled part, and not by transformers, which drops the cache of a checkpointed layer.
             if self._checkpoint is not None:
                 layer.forward = partial(self._checkpoint, layer.forward)
@@ -334,7 +345,7 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
         positions = length[:, None] + torch.arange(width, device=ids.device).repeat(branches)
         hidden = self.run_decoder(
             self.get_input_embeddings()(ids.view(studies, -1)),
-            branch_mask(length, columns, branches, width, structured=self._compiled and ids.is_cuda),
+            branch_mask(length, columns, branches, width, structured=bool(self._compile) and ids.is_cuda),
             positions,
             [ContinuedKV(recorded, studies, columns) for recorded in prefix.kv],
         )
