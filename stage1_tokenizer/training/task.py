@@ -102,7 +102,8 @@ class TokenizerTask:
 
     def step(self, micro_batches: list[Tensor], step: int) -> Mapping[str, Tensor | float]:
         """Run one step of the generator and, from ``train_from`` on, one of the discriminator."""
-        self._generator.train()
+        if not self._generator.training:
+            self._generator.train()
         figures: dict[str, Tensor] = {}
         for images in micro_batches:
             images = images.to(self._accelerator.device, memory_format=torch.channels_last, non_blocking=True)

@@ -52,13 +52,15 @@ class UnifiedTask:
     buckets: Sequence[int] = ()
 
     def __post_init__(self) -> None:
+        self.objectives.train()  # a loaded backbone is not in training mode
         self._update = OptimizerStep(
             self.accelerator, self.objectives, self.optimizers, self.config.optim, self.config.loop.steps
         )
 
     def step(self, micro_batches: list[StudyBatch], step: int) -> dict[str, Tensor | float]:
         """Run one optimizer step; every mean is over all micro-batches and processes."""
-        self.objectives.train()
+        if not self.objectives.training:  # it visits each module: milliseconds of the host
+            self.objectives.train()
         device = self.accelerator.device
         batches = [replace(batch.to(device), negative_seed=step) for batch in micro_batches]
         global_batch = self._global_batch(batches)
