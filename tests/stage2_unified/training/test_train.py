@@ -12,7 +12,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from medunifier.data.ingest.command import IngestConfig, ingest
@@ -71,12 +70,6 @@ def arguments(made, run, **changes):
     options = {"data.shards": made.codes, "tokenizer": made.tokenizer, "run_dir": run} | OPTIONS
     options |= {name.replace("__", "."): value for name, value in changes.items()}
     return [f"--{name}={value}" for name, value in options.items()]
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerator():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def lines(run):
