@@ -10,6 +10,8 @@ from textwrap import dedent, indent
 
 import pytest
 
+from medunifier.shared.command import run_command
+from medunifier.stage1_tokenizer.train import main
 from tests.stage1_tokenizer.conftest import write_image_shards
 from tests.two_processes import free_port
 
@@ -108,9 +110,10 @@ def test_medunifier_train_shows_progress_from_the_first_step_and_ends_in_a_line(
     assert all(json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_before_the_first_checkpoint_saves_the_steps_done(number, root, tmp_path, image_shards):
-    command = [*options(image_shards, "run"), "--loop.checkpoint_every=1000"]
+# A run of its own ends by Ctrl-C in the test above.
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
+def test_an_interrupt_before_the_first_checkpoint_saves_the_steps_done(number, root, tmp_path, image_shards, capsys):
+    command = [*options(image_shards, tmp_path / "run"), "--loop.checkpoint_every=1000"]
     process = start(["-m", "medunifier", "train", "stage1", *command], root, tmp_path, "metrics.jsonl")
     code, lines = interrupted(process, number)
     assert code == 128 + number and len(lines) == 2, lines
@@ -118,11 +121,8 @@ def test_an_interrupt_before_the_first_checkpoint_saves_the_steps_done(number, r
     step = int(saved.name.removeprefix("step-"))
     assert step >= 2 and f"continues from step {step}" in lines[1]
     assert json.loads((saved / "position.json").read_text())["samples"] % step == 0
-    again = subprocess.run(
-        [sys.executable, "-m", "medunifier", "train", "stage1", *command, f"--loop.steps={step + 2}"],
-        env=environment(root, HOME=str(tmp_path)), cwd=tmp_path, text=True, capture_output=True, timeout=120,
-    )  # fmt: skip
-    assert again.returncode == 0 and f"at step {step}\n" in again.stdout, again
+    assert run_command(main, [*command, f"--loop.steps={step + 2}"]) == 0
+    assert f"at step {step}\n" in capsys.readouterr().out
 
 
 def test_a_second_signal_ends_a_deferred_interrupt_and_a_copy_of_the_first_does_not(root, tmp_path):
