@@ -108,6 +108,12 @@ def until(page, expression):
     page.wait_for_function(expression, timeout=PATIENCE)
 
 
+def assert_no_badge(page):
+    """Gradio's badge of an error has no words, and its message disappears."""
+    page.wait_for_timeout(100)
+    assert not page.get_by_text("Error", exact=True).count() and not page.locator(".toast-body").count()
+
+
 def keep(page, name, tmp_path):
     """Save a screenshot beside the test's other files, or where the documentation's images are refreshed."""
     folder = Path(os.environ.get("MEDUNIFIER_PICTURES") or tmp_path)
@@ -132,10 +138,7 @@ def test_an_uploaded_dicom_file_is_reported(opened, tmp_path):
     page.locator("#typed textarea, #typed input").fill(" ".join(findings.split()))
     page.locator("#match").click()
     until(page, "document.querySelector('#matched').innerText.includes('probability')")
-    rows = page.locator("#found .virtual-row")
-    assert rows.count() == 4, "as many rows as pictures"
-    bottoms = [page.locator(at).last.bounding_box() for at in ("#found .virtual-row", "#found")]
-    assert bottoms[0]["y"] + bottoms[0]["height"] <= bottoms[1]["y"] + bottoms[1]["height"] + 1, "no row is cut off"
+    assert page.locator("#found .study").count() == 4, "as many studies as pictures"
     assert not page.locator("#prompted").is_visible(), "the weaker scores are folded"
     page.get_by_text("scores by prompts").click()
     page.locator("#prompted .virtual-row").first.wait_for()
@@ -159,10 +162,16 @@ def test_radiographs_are_generated_from_a_report(opened, tmp_path):
         assert "trained on phantoms" in page.locator("#notice").inner_text()
         offered = page.locator("input[type=checkbox]").count()
         assert offered == 5 and not page.get_by_text("Support Devices").count(), "the findings of its training data"
+    page.locator("#generate").click()
+    until(page, "document.querySelector('#generate-status').innerText.includes('Generating')")
+    until(page, "document.querySelectorAll('#gallery .thumbnail-item img').length == 4")
+    until(page, "document.querySelector('#generate-status').innerText.trim() == ''")
+    assert not page.locator("#scores").is_visible(), "without a report nothing is matched"
+    assert "o text" in page.locator("#prompt").locator("textarea, input").input_value()
     text = "Heart size is normal. There is a large left pleural effusion. No evidence of pneumothorax."
     page.locator("#text textarea").fill(text)
     page.locator("#generate").click()
-    until(page, "document.querySelectorAll('#gallery .thumbnail-item img').length == 4")
+    page.locator("#scores .virtual-row").first.wait_for()
     captions = page.locator("#gallery .caption-label").all_inner_texts()
     assert len(captions) == 4 and all(
         re.fullmatch(r"synthetic, seed \d, match ([01]\.\d{3}|< 0\.001)", c) for c in captions
@@ -206,6 +215,11 @@ def test_a_statement_is_scored_by_sampled_reports_and_never_reads_0(opened, tmp_
         assert percent, page.locator("#matched").inner_text()
         assert int(percent[1]) > 80, "the included model reports this effusion"
     assert not page.locator("#weaker").is_visible()
+    page.locator("#typed textarea, #typed input").fill("")
+    page.locator("#match").click()
+    until(page, "document.querySelector('#matched').innerText.includes('enter a text')")
+    assert "Effusion" not in page.locator("#matched").inner_text() + page.locator("#weaker").text_content()
+    assert_no_badge(page)
 
 
 def test_progress_is_shown_before_the_server_answers(opened, tmp_path):
@@ -233,21 +247,50 @@ def test_a_phone_needs_no_sideways_scrolling(opened, tmp_path):
     drop(page, "image.dcm", dicom_file(tmp_path))
     until(page, "document.querySelectorAll('#neighbours img').length == 4")
     page.locator("#status").get_by_text("similar").wait_for(state="hidden")
+    studies = page.locator("#found .study").all()
+    assert len(studies) == 4 and all(study.get_by_text("similarity").is_visible() for study in studies)
+    assert all("Findings:" in study.inner_text() and "study" in study.inner_text() for study in studies)
     for tab in ("Report", "Generate", "Codes"):
         page.get_by_role("tab", name=tab).click()
         beyond = """() => [document.documentElement.scrollWidth, ...[...document.querySelectorAll(
-            '.contain :is(img, input, textarea, button, th, .virtual-row > *)'
+            '.contain :is(img, input, textarea, button, th, .virtual-row > *, .study *)'
         )].map(one => one.getBoundingClientRect()).filter(box => box.height).map(box => box.right)]"""
         assert max(page.evaluate(beyond)) <= 391, tab
 
 
-def test_a_file_that_is_no_radiograph_is_refused_in_words_and_errors_do_not_pile_up(opened):
+def test_errors_stay_readable_beside_the_control_and_take_the_results_along(opened):
     page = opened.page
-    for _ in range(3):
+    for _ in range(2):
         page.locator("#read").click()
-        page.locator(".toast-body").get_by_text("upload a radiograph first").last.wait_for()
-        until(page, "document.querySelector('#status').innerText.trim() == ''")
+        page.locator("#status").get_by_text("upload a radiograph first").wait_for()
+    page.locator("#examples .thumbnail-item").first.click()
+    until(page, "document.querySelector('#report textarea').value.length > 3")
     drop(page, "letter.png", b"a letter, not a picture")
-    page.locator(".toast-body").get_by_text("not a DICOM file").wait_for()
-    assert page.locator(".toast-message-item:visible").count() == 1
-    assert page.locator("#report textarea").input_value() == ""
+    page.locator("#status").get_by_text("not a DICOM file").wait_for()
+    assert page.locator("#report textarea").input_value() == "" and not page.locator("#found .study").count()
+    assert not page.locator("#findings .bar").count()
+    assert_no_badge(page)
+    page.get_by_role("tab", name="Generate").click()
+    page.locator("#text textarea").fill("x" * 6000)
+    page.locator("#generate").click()
+    page.locator("#generate-status").get_by_text("characters").wait_for()
+    page.get_by_role("tab", name="Codes").click()
+    page.locator("#edit").click()
+    page.locator("#edit-status").get_by_text("codes of a radiograph first").wait_for()
+    page.locator("#tokens").click()
+    page.locator("#tokens-status").get_by_text("not a DICOM file").wait_for()
+    assert_no_badge(page)
+
+
+def test_the_page_shows_the_results_of_the_example_clicked_last(opened):
+    page = opened.page
+    for number in (0, 2):
+        page.locator("#examples .thumbnail-item").nth(number).click()
+    page.locator("#truth").get_by_text("Ground-truth").wait_for()
+    until(page, "document.querySelectorAll('#neighbours img').length == 4")
+    until(page, "document.querySelector('#status').innerText.trim() == ''")
+    last = pixels(page, "#shown")
+    page.locator("#examples .thumbnail-item").nth(0).click()
+    until(page, "document.querySelectorAll('#neighbours img').length == 0")
+    until(page, "document.querySelectorAll('#neighbours img').length == 4")
+    assert not np.array_equal(last, pixels(page, "#shown"))
