@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from medunifier.data.shards.dataset import ShardDataset
 from medunifier.data.shards.loader import batches_once
+from medunifier.shared.command import interruption
 from medunifier.shared.report_page.plots import labelled_rows
 from medunifier.shared.training.config import OptimConfig, use_compile
 from medunifier.shared.training.distributed import is_main, rank, world_size
@@ -197,13 +198,14 @@ class TokenizerTask:
         size, loop = self.config.model.resolution, self.config.loop
         fidelity = Fidelity(self.config.model.n_embed, size, self._perceptual, device)
         pictures: list[tuple[np.ndarray, np.ndarray]] = []
-        for images in batches_once(
+        batches = batches_once(
             self._validation,
             lambda samples: stack_images(samples, size),
             batch_size=loop.batch_size,
             rank=rank(),
             world=world_size(),
-        ):
+        )
+        for images in interruption.between(batches):
             images = images.to(device, memory_format=torch.channels_last)
             with self._accelerator.autocast() if loop.mixed_precision != "no" else nullcontext():
                 output = model(images)

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from medunifier.data.shards.loader import sample_stream
+from medunifier.shared.command import interruption
 from medunifier.shared.report_page.plots import labelled_rows
 from medunifier.shared.training.distributed import all_reduce_sum, is_main, rank, world_size
 from medunifier.shared.training.loop import FLOP, TOKENS
@@ -110,7 +111,7 @@ class UnifiedTask:
         self.objectives.eval()
         figures: dict[str, Tensor] = {}
         batches = 0
-        for batch in self._validation_batches():
+        for batch in interruption.between(self._validation_batches()):
             with self.accelerator.autocast():
                 losses = self.objectives(batch=batch.to(self.accelerator.device))
             for name, value in losses.items():
