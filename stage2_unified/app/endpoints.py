@@ -185,7 +185,8 @@ class Endpoints:
         yield "" if self._service.index is None else at[3], same, same, *scores, same, same
         if self._service.index is not None:
             rows = self.similar(path, view, top)
-            yield "", *[same] * 4, self.thumbnails(rows), studies_html(rows)
+            # The prompt scores again: of a folded component Gradio keeps only the newest update, here an empty one.
+            yield "", *[same] * 3, scores[1], self.thumbnails(rows), studies_html(rows)
 
     def rescore(self, path: str | None, view: str, labels: str, request: gr.Request) -> Iterator[tuple[Any, ...]]:
         """Yield progress and :meth:`bars` of :meth:`findings`."""

@@ -126,7 +126,7 @@ def test_the_summary_of_a_folder_speaks_of_files(tmp_path, ingested, capsys):
     write(tmp_path / "a", {"named.dcm": identified("p", "1.1"), "b.dcm": b"x"})
     ingested("dicom-folder", tmp_path / "a")
     printed = capsys.readouterr().out
-    assert "1 files left out" in printed and "table" not in printed
+    assert "1 files left out" in printed and "in the source" not in printed and "table lines" not in printed
 
 
 def test_a_truncated_file_is_a_reject_of_its_patient(tmp_path, ingested):
