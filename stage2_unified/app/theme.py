@@ -41,5 +41,7 @@ CSS = """
 :is(#examples, #neighbours) .grid-wrap { min-height: 0; }
 @media (max-width: 640px) { /* Gradio applies rules within @media to the content of .contain only. */
   :is(#examples, #neighbours) .grid-container { grid-template-columns: repeat(2, 1fr) !important; }
+  #examples, #examples .grid-wrap { max-height: none !important; } /* four rows instead of two */
+  #findings .bar:first-child { margin-top: 1.6rem; } /* the label takes two lines */
 }
 """

@@ -257,6 +257,10 @@ def test_a_phone_needs_no_sideways_scrolling(opened, tmp_path):
     studies = page.locator("#found .study").all()
     assert len(studies) == 4 and all(study.get_by_text("similarity").is_visible() for study in studies)
     assert all("Findings:" in study.inner_text() and "study" in study.inner_text() for study in studies)
+    bottoms = [page.locator(at).last.bounding_box() for at in ("#examples .thumbnail-item", "#examples")]
+    assert bottoms[0]["y"] + bottoms[0]["height"] <= bottoms[1]["y"] + bottoms[1]["height"] + 1, (
+        "no example is cut off"
+    )
     for tab in ("Report", "Generate", "Codes"):
         page.get_by_role("tab", name=tab).click()
         beyond = """() => [document.documentElement.scrollWidth, ...[...document.querySelectorAll(
