@@ -72,8 +72,8 @@ def train_unified(config: Stage2Config) -> None:
 
     text_tokenizer = run_text_tokenizer(config, run, training)
     if is_main() and not (sharded or config.gradient_checkpointing or config.model.pretrained):
-        size = unified_size("model", model_config(config, text_tokenizer, tokenizer, text_choice), loop)
-        warn_if_too_large(size, loop)
+        configured = model_config(config, text_tokenizer, tokenizer, text_choice)
+        warn_if_too_large(unified_size("model", configured, loop, averaged=bool(config.ema_decay)), loop)
     model = build_model(config, text_tokenizer, tokenizer, text_choice)
     processor = MedUnifierProcessor(text_tokenizer, tokenizer.to(accelerator.device), model.config)
     if is_main():
@@ -114,15 +114,16 @@ def train_unified(config: Stage2Config) -> None:
     from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline, model_fingerprint
 
     folder = run.path / MODEL
-    trained = whole_model(model) if sharded else model
-    if is_main():
-        merge_adapters(trained)
-        export_once(
-            folder,
-            model_fingerprint(trained),
-            lambda: MedUnifierPipeline.from_pretrained(folder, "cpu").fingerprint,
-            lambda: export_model(trained, processor, folder, config, shards.manifest.get("source", "unknown")),
-        )
+    with task.averaged_weights():
+        trained = whole_model(model) if sharded else model
+        if is_main():
+            merge_adapters(trained)
+            export_once(
+                folder,
+                model_fingerprint(trained),
+                lambda: MedUnifierPipeline.from_pretrained(folder, "cpu").fingerprint,
+                lambda: export_model(trained, processor, folder, config, shards.manifest.get("source", "unknown")),
+            )
     barrier()
     accelerator.end_training()
 

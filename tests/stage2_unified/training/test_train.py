@@ -112,6 +112,34 @@ def test_a_killed_and_restarted_training_equals_the_uninterrupted_one_bit_for_bi
     check_pipeline(MedUnifierPipeline.from_pretrained(tmp_path / "killed" / "model"))
 
 
+def test_the_average_is_validated_and_exported_and_continues_bit_for_bit(made, tmp_path, fails):
+    """A run with EMA in two parts equals one without a break; its raw weights equal those of a run without EMA."""
+    short = {"optim__schedule": "constant", "loop__accumulation": 1, "loop__checkpoint_every": 2}
+    short |= {"loop__validate_every": 2}
+    averaged = short | {"ema_decay": 0.5}
+    train(arguments(made, tmp_path / "raw", **short, loop__steps=4))
+    train(arguments(made, tmp_path / "whole", **averaged, loop__steps=4))
+    train(arguments(made, tmp_path / "parted", **averaged, loop__steps=2))
+    train(arguments(made, tmp_path / "parted", **averaged, loop__steps=4))
+    raw, whole, parted_run = (tmp_path / name for name in ("raw", "whole", "parted"))
+    assert lines(parted_run)[-2:] == lines(whole)[-2:]
+    state = torch.load(whole / "checkpoints" / "step-4" / "custom_checkpoint_0.pkl")
+    exported, trained = (
+        [load_file(run / name) for run in (raw, whole, parted_run)]
+        for name in ("model/model.safetensors", "checkpoints/step-4/model.safetensors")
+    )
+    for name, weight in state["averages"].items():
+        assert torch.equal(trained[0][name], trained[1][name]) and torch.equal(trained[1][name], trained[2][name])
+        assert torch.equal(exported[1][name], weight) and torch.equal(exported[2][name], weight), name
+    assert not torch.equal(exported[1]["lm_head.weight"], trained[1]["lm_head.weight"])
+    losses = [
+        {line["step"]: line["validation/report"] for line in lines(run) if "validation/report" in line}
+        for run in (raw, whole)
+    ]
+    assert losses[0].keys() == losses[1].keys() == {2, 4} and losses[0][4] != losses[1][4]
+    fails(arguments(made, raw, **averaged, loop__steps=6), 1, "ema_decay")  # its checkpoint has no average
+
+
 def test_a_compiled_training_continues_and_equals_the_eager_one(made, tmp_path, monkeypatch):
     # The whole compiler without its code generation, which needs a C++ compiler and minutes.
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
