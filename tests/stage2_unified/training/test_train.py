@@ -30,6 +30,7 @@ from medunifier.stage2_unified.training.task import UnifiedTask
 from tests.stage1_tokenizer.conftest import SIZE, TINY_TOKENIZER
 from tests.two_processes import free_port, parted, two_processes
 
+WEIGHTS = "model.safetensors"
 OPTIONS = {
     "model.hidden_dim": 32,
     "model.num_layers": 2,
@@ -87,7 +88,7 @@ def lines(run):
 
 
 def test_a_killed_and_restarted_training_equals_the_uninterrupted_one_bit_for_bit(made, tmp_path, capsys):
-    short = {"loop__steps": 8, "loop__checkpoint_every": 2, "loop__validate_every": 4}
+    short = {"loop__steps": 8, "loop__checkpoint_every": 2, "loop__validate_every": 4, "ema_decay": 0.5}
     train(arguments(made, tmp_path / "whole", **short))
     killed = arguments(made, tmp_path / "killed", **short)
     process = parted(train, killed)
@@ -101,7 +102,7 @@ def test_a_killed_and_restarted_training_equals_the_uninterrupted_one_bit_for_bi
     train(killed)
     assert "continuing" in capsys.readouterr().out
     assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
-    weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "killed")]
+    weights = [(tmp_path / name / "model" / WEIGHTS).read_bytes() for name in ("whole", "killed")]
     assert weights[0] == weights[1]
 
     # A third start finds the run finished; the exported model works.
@@ -112,32 +113,22 @@ def test_a_killed_and_restarted_training_equals_the_uninterrupted_one_bit_for_bi
     check_pipeline(MedUnifierPipeline.from_pretrained(tmp_path / "killed" / "model"))
 
 
-def test_the_average_is_validated_and_exported_and_continues_bit_for_bit(made, tmp_path, fails):
-    """A run with EMA in two parts equals one without a break; its raw weights equal those of a run without EMA."""
-    short = {"optim__schedule": "constant", "loop__accumulation": 1, "loop__checkpoint_every": 2}
-    short |= {"loop__validate_every": 2}
-    averaged = short | {"ema_decay": 0.5}
-    train(arguments(made, tmp_path / "raw", **short, loop__steps=4))
-    train(arguments(made, tmp_path / "whole", **averaged, loop__steps=4))
-    train(arguments(made, tmp_path / "parted", **averaged, loop__steps=2))
-    train(arguments(made, tmp_path / "parted", **averaged, loop__steps=4))
-    raw, whole, parted_run = (tmp_path / name for name in ("raw", "whole", "parted"))
-    assert lines(parted_run)[-2:] == lines(whole)[-2:]
-    state = torch.load(whole / "checkpoints" / "step-4" / "custom_checkpoint_0.pkl")
-    exported, trained = (
-        [load_file(run / name) for run in (raw, whole, parted_run)]
-        for name in ("model/model.safetensors", "checkpoints/step-4/model.safetensors")
-    )
+def test_the_average_is_validated_and_exported_and_the_weights_in_training_are_saved(made, tmp_path, fails, capsys):
+    short = {"optim__schedule": "constant", "loop__accumulation": 1, "loop__checkpoint_every": 2, "loop__steps": 2}
+    raw, averaged = tmp_path / "raw", tmp_path / "averaged"
+    train(arguments(made, raw, **short))
+    train(arguments(made, averaged, **short, ema_decay=0.5))
+    state = torch.load(averaged / "checkpoints" / "step-2" / "custom_checkpoint_0.pkl")
+    trained, exported = (load_file(averaged / p) for p in (f"checkpoints/step-2/{WEIGHTS}", f"model/{WEIGHTS}"))
+    unaveraged = load_file(raw / "model" / WEIGHTS)
     for name, weight in state["averages"].items():
-        assert torch.equal(trained[0][name], trained[1][name]) and torch.equal(trained[1][name], trained[2][name])
-        assert torch.equal(exported[1][name], weight) and torch.equal(exported[2][name], weight), name
-    assert not torch.equal(exported[1]["lm_head.weight"], trained[1]["lm_head.weight"])
-    losses = [
-        {line["step"]: line["validation/report"] for line in lines(run) if "validation/report" in line}
-        for run in (raw, whole)
-    ]
-    assert losses[0].keys() == losses[1].keys() == {2, 4} and losses[0][4] != losses[1][4]
-    fails(arguments(made, raw, **averaged, loop__steps=6), 1, "ema_decay")  # its checkpoint has no average
+        assert torch.equal(trained[name], unaveraged[name])  # the training is the same
+        assert torch.equal(exported[name], weight)
+    assert not torch.equal(exported["lm_head.weight"], trained["lm_head.weight"])
+    losses = [lines(run)[-1]["validation/report"] for run in (raw, averaged)]
+    assert losses[0] != losses[1]
+    capsys.readouterr()
+    fails(arguments(made, raw, **short, ema_decay=0.5), 1, "ema_decay")  # its checkpoint has no average
 
 
 def test_a_compiled_training_continues_and_equals_the_eager_one(made, tmp_path, monkeypatch):
@@ -312,7 +303,7 @@ def _compiled_fsdp(rank, port, arguments):
 
 @pytest.mark.slow
 def test_two_fsdp_processes_equal_one_and_write_unsharded_checkpoints(root, made, tmp_path):
-    common = {"optim__kind": "adamw", "optim__schedule": "constant", "loop__accumulation": 1}
+    common = {"optim__kind": "adamw", "optim__schedule": "constant", "loop__accumulation": 1, "ema_decay": 0.5}
     train(arguments(made, tmp_path / "one", **common, loop__batch_size=8, loop__steps=8))
     launch = [
         sys.executable,
@@ -335,9 +326,11 @@ def test_two_fsdp_processes_equal_one_and_write_unsharded_checkpoints(root, made
             assert two[step][name] == pytest.approx(figures[name], rel=1e-3), (step, name)
     exported = MedUnifierForConditionalGeneration.from_pretrained(tmp_path / "two" / "model").state_dict()
     plain = MedUnifierForConditionalGeneration.from_pretrained(tmp_path / "one" / "model").state_dict()
-    saved = load_file(tmp_path / "two" / "checkpoints" / "step-8" / "model.safetensors")
+    saved = load_file(tmp_path / "two" / "checkpoints" / "step-8" / WEIGHTS)
+    averages = torch.load(tmp_path / "two" / "checkpoints" / "step-8" / "custom_checkpoint_0.pkl")["averages"]
+    assert saved.keys() == exported.keys()
     for name, weight in plain.items():
-        assert torch.equal(saved[name], exported[name]), name
+        assert torch.equal(averages.get(name, saved[name]), exported[name]), name
         assert torch.allclose(exported[name], weight, atol=1e-4), name
     for name in ("generated-0000008.png", "reports-0000008.txt"):
         assert (tmp_path / "two" / "pictures" / name).is_file()
