@@ -19,6 +19,7 @@ SIMILAR_COLUMNS = ("rank", "similarity", "study", "view", "findings", "impressio
 PROMPT_COLUMNS = ("finding", "statement over denial", "similarity", "percentile in the index")
 MATCH_COLUMNS = ("seed", "match")
 NO_RISK = "not the risk of a disease"
+OUTSIDE = "**This image is unlike the data that the model was trained on: its results here are unreliable.**"
 
 Rows = list[list[Any]]
 
@@ -39,6 +40,10 @@ class Endpoints:
     def show(self, path: str | None, view: str) -> np.ndarray:
         """Return the (S, S) uint8 model input of an image."""
         return to_uint8(self._service.read(path, view).pixels)
+
+    def outside(self, path: str | None, view: str) -> dict[str, Any]:
+        """Return the notice for an image outside the training data, hidden for any other."""
+        return gr.update(visible=self._service.is_outside(self._service.read(path, view)), value=OUTSIDE)
 
     def report(self, path: str | None, view: str) -> Iterator[str]:
         """Yield the draft report of an image after each token."""

@@ -130,6 +130,7 @@ def _report_tab(
                 label="Draft report (not reviewed)", lines=4, interactive=False, elem_id="report",
                 placeholder="Upload a radiograph or click a phantom. The report appears here while it is generated.",
             )  # fmt: skip
+            outside = gr.Markdown(visible=False, elem_id="outside", container=True)
             truth = gr.Markdown(visible=False, elem_id="truth", container=True)
             bars = gr.HTML(
                 label="Findings: fraction of sampled reports; not the risk of a disease", show_label=True,
@@ -179,6 +180,7 @@ def _report_tab(
 
     def run_after(event: Callable[..., Any], public: bool) -> None:
         shown_event = _endpoint(event, endpoints.show, [radiograph, view], [shown], public=public)
+        shown_event.success(endpoints.outside, [radiograph, view], outside, **_QUEUED, **_PAGE_ONLY)
         progress(shown_event.success, 1)
         reported = _endpoint(shown_event.success, endpoints.report, [radiograph, view], [written], public=public)
         progress(reported.success, 2)
@@ -199,8 +201,8 @@ def _report_tab(
     progress(read.click, 0)
     run_after(read.click, public=True)
     reset = {
-        "fn": lambda: (VIEWS[0], gr.update(visible=False)),
-        "outputs": [view, truth],
+        "fn": lambda: (VIEWS[0], *[gr.update(visible=False)] * 2),
+        "outputs": [view, truth, outside],
         "queue": False,
         **_PAGE_ONLY,
     }
@@ -209,6 +211,7 @@ def _report_tab(
     progress(radiograph.clear, None)
     uploaded, cleared = radiograph.upload(**reset), radiograph.clear(**reset)
     chosen = thumbnails.select(endpoints.choose, None, [radiograph, view, truth], queue=False, **_PAGE_ONLY)
+    thumbnails.select(lambda: gr.update(visible=False), None, outside, queue=False, **_PAGE_ONLY)
     for change in (uploaded, chosen, cleared):
         # Results that stay while the next image is processed would be mistaken for its own.
         emptied = change.success(lambda: [None] * len(results), None, results, queue=False, **_PAGE_ONLY)

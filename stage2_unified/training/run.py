@@ -1,5 +1,7 @@
 """Training of the unified model: data, model and loop from the configuration, then the export."""
 
+from pathlib import Path
+
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import set_seed
@@ -124,8 +126,26 @@ def train_unified(config: Stage2Config) -> None:
                 lambda: MedUnifierPipeline.from_pretrained(folder, "cpu").fingerprint,
                 lambda: export_model(trained, processor, folder, config, shards.manifest.get("source", "unknown")),
             )
+    if is_main():
+        _measure_likelihood(folder, config, str(accelerator.device))
     barrier()
     accelerator.end_training()
+
+
+def _measure_likelihood(folder: Path, config: Stage2Config, device: str) -> None:
+    """Write the likelihood of the validation images into the exported model's folder, or print why not."""
+    from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline
+
+    pipeline = MedUnifierPipeline.from_pretrained(folder, device)
+    if pipeline.reference is not None:
+        return
+    try:
+        reference = pipeline.measure_likelihood(config.data.shards, "validate")
+    except UserError as error:
+        print(f"images outside the training data will not be recognized: {error}", flush=True)
+        return
+    reference.save(folder)
+    print(reference.summary(folder), flush=True)
 
 
 def _validation(config: Stage2Config, sections: tuple[str, ...]) -> StudiesWithText | None:
