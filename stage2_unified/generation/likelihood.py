@@ -2,10 +2,10 @@
 
 The score is the mean negative log-likelihood (NLL) of an image's codes without a report (``<uncond>``), in nats per
 code: the model's own objective of image generation, computed from the codes alone. An unusual image does not always
-have a low likelihood: that of a smooth one may exceed that of the training data (Nalisnick et al., "Do deep generative
-models know what they don't know?", ICLR 2019). So the distance to the median of validation images counts, on either
-side (typicality: Nalisnick et al., arXiv:1906.02994, 2019): an image lies outside if its distance is larger than that
-of 99 % of the validation images.
+have a low likelihood: that of a smooth one may exceed that of the training data (Nalisnick et al., "Do deep
+generative models know what they don't know?", ICLR 2019). So the distance to the median of validation images counts,
+on either side (typicality: Nalisnick et al., arXiv:1906.02994, 2019): an image lies outside if its distance is larger
+than that of 99 % of the validation images.
 """
 
 import math
@@ -116,8 +116,8 @@ class LikelihoodReference:
         """Return a line on the file that was written."""
         low, high = self.limits
         return (
-            f"{Path(folder) / REFERENCE}: {self.images} images of the {self.split} split, median {self.median:.3f} nats "
-            f"per code; images below {low:.3f} or above {high:.3f} lie outside the training data"
+            f"{Path(folder) / REFERENCE}: {self.images} images of the {self.split} split, median {self.median:.3f} "
+            f"nats per code; images below {low:.3f} or above {high:.3f} lie outside the training data"
         )
 
     def save(self, folder: str | Path) -> None:

@@ -18,6 +18,7 @@ from medunifier.stage2_unified.app.service import (
     is_whole_report,
     stated_findings,
 )
+from medunifier.stage2_unified.generation.likelihood import LikelihoodReference
 from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline
 
 
@@ -120,3 +121,16 @@ def test_the_training_data_is_read_from_the_model_card(root, tmp_path):
     shipped = root / "models" / "phantom" / "model"
     if shipped.is_dir():
         assert training_source(shipped) == "phantom"
+
+
+def test_an_image_unlike_the_training_data_has_a_notice(model_folder, tmp_path, monkeypatch):
+    pipeline = MedUnifierPipeline.from_pretrained(str(model_folder), "cpu")
+    service = ModelService(pipeline, tmp_path, learned=("Edema",))
+    codes = np.zeros(pipeline.tokenizer.grid, np.int64)
+    monkeypatch.setattr(service, "read", lambda path, view: EncodedImage(np.zeros((1, 1)), codes, view))
+    endpoints = Endpoints(service, [])
+    assert not endpoints.outside("image.png", "PA")["visible"], "without a reference nothing is known"
+    nll = float(pipeline.image_nll(codes[None], ["PA"])[0])
+    for median, outside in ((nll + 2.0, True), (nll - 2.0, True), (nll + 0.5, False)):
+        pipeline.reference = LikelihoodReference("", "phantom", "validate", 100, median, (*[0.0] * 99, 1.0, 1.0))
+        assert endpoints.outside("image.png", "PA")["visible"] == outside

@@ -23,6 +23,8 @@ from medunifier.stage1_tokenizer.cli.tokenize_shards import main as tokenize
 from medunifier.stage1_tokenizer.config import model_config
 from medunifier.stage1_tokenizer.frozen import export
 from medunifier.stage1_tokenizer.model.vqgan import VQGAN
+from medunifier.stage2_unified.generation import likelihood
+from medunifier.stage2_unified.generation.likelihood import REFERENCE
 from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline
 from medunifier.stage2_unified.model.modeling import MedUnifierForConditionalGeneration
 from medunifier.stage2_unified.train import main as train
@@ -113,11 +115,16 @@ def test_a_killed_and_restarted_training_equals_the_uninterrupted_one_bit_for_bi
     check_pipeline(MedUnifierPipeline.from_pretrained(tmp_path / "killed" / "model"))
 
 
-def test_the_average_is_validated_and_exported_and_the_weights_in_training_are_saved(made, tmp_path, fails, capsys):
+def test_the_average_is_validated_and_exported_and_the_weights_in_training_are_saved(
+    made, tmp_path, fails, capsys, monkeypatch
+):
     short = {"optim__schedule": "constant", "loop__accumulation": 1, "loop__checkpoint_every": 2, "loop__steps": 2}
     raw, averaged = tmp_path / "raw", tmp_path / "averaged"
     train(arguments(made, raw, **short))
+    assert "will not be recognized" in capsys.readouterr().out and not (raw / "model" / REFERENCE).exists()
+    monkeypatch.setattr(likelihood, "LEAST_IMAGES", 2)
     train(arguments(made, averaged, **short, ema_decay=0.5))
+    assert MedUnifierPipeline.from_pretrained(averaged / "model").reference.source == "phantom"
     state = torch.load(averaged / "checkpoints" / "step-2" / "custom_checkpoint_0.pkl")
     trained, exported = (load_file(averaged / p) for p in (f"checkpoints/step-2/{WEIGHTS}", f"model/{WEIGHTS}"))
     unaveraged = load_file(raw / "model" / WEIGHTS)
