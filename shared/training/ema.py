@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from medunifier.shared.training.distributed import is_main
+
 Averaged = TypeVar("Averaged", bound=nn.Module)
 
 
@@ -101,9 +103,13 @@ class SwappedAverage(WeightAverage):
             _local(average).copy_(kept)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return whole tensors by name. Call it on all processes."""
-        whole = [t.full_tensor().cpu() if isinstance(t, DTensor) else t for t in self.averages]
-        return {"averages": dict(zip(self._parameters, whole, strict=True)), "steps": self.steps}
+        """Return whole tensors by name, of a sharded module on the first process alone. Call it on all processes."""
+        whole: dict[str, Tensor] = {}
+        for name, average in zip(self._parameters, self.averages, strict=True):
+            tensor = average.full_tensor() if isinstance(average, DTensor) else average
+            if is_main():
+                whole[name] = tensor.cpu() if isinstance(average, DTensor) else tensor
+        return {"averages": whole, "steps": self.steps}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -201,8 +201,8 @@ def _report_tab(
     progress(read.click, 0)
     run_after(read.click, public=True)
     reset = {
-        "fn": lambda: (VIEWS[0], *[gr.update(visible=False)] * 2),
-        "outputs": [view, truth, outside],
+        "fn": lambda: (VIEWS[0], gr.update(visible=False)),
+        "outputs": [view, truth],
         "queue": False,
         **_PAGE_ONLY,
     }
@@ -211,10 +211,12 @@ def _report_tab(
     progress(radiograph.clear, None)
     uploaded, cleared = radiograph.upload(**reset), radiograph.clear(**reset)
     chosen = thumbnails.select(endpoints.choose, None, [radiograph, view, truth], queue=False, **_PAGE_ONLY)
-    thumbnails.select(lambda: gr.update(visible=False), None, outside, queue=False, **_PAGE_ONLY)
     for change in (uploaded, chosen, cleared):
         # Results that stay while the next image is processed would be mistaken for its own.
-        emptied = change.success(lambda: [None] * len(results), None, results, queue=False, **_PAGE_ONLY)
+        emptied = change.success(
+            lambda: [gr.update(visible=False), *[None] * len(results)], None, [outside, *results],
+            queue=False, **_PAGE_ONLY,
+        )  # fmt: skip
         if change is not cleared:
             run_after(emptied.success, public=False)
     again = functools.partial(gr.on, [score.click, labels.submit])

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
+from medunifier.shared.training.distributed import broadcast_object
 from medunifier.shared.training.ema import AveragedModule, SwappedAverage
 from tests.two_processes import two_processes
 
@@ -84,12 +85,13 @@ def _sharded(rank, port, folder):
         for name, value in values(step + 1).items():
             parameters[name].data.copy_(shard(name, value).data)
         average.update()
-    state = average.state_dict()
+    states = [average.state_dict()]
+    state = broadcast_object(states[0])  # as a file that both read
     other = SwappedAverage({name: shard(name, value) for name, value in values(0).items()}, DECAY)
     other.load_state_dict(state)
     with other.swapped():
         pass
-    states = [state, other.state_dict()]
+    states.append(other.state_dict())
     if rank == 0:
         torch.save(states, folder / "states.pt")
     dist.barrier()

@@ -141,7 +141,7 @@ def test_the_average_is_validated_and_exported_and_the_weights_in_training_are_s
 def test_a_compiled_training_continues_and_equals_the_eager_one(made, tmp_path, monkeypatch):
     # The whole compiler without its code generation, which needs a C++ compiler and minutes.
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-    common = {"optim__schedule": "constant", "loop__accumulation": 1, "loop__checkpoint_every": 2}
+    common = {"optim__schedule": "constant", "loop__accumulation": 1, "loop__checkpoint_every": 2, "ema_decay": 0.5}
     train(arguments(made, tmp_path / "eager", **common, loop__steps=4, compile="false"))
     compiled = tmp_path / "compiled"
     train(arguments(made, compiled, **common, loop__steps=2, compile="true"))
