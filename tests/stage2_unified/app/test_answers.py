@@ -9,7 +9,17 @@ import pytest
 pytest.importorskip("gradio")
 
 from medunifier.shared.errors import UserError
-from medunifier.stage2_unified.app.endpoints import PROMPT_COLUMNS, Endpoints, bars_html, match_texts, small, table
+from medunifier.stage2_unified.app.endpoints import (
+    OUTSIDE,
+    PROMPT_COLUMNS,
+    Endpoints,
+    bars_html,
+    in_words,
+    match_texts,
+    small,
+    studies_html,
+    table,
+)
 from medunifier.stage2_unified.app.server import training_source
 from medunifier.stage2_unified.app.service import (
     EncodedImage,
@@ -80,6 +90,41 @@ def test_bars_and_tables_read_no_bare_0():
     assert "<img" not in bars_html([("<img src=x>", 0.5, "<img>")])
 
 
+def test_similar_studies_are_listed_without_markup_of_their_texts():
+    listed = studies_html([[1, 0.5, "s<1>", "PA", "<img src=x>", ""], [2, 0.25, "s2", "", "", "No\nchange."]])
+    assert listed.count('class="study"') == 2 and "<img" not in listed and "s<1>" not in listed
+    texts = re.sub("<[^>]*>", " ", listed)
+    assert "0.250" in texts and "No change." in texts and texts.count("Findings") == texts.count("Impression") == 1
+
+
+def test_an_error_is_the_message_and_empties_the_results_before():
+    def handler(text):
+        yield "Working …", "earlier"
+        raise UserError(text)
+
+    assert [*in_words(handler, [None])("too large")][0] == ("Working …", "earlier")
+    message, result = [*in_words(handler, [None])("too large")][-1]
+    assert "too large" in message and result is None
+
+
+def test_a_run_ends_when_its_client_passes_to_another_image():
+    service = SimpleNamespace(
+        pipeline=SimpleNamespace(tokenizer=SimpleNamespace(grid=(4, 4), codebook_size=8)),
+        index=None,
+        read=lambda path, view: SimpleNamespace(pixels=np.zeros((4, 4))),
+        is_outside=lambda image: False,
+        report=lambda image: iter(["a", "a b", "a b c"]),
+    )
+    endpoints = Endpoints(service, [])  # type: ignore[arg-type]
+    one, other = SimpleNamespace(session_hash="one"), SimpleNamespace(session_hash="other")
+    run = endpoints.read("a.png", "PA", "", 4, one)
+    assert [next(run)[2] for _ in range(3)][-1] == "a"
+    endpoints.leave(other)
+    assert next(run)[2] == "a b"
+    endpoints.leave(one)
+    assert not [*run] and not endpoints._running
+
+
 def test_a_picture_that_cannot_be_decoded_is_refused_with_the_formats(model_folder, tmp_path):
     pipeline = MedUnifierPipeline.from_pretrained(str(model_folder), "cpu")
     service = ModelService(pipeline, tmp_path)
@@ -123,14 +168,21 @@ def test_the_training_data_is_read_from_the_model_card(root, tmp_path):
         assert training_source(shipped) == "phantom"
 
 
-def test_an_image_unlike_the_training_data_has_a_notice(model_folder, tmp_path, monkeypatch):
+def test_an_image_unlike_the_training_data_has_a_notice_that_stays(model_folder, tmp_path, monkeypatch):
     pipeline = MedUnifierPipeline.from_pretrained(str(model_folder), "cpu")
     service = ModelService(pipeline, tmp_path, learned=("Edema",))
-    codes = np.zeros(pipeline.tokenizer.grid, np.int64)
-    monkeypatch.setattr(service, "read", lambda path, view: EncodedImage(np.zeros((1, 1)), codes, view))
-    endpoints = Endpoints(service, [])
-    assert not endpoints.outside("image.png", "PA")["visible"], "without a reference nothing is known"
+    codes, side = np.zeros(pipeline.tokenizer.grid, np.int64), pipeline.tokenizer.image_size
+    monkeypatch.setattr(service, "read", lambda path, view: EncodedImage(np.zeros((side, side)), codes, view))
+    monkeypatch.setattr(service, "report", lambda image: iter(["No effusion."]))
+    monkeypatch.setattr(service, "findings", lambda image, labels: [])
+    endpoints, session = Endpoints(service, []), SimpleNamespace(session_hash="one")
+
+    def messages():
+        return [update[0] for update in endpoints.read("image.png", "PA", "", 4, session)]
+
+    assert messages()[-1] == "", "without a reference nothing is known"
     nll = float(pipeline.image_nll(codes[None], ["PA"])[0])
-    for median, outside in ((nll + 2.0, True), (nll - 2.0, True), (nll + 0.5, False)):
+    for median, notice in ((nll + 2.0, OUTSIDE), (nll - 2.0, OUTSIDE), (nll + 0.5, "")):
         pipeline.reference = LikelihoodReference("", "phantom", "validate", 100, median, (*[0.0] * 99, 1.0, 1.0))
-        assert endpoints.outside("image.png", "PA")["visible"] == outside
+        found = messages()
+        assert found[-1] == notice and found[1].startswith(notice) and found[1] != notice
