@@ -98,6 +98,7 @@ def _sharded(rank, port, folder):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow  # on two processes without shards: test_train.py of stage 2
 def test_shards_on_two_processes_equal_one_and_load_from_whole_tensors(tmp_path):
     with two_processes(_sharded, tmp_path):
         whole = trained({name: torch.nn.Parameter(value) for name, value in values(0).items()}, 7).state_dict()

@@ -119,12 +119,13 @@ def test_noise_lies_outside_the_shipped_models_data_and_held_out_phantoms_do_not
 
 @pytest.mark.slow
 def test_real_radiographs_lie_outside_the_shipped_models_data(shipped, shared_data):
+    folders = [shared_data(f"radiographs/{name}") for name in ("nih/px64", "cc-by/mhh", "nc/cohen-nc-sa")]
     phantom, size = Phantom(64, 78, LEARNED), shipped.tokenizer.image_size
     studies = [phantom.study(number) for number in range(400)]
     pixels = np.stack([fit_square(study.images[0], size) for study in studies])
     held_out = shipped.image_nll(shipped.encode(pixels), [study.views[0] for study in studies])
-    for folder in ("nih/px64", "cc-by/mhh", "nc/cohen-nc-sa"):
-        files = sorted(shared_data(f"radiographs/{folder}").glob("*.[pj][np]*g"))
+    for folder in folders:
+        files = sorted(folder.glob("*.[pj][np]*g"))
         images = FileImages(files, size)
         readable = [image for image in map(images.read, range(len(files))) if not image.error]
         codes = shipped.encode(np.stack([image.pixels for image in readable]))

@@ -273,7 +273,12 @@ def test_another_number_of_processes_continues_over_the_same_studies(
     made, tmp_path, no_curves, monkeypatch, capsys, fails
 ):
     random = {"data__text_dropout": 0.3, "data__section_dropout": 0.3}
-    usual = random | {"optim__schedule": "constant", "loop__log_every": 1, "loop__checkpoint_every": 3}
+    usual = random | {
+        "optim__schedule": "constant",
+        "loop__log_every": 1,
+        "loop__checkpoint_every": 3,
+        "ema_decay": 0.5,
+    }
     moved = {"loop__batch_size": 2, "loop__accumulation": 3, "loop__steps": 3}
     with two_processes(_worker, tmp_path, arguments(made, tmp_path / "moved", **usual | moved)):
         whole = usual | {"loop__batch_size": 12, "loop__accumulation": 1, "loop__steps": 6}
@@ -294,6 +299,10 @@ def test_another_number_of_processes_continues_over_the_same_studies(
     for line, other in zip(mine, theirs, strict=True):
         for name in ("contrast", "matching", "report", "image"):
             assert line[name] == pytest.approx(other[name], rel=1e-4), (line["step"], name)
+    last = "checkpoints/step-6/custom_checkpoint_0.pkl"
+    averages, alone = (torch.load(tmp_path / name / last)["averages"] for name in ("moved", "whole"))
+    for name, weight in alone.items():
+        assert torch.allclose(averages[name], weight, atol=1e-4), name
 
 
 def _compiled_fsdp(rank, port, arguments):
