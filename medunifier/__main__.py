@@ -15,6 +15,10 @@ COMMANDS = {
     "synthesize": ("medunifier.stage2_unified.cli.synthesize", "generate radiographs from reports or findings"),
     "retrieve": ("medunifier.stage2_unified.cli.retrieve", "find the studies most similar to a radiograph or a text"),
     "classify": ("medunifier.stage2_unified.cli.classify", "classify findings zero-shot, by sentences"),
+    "calibrate": (
+        "medunifier.stage2_unified.cli.calibrate",
+        "measure which images a model was not trained for",
+    ),
     "serve": ("medunifier.stage2_unified.app.command", "serve the web page on this machine"),
     "evaluate": ("medunifier.stage2_unified.evaluate.command", "evaluate a model or a tokenizer: one JSON, one page"),
     "subset": (

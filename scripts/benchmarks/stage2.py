@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from medunifier.bench import BenchConfig, Row, paired
-from medunifier.shared.training.mfu import peak_flops
+from medunifier.shared.training.hardware import peak_flops
 from medunifier.stage2_unified.export.causal_lm import to_causal_lm
 from medunifier.stage2_unified.model.configuration import MedUnifierConfig
 from medunifier.stage2_unified.model.modeling import MedUnifierForConditionalGeneration

@@ -22,7 +22,7 @@ from medunifier.shared.report_page.plots import save_curves
 from medunifier.shared.training.checkpoints import Checkpoints, DataPosition, resume
 from medunifier.shared.training.config import LoopConfig
 from medunifier.shared.training.distributed import all_reduce_sum, collective_device, is_main, world_size
-from medunifier.shared.training.mfu import peak_flops
+from medunifier.shared.training.hardware import peak_flops
 from medunifier.shared.training.optimizer_step import FiniteCheck
 from medunifier.shared.training.run_folder import CHECKPOINTS, RunFolder
 

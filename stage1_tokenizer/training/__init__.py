@@ -1,1 +1,1 @@
-"""Training step of generator and discriminator, EMA of the weights, and validation metrics."""
+"""Training step of generator and discriminator, and validation metrics."""

@@ -15,6 +15,7 @@ from medunifier.shared.command import interruption
 from medunifier.shared.report_page.plots import labelled_rows
 from medunifier.shared.training.config import OptimConfig, use_compile
 from medunifier.shared.training.distributed import is_main, rank, world_size
+from medunifier.shared.training.ema import AveragedModule
 from medunifier.shared.training.loop import FLOP
 from medunifier.shared.training.optimizer_step import OptimizerStep
 from medunifier.shared.training.run_folder import RunFolder
@@ -31,7 +32,6 @@ from medunifier.stage1_tokenizer.model.compiling import compile_method
 from medunifier.stage1_tokenizer.model.discriminator import PatchDiscriminator
 from medunifier.stage1_tokenizer.model.vqgan import VQGAN
 from medunifier.stage1_tokenizer.pixel_range import stack_images, to_unit
-from medunifier.stage1_tokenizer.training.ema import ExponentialMovingAverage
 from medunifier.stage1_tokenizer.training.fidelity import Fidelity
 
 
@@ -70,7 +70,7 @@ class TokenizerTask:
                 compile_method(self._perceptual, "loss")
         generator = VQGAN(config.model).to(accelerator.device).to(memory_format=torch.channels_last)
         self._flop_an_image = generator.flop_an_image()
-        self.average = ExponentialMovingAverage(generator, config.ema_decay)
+        self.average = AveragedModule(generator, config.ema_decay)
         if config.gradient_checkpointing:
             generator.gradient_checkpointing()
         if compiled:  # after the EMA was copied, which is not trained

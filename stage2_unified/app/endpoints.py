@@ -20,6 +20,7 @@ SIMILAR_COLUMNS = ("rank", "similarity", "study", "view", "findings", "impressio
 PROMPT_COLUMNS = ("finding", "statement over denial", "similarity", "percentile in the index")
 MATCH_COLUMNS = ("seed", "match")
 NO_RISK = "not the risk of a disease"
+OUTSIDE = "**This image is unlike the data that the model was trained on: its results are unreliable.**"
 STEPS = ("Reading the image", "Writing the report", "Scoring the findings", "Searching similar studies")
 
 Rows = list[list[Any]]
@@ -169,7 +170,10 @@ class Endpoints:
     def read(
         self, path: str | None, view: str, labels: str, top: float, request: gr.Request
     ) -> Iterator[tuple[Any, ...]]:
-        """Yield progress, model input, report, :meth:`bars`, images and HTML of the similar studies."""
+        """Yield progress, model input, report, :meth:`bars`, images and HTML of the similar studies.
+
+        Of an image outside the training data the message begins with, and in the end is, a notice.
+        """
         return self._while_shown(request, self._read(path, view, labels, top))
 
     def _read(self, path: str | None, view: str, labels: str, top: float) -> Iterator[tuple[Any, ...]]:
@@ -177,16 +181,19 @@ class Endpoints:
         at = [f"{step} … ({number} of {len(steps)})" for number, step in enumerate(steps, 1)]
         same = gr.skip()
         yield at[0], *[None] * 6
-        yield at[1], self.show(path, view), *[same] * 5
+        shown = self.show(path, view)
+        notice = OUTSIDE if self._service.is_outside(self._service.read(path, view)) else ""
+        at = [f"{notice}\n\n{text}".strip() for text in at]
+        yield at[1], shown, *[same] * 5
         for report in self.report(path, view):
             yield same, same, report, *[same] * 4
         yield at[2], *[same] * 6
         scores = self.bars(self.findings(path, view, labels))
-        yield "" if self._service.index is None else at[3], same, same, *scores, same, same
+        yield notice if self._service.index is None else at[3], same, same, *scores, same, same
         if self._service.index is not None:
             rows = self.similar(path, view, top)
             # The prompt scores again: of a folded component Gradio keeps only the newest update, here an empty one.
-            yield "", *[same] * 3, scores[1], self.thumbnails(rows), studies_html(rows)
+            yield notice, *[same] * 3, scores[1], self.thumbnails(rows), studies_html(rows)
 
     def rescore(self, path: str | None, view: str, labels: str, request: gr.Request) -> Iterator[tuple[Any, ...]]:
         """Yield progress and :meth:`bars` of :meth:`findings`."""

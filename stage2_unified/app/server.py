@@ -3,6 +3,7 @@
 import os
 import re
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -125,10 +126,13 @@ def make_app(
     Raises:
         UserError: if there is no model, or the index belongs to another model.
     """
+    from medunifier.stage2_unified.generation.likelihood import how_to_make
     from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline
 
     pipeline = MedUnifierPipeline.from_pretrained(model, device)
     fingerprint = pipeline.fingerprint
+    if pipeline.reference is None:
+        print(f"images outside the training data are not recognized: {how_to_make(model)}", file=sys.stderr)
     studies = StudyIndex.load(index, fingerprint) if index else None
     import gradio as gr  # takes seconds: imported after the arguments are checked
     from fastapi import FastAPI, HTTPException, Request

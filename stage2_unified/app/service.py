@@ -183,6 +183,13 @@ class ModelService:
             raise UserError(f"not a readable image: {error.reason}; give DICOM, PNG or JPEG") from None
         return EncodedImage(decoded.pixels, self.pipeline.encode(decoded.pixels[None])[0], decoded.view)
 
+    def is_outside(self, image: EncodedImage) -> bool:
+        """Return whether an image lies outside the training data; False if the model folder lacks the reference."""
+        reference = self.pipeline.reference
+        if reference is None:
+            return False
+        return bool(reference.outside(self.pipeline.image_nll(image.codes[None], [image.view]))[0])
+
     def report(self, image: EncodedImage) -> Iterator[str]:
         """Yield the draft report while it is generated."""
         for sections in self.pipeline.stream_report(image.codes, image.view):

@@ -8,6 +8,7 @@ from medunifier.shared.artifacts import canonical_json
 from medunifier.shared.config import parse_config
 from medunifier.shared.files.row_file import Row
 from medunifier.shared.report_page.notice import research_notice
+from medunifier.stage2_unified.cli.outside import OutsideColumns
 from medunifier.stage2_unified.cli.report import write_rows
 from medunifier.stage2_unified.inference.inputs import StudyImage, codes_of, open_inputs
 from medunifier.stage2_unified.inference.prompts import chosen_prompts
@@ -74,12 +75,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     prompts = chosen_prompts(config.prompts, config.labels)
     pipeline = MedUnifierPipeline.from_pretrained(config.model, config.device, config.batch_size)
     source = open_inputs(config.input, config.split, pipeline.tokenizer, outside_root=config.outside_root)
-    score = PromptScorer(pipeline, prompts)
+    score, unusual = PromptScorer(pipeline, prompts), OutsideColumns(pipeline, config.model)
 
     def rows_of(readable: list[StudyImage]) -> list[Row]:
         views = [image.view or config.view for image in readable]
         codes = codes_of(pipeline, readable)
-        scores = score(pipeline.embed_images(codes, views))
+        scores, outside = score(pipeline.embed_images(codes, views)), unusual.rows(codes, views)
         columns = zip(_VALUES, (scores.similarity, scores.denial, scores.preference), strict=True)
         tables = {name: table.tolist() for name, table in columns}
         if config.samples:
@@ -100,6 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     }
                     for column, finding in enumerate(score.findings)
                 },
+                **outside[row],
                 "notice": NOTICE,
             }
             for row, view in enumerate(views)
@@ -116,13 +118,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             "view": config.view,
             "prompts": canonical_json(prompts.to_json()).decode(),
             "samples": config.samples,
+            **unusual.settings,
         },
-        [source.key_name, "view", *names, "notice", "error"],
+        [source.key_name, "view", *names, *unusual.names, "notice", "error"],
         _flat,
         rows_of,
         pipeline.batch_size,
         "classifying",
     )
+    unusual.print_count()
 
 
 def _flat(row: Row) -> list[Row]:

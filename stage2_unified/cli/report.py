@@ -11,6 +11,7 @@ from medunifier.shared.errors import UserError
 from medunifier.shared.files.row_file import Row, RowFile
 from medunifier.shared.progress import Progress
 from medunifier.shared.report_page.notice import research_notice
+from medunifier.stage2_unified.cli.outside import OutsideColumns
 from medunifier.stage2_unified.inference.inputs import (
     ImageSource,
     StudyImage,
@@ -79,19 +80,24 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     pipeline.expect(len(source.keys) if config.beams == 1 else 0)
 
+    unusual = OutsideColumns(pipeline, config.model)
+
     def rows_of(readable: list[StudyImage]) -> list[Row]:
-        reports = pipeline.write_reports(**study_inputs(pipeline, readable, config.view), num_beams=config.beams)
+        inputs = study_inputs(pipeline, readable, config.view)
+        reports = pipeline.write_reports(**inputs, num_beams=config.beams)
+        columns = unusual.rows(inputs["codes"], inputs["views"])
         return [
             {"view": ",".join(image.view or config.view for image in (study, *study.others))}
             | ({"prior": study.prior is not None} if pipeline.prior else {})
-            | {**report, "labels": label_report("\n\n".join(report.values())), "notice": NOTICE}
-            for study, report in zip(readable, reports, strict=True)
+            | {**report, "labels": label_report("\n\n".join(report.values())), **outside, "notice": NOTICE}
+            for study, report, outside in zip(readable, reports, columns, strict=True)
         ]
 
     write_rows(
         source,
         config.out,
-        {"command": "report", "model": pipeline.fingerprint, "view": config.view, "beams": config.beams},
+        {"command": "report", "model": pipeline.fingerprint, "view": config.view, "beams": config.beams}
+        | unusual.settings,
         [
             source.key_name,
             "view",
@@ -99,6 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "findings",
             "impression",
             *OBSERVATIONS,
+            *unusual.names,
             "notice",
             "error",
         ],
@@ -107,6 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         pipeline.batch_size,
         "reports",
     )
+    unusual.print_count()
 
 
 def write_rows(

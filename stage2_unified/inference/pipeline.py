@@ -1,5 +1,6 @@
 """Inference with a trained model: embeddings, matching, reports, images. NumPy in and out, batched internally."""
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -10,17 +11,20 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
+from medunifier.data.shards.dataset import read_manifest
 from medunifier.shared.artifacts import fingerprint
 from medunifier.shared.files.model_folder import checked_model_folder
 from medunifier.shared.training.hardware import has_bf16
-from medunifier.shared.training.precision import Precision
+from medunifier.shared.training.precision import Precision, autocast
 from medunifier.stage1_tokenizer.frozen import FrozenTokenizer
 from medunifier.stage2_unified.generation.batch_size import automatic_batch_size
 from medunifier.stage2_unified.generation.bfloat16 import bfloat16_copy
 from medunifier.stage2_unified.generation.decoding import compile_step
 from medunifier.stage2_unified.generation.images import generate_images
+from medunifier.stage2_unified.generation.likelihood import LikelihoodReference, candidate_views, image_nll
 from medunifier.stage2_unified.generation.reports import generate_reports
 from medunifier.stage2_unified.inference.image_backbone import ImageBackbone
+from medunifier.stage2_unified.inference.inputs import ShardStudies, codes_of
 from medunifier.stage2_unified.inference.streaming import stream_report
 from medunifier.stage2_unified.model.modeling import MedUnifierForConditionalGeneration
 from medunifier.stage2_unified.model.processing.processor import Codes, MedUnifierProcessor, Prior
@@ -30,6 +34,8 @@ Report = Mapping[str, str]
 Views = Sequence[str] | Sequence[Sequence[str]]
 COMPILE_FROM = 4000
 """Studies from which on compiling the decoding step pays: 17 s on an H100, which then saves 4.5 ms an image."""
+MOST_REFERENCE_STUDIES = 5000
+"""Studies whose likelihood is measured, at most."""
 
 
 def model_fingerprint(model: MedUnifierForConditionalGeneration) -> str:
@@ -62,6 +68,7 @@ class MedUnifierPipeline:
         self.processor, self.precision, self._compiled = processor, precision, False
         self.batch_size = batch_size or automatic_batch_size(self.model, self.device)
         self.processor.image_tokenizer.to(self.device)
+        self._folder: Path | None = None
 
     @classmethod
     def from_pretrained(
@@ -80,7 +87,9 @@ class MedUnifierPipeline:
         logging.disable_progress_bar()  # a progress bar for two dozen tensors is noise
         with checked_model_folder(folder, "a model"):
             model = MedUnifierForConditionalGeneration.from_pretrained(folder, local_files_only=True)
-        return cls(model, processor, device, batch_size, precision)
+        pipeline = cls(model, processor, device, batch_size, precision)
+        pipeline._folder = Path(folder)
+        return pipeline
 
     @property
     def tokenizer(self) -> FrozenTokenizer:
@@ -163,6 +172,51 @@ class MedUnifierPipeline:
             return self.model.get_text_features(**self._inputs(reports=reports[begin:end]))
 
         return self._batched(len(reports), run)
+
+    @cached_property
+    def reference(self) -> LikelihoodReference | None:
+        """Likelihood of validation images; None if the model folder lacks it, or the model came from no folder.
+
+        Raises:
+            UserError: if the file is damaged, or was computed with another model.
+        """
+        return LikelihoodReference.load(self._folder, self.fingerprint) if self._folder else None
+
+    def image_nll(self, codes: np.ndarray, views: Sequence[str]) -> np.ndarray:
+        """Return the (N,) mean negative log-likelihood of each image's codes without a report, in nats per code.
+
+        Args:
+            codes: (N, h, w).
+            views: N view positions; of an unknown one ("") the most likely counts.
+        """
+        rows = [(image, candidate) for image, view in enumerate(views) for candidate in candidate_views(view)]
+
+        def run(begin: int, end: int) -> Tensor:
+            numbers, names = zip(*rows[begin:end], strict=True)
+            with autocast(self.device):
+                return image_nll(self.model, self._inputs(codes=codes[list(numbers)], views=names)["images"])
+
+        least = np.full(len(codes), np.inf, np.float32)
+        np.minimum.at(least, [image for image, _ in rows], self._batched(len(rows), run))
+        return least
+
+    def measure_likelihood(self, shards: str | Path, split: str) -> LikelihoodReference:
+        """Return the likelihood of the images of a split that the model was not trained on.
+
+        Raises:
+            UserError: if the split has too few images, or the codes are those of another tokenizer.
+        """
+        manifest = read_manifest(shards)
+        studies = ShardStudies(str(shards), [split], self.tokenizer, max_views=sys.maxsize)
+        numbers = range(0, len(studies.keys), -(-len(studies.keys) // MOST_REFERENCE_STUDIES))
+        values: list[np.ndarray] = []
+        for first in range(0, len(numbers), self.batch_size):
+            batch = [studies.read(number) for number in numbers[first : first + self.batch_size]]
+            images = [image for study in batch for image in (study, *study.others)]
+            values.append(self.image_nll(codes_of(self, images), [image.view for image in images]))
+        return LikelihoodReference.of(
+            np.concatenate(values), self.fingerprint, str(manifest.get("source", "unknown")), split
+        )
 
     def match(
         self, codes: Codes, views: Views, reports: Sequence[Report], priors: Sequence[Prior | None] | None = None

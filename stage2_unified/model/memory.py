@@ -15,8 +15,11 @@ from medunifier.stage2_unified.model.modeling import MedUnifierForConditionalGen
 _BRANCHES = 3  # reports per image: the true one and two negatives
 
 
-def unified_size(name: str, config: MedUnifierConfig, loop: LoopConfig) -> Size:
-    """Return the memory that training a model of this configuration takes; its longest sequence is assumed."""
+def unified_size(name: str, config: MedUnifierConfig, loop: LoopConfig, averaged: bool = False) -> Size:
+    """Return the memory that training a model of this configuration takes; its longest sequence is assumed.
+
+    The EMA of ``averaged`` weights is one more float32 per parameter.
+    """
     config = copy.deepcopy(config)  # its attention is replaced below
     longest, report = config.text_config.max_position_embeddings, config.max_report_tokens
     with torch.device("meta"):
@@ -31,7 +34,7 @@ def unified_size(name: str, config: MedUnifierConfig, loop: LoopConfig) -> Size:
 
     per_token = bytes_kept(model, forward) / longest
     tokens = 2 * (longest - report) + (1 + _BRANCHES) * report
-    return training_size(name, model, int(per_token * tokens), loop)
+    return training_size(name, model, int(per_token * tokens), loop, extra=4 * averaged)
 
 
 class _FusedAttention(torch.autograd.Function):

@@ -1,5 +1,7 @@
 """Training of the unified model: data, model and loop from the configuration, then the export."""
 
+from pathlib import Path
+
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import set_seed
@@ -72,8 +74,8 @@ def train_unified(config: Stage2Config) -> None:
 
     text_tokenizer = run_text_tokenizer(config, run, training)
     if is_main() and not (sharded or config.gradient_checkpointing or config.model.pretrained):
-        size = unified_size("model", model_config(config, text_tokenizer, tokenizer, text_choice), loop)
-        warn_if_too_large(size, loop)
+        configured = model_config(config, text_tokenizer, tokenizer, text_choice)
+        warn_if_too_large(unified_size("model", configured, loop, averaged=bool(config.ema_decay)), loop)
     model = build_model(config, text_tokenizer, tokenizer, text_choice)
     processor = MedUnifierProcessor(text_tokenizer, tokenizer.to(accelerator.device), model.config)
     if is_main():
@@ -114,17 +116,36 @@ def train_unified(config: Stage2Config) -> None:
     from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline, model_fingerprint
 
     folder = run.path / MODEL
-    trained = whole_model(model) if sharded else model
+    with task.averaged_weights():
+        trained = whole_model(model) if sharded else model
+        if is_main():
+            merge_adapters(trained)
+            export_once(
+                folder,
+                model_fingerprint(trained),
+                lambda: MedUnifierPipeline.from_pretrained(folder, "cpu").fingerprint,
+                lambda: export_model(trained, processor, folder, config, shards.manifest.get("source", "unknown")),
+            )
     if is_main():
-        merge_adapters(trained)
-        export_once(
-            folder,
-            model_fingerprint(trained),
-            lambda: MedUnifierPipeline.from_pretrained(folder, "cpu").fingerprint,
-            lambda: export_model(trained, processor, folder, config, shards.manifest.get("source", "unknown")),
-        )
+        _measure_likelihood(folder, config, str(accelerator.device))
     barrier()
     accelerator.end_training()
+
+
+def _measure_likelihood(folder: Path, config: Stage2Config, device: str) -> None:
+    """Write the likelihood of the validation images into the exported model's folder, or print why not."""
+    from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline
+
+    pipeline = MedUnifierPipeline.from_pretrained(folder, device)
+    if pipeline.reference is not None:
+        return
+    try:
+        reference = pipeline.measure_likelihood(config.data.shards, "validate")
+    except UserError as error:
+        print(f"images outside the training data will not be recognized: {error}", flush=True)
+        return
+    reference.save(folder)
+    print(reference.summary(folder), flush=True)
 
 
 def _validation(config: Stage2Config, sections: tuple[str, ...]) -> StudiesWithText | None:

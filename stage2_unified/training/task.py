@@ -1,6 +1,7 @@
 """The stage-2 task of the training loop: optimizer steps over the four objectives, and validation with samples."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -13,6 +14,7 @@ from medunifier.data.shards.loader import sample_stream
 from medunifier.shared.command import interruption
 from medunifier.shared.report_page.plots import labelled_rows
 from medunifier.shared.training.distributed import all_reduce_sum, is_main, rank, world_size
+from medunifier.shared.training.ema import SwappedAverage
 from medunifier.shared.training.loop import FLOP, TOKENS
 from medunifier.shared.training.optimizer_step import OptimizerStep
 from medunifier.shared.training.run_folder import RunFolder
@@ -57,6 +59,11 @@ class UnifiedTask:
         self._update = OptimizerStep(
             self.accelerator, self.objectives, self.optimizers, self.config.optim, self.config.loop.steps
         )
+        self.average: SwappedAverage | None = None
+        if self.config.ema_decay:
+            trained = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
+            self.average = SwappedAverage(trained, self.config.ema_decay)
+            self.accelerator.register_for_checkpointing(self.average)
 
     def step(self, micro_batches: list[StudyBatch], step: int) -> dict[str, Tensor | float]:
         """Run one optimizer step; every mean is over all micro-batches and processes."""
@@ -75,6 +82,8 @@ class UnifiedTask:
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + value.detach() / len(batches)
         self._model.clamp_logit_scale()
+        if self.average is not None:
+            self.average.update()
         chance = {f"{name}.chance": level for name, level in self._chance(self.config.loop.global_batch()).items()}
         tokens = sums.pop(TOKENS) * len(batches)
         return {**sums, **self._update.figures(step), **chance, TOKENS: tokens, FLOP: tokens * self._flop_per_token}
@@ -103,11 +112,34 @@ class UnifiedTask:
         vocabulary = self.processor.vocabulary
         return chance_levels(contrasted, vocabulary.offset, vocabulary.codebook_size)
 
-    @torch.no_grad()
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """Let the model have the EMA of its weights within the context, if there is one. Call it on all processes."""
+        if self.average is None:
+            yield
+            return
+        self._reshard()
+        with self.average.swapped():
+            yield
+            self._reshard()
+
+    def _reshard(self) -> None:
+        # After a pass without a backward one FSDP2 keeps what it gathered: values from before the swap.
+        if self.sharded:
+            self.objectives.reshard()
+
     def validate(self, step: int) -> dict[str, float]:
-        """Return losses over the validation studies, with all texts; samples of fixed studies go to ``pictures/``."""
+        """Return losses over the validation studies, with all texts; samples of fixed studies go to ``pictures/``.
+
+        Both are of the EMA of the weights, if there is one.
+        """
         if self.validation is None:
             return {}
+        with self.averaged_weights():
+            return self._validate(step)
+
+    @torch.no_grad()
+    def _validate(self, step: int) -> dict[str, float]:
         self.objectives.eval()
         figures: dict[str, Tensor] = {}
         batches = 0

@@ -37,6 +37,7 @@ NOT_RUN = {
     r"medunifier bench": "minutes beside a peer; tests/scripts/test_benchmarks.py runs them small",
     r"--cluster": "machines of a cluster; tests/data/ingest/test_executors.py ingests on one",
     r"--num_processes|model\.pretrained": "GPUs, or a large checkpoint; test_two_processes.py, test_backbone.py",
+    r"calibrate": "a hundred validation images; tests/stage2_unified/generation/test_likelihood.py runs it",
     r"convert": "a taming checkpoint; tests/stage1_tokenizer/cli/test_convert.py makes one",
     r"--feature_net inception": "files of weights; tests/stage1_tokenizer/test_evaluate.py has their like",
     r"--format onnx": "half a minute; tests/stage2_unified/export/test_tokenizer_onnx.py runs the command",

@@ -24,7 +24,9 @@ def preset_sizes(configs: Path) -> list[Size]:
         tokenizer = tokenizers.get(path.stem) or tokenizers.get("cxr_f16")
         if tokenizer is not None:
             values = _read(path)
-            sizes.append(unified_size(f"stage2/{path.stem}", _unified_config(values, tokenizer), _loop(values)))
+            averaged = bool(values.get("ema_decay"))
+            unified = _unified_config(values, tokenizer)
+            sizes.append(unified_size(f"stage2/{path.stem}", unified, _loop(values), averaged))
     return sizes
 
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from medunifier.shared.training import hardware as peak
 from medunifier.shared.training import loop
-from medunifier.shared.training import mfu as peak
 from medunifier.shared.training.loop import LoopConfig
 
 

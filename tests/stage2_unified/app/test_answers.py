@@ -10,6 +10,7 @@ pytest.importorskip("gradio")
 
 from medunifier.shared.errors import UserError
 from medunifier.stage2_unified.app.endpoints import (
+    OUTSIDE,
     PROMPT_COLUMNS,
     Endpoints,
     bars_html,
@@ -27,6 +28,7 @@ from medunifier.stage2_unified.app.service import (
     is_whole_report,
     stated_findings,
 )
+from medunifier.stage2_unified.generation.likelihood import LikelihoodReference
 from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline
 
 
@@ -110,6 +112,7 @@ def test_a_run_ends_when_its_client_passes_to_another_image():
         pipeline=SimpleNamespace(tokenizer=SimpleNamespace(grid=(4, 4), codebook_size=8)),
         index=None,
         read=lambda path, view: SimpleNamespace(pixels=np.zeros((4, 4))),
+        is_outside=lambda image: False,
         report=lambda image: iter(["a", "a b", "a b c"]),
     )
     endpoints = Endpoints(service, [])  # type: ignore[arg-type]
@@ -163,3 +166,23 @@ def test_the_training_data_is_read_from_the_model_card(root, tmp_path):
     shipped = root / "models" / "phantom" / "model"
     if shipped.is_dir():
         assert training_source(shipped) == "phantom"
+
+
+def test_an_image_unlike_the_training_data_has_a_notice_that_stays(model_folder, tmp_path, monkeypatch):
+    pipeline = MedUnifierPipeline.from_pretrained(str(model_folder), "cpu")
+    service = ModelService(pipeline, tmp_path, learned=("Edema",))
+    codes, side = np.zeros(pipeline.tokenizer.grid, np.int64), pipeline.tokenizer.image_size
+    monkeypatch.setattr(service, "read", lambda path, view: EncodedImage(np.zeros((side, side)), codes, view))
+    monkeypatch.setattr(service, "report", lambda image: iter(["No effusion."]))
+    monkeypatch.setattr(service, "findings", lambda image, labels: [])
+    endpoints, session = Endpoints(service, []), SimpleNamespace(session_hash="one")
+
+    def messages():
+        return [update[0] for update in endpoints.read("image.png", "PA", "", 4, session)]
+
+    assert messages()[-1] == "", "without a reference nothing is known"
+    nll = float(pipeline.image_nll(codes[None], ["PA"])[0])
+    for median, notice in ((nll + 2.0, OUTSIDE), (nll - 2.0, OUTSIDE), (nll + 0.5, "")):
+        pipeline.reference = LikelihoodReference("", "phantom", "validate", 100, median, (*[0.0] * 99, 1.0, 1.0))
+        found = messages()
+        assert found[-1] == notice and found[1].startswith(notice) and found[1] != notice

@@ -68,7 +68,8 @@ class HostReads(TorchDispatchMode):
 def test_a_step_reads_nothing_back_to_the_host(options, micro_batches, bidirectional, monkeypatch):
     model = make_model(bidirectional_images=bidirectional)
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=micro_batches)
-    config = Stage2Config(DataConfig("codes"), "tokenizer", "run", optim=DecoderOptimConfig(max_grad_norm=1.0))
+    optim = DecoderOptimConfig(max_grad_norm=1.0)
+    config = Stage2Config(DataConfig("codes"), "tokenizer", "run", optim=optim, ema_decay=0.9)
     objectives, *optimizers = accelerator.prepare(
         FourObjectives(model, LossWeights()), *make_optimizers(model, config.optim)
     )

@@ -22,6 +22,8 @@ from medunifier.stage1_tokenizer.cli.tokenize_shards import main as tokenize
 from medunifier.stage1_tokenizer.config import model_config
 from medunifier.stage1_tokenizer.frozen import export
 from medunifier.stage1_tokenizer.model.vqgan import VQGAN
+from medunifier.stage2_unified.generation import likelihood
+from medunifier.stage2_unified.generation.likelihood import REFERENCE
 from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline
 from medunifier.stage2_unified.model.modeling import MedUnifierForConditionalGeneration
 from medunifier.stage2_unified.train import main as train
@@ -29,6 +31,7 @@ from medunifier.stage2_unified.training.task import UnifiedTask
 from tests.stage1_tokenizer.conftest import SIZE, TINY_TOKENIZER
 from tests.two_processes import free_port, parted, two_processes
 
+WEIGHTS = "model.safetensors"
 OPTIONS = {
     "model.hidden_dim": 32,
     "model.num_layers": 2,
@@ -80,7 +83,7 @@ def lines(run):
 
 
 def test_a_killed_and_restarted_training_equals_the_uninterrupted_one_bit_for_bit(made, tmp_path, capsys):
-    short = {"loop__steps": 8, "loop__checkpoint_every": 2, "loop__validate_every": 4}
+    short = {"loop__steps": 8, "loop__checkpoint_every": 2, "loop__validate_every": 4, "ema_decay": 0.5}
     train(arguments(made, tmp_path / "whole", **short))
     killed = arguments(made, tmp_path / "killed", **short)
     process = parted(train, killed)
@@ -94,7 +97,7 @@ def test_a_killed_and_restarted_training_equals_the_uninterrupted_one_bit_for_bi
     train(killed)
     assert "continuing" in capsys.readouterr().out
     assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
-    weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "killed")]
+    weights = [(tmp_path / name / "model" / WEIGHTS).read_bytes() for name in ("whole", "killed")]
     assert weights[0] == weights[1]
 
     # A third start finds the run finished; the exported model works.
@@ -105,11 +108,34 @@ def test_a_killed_and_restarted_training_equals_the_uninterrupted_one_bit_for_bi
     check_pipeline(MedUnifierPipeline.from_pretrained(tmp_path / "killed" / "model"))
 
 
+def test_the_average_is_validated_and_exported_and_the_weights_in_training_are_saved(
+    made, tmp_path, no_curves, fails, capsys, monkeypatch
+):
+    short = {"optim__schedule": "constant", "loop__accumulation": 1, "loop__checkpoint_every": 2, "loop__steps": 2}
+    raw, averaged = tmp_path / "raw", tmp_path / "averaged"
+    train(arguments(made, raw, **short))
+    assert "will not be recognized" in capsys.readouterr().out and not (raw / "model" / REFERENCE).exists()
+    monkeypatch.setattr(likelihood, "LEAST_IMAGES", 2)
+    train(arguments(made, averaged, **short, ema_decay=0.5))
+    assert MedUnifierPipeline.from_pretrained(averaged / "model").reference.source == "phantom"
+    state = torch.load(averaged / "checkpoints" / "step-2" / "custom_checkpoint_0.pkl")
+    trained, exported = (load_file(averaged / p) for p in (f"checkpoints/step-2/{WEIGHTS}", f"model/{WEIGHTS}"))
+    unaveraged = load_file(raw / "model" / WEIGHTS)
+    for name, weight in state["averages"].items():
+        assert torch.equal(trained[name], unaveraged[name])  # the training is the same
+        assert torch.equal(exported[name], weight)
+    assert not torch.equal(exported["lm_head.weight"], trained["lm_head.weight"])
+    losses = [lines(run)[-1]["validation/report"] for run in (raw, averaged)]
+    assert losses[0] != losses[1]
+    capsys.readouterr()
+    fails(arguments(made, raw, **short, ema_decay=0.5), 1, "ema_decay")  # its checkpoint has no average
+
+
 @pytest.mark.slow  # compiled steps equal eager ones in test_static_step.py; a training continues in the test above
 def test_a_compiled_training_continues_and_equals_the_eager_one(made, tmp_path, no_curves, monkeypatch):
     # The whole compiler without its code generation, which needs a C++ compiler and minutes.
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-    common = {"optim__schedule": "constant", "loop__accumulation": 1, "loop__checkpoint_every": 2}
+    common = {"optim__schedule": "constant", "loop__accumulation": 1, "loop__checkpoint_every": 2, "ema_decay": 0.5}
     train(arguments(made, tmp_path / "eager", **common, loop__steps=4, compile="false"))
     compiled = tmp_path / "compiled"
     train(arguments(made, compiled, **common, loop__steps=2, compile="true"))
@@ -247,7 +273,12 @@ def test_another_number_of_processes_continues_over_the_same_studies(
     made, tmp_path, no_curves, monkeypatch, capsys, fails
 ):
     random = {"data__text_dropout": 0.3, "data__section_dropout": 0.3}
-    usual = random | {"optim__schedule": "constant", "loop__log_every": 1, "loop__checkpoint_every": 3}
+    usual = random | {
+        "optim__schedule": "constant",
+        "loop__log_every": 1,
+        "loop__checkpoint_every": 3,
+        "ema_decay": 0.5,
+    }
     moved = {"loop__batch_size": 2, "loop__accumulation": 3, "loop__steps": 3}
     with two_processes(_worker, tmp_path, arguments(made, tmp_path / "moved", **usual | moved)):
         whole = usual | {"loop__batch_size": 12, "loop__accumulation": 1, "loop__steps": 6}
@@ -268,6 +299,10 @@ def test_another_number_of_processes_continues_over_the_same_studies(
     for line, other in zip(mine, theirs, strict=True):
         for name in ("contrast", "matching", "report", "image"):
             assert line[name] == pytest.approx(other[name], rel=1e-4), (line["step"], name)
+    last = "checkpoints/step-6/custom_checkpoint_0.pkl"
+    averages, alone = (torch.load(tmp_path / name / last)["averages"] for name in ("moved", "whole"))
+    for name, weight in alone.items():
+        assert torch.allclose(averages[name], weight, atol=1e-4), name
 
 
 def _compiled_fsdp(rank, port, arguments):
@@ -280,7 +315,7 @@ def _compiled_fsdp(rank, port, arguments):
 
 @pytest.mark.slow
 def test_two_fsdp_processes_equal_one_and_write_unsharded_checkpoints(root, made, tmp_path):
-    common = {"optim__kind": "adamw", "optim__schedule": "constant", "loop__accumulation": 1}
+    common = {"optim__kind": "adamw", "optim__schedule": "constant", "loop__accumulation": 1, "ema_decay": 0.5}
     train(arguments(made, tmp_path / "one", **common, loop__batch_size=8, loop__steps=8))
     launch = [
         sys.executable,
@@ -303,9 +338,11 @@ def test_two_fsdp_processes_equal_one_and_write_unsharded_checkpoints(root, made
             assert two[step][name] == pytest.approx(figures[name], rel=1e-3), (step, name)
     exported = MedUnifierForConditionalGeneration.from_pretrained(tmp_path / "two" / "model").state_dict()
     plain = MedUnifierForConditionalGeneration.from_pretrained(tmp_path / "one" / "model").state_dict()
-    saved = load_file(tmp_path / "two" / "checkpoints" / "step-8" / "model.safetensors")
+    saved = load_file(tmp_path / "two" / "checkpoints" / "step-8" / WEIGHTS)
+    averages = torch.load(tmp_path / "two" / "checkpoints" / "step-8" / "custom_checkpoint_0.pkl")["averages"]
+    assert saved.keys() == exported.keys()
     for name, weight in plain.items():
-        assert torch.equal(saved[name], exported[name]), name
+        assert torch.equal(averages.get(name, saved[name]), exported[name]), name
         assert torch.allclose(exported[name], weight, atol=1e-4), name
     for name in ("generated-0000008.png", "reports-0000008.txt"):
         assert (tmp_path / "two" / "pictures" / name).is_file()
