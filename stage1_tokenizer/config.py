@@ -210,6 +210,10 @@ class SemanticLabelsConfig:
 
     weight: float = 0.0
     """Weight of the balanced binary cross-entropy of the studies' labels, in nats; 0 = no head."""
+    reconstruction_weight: float = 0.0
+    """Weight of the distance between images and reconstructions in the features of a second head, which learns the
+    labels from the images; 0 = no such head. The first head rewards codes that hold a finding, this one its decoding.
+    """
     unmentioned: Literal["absent", "unknown"] = "absent"
     """An observation without a label in a study that has a report or labels. absent: as in the evaluation; unknown:
     left out, unless the study's No Finding is present."""
@@ -217,6 +221,13 @@ class SemanticLabelsConfig:
     def __post_init__(self) -> None:
         if self.weight < 0:
             raise ValueError(f"loss.semantic.labels.weight must not be negative, got {self.weight}")
+        if self.reconstruction_weight < 0:
+            raise ValueError(
+                f"loss.semantic.labels.reconstruction_weight must not be negative, got {self.reconstruction_weight}"
+            )
+
+    def __bool__(self) -> bool:
+        return bool(self.weight or self.reconstruction_weight)
 
 
 @dataclass(frozen=True)
@@ -268,7 +279,7 @@ class SemanticConfig:
     """Alignment of the quantized features with those of a frozen net."""
 
     def __bool__(self) -> bool:
-        return bool(self.labels.weight or self.report.weight or self.teacher.weight)
+        return bool(self.labels or self.report.weight or self.teacher.weight)
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def train_tokenizer(config: Stage1Config) -> None:
         config.run_dir, config, MAY_CHANGE + ("data.shards", "data.pictures", "gradient_checkpointing", "compile")
     )
     semantic, size = config.loss.semantic, config.model.resolution
-    balance = label_balance(training, semantic, loop.seed) if semantic.labels.weight else None
+    balance = label_balance(training, semantic, loop.seed) if semantic.labels else None
     task = TokenizerTask(config, accelerator, run, validation, balance)
     collate: Callable[[Sequence[tuple[int, Sample]]], Any] = partial(collate_images, size=size, seed=loop.seed)
     if semantic:

@@ -16,6 +16,7 @@ from medunifier.stage1_tokenizer.losses.semantic.heads import SemanticHeads
 from medunifier.stage1_tokenizer.losses.semantic.objectives import (
     LabelBalance,
     alignment_loss,
+    feature_distance,
     label_loss,
     report_contrast,
 )
@@ -59,12 +60,12 @@ class SemanticTerm:
             if compiled:
                 compile_method(self._teacher, "forward")
         self._balance: LabelBalance | None = None
-        if self.config.labels.weight:
+        if self.config.labels:
             assert balance is not None, "the label term needs a balance"  # noqa: S101 - narrows a type
             self._balance = LabelBalance(balance.present.to(device), balance.absent.to(device))
         dim = self._teacher.dim if self._teacher is not None else 0
-        heads = SemanticHeads(self.config, config.model.embed_dim, config.model.grid, len(OBSERVATIONS), dim)
-        heads = heads.to(device)
+        model, findings = config.model, len(OBSERVATIONS)
+        heads = SemanticHeads(self.config, model.embed_dim, model.grid, model.resolution, findings, dim).to(device)
         self.average = ExponentialMovingAverage(heads, config.ema_decay)
         if compiled:
             compile_method(heads, "forward")
@@ -85,17 +86,42 @@ class SemanticTerm:
         # On a leaf: one backward pass yields the gradients of the heads and that of the features, and the heads'
         # update does not wait for the tokenizer's.
         leaf = z_q.detach().requires_grad_()
-        losses = self._losses(self.heads(leaf, batch.words), batch)
+        losses = self._losses(self.heads(leaf, batch.images, batch.words), batch)
         weights = {
             "labels": self.config.labels.weight,
+            "image_labels": 1.0,  # of this head's parameters alone, whose optimizer does not depend on it
             "report": self.config.report.weight,
             "teacher": self.config.teacher.weight,
         }
         self._update(torch.stack([weights[name] * loss for name, loss in losses.items()]).sum(), step)
-        assert leaf.grad is not None  # noqa: S101 - narrows a type
+        gradient = torch.zeros_like(z_q) if leaf.grad is None else leaf.grad  # None: a head on images is the only one
         # Accelerate divides a loss by the number of micro-batches; the tokenizer's loss will be divided as well.
-        gradient = leaf.grad * self._accelerator.gradient_accumulation_steps
+        gradient = gradient * self._accelerator.gradient_accumulation_steps
         return {f"semantic_{name}": loss.detach() for name, loss in losses.items()}, gradient
+
+    def of_reconstruction(self, reconstruction: Tensor, batch: StudyImages) -> tuple[Tensor, Tensor] | None:
+        """Return the feature distance of reconstructions, without its weight, and its weighted gradient by them.
+
+        The features are those of a head that learns the labels from the originals. Its gradient does not change the
+        head: head and decoder would agree on features that no reader of images needs.
+
+        Args:
+            reconstruction: (B, 1 or 3, S, S), a leaf that requires a gradient.
+            batch: on the device.
+
+        Returns:
+            None without this term.
+        """
+        head = self._accelerator.unwrap_model(self.heads).image_labels
+        if head is None:
+            return None
+        head.requires_grad_(False)
+        with self._accelerator.autocast():
+            originals = head.features(batch.images)
+            loss = feature_distance(originals, head.features(reconstruction))
+        head.requires_grad_(True)
+        (gradient,) = torch.autograd.grad(self.config.labels.reconstruction_weight * loss, reconstruction)
+        return loss.detach(), gradient
 
     def end_step(self) -> None:
         """Update the EMA of the heads; call it after each optimizer step."""
@@ -104,8 +130,11 @@ class SemanticTerm:
     def _losses(self, outputs: Mapping[str, Tensor], batch: StudyImages) -> dict[str, Tensor]:
         losses: dict[str, Tensor] = {}
         if self._balance is not None and batch.labels is not None:
-            losses["labels"] = label_loss(outputs["labels"], batch.labels, self._balance)
-        if batch.words is not None and batch.report_key is not None and batch.patient_key is not None:
+            for name in ("labels", "image_labels"):
+                if name in outputs:
+                    losses[name] = label_loss(outputs[name], batch.labels, self._balance)
+        if "image" in outputs and batch.words is not None:
+            assert batch.report_key is not None and batch.patient_key is not None  # noqa: S101 - narrows types
             losses["report"] = report_contrast(
                 outputs["image"],
                 outputs["report"],
@@ -137,17 +166,24 @@ class SemanticValidation:
     def __init__(self, heads: SemanticHeads, balance: LabelBalance | None, teacher: Teacher | None) -> None:
         self._heads, self._teacher = heads, teacher
         self._learned = None if balance is None else (balance.present > 0).cpu().numpy()
-        self._logits: list[np.ndarray] = []
+        self._logits: dict[str, list[np.ndarray]] = {}
         self._truth: list[np.ndarray] = []
         self._cosine: list[Tensor] = []
         self._images = 0
 
     @torch.no_grad()
-    def add(self, z_q: Tensor, batch: StudyImages) -> None:
-        """Add a batch: (B, D, h, w) quantized features of the EMA tokenizer, and its images and labels."""
-        outputs = self._heads(z_q)
+    def add(self, z_q: Tensor, reconstruction: Tensor, batch: StudyImages) -> None:
+        """Add a batch: (B, D, h, w) quantized features and reconstructions of the EMA tokenizer, and the studies."""
+        outputs = self._heads(z_q, batch.images)
         if batch.labels is not None:
-            self._logits.append(outputs["labels"].cpu().numpy())
+            found = {}
+            if "labels" in outputs:
+                found["label_auroc"] = outputs["labels"]
+            if self._heads.image_labels is not None:
+                found["image_label_auroc"] = outputs["image_labels"]
+                found["reconstruction_label_auroc"] = self._heads.image_labels(reconstruction)
+            for name, logits in found.items():
+                self._logits.setdefault(name, []).append(logits.float().cpu().numpy())
             self._truth.append(batch.labels.cpu().numpy())
         if self._teacher is not None:
             cosine = 1 - alignment_loss(outputs["teacher"], self._teacher(batch.images))
@@ -155,15 +191,19 @@ class SemanticValidation:
         self._images += len(z_q)
 
     def figures(self) -> dict[str, float]:
-        """Return ``label_auroc``, the macro AUROC over findings with both classes, and ``teacher_cosine``."""
+        """Return macro AUROCs over the findings with both classes, and ``teacher_cosine``; those of the terms in use.
+
+        ``label_auroc``: of the head on the codes. ``image_label_auroc`` and ``reconstruction_label_auroc``: of the
+        head on images, on originals and on reconstructions.
+        """
         figures: dict[str, float] = {}
         if self._learned is not None:
-            empty = np.zeros((0, len(self._learned)))  # of a process without images
-            local = np.concatenate([empty, *self._truth]), np.concatenate([empty, *self._logits])
-            truth, logits = (
-                np.concatenate(parts)[:, self._learned] for parts in zip(*gather_objects(local), strict=True)
-            )
-            figures["label_auroc"] = macro_auroc(truth, logits)
+            # Objects: a process may have no image. Names are then those of another process.
+            parts = [part for part in gather_objects((self._truth, self._logits)) if part[0]]
+            truth = np.concatenate([rows for part, _ in parts for rows in part])[:, self._learned]
+            for name in parts[0][1]:
+                logits = np.concatenate([rows for _, part in parts for rows in part[name]])[:, self._learned]
+                figures[name] = macro_auroc(truth, logits)
         if self._teacher is not None:
             device = self._teacher.mean.device
             total = sum(self._cosine, torch.zeros((), dtype=torch.float64, device=device))

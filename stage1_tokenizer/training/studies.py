@@ -63,7 +63,7 @@ def stack_studies(samples: Sequence[tuple[int, Sample]], size: int, config: Sema
 
 def _with_statements(images: Tensor, infos: Sequence[Mapping[str, Any]], config: SemanticConfig) -> StudyImages:
     batch = StudyImages(images)
-    if config.labels.weight:
+    if config.labels:
         batch = batch._replace(labels=_label_rows(infos, config))
     if config.report.weight:
         texts = [_words(info.get("report", {}).get("text", "")) for info in infos]

@@ -176,6 +176,10 @@ class TokenizerTask:
             )
             figures["adaptive_weight"] = weight
             gradient = gradient + share * config.gan_weight * weight * adversarial_gradient
+        if self._semantic is not None and (found := self._semantic.of_reconstruction(leaf, batch)) is not None:
+            # After the adaptive weight, which balances the adversarial loss with the losses of the pixels.
+            figures["semantic_reconstruction"] = found[0]
+            gradient = gradient + found[1]
         figures |= output.losses
         quantizer_loss = torch.stack(list(output.losses.values())).sum()
         # d/dw of <gradient, reconstruction> equals the gradient of the losses.
@@ -234,7 +238,7 @@ class TokenizerTask:
             with self._accelerator.autocast() if loop.mixed_precision != "no" else nullcontext():
                 output = model(images)
                 if semantic is not None:
-                    semantic.add(output.z_q, batch)
+                    semantic.add(output.z_q, output.reconstruction, batch)
             reconstruction = output.reconstruction.mean(dim=1, keepdim=True)  # three channels to grey
             fidelity.add(images, reconstruction, output.codes)
             if sum(len(a) for a, _ in pictures) < self.config.data.pictures:

@@ -62,6 +62,39 @@ class LabelHead(nn.Module):
         return pooled + self.whole(features.mean(dim=(2, 3))).float()
 
 
+class ImageLabelHead(nn.Module):
+    """(B, 1 or 3, S, S) images in [-1, 1] -> (B, F) logits: a small convolutional net at 1/16 of the resolution.
+
+    Args:
+        size: S.
+        findings: F.
+    """
+
+    CHANNELS = (24, 48, 96, 96)
+
+    def __init__(self, size: int, findings: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList()
+        width = 1
+        for channels, kernel in zip(self.CHANNELS, (5, 3, 3, 3), strict=True):
+            convolution = nn.Conv2d(width, channels, kernel, 2, kernel // 2)
+            self.layers.append(nn.Sequential(convolution, nn.GroupNorm(8, channels), nn.SiLU()))
+            width, size = channels, (size + 1) // 2
+        self.mixed, self.labels = CodeFeatures(width, (size, size)), LabelHead(findings)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.labels(self.features(images)[-1])
+        return logits
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Return features (B, C, h, w) at 1/2, 1/4, 1/8 and twice at 1/16 of the resolution, fine to coarse."""
+        x, found = images.mean(dim=1, keepdim=True), []
+        for layer in self.layers:
+            x = layer(x)
+            found.append(x)
+        return [*found, self.mixed(x)]
+
+
 class ImageEmbedding(nn.Module):
     """(B, WIDTH, h, w) features -> (B, EMBEDDING) unit-norm embeddings, pooled by attention with four queries."""
 
@@ -105,16 +138,24 @@ class SemanticHeads(nn.Module):
         config: weights of the terms.
         dim: dimension of a quantized feature, D.
         grid: codes of an image, (h, w).
+        size: side of an image in pixels.
         findings: number of findings, F.
         teacher_dim: channels of the teacher's features.
     """
 
     def __init__(
-        self, config: SemanticConfig, dim: int, grid: tuple[int, int], findings: int, teacher_dim: int = 0
+        self,
+        config: SemanticConfig,
+        dim: int,
+        grid: tuple[int, int],
+        size: int,
+        findings: int,
+        teacher_dim: int = 0,
     ) -> None:
         super().__init__()
         self.features = CodeFeatures(dim, grid) if config.labels.weight or config.report.weight else None
         self.labels = LabelHead(findings) if config.labels.weight else None
+        self.image_labels = ImageLabelHead(size, findings) if config.labels.reconstruction_weight else None
         self.image = ImageEmbedding() if config.report.weight else None
         self.report = ReportEmbedding() if config.report.weight else None
         self.log_scale = nn.Parameter(torch.tensor(LOG_SCALE)) if config.report.weight else None
@@ -125,21 +166,25 @@ class SemanticHeads(nn.Module):
                 nn.Conv2d(dim, 4 * WIDTH, 1), nn.SiLU(), nn.Conv2d(4 * WIDTH, teacher_dim, 1)
             )
 
-    def forward(self, z_q: Tensor, words: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(self, z_q: Tensor, images: Tensor, words: Tensor | None = None) -> dict[str, Tensor]:
         """Return the outputs of the heads by name.
 
         Args:
             z_q: (B, D, h, w) quantized features.
+            images: (B, 1 or 3, S, S) originals.
             words: (B, T) word hashes of the reports, for the contrast.
 
         Returns:
-            ``labels`` (B, F) logits; ``image`` and ``report`` (B, EMBEDDING) and ``scale``, the inverse temperature;
-            ``teacher`` (B, C, h, w) projected features. Those without a weight are absent.
+            ``labels`` and ``image_labels`` (B, F) logits from the quantized features and from the images; ``image``
+            and ``report`` (B, EMBEDDING) and ``scale``, the inverse temperature; ``teacher`` (B, C, h, w) projected
+            features. Those without a weight are absent.
         """
         outputs: dict[str, Tensor] = {}
         features = self.features(z_q) if self.features is not None else z_q
         if self.labels is not None:
             outputs["labels"] = self.labels(features)
+        if self.image_labels is not None:
+            outputs["image_labels"] = self.image_labels(images)
         if self.image is not None and self.report is not None and self.log_scale is not None and words is not None:
             outputs["image"], outputs["report"] = self.image(features), self.report(words)
             outputs["scale"] = self.log_scale.clamp(max=math.log(100)).exp()  # as in CLIP

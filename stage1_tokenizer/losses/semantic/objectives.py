@@ -1,5 +1,6 @@
 """Losses of the semantic heads: pure functions of their outputs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cosine_similarity
 
 from medunifier.shared.training.distributed import all_gather, rank, world_size
+from medunifier.stage1_tokenizer.losses.perceptual import unit_features
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,19 @@ def alignment_loss(projected: Tensor, features: Tensor) -> Tensor:
         features: (B, C, h, w) of the teacher, without gradient.
     """
     return 1 - cosine_similarity(projected.float(), features.float(), dim=1).mean()
+
+
+def feature_distance(features: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
+    """Return the mean squared distance of normalized features over depths and positions: 0 if equal, at most 4.
+
+    Args:
+        features, others: (B, C, h, w) of each depth, of two sets of images.
+    """
+    distances = [
+        (unit_features(a) - unit_features(b)).square().sum(dim=1).mean()
+        for a, b in zip(features, others, strict=True)
+    ]
+    return torch.stack(distances).mean()
 
 
 def report_contrast(

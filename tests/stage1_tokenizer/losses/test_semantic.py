@@ -117,13 +117,13 @@ def test_heads_learn_a_finding_of_one_code_and_the_report_of_an_image():
         z_q[image, :, y, x] = torch.tensor([0.0, 0, 0, 3])
     words = torch.stack([torch.full((32,), 11), 20 + present], dim=1)
     config = SemanticConfig(labels=SemanticLabelsConfig(1.0), report=SemanticReportConfig(1.0))
-    heads = SemanticHeads(config, 4, (6, 6), 1)
+    heads = SemanticHeads(config, 4, (6, 6), 48, 1)
     labels, balance = present.float()[:, None], LabelBalance(torch.ones(1), torch.ones(1))
     optimizer = torch.optim.AdamW(heads.parameters(), lr=3e-3)
     everyone = torch.ones(32, dtype=torch.bool)
     first = None
     for _ in range(60):
-        out = heads(z_q, words)
+        out = heads(z_q, torch.zeros(32, 1, 48, 48), words)
         losses = (
             label_loss(out["labels"], labels, balance),
             report_contrast(out["image"], out["report"], out["scale"], present, torch.arange(32), everyone),
