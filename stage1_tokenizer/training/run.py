@@ -46,7 +46,11 @@ def train_tokenizer(config: Stage1Config) -> None:
     validation = _validation(config.data.shards, training)
     check_global_batch(config.run_dir, loop)
     run = RunFolder(
-        config.run_dir, config, MAY_CHANGE + ("data.shards", "data.pictures", "gradient_checkpointing", "compile")
+        config.run_dir,
+        config,
+        # The teacher's checksum identifies it.
+        MAY_CHANGE
+        + ("data.shards", "data.pictures", "gradient_checkpointing", "compile", "loss.semantic.teacher.path"),
     )
     semantic, size = config.loss.semantic, config.model.resolution
     balance = label_balance(training, semantic, loop.seed) if semantic.labels else None

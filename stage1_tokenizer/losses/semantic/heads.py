@@ -57,9 +57,9 @@ class LabelHead(nn.Module):
         self.whole = nn.Linear(WIDTH, findings)
 
     def forward(self, features: Tensor) -> Tensor:
-        codes = self.local(features).float().flatten(2)  # (B, F, N)
-        pooled = codes.logsumexp(dim=2) - math.log(codes.shape[2])
-        return pooled + self.whole(features.mean(dim=(2, 3))).float()
+        codes: Tensor = self.local(features).float().flatten(2)  # (B, F, N)
+        whole: Tensor = self.whole(features.mean(dim=(2, 3)))
+        return codes.logsumexp(dim=2) - math.log(codes.shape[2]) + whole.float()
 
 
 class ImageLabelHead(nn.Module):
@@ -88,7 +88,7 @@ class ImageLabelHead(nn.Module):
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Return features (B, C, h, w) at 1/2, 1/4, 1/8 and twice at 1/16 of the resolution, fine to coarse."""
-        x, found = images.mean(dim=1, keepdim=True), []
+        x, found = images.mean(dim=1, keepdim=True), list[Tensor]()
         for layer in self.layers:
             x = layer(x)
             found.append(x)

@@ -11,6 +11,7 @@ from medunifier.stage1_tokenizer.losses.semantic.heads import WIDTH, LabelHead, 
 from medunifier.stage1_tokenizer.losses.semantic.objectives import (
     LabelBalance,
     alignment_loss,
+    feature_distance,
     label_loss,
     report_contrast,
 )
@@ -98,6 +99,14 @@ def test_alignment_is_zero_for_parallel_features_and_two_for_opposite_ones():
     assert float(alignment_loss(-features, features)) == pytest.approx(2)
 
 
+def test_feature_distance_is_zero_at_the_original_alone_and_independent_of_scale():
+    features = [torch.randn(2, 4, 6, 6), torch.randn(2, 8, 3, 3)]
+    assert float(feature_distance(features, [3 * x for x in features])) == pytest.approx(0, abs=1e-6)
+    assert float(feature_distance(features, [-x for x in features])) == pytest.approx(4, rel=1e-5)
+    one = [features[0], torch.where(torch.arange(9).view(3, 3) == 4, -1.0, 1.0) * features[1]]
+    assert float(feature_distance(features, one)) == pytest.approx(4 / 9 / 2, rel=1e-5)
+
+
 def test_report_embedding_depends_on_the_order_of_words_and_not_on_padding():
     """As a bag of words "effusion no pneumothorax" and "no effusion pneumothorax" would be equal."""
     embed = ReportEmbedding()
@@ -128,7 +137,7 @@ def test_heads_learn_a_finding_of_one_code_and_the_report_of_an_image():
             label_loss(out["labels"], labels, balance),
             report_contrast(out["image"], out["report"], out["scale"], present, torch.arange(32), everyone),
         )
-        first = first or [float(loss) for loss in losses]
+        first = first or [float(loss.detach()) for loss in losses]
         optimizer.zero_grad()
         sum(losses).backward()
         optimizer.step()
