@@ -42,7 +42,7 @@ class SemanticTerm:
         accelerator: saves the EMA of the heads with each checkpoint.
         prepare: returns a network as prepared by the Accelerator, and its optimizer step.
         balance: weights of the labels; required for the label term.
-        compiled: whether to compile heads and teacher.
+        compiled: whether to compile the heads.
     """
 
     def __init__(
@@ -56,9 +56,8 @@ class SemanticTerm:
         self.config, self._accelerator, device = config.loss.semantic, accelerator, accelerator.device
         self._teacher: Teacher | None = None
         if self.config.teacher.weight:
+            # Not compiled: foreign code need not be one graph.
             self._teacher = Teacher(self.config.teacher, config.model.grid).to(device)
-            if compiled:
-                compile_method(self._teacher, "forward")
         self._balance: LabelBalance | None = None
         if self.config.labels:
             assert balance is not None, "the label term needs a balance"  # noqa: S101 - narrows a type

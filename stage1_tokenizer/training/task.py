@@ -1,6 +1,6 @@
 """The stage 1 task of the training loop: the step of generator and discriminator, and validation."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -112,7 +112,7 @@ class TokenizerTask:
             self._accelerator, prepared, [optimizer], self.config.optim, self.config.loop.steps
         )
 
-    def step(self, micro_batches: list[StudyImages | Tensor], step: int) -> Mapping[str, Tensor | float]:
+    def step(self, micro_batches: Sequence[StudyImages | Tensor], step: int) -> Mapping[str, Tensor | float]:
         """Run one step of the generator and, from ``train_from`` on, one of the discriminator."""
         self._generator.train()
         figures: dict[str, Tensor] = {}
