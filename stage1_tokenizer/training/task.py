@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from medunifier.data.shards.dataset import ShardDataset
 from medunifier.data.shards.loader import batches_once
+from medunifier.shared.command import interruption
 from medunifier.shared.report_page.plots import labelled_rows
 from medunifier.shared.training.config import OptimConfig, use_compile
 from medunifier.shared.training.distributed import is_main, rank, world_size
@@ -114,7 +115,8 @@ class TokenizerTask:
 
     def step(self, micro_batches: Sequence[StudyImages | Tensor], step: int) -> Mapping[str, Tensor | float]:
         """Run one step of the generator and, from ``train_from`` on, one of the discriminator."""
-        self._generator.train()
+        if not self._generator.training:
+            self._generator.train()
         figures: dict[str, Tensor] = {}
         for micro_batch in micro_batches:
             batch = self._on_device(micro_batch)
@@ -226,13 +228,14 @@ class TokenizerTask:
         fidelity = Fidelity(self.config.model.n_embed, size, self._perceptual, device)
         semantic = self._semantic.validation() if self._semantic is not None else None
         pictures: list[tuple[np.ndarray, np.ndarray]] = []
-        for studies in batches_once(
+        batches = batches_once(
             self._validation,
             lambda samples: stack_studies(samples, size, self.config.loss.semantic),
             batch_size=loop.batch_size,
             rank=rank(),
             world=world_size(),
-        ):
+        )
+        for studies in interruption.between(batches):
             batch = self._on_device(studies)
             images = batch.images
             with self._accelerator.autocast() if loop.mixed_precision != "no" else nullcontext():
