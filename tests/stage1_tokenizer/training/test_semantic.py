@@ -162,6 +162,7 @@ def test_micro_batches_equal_one_batch(one_batch, labelled_shards, tmp_path):
             assert ours[name] == pytest.approx(theirs[name], rel=3e-3), (ours["step"], name)
 
 
+@pytest.mark.slow
 def test_resumed_run_restores_heads_optimizer_and_ema_bitwise(labelled_shards, tmp_path):
     runs = []
     for name, stops in (("whole", [3]), ("resumed", [2, 3])):
