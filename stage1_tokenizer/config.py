@@ -205,6 +205,84 @@ class DiscriminatorConfig:
 
 
 @dataclass(frozen=True)
+class SemanticLabelsConfig:
+    """A head that predicts the 14 observations from the quantized features."""
+
+    weight: float = 0.0
+    """Weight of the balanced binary cross-entropy of the studies' labels, in nats; 0 = no head."""
+    reconstruction_weight: float = 0.0
+    """Weight of the distance between images and reconstructions in the features of a second head, which learns the
+    labels from the images; 0 = no such head. The first head rewards codes that hold a finding, this one its decoding.
+    """
+    unmentioned: Literal["absent", "unknown"] = "absent"
+    """An observation without a label in a study that has a report or labels. absent: as in the evaluation; unknown:
+    left out, unless the study's No Finding is present."""
+
+    def __post_init__(self) -> None:
+        if self.weight < 0:
+            raise ValueError(f"loss.semantic.labels.weight must not be negative, got {self.weight}")
+        if self.reconstruction_weight < 0:
+            raise ValueError(
+                f"loss.semantic.labels.reconstruction_weight must not be negative, got {self.reconstruction_weight}"
+            )
+
+    def __bool__(self) -> bool:
+        return bool(self.weight or self.reconstruction_weight)
+
+
+@dataclass(frozen=True)
+class SemanticReportConfig:
+    """Contrast of the quantized features with the study's report."""
+
+    weight: float = 0.0
+    """Weight of the symmetric InfoNCE in nats; 0 = no contrast."""
+
+    def __post_init__(self) -> None:
+        if self.weight < 0:
+            raise ValueError(f"loss.semantic.report.weight must not be negative, got {self.weight}")
+
+
+@dataclass(frozen=True)
+class SemanticTeacherConfig:
+    """Alignment of the quantized features with those of a frozen net."""
+
+    weight: float = 0.0
+    """Weight of 1 - cosine between projected features and the teacher's; 0 = no teacher."""
+    kind: Literal["transformers", "densenet121", "efficientnet_lite"] = "transformers"
+    """transformers: a model folder in Hugging Face's layout (RAD-DINO, DINOv2, ViT, ResNet). densenet121:
+    torchvision's file, or torchxrayvision's saved as a state dict. efficientnet_lite: timm's state dict."""
+    path: str = ""
+    """Folder or file of the weights on this machine; nothing is downloaded."""
+    sha256: str = ""
+    """Expected leading hex digits of the SHA-256 of the file, or of the folder's model.safetensors; required."""
+    size: int = 0
+    """Side in pixels to which images are resized for the teacher; 0 = its own size."""
+
+    def __post_init__(self) -> None:
+        if self.weight < 0:
+            raise ValueError(f"loss.semantic.teacher.weight must not be negative, got {self.weight}")
+        if self.size < 0:
+            raise ValueError(f"loss.semantic.teacher.size must not be negative, got {self.size}")
+        if self.weight and not self.path:
+            raise ValueError("loss.semantic.teacher.path must name the teacher's weights if its weight is above 0")
+
+
+@dataclass(frozen=True)
+class SemanticConfig:
+    """Semantic terms: the codes of an image must hold what its report describes."""
+
+    labels: SemanticLabelsConfig = field(default_factory=SemanticLabelsConfig)
+    """A head that predicts the 14 observations from the quantized features."""
+    report: SemanticReportConfig = field(default_factory=SemanticReportConfig)
+    """Contrast of the quantized features with the study's report."""
+    teacher: SemanticTeacherConfig = field(default_factory=SemanticTeacherConfig)
+    """Alignment of the quantized features with those of a frozen net."""
+
+    def __bool__(self) -> bool:
+        return bool(self.labels or self.report.weight or self.teacher.weight)
+
+
+@dataclass(frozen=True)
 class LossConfig:
     """Training losses of the tokenizer."""
 
@@ -221,6 +299,8 @@ class LossConfig:
     """Weight of the adversarial (hinge) loss, multiplied by the adaptive weight; 0 disables the discriminator."""
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     """The patch discriminator and its schedule."""
+    semantic: SemanticConfig = field(default_factory=SemanticConfig)
+    """Semantic terms on the quantized features; all weights 0 = none."""
 
     def __post_init__(self) -> None:
         if self.l1_weight <= 0:

@@ -23,6 +23,8 @@ class VQGANOutput(NamedTuple):
     """Weighted scalar losses of the quantizer, such as ``codebook`` and ``commitment``."""
     codes: Tensor
     """(B, h, w) int64."""
+    z_q: Tensor
+    """(B, D, h, w) float32 codebook entries of the codes, with a straight-through gradient to the encoder."""
 
 
 class VQGAN(nn.Module):
@@ -111,6 +113,6 @@ class VQGAN(nn.Module):
         return self.decode(self.quantize.entries(codes))
 
     def forward(self, images: Tensor) -> VQGANOutput:
-        """(B, 1, H, W) in [-1, 1] -> reconstruction, quantizer losses, codes."""
+        """(B, 1, H, W) in [-1, 1] -> reconstruction, quantizer losses, codes, entries."""
         quantized = self.quantize(self.encode(images))
-        return VQGANOutput(self.decode(quantized.z_q), quantized.losses, quantized.codes)
+        return VQGANOutput(self.decode(quantized.z_q), quantized.losses, quantized.codes, quantized.z_q)

@@ -1,11 +1,13 @@
 """Training of the tokenizer: data, model and loop from the configuration, then the export."""
 
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from medunifier.data.shards.dataset import ShardDataset
+from medunifier.data.shards.dataset import Sample, ShardDataset
 from medunifier.data.shards.loader import training_stream
 from medunifier.shared.errors import UserError
 from medunifier.shared.training.checkpoints import check_global_batch
@@ -18,6 +20,7 @@ from medunifier.stage1_tokenizer.config import Stage1Config
 from medunifier.stage1_tokenizer.frozen import FrozenTokenizer
 from medunifier.stage1_tokenizer.pixel_range import collate_images
 from medunifier.stage1_tokenizer.training.size import tokenizer_size
+from medunifier.stage1_tokenizer.training.studies import collate_studies, label_balance
 from medunifier.stage1_tokenizer.training.task import TokenizerTask
 
 TOKENIZER = "tokenizer"
@@ -43,10 +46,18 @@ def train_tokenizer(config: Stage1Config) -> None:
     validation = _validation(config.data.shards, training)
     check_global_batch(config.run_dir, loop)
     run = RunFolder(
-        config.run_dir, config, MAY_CHANGE + ("data.shards", "data.pictures", "gradient_checkpointing", "compile")
+        config.run_dir,
+        config,
+        # The teacher's checksum identifies it.
+        MAY_CHANGE
+        + ("data.shards", "data.pictures", "gradient_checkpointing", "compile", "loss.semantic.teacher.path"),
     )
-    task = TokenizerTask(config, accelerator, run, validation)
-    collate = partial(collate_images, size=config.model.resolution, seed=loop.seed)
+    semantic, size = config.loss.semantic, config.model.resolution
+    balance = label_balance(training, semantic, loop.seed) if semantic.labels else None
+    task = TokenizerTask(config, accelerator, run, validation, balance)
+    collate: Callable[[Sequence[tuple[int, Sample]]], Any] = partial(collate_images, size=size, seed=loop.seed)
+    if semantic:
+        collate = partial(collate_studies, size=size, seed=loop.seed, config=semantic)
     train(task, accelerator, run, training_stream(training, collate, loop), loop)
     if is_main():
         _export(task, run)

@@ -1,6 +1,6 @@
 """The stage 1 task of the training loop: the step of generator and discriminator, and validation."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -28,11 +28,14 @@ from medunifier.stage1_tokenizer.losses.adversarial import (
     hinge_generator_loss,
 )
 from medunifier.stage1_tokenizer.losses.perceptual import build_perceptual
+from medunifier.stage1_tokenizer.losses.semantic.objectives import LabelBalance
 from medunifier.stage1_tokenizer.model.compiling import compile_method
 from medunifier.stage1_tokenizer.model.discriminator import PatchDiscriminator
 from medunifier.stage1_tokenizer.model.vqgan import VQGAN
-from medunifier.stage1_tokenizer.pixel_range import stack_images, to_unit
+from medunifier.stage1_tokenizer.pixel_range import to_unit
 from medunifier.stage1_tokenizer.training.fidelity import Fidelity
+from medunifier.stage1_tokenizer.training.semantic import SemanticTerm
+from medunifier.stage1_tokenizer.training.studies import StudyImages, as_batch, stack_studies
 
 
 def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
@@ -54,10 +57,16 @@ class TokenizerTask:
         accelerator: prepares networks and optimizers.
         run: run folder, where the validation images are saved.
         validation: validation set.
+        balance: weights of the labels, for the label term.
     """
 
     def __init__(
-        self, config: Stage1Config, accelerator: Accelerator, run: RunFolder, validation: ShardDataset
+        self,
+        config: Stage1Config,
+        accelerator: Accelerator,
+        run: RunFolder,
+        validation: ShardDataset,
+        balance: LabelBalance | None = None,
     ) -> None:
         self.config, self._accelerator, self._run, self._validation = config, accelerator, run, validation
         compiled = use_compile(config.compile, accelerator.device)
@@ -75,8 +84,7 @@ class TokenizerTask:
             generator.gradient_checkpointing()
         if compiled:  # after the EMA was copied, which is not trained
             generator.compile_graphs()
-        self._generator: Any = accelerator.prepare(generator)
-        self._update_generator = self._optimizer_step(self._generator, build_optimizer(generator, config.optim))
+        self._generator, self._update_generator = self._prepare(generator)
         self._discriminator: Any = None
         if config.loss.gan_weight:
             adversary = config.loss.discriminator
@@ -86,31 +94,35 @@ class TokenizerTask:
             discriminator = discriminator.to(memory_format=torch.channels_last)
             if compiled:
                 compile_method(discriminator, "forward")
-            self._discriminator = accelerator.prepare(discriminator)
-            self._update_discriminator = self._optimizer_step(
-                self._discriminator, build_optimizer(discriminator, config.optim)
-            )
+            self._discriminator, self._update_discriminator = self._prepare(discriminator)
         accelerator.register_for_checkpointing(self.average)
         self._best_usage = 0.0  # highest codebook usage in the validations since this process started
         self._lecam: LeCam | None = None
         if config.loss.gan_weight and config.loss.discriminator.lecam_weight:
             self._lecam = LeCam().to(accelerator.device)
             accelerator.register_for_checkpointing(self._lecam)
+        self._semantic: SemanticTerm | None = None
+        if config.loss.semantic:
+            self._semantic = SemanticTerm(config, accelerator, self._prepare, balance, compiled)
 
-    def _optimizer_step(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> OptimizerStep:
-        prepared = self._accelerator.prepare(optimizer)
-        return OptimizerStep(self._accelerator, network, [prepared], self.config.optim, self.config.loop.steps)
+    def _prepare(self, network: nn.Module) -> tuple[Any, OptimizerStep]:
+        """Return the network and its optimizer step, both prepared by the Accelerator."""
+        prepared = self._accelerator.prepare(network)
+        optimizer = self._accelerator.prepare(build_optimizer(network, self.config.optim))
+        return prepared, OptimizerStep(
+            self._accelerator, prepared, [optimizer], self.config.optim, self.config.loop.steps
+        )
 
-    def step(self, micro_batches: list[Tensor], step: int) -> Mapping[str, Tensor | float]:
+    def step(self, micro_batches: Sequence[StudyImages | Tensor], step: int) -> Mapping[str, Tensor | float]:
         """Run one step of the generator and, from ``train_from`` on, one of the discriminator."""
         if not self._generator.training:
             self._generator.train()
         figures: dict[str, Tensor] = {}
-        for images in micro_batches:
-            images = images.to(self._accelerator.device, memory_format=torch.channels_last, non_blocking=True)
-            images = images.expand(-1, self.config.model.out_ch, -1, -1)
+        for micro_batch in micro_batches:
+            batch = self._on_device(micro_batch)
+            images = batch.images.expand(-1, self.config.model.out_ch, -1, -1)
             with self._accumulate():
-                found = self._micro_step(images, step)
+                found = self._micro_step(images, batch, step)
             for name, value in found.items():
                 figures[name] = figures.get(name, torch.zeros((), device=value.device)) + value / len(micro_batches)
         generator = self._accelerator.unwrap_model(self._generator)
@@ -118,19 +130,27 @@ class TokenizerTask:
         if self._lecam is not None:
             self._lecam.end_step()
         self.average.update(generator)
+        if self._semantic is not None:
+            self._semantic.end_step()
         # Forward and backward pass of the tokenizer only; perceptual net and discriminator are overhead and not
         # counted.
-        flop = 3 * self._flop_an_image * sum(map(len, micro_batches))
+        flop = 3 * self._flop_an_image * sum(len(as_batch(batch).images) for batch in micro_batches)
         return {**figures, **self._update_generator.figures(step), FLOP: float(flop)}
 
     def _accumulate(self) -> Any:
         # Separate arguments, not a list: Accelerate ignores a list, and gradients would be reduced in every
         # micro-batch.
-        if self._discriminator is None:
-            return self._accelerator.accumulate(self._generator)
-        return self._accelerator.accumulate(self._generator, self._discriminator)
+        heads = self._semantic.heads if self._semantic is not None else None
+        networks = (self._generator, self._discriminator, heads)
+        return self._accelerator.accumulate(*(network for network in networks if network is not None))
 
-    def _micro_step(self, images: Tensor, step: int) -> dict[str, Tensor]:
+    def _on_device(self, batch: StudyImages | Tensor) -> StudyImages:
+        device, batch = self._accelerator.device, as_batch(batch)
+        images = batch.images.to(device, memory_format=torch.channels_last, non_blocking=True)
+        others = (None if value is None else value.to(device, non_blocking=True) for value in batch[1:])
+        return StudyImages(images, *others)
+
+    def _micro_step(self, images: Tensor, batch: StudyImages, step: int) -> dict[str, Tensor]:
         config = self.config.loss
         output = self._generator(images)
         reconstruction = output.reconstruction
@@ -158,10 +178,19 @@ class TokenizerTask:
             )
             figures["adaptive_weight"] = weight
             gradient = gradient + share * config.gan_weight * weight * adversarial_gradient
+        if self._semantic is not None and (found := self._semantic.of_reconstruction(leaf, batch)) is not None:
+            # After the adaptive weight, which balances the adversarial loss with the losses of the pixels.
+            figures["semantic_reconstruction"] = found[0]
+            gradient = gradient + found[1]
         figures |= output.losses
         quantizer_loss = torch.stack(list(output.losses.values())).sum()
         # d/dw of <gradient, reconstruction> equals the gradient of the losses.
-        self._update_generator((gradient * reconstruction).sum() + quantizer_loss, step)
+        objective = (gradient * reconstruction).sum() + quantizer_loss
+        if self._semantic is not None:
+            semantic, gradient = self._semantic.step(output.z_q, batch, step)
+            figures |= semantic
+            objective = objective + (gradient * output.z_q).sum()
+        self._update_generator(objective, step)
         if self._discriminator is not None and step >= config.discriminator.train_from:
             figures |= self._discriminator_step(images, leaf.detach(), step)
         return {name: value.detach() for name, value in figures.items()}
@@ -197,18 +226,22 @@ class TokenizerTask:
         device, model = self._accelerator.device, self.average.module
         size, loop = self.config.model.resolution, self.config.loop
         fidelity = Fidelity(self.config.model.n_embed, size, self._perceptual, device)
+        semantic = self._semantic.validation() if self._semantic is not None else None
         pictures: list[tuple[np.ndarray, np.ndarray]] = []
         batches = batches_once(
             self._validation,
-            lambda samples: stack_images(samples, size),
+            lambda samples: stack_studies(samples, size, self.config.loss.semantic),
             batch_size=loop.batch_size,
             rank=rank(),
             world=world_size(),
         )
-        for images in interruption.between(batches):
-            images = images.to(device, memory_format=torch.channels_last)
+        for studies in interruption.between(batches):
+            batch = self._on_device(studies)
+            images = batch.images
             with self._accelerator.autocast() if loop.mixed_precision != "no" else nullcontext():
                 output = model(images)
+                if semantic is not None:
+                    semantic.add(output.z_q, output.reconstruction, batch)
             reconstruction = output.reconstruction.mean(dim=1, keepdim=True)  # three channels to grey
             fidelity.add(images, reconstruction, output.codes)
             if sum(len(a) for a, _ in pictures) < self.config.data.pictures:
@@ -219,7 +252,7 @@ class TokenizerTask:
         )
         picture = labelled_rows([("originals", originals), ("reconstructions", reconstructions)], scale=2)
         self._run.picture("reconstructions", step, picture)
-        figures = fidelity.figures()
+        figures = fidelity.figures() | (semantic.figures() if semantic is not None else {})
         self._warn_of_collapse(step, figures["codebook_usage"])
         return figures
 

@@ -52,7 +52,7 @@ def batch_of_blobs(count: int = 2, size: int = SIZE) -> torch.Tensor:
     return torch.stack([torch.from_numpy(blobs(number, size)) for number in range(count)])[:, None] / 127.5 - 1
 
 
-def tiny_task(kind: str = "cosine_vq", **settings):
+def tiny_task(kind: str = "cosine_vq", semantic=None, balance=None, **settings):
     """Return a training task on a CPU, with perceptual loss, and the adversarial loss from the second step on."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
@@ -70,17 +70,25 @@ def tiny_task(kind: str = "cosine_vq", **settings):
         stage1.DataConfig("unused"),
         "unused",
         model=stage1.model_config(TINY | {"quantizer": quantizer}),
-        loss=stage1.LossConfig(perceptual=perceptual, l2_weight=1.0, gan_weight=0.5, discriminator=adversary),
+        loss=stage1.LossConfig(
+            perceptual=perceptual,
+            l2_weight=1.0,
+            gan_weight=0.5,
+            discriminator=adversary,
+            semantic=semantic or stage1.SemanticConfig(),
+        ),
         # So low that rounding, which the optimizer amplifies where a gradient is nearly zero, does not add up.
         optim=OptimConfig(lr=1e-7, betas=(0.5, 0.9), warmup_steps=0),
         loop=LoopConfig(batch_size=2),
         **settings,
     )
-    return TokenizerTask(config, Accelerator(cpu=True, gradient_accumulation_steps=2), None, None)
+    return TokenizerTask(config, Accelerator(cpu=True, gradient_accumulation_steps=2), None, None, balance)
 
 
-def write_image_shards(root: Path, size: int = SIZE, shards: int = 3, studies: int = 8) -> Path:
-    """Write image shards of all three splits; every third study has two images."""
+def write_image_shards(
+    root: Path, size: int = SIZE, shards: int = 3, studies: int = 8, labelled: bool = False
+) -> Path:
+    """Write image shards of all three splits; every third study has two images, and all have labels if requested."""
     splits, number = {}, 0
     for split, count in (("train", shards), ("validate", 1), ("test", 1)):
         splits[split] = {}
@@ -96,6 +104,9 @@ def write_image_shards(root: Path, size: int = SIZE, shards: int = 3, studies: i
                     "study_id": f"{number:06d}",
                     "patient_id": hashlib.md5(bytes([number])).hexdigest()[:8],
                 }
+                if labelled:
+                    info["labels"] = {"Cardiomegaly": number % 2, "Fracture": -1}
+                    info["report"] = {"text": f"Heart {'enlarged' if number % 2 else 'normal'}. Image {number % 5}."}
                 studies_of_shard.append((f"{number:06d}", images | {"json": encode_info(info | {"split": split})}))
                 number += 1
             splits[split][shard_name(split, shard)] = write_shard(root / shard_name(split, shard), studies_of_shard)
@@ -107,6 +118,11 @@ def write_image_shards(root: Path, size: int = SIZE, shards: int = 3, studies: i
 @pytest.fixture(scope="session")
 def image_shards(tmp_path_factory) -> Path:
     return write_image_shards(tmp_path_factory.mktemp("shards"))
+
+
+@pytest.fixture(scope="session")
+def labelled_shards(tmp_path_factory) -> Path:
+    return write_image_shards(tmp_path_factory.mktemp("labelled"), labelled=True)
 
 
 @pytest.fixture(scope="session")

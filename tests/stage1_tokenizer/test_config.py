@@ -28,6 +28,11 @@ from medunifier.stage1_tokenizer.model.vqgan import VQGAN
         (["--model.quantizer.kl_weight", "-1"], "model.quantizer.kl_weight"),
         (["--model.quantizer.temperature_end", "2"], "model.quantizer.temperature_end"),
         (["--model.quantizer.temperature_steps", "0"], "model.quantizer.temperature_steps"),
+        (["--loss.semantic.labels.weight", "-1"], "loss.semantic.labels.weight"),
+        (["--loss.semantic.labels.reconstruction_weight", "-1"], "loss.semantic.labels.reconstruction_weight"),
+        (["--loss.semantic.report.weight", "-1"], "loss.semantic.report.weight"),
+        (["--loss.semantic.teacher.weight", "1"], "loss.semantic.teacher.path"),
+        (["--loss.semantic.teacher.size", "-1"], "loss.semantic.teacher.size"),
         (["--loss.discriminator.lecam_weight", "-1"], "loss.discriminator.lecam_weight"),
     ],
 )
@@ -58,7 +63,10 @@ def test_preset_is_valid_and_its_header_has_command_hardware_and_expected_result
     assert f"--config configs/stage1/{path.name}" in text and "Hardware:" in text and "Expected:" in text
     factor = path.stem.split("_f")[1].split("_")[0] if "_f" in path.stem else "8"
     assert config.model.factor == int(factor)
-    if path.stem.startswith("taming"):  # the published codebook, and layers that taming's classes support
+    if path.stem.startswith(
+        "taming"
+    ):  # taming's losses alone, the published codebook, and layers that taming's classes support
+        assert not config.loss.semantic
         target = taming.write_document(config.model)["model"]["target"]
         shapes = taming.model_shapes(config.model)
         target_class, codebook_key, codebook_shape = {

@@ -118,25 +118,38 @@ def _inception(weights: Path, device: str) -> FeatureNet:
     from torchvision.models import inception_v3
 
     net = inception_v3(weights=None, init_weights=False, aux_logits=True, transform_input=False)
-    _load(net, _state_dict(weights), weights)
+    load_exactly(net, state_dict_of(weights), weights)
     net.fc = nn.Identity()
     return _imagenet(f"torchvision inception_v3, {weights.name}", weights, 299, net, device)
 
 
-def _densenet(weights: Path, device: str) -> FeatureNet:
-    from torchvision.models import densenet121
+def densenet121(weights: Path) -> tuple[nn.Module, bool]:
+    """Load DenseNet-121 with its classifier; True: it is torchxrayvision's, of one channel in [-1024, 1024].
 
-    state = _state_dict(weights)
+    Args:
+        weights: torchvision's ``.pth``, or torchxrayvision's weights saved as a state dict.
+
+    Raises:
+        UserError: if the file cannot be read or does not fit.
+    """
+    from torchvision.models import densenet121 as build
+
+    state = state_dict_of(weights)
     grey = state.get("features.conv0.weight", torch.empty(0, 3)).shape[1] == 1
     classes = state.get("classifier.weight", torch.empty(1000, 0)).shape[0]
-    net = densenet121(weights=None, num_classes=classes)
+    net = build(weights=None, num_classes=classes)
     if grey:  # torchxrayvision's
         net.features.conv0 = nn.Conv2d(1, 64, 7, 2, 3, bias=False)
     # Both publish the layers of a dense block as "norm.1", "conv.2"; torchvision's code says "norm1", "conv2".
     for part in ("norm", "relu", "conv"):
         state = {key.replace(f".{part}.1.", f".{part}1.").replace(f".{part}.2.", f".{part}2."): value
                  for key, value in state.items()}  # fmt: skip
-    _load(net, {key: value for key, value in state.items() if key != "op_threshs"}, weights)
+    load_exactly(net, {key: value for key, value in state.items() if key != "op_threshs"}, weights)
+    return net, grey
+
+
+def _densenet(weights: Path, device: str) -> FeatureNet:
+    net, grey = densenet121(weights)
     net.classifier = nn.Identity()
     if not grey:
         return _imagenet(f"torchvision densenet121, {weights.name}", weights, 224, net, device)
@@ -145,19 +158,28 @@ def _densenet(weights: Path, device: str) -> FeatureNet:
     return FeatureNet(name, sha256_file(weights), 224, lambda x: net((x * 2 - 1) * 1024), device)
 
 
-def _transformers(weights: Path, device: str) -> FeatureNet:
+def vision_model(folder: Path) -> Any:
+    """Load a vision model of ``transformers`` from a local folder, in evaluation mode.
+
+    Raises:
+        UserError: if the folder holds none, or a file of it is damaged.
+    """
     from transformers import AutoModel
 
-    with checked_model_folder(weights, "a vision model"):
+    with checked_model_folder(folder, "a vision model"):
         model = AutoModel.from_pretrained(
-            weights, local_files_only=True, trust_remote_code=False, use_safetensors=True
-        ).to(device)
-    model = model.eval()
+            folder, local_files_only=True, trust_remote_code=False, use_safetensors=True
+        )
+    return model.eval()
+
+
+def _transformers(weights: Path, device: str) -> FeatureNet:
+    model = vision_model(weights).to(device)
     config = model.config
     size = getattr(config, "image_size", 224)
     size = int(size[0] if isinstance(size, list | tuple) else size)
     colours = int(getattr(config, "num_channels", 3))
-    mean, std = _normalisation(weights)
+    mean, std = normalisation(weights)
 
     def forward(x: Tensor) -> Tensor:
         found = model(pixel_values=(x.expand(-1, colours, -1, -1) - mean.to(x)) / std.to(x))
@@ -169,7 +191,7 @@ def _transformers(weights: Path, device: str) -> FeatureNet:
     return FeatureNet(f"transformers {config.model_type}, {weights.name}", digest, size, forward, device)
 
 
-def _normalisation(folder: Path) -> tuple[Tensor, Tensor]:
+def normalisation(folder: Path) -> tuple[Tensor, Tensor]:
     """(1, C, 1, 1) mean and deviation that the folder's image processor subtracts; ImageNet's without one."""
     path = folder / "preprocessor_config.json"
     found = read_json(path, "an image processor") if path.is_file() else {}
@@ -189,7 +211,12 @@ def _imagenet(name: str, weights: Path, size: int, net: nn.Module, device: str) 
     return FeatureNet(name, sha256_file(weights), size, forward, device)
 
 
-def _state_dict(path: Path) -> dict[str, Tensor]:
+def state_dict_of(path: Path) -> dict[str, Tensor]:
+    """Read a file of plain weights.
+
+    Raises:
+        UserError: if it cannot be read without executing code, or holds no table of tensors.
+    """
     check_weight_file(path)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
@@ -201,7 +228,12 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _load(net: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+def load_exactly(net: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    """Load a state dict that has all tensors of ``net`` and no others; batch norms' counters may be missing.
+
+    Raises:
+        UserError: naming ``path`` and a tensor that is missing, unexpected or of another shape.
+    """
     own = net.state_dict()
     # Files from before 2018 lack the counters of the batch norms, which nothing here reads.
     wanted = {key for key in own if not key.endswith("num_batches_tracked")}

@@ -22,14 +22,20 @@ from medunifier.stage1_tokenizer.config import (
     DiscriminatorConfig,
     LossConfig,
     PerceptualConfig,
+    SemanticConfig,
+    SemanticLabelsConfig,
+    SemanticReportConfig,
     Stage1Config,
     model_config,
 )
+from medunifier.stage1_tokenizer.losses.semantic.objectives import LabelBalance
+from medunifier.stage1_tokenizer.training.studies import StudyImages
 from medunifier.stage1_tokenizer.training.task import TokenizerTask
 from tests.stage1_tokenizer.conftest import TINY, blobs
 from tests.two_processes import two_processes
 
 STEPS, STUDIES = 5, 8
+TERMS = SemanticConfig(SemanticLabelsConfig(0.5, 0.5), SemanticReportConfig(0.5))
 KINDS = ("cosine_vq", "ema_vq", "gumbel_vq")
 
 
@@ -44,15 +50,31 @@ def course(kind: str, rank: int, world: int) -> tuple[list[dict[str, float]], di
         DataConfig("unused"),
         "unused",
         model=model_config(TINY | {"quantizer": quantizer}),
-        loss=LossConfig(l2_weight=2.0, perceptual=PerceptualConfig("none"), gan_weight=0.5, discriminator=adversary),
+        loss=LossConfig(
+            l2_weight=2.0,
+            perceptual=PerceptualConfig("none"),
+            gan_weight=0.5,
+            discriminator=adversary,
+            semantic=TERMS if kind == "cosine_vq" else SemanticConfig(),
+        ),
         optim=OptimConfig(lr=1e-3, betas=(0.5, 0.9), warmup_steps=2),
         loop=LoopConfig(batch_size=STUDIES // world, steps=STEPS),
     )
-    task = TokenizerTask(config, Accelerator(cpu=True), None, None)
+    balance = LabelBalance(torch.full((14,), 2.0), torch.full((14,), 0.7))
+    task = TokenizerTask(config, Accelerator(cpu=True), None, None, balance)
     figures = []
     for step in range(STEPS):
         images = torch.stack([torch.from_numpy(blobs(step * STUDIES + number)) for number in range(STUDIES)])
-        own = (images[:, None].double() / 127.5 - 1).chunk(world)[rank]
+        numbers = torch.arange(STUDIES) + step
+        labels = (numbers[:, None] + torch.arange(14)).remainder(3).double()
+        batch = StudyImages(
+            images[:, None].double() / 127.5 - 1,
+            torch.where(labels == 2, float("nan"), labels),
+            torch.stack([numbers % 5, 1 + numbers % 3], dim=1),  # equal reports and patients on both processes
+            numbers % 3,
+            numbers % 4,
+        )
+        own = StudyImages(*(field.chunk(world)[rank] for field in batch))
         figures.append({name: float(value) for name, value in task.step([own], step).items()})
     return figures, {name: value.clone() for name, value in task.average.module.state_dict().items()}
 
