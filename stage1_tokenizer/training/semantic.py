@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from medunifier.data.reports.observations import OBSERVATIONS
 from medunifier.shared.metrics.auroc import macro_auroc
 from medunifier.shared.training.distributed import all_reduce_sum, gather_objects
+from medunifier.shared.training.ema import AveragedModule
 from medunifier.shared.training.optimizer_step import OptimizerStep
 from medunifier.stage1_tokenizer.config import Stage1Config
 from medunifier.stage1_tokenizer.losses.semantic.heads import SemanticHeads
@@ -22,7 +23,6 @@ from medunifier.stage1_tokenizer.losses.semantic.objectives import (
 )
 from medunifier.stage1_tokenizer.losses.semantic.teacher import Teacher
 from medunifier.stage1_tokenizer.model.compiling import compile_method
-from medunifier.stage1_tokenizer.training.ema import ExponentialMovingAverage
 from medunifier.stage1_tokenizer.training.studies import StudyImages
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class SemanticTerm:
         dim = self._teacher.dim if self._teacher is not None else 0
         model, findings = config.model, len(OBSERVATIONS)
         heads = SemanticHeads(self.config, model.embed_dim, model.grid, model.resolution, findings, dim).to(device)
-        self.average = ExponentialMovingAverage(heads, config.ema_decay)
+        self.average = AveragedModule(heads, config.ema_decay)
         if compiled:
             compile_method(heads, "forward")
         self.heads, self._update = prepare(heads)
