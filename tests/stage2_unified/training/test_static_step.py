@@ -65,7 +65,7 @@ class HostReads(TorchDispatchMode):
         return function(*args, **kwargs)
 
 
-@pytest.mark.parametrize("options", [{}, RAGGED])
+@pytest.mark.parametrize("options", [{}, RAGGED | {"statements": 2}])
 @pytest.mark.parametrize("micro_batches", [1, 2])
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_a_step_reads_nothing_back_to_the_host(options, micro_batches, bidirectional, monkeypatch):
