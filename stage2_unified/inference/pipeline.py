@@ -116,6 +116,11 @@ class MedUnifierPipeline:
         return bool(self.model.config.prior)
 
     @property
+    def statements(self) -> bool:
+        """Whether the model was trained with statements, so that :meth:`match` applies to a single sentence."""
+        return bool(self.model.config.statements)
+
+    @property
     def sections(self) -> str:
         """Report sections that the model was trained on: ``findings+impression``, …"""
         return str(self.model.config.text_choice)

@@ -70,6 +70,7 @@ def model_config(
         text_choice=text_choice,
         max_views=data.max_views,
         prior=data.prior,
+        statements=data.statements > 0,
         bidirectional_images=backbone.bidirectional_images,
     )
 

@@ -22,7 +22,8 @@ from medunifier.stage2_unified.model.vocabulary import Vocabulary
 from medunifier.stage2_unified.training.collator import StudyCollator
 
 REPORT = {
-    "findings": "There is a large left pleural effusion. No pneumothorax. The aorta is tortuous. The heart is enlarged.",
+    "findings": "There is a large left pleural effusion. No pneumothorax. The aorta is tortuous. "
+    "The heart is enlarged.",
     "impression": "Large left effusion and possible pneumonia.",
 }
 TOKENIZER = train_text_tokenizer([*REPORT.values(), *every_phrase()] * 3, 600)

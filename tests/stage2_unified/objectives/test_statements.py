@@ -31,8 +31,8 @@ def test_an_image_agrees_with_what_its_labels_confirm_and_contradicts_what_they_
     found = relations(labels, stated, general)
     for image in range(4):
         for number in range(8):
-            pairs = [(a, b) for a, b in zip(labels[image].tolist(), stated.flatten(0, 1)[number].tolist(), strict=True)
-                     if b != -1]  # fmt: skip
+            values = zip(labels[image].tolist(), stated.flatten(0, 1)[number].tolist(), strict=True)
+            pairs = [(a, b) for a, b in values if b != -1]
             if not pairs:
                 expected = 0  # padding
             elif number // 2 == image:
