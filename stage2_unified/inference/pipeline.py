@@ -180,6 +180,18 @@ class MedUnifierPipeline:
 
         return self._batched(len(codes), run)
 
+    def match_all(
+        self, codes: Codes, views: Views, reports: Sequence[Report], priors: Sequence[Prior | None] | None = None
+    ) -> np.ndarray:
+        """Return the (N, P) probabilities that study i and text j match; images as in :meth:`embed_images`."""
+        inputs = self._inputs(reports=reports)
+
+        def run(begin: int, end: int) -> Tensor:
+            images = self._images(begin, end, codes, views, priors)
+            return self.model.match_all(images, inputs["report"], inputs["report_length"])
+
+        return self._batched(len(codes), run)
+
     def write_reports(
         self, codes: Codes, views: Views, priors: Sequence[Prior | None] | None = None, **generate: Any
     ) -> list[dict[str, str]]:

@@ -34,6 +34,7 @@ from medunifier.stage2_unified.model.vocabulary import EMB_IMG, EMB_TXT, EOS, MA
 
 # The name that transformers gives a decoder's cache, as argument and in its output, changed between 5.17 and 5.24.
 _CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
+_TEXTS_A_PASS = 8  # branches of a row in `match_all`: each attends to the columns of all, which a mask hides
 MAX_LOGIT_SCALE = math.log(100.0)  # CLIP's bound on the inverse temperature
 
 
@@ -431,6 +432,21 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
         prefix = self.encode_images(images)
         hidden = self.continue_prefix(prefix, report[:, None], report_length[:, None])[:, 0]
         return self.match_head(at_positions(hidden, report_length + 1), prefix.hidden).float().softmax(dim=-1)[:, 1]
+
+    def match_all(self, images: ImageSpans, text: Tensor, length: Tensor) -> Tensor:
+        """Return the (B, P) probability in [0, 1] that each study and each of P texts belong together.
+
+        Args:
+            images: of B studies.
+            text: (P, T) ids padded on the right.
+            length: (P,).
+        """
+        prefix, parts = self.encode_images(images), []
+        for ids, lengths in zip(text.split(_TEXTS_A_PASS), length.split(_TEXTS_A_PASS), strict=True):
+            branches = self.match_branches(ids.repeat(len(images), 1, 1), lengths.repeat(len(images), 1))
+            states = at_last(self.run_branches(prefix, [branches])[0], branches)
+            parts.append(self.match_head(states, prefix.hidden[:, None].expand_as(states)))
+        return torch.cat(parts, dim=1).float().softmax(dim=-1)[..., 1]
 
     # Text generation by transformers --------------------------------------------------------------------
 

@@ -314,6 +314,16 @@ def test_a_model_without_statements_has_the_losses_it_had_with_them_beside(model
 
 
 @torch.no_grad()
+def test_all_texts_are_matched_with_all_studies_as_one_by_one(model, batch):
+    text, length = batch.report.repeat(2, 1), batch.report_length.repeat(2)  # more than one pass
+    together = model.match_all(batch.images, text, length)
+    assert together.shape == (len(batch), 2 * len(batch))
+    for column in (0, 3, 11):
+        one = text[column].repeat(len(batch), 1), length[column].repeat(len(batch))
+        assert torch.allclose(together[:, column], model.match(batch.images, *one), rtol=1e-4)
+
+
+@torch.no_grad()
 def test_statements_of_the_step_are_embedded_as_texts(model):
     batch = make_batch(statements=2)
     own = batch.statements

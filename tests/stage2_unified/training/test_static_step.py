@@ -147,7 +147,7 @@ def varied_batch(generator, model, buckets):
         torch.from_numpy(generator.integers(0, CODES, (studies, count, GRID[0] * GRID[1]))) for count in (2, 1)
     )
     images = ImageSpans(codes, view, prior_codes, prior)
-    batch = make_batch(studies=studies)
+    batch = make_batch(studies=studies, statements=2)
     return replace(batch, images=images, report=report, report_length=length, negative_seed=int(length.sum()))
 
 
