@@ -125,6 +125,10 @@ def _report_tab(
                     matched = gr.Markdown("", padding=True, elem_id="matched")
                 with gr.Accordion("Weaker scores of this text", open=False):
                     weaker = gr.Markdown("", elem_id="weaker")
+                    agreeing = gr.Image(
+                        label="Codes that agree with the text, in red", type="numpy", format="png", height=200,
+                        interactive=False, buttons=[], elem_id="agreeing", elem_classes="radiograph",
+                    )  # fmt: skip
         with gr.Column(scale=6):
             written = gr.Textbox(
                 label="Draft report (not reviewed)", lines=4, interactive=False, elem_id="report",
@@ -218,7 +222,12 @@ def _report_tab(
     rescored = _endpoint(again, endpoints.findings, [radiograph, view, labels], [scored], public=False)
     rescored.success(endpoints.bars, scored, [bars, prompted], queue=False, **_PAGE_ONLY)
     requested = functools.partial(gr.on, [match.click, typed.submit])
-    _endpoint(requested, endpoints.match, [radiograph, view, typed], [probability, cosine, matched, weaker])
+    answered = _endpoint(
+        requested, endpoints.match, [radiograph, view, typed], [probability, cosine, matched, weaker]
+    )
+    _endpoint(answered.success, endpoints.similarity_map, [radiograph, view, typed], [agreeing], public=False)
+    for change in (uploaded, chosen, cleared):
+        change.success(lambda: None, None, agreeing, queue=False, **_PAGE_ONLY)
     return radiograph, view
 
 
