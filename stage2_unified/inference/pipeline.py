@@ -169,6 +169,27 @@ class MedUnifierPipeline:
 
         return self._batched(len(reports), run)
 
+    def similarity_maps(self, codes: np.ndarray, views: Sequence[str], report: Report, against: Report) -> np.ndarray:
+        """Return (N, h, w) maps of how far each code agrees with a text rather than with another one.
+
+        Args:
+            codes: (N, h, w), one image a study.
+            views: N view positions.
+            report: the text.
+            against: a text that the first is compared with, such as its denial.
+
+        Returns:
+            Differences of the cosine similarities of the states at the codes, in [-2, 2].
+        """
+        text, other = self.embed_texts([report, against])
+        direction = torch.from_numpy(text - other).to(self.device)
+
+        def run(begin: int, end: int) -> Tensor:
+            features = self.model.get_code_features(self._images(begin, end, codes, views, None))
+            return (features @ direction).view(-1, *codes.shape[1:])
+
+        return self._batched(len(codes), run)
+
     def match(
         self, codes: Codes, views: Views, reports: Sequence[Report], priors: Sequence[Prior | None] | None = None
     ) -> np.ndarray:

@@ -29,7 +29,7 @@ from medunifier.stage2_unified.model.attention import (
 )
 from medunifier.stage2_unified.model.configuration import MedUnifierConfig
 from medunifier.stage2_unified.model.kv_cache import KV, ContinuedKV, RecordedKV, give_layers_their_kv
-from medunifier.stage2_unified.model.sequences import ImageSpans, SequenceBuilder, Sequences
+from medunifier.stage2_unified.model.sequences import SPAN_SPECIALS, ImageSpans, SequenceBuilder, Sequences
 from medunifier.stage2_unified.model.vocabulary import EMB_IMG, EMB_TXT, EOS, MATCH
 
 # The name that transformers gives a decoder's cache, as argument and in its output, changed between 5.17 and 5.24.
@@ -432,6 +432,15 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
         prefix = self.encode_images(images)
         hidden = self.continue_prefix(prefix, report[:, None], report_length[:, None])[:, 0]
         return self.match_head(at_positions(hidden, report_length + 1), prefix.hidden).float().softmax(dim=-1)[:, 1]
+
+    def get_code_features(self, images: ImageSpans) -> Tensor:
+        """Return (B, N, E) unit-norm embeddings of the states at the codes of B studies with one image and no prior.
+
+        The decoder is causal: the state of a code depends on the codes before it.
+        """
+        hidden, _ = self._record(self.sequences.image_first(images).ids)
+        begin = SPAN_SPECIALS  # <bos> <view> <boi> precede the codes
+        return self.image_embedding(hidden[:, begin : begin + images.codes.shape[-1]])
 
     def match_all(self, images: ImageSpans, text: Tensor, length: Tensor) -> Tensor:
         """Return the (B, P) probability in [0, 1] that each study and each of P texts belong together.

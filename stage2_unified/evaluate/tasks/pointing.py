@@ -56,5 +56,7 @@ def add_pointing_game(
 
 def covered_cells(masks: np.ndarray, grid: Sequence[int]) -> np.ndarray:
     """(N, H, W) bool masks -> (N, h, w) bool, whether a cell of the grid covers a pixel of the mask."""
-    rows, columns = (np.linspace(0, side, cells + 1).astype(int)[:-1] for side, cells in zip(masks.shape[1:], grid))
+    rows, columns = (
+        np.linspace(0, side, cells + 1).astype(int)[:-1] for side, cells in zip(masks.shape[1:], grid, strict=True)
+    )
     return np.logical_or.reduceat(np.logical_or.reduceat(masks, rows, axis=1), columns, axis=2)

@@ -9,6 +9,7 @@ from medunifier.shared.metrics.roc import roc_per_finding
 from medunifier.shared.metrics.samples import Samples, Statistic, mean_of
 from medunifier.stage2_unified.evaluate.results.result import EvaluationContext, TaskResult
 from medunifier.stage2_unified.evaluate.subsets.studies import with_both_classes
+from medunifier.stage2_unified.evaluate.tasks.pointing import add_pointing_game
 from medunifier.stage2_unified.inference.prompts import PromptSet, findings_of, prompt_set
 
 
@@ -25,7 +26,7 @@ def evaluate_zero_shot(context: EvaluationContext) -> TaskResult:
     The published protocol is the contrast's. A model that was trained with statements also matches the prompts:
     ``zero_shot.matching_auroc`` is the AUROC of the probability of the positive prompts minus that of the negative
     ones, ``zero_shot.match_agreed`` and ``zero_shot.match_contradicted`` are the median probabilities of the prompts
-    that are true and that are false of an image.
+    that are true and that are false of an image. Data with masks also have ``zero_shot.pointing``.
     """
     data, split = context.data, context.split
     studies = data.studies(split, context.limit, with_text=False)
@@ -85,7 +86,9 @@ def evaluate_zero_shot(context: EvaluationContext) -> TaskResult:
         "prompts": prompts.to_json(),
     }
     protocol = {"findings": findings, "labels": studies.labels_digest}
-    return TaskResult(samples.values() | metrics, details, {}, studies, {"zero-shot": samples}, protocol)
+    result = TaskResult(samples.values() | metrics, details, {}, studies, {"zero-shot": samples}, protocol)
+    add_pointing_game(context, studies, prompts, findings, result)
+    return result
 
 
 def _scores(

@@ -324,6 +324,18 @@ def test_all_texts_are_matched_with_all_studies_as_one_by_one(model, batch):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_code_features_are_the_embeddings_of_the_states_at_the_codes(bidirectional, batch):
+    model, v = make_model(bidirectional_images=bidirectional), make_model().vocabulary
+    features = model.get_code_features(batch.images)
+    assert features.shape == (len(batch), GRID[0] * GRID[1], model.config.embedding_dim)
+    (span,) = image_spans(v, batch.images.codes[1:2], batch.images.view[1:2], 1)[0]
+    hidden = hidden_of(model, torch.cat([torch.tensor([v["<bos>"]]), span, torch.tensor([v["<emb_img>"]])]))
+    expected = normalize(hidden[3:-2] @ model.image_projection.weight.T, dim=-1)
+    assert torch.allclose(features[1], expected, atol=1e-5)
+
+
+@torch.no_grad()
 def test_statements_of_the_step_are_embedded_as_texts(model):
     batch = make_batch(statements=2)
     own = batch.statements
