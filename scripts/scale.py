@@ -2,9 +2,8 @@
 
     python scripts/scale.py [--results docs/results/gpu.json]
 
-A rate that the results lack is the one measured on 2026-11-26, before the steps were compiled. Each figure states its
-date, and that it was measured uncompiled. Presets that the
-benchmark does not run are estimated: stage 1 by the FLOP of a step, stage 2 by the weights of the layers.
+Each figure states its date, and whether it was measured uncompiled. Presets that the benchmark does not run are
+estimated by the FLOP of a training step.
 """
 
 import re
@@ -23,33 +22,23 @@ from torch.utils.flop_counter import FlopCounterMode
 from medunifier.shared.artifacts import atomic_file, read_json
 from medunifier.shared.command import run_command
 from medunifier.shared.config import parse_config
+from medunifier.shared.errors import UserError
 from medunifier.shared.training.hardware import GIB
 from medunifier.shared.training.memory import Size
 from medunifier.stage1_tokenizer.config import DiscriminatorConfig, ModelConfig, model_config
 from medunifier.stage1_tokenizer.model.discriminator import PatchDiscriminator
 from medunifier.stage1_tokenizer.model.vqgan import VQGAN
 from medunifier.stage2_unified.cli.doctor.sizes import preset_sizes
-from medunifier.stage2_unified.training.config import BackboneConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES, STUDIES = 377_110, 227_835
 """MIMIC-CXR."""
 STAGE1 = ("cxr_f16", "cxr_f8", "cxr_f16_512", "taming_f16_1024", "taming_f16_16384", "taming_f8_gumbel")
-LARGE = BackboneConfig(hidden_dim=1024, num_layers=24, num_heads=16, num_kv_heads=4, mlp_dim=2816)
-"""The larger decoder of the benchmark; all else as in ``base_256``."""
-
-EARLIER: dict[str, dict[str, Any]] = {
-    "stage1": {"ours": 267.0, "details": {}},
-    "stage1_taming": {"ours": 70.0, "details": {}},
-    "encode": {"ours": 4971.0, "details": {}},
-    "stage2": {"ours": 88_000.0, "details": {"studies_per_s": 98.0}},
-    "stage2_memory": {"ours": 47.7, "details": {}},
-}
-"""Rows measured on 2026-11-26 at commit 48b694b: H100 80GB HBM3, torch 2.11, transformers 5.17, accelerate 1.15."""
-EARLIER_DATE = "2026-11-26"
+ROWS = ("stage1", "stage1_taming", "encode", "tokenize", "stage2", "large")
+"""Rows of the results that are needed."""
 
 BEGIN, END = "<!-- hours: written by scripts/scale.py -->", "<!-- end of hours -->"
-_COST = re.compile(r"^# One H100: .*\n", re.MULTILINE)
+_COST = re.compile(r"^# One \w+: .* h at .*\n", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -57,7 +46,7 @@ class Config:
     """Write the GPU hours of docs/scale.md and of the presets' heads."""
 
     results: str = "docs/results/gpu.json"
-    """Results of `medunifier bench gpu`; without the file the earlier rates are used."""
+    """Results of `medunifier bench gpu`, with all rows of this repository's own."""
     root: str = str(ROOT)
     """The repository."""
 
@@ -87,28 +76,28 @@ class Cost:
 
 
 class Rates:
-    """Rows of the results by name; those that lack are the earlier ones."""
+    """Rows of the results by name.
 
-    def __init__(self, results: Mapping[str, Any] | None) -> None:
-        rows = results["rows"] if results and not results["rehearsal"] else []
-        self._rows = {row["row"]: row for row in rows if row["ours"] is not None}
+    Raises:
+        UserError: if they are a rehearsal, or lack one of :data:`ROWS`.
+    """
 
-    def value(self, name: str, detail: str = "") -> float | None:
-        """Return a row's value or one of its details; None if it was never measured."""
-        row = self._rows.get(name) or EARLIER.get(name)
-        found = None if row is None else row["details"].get(detail) if detail else row["ours"]
-        return None if found is None else float(found)
+    def __init__(self, results: Mapping[str, Any]) -> None:
+        self._rows = {row["row"]: row for row in results["rows"] if row["ours"] is not None}
+        if results["rehearsal"] or (missing := [name for name in ROWS if name not in self._rows]):
+            reason = "they are a rehearsal" if results["rehearsal"] else f"they lack {', '.join(missing)}"
+            raise UserError(f"the results give no GPU hours, since {reason}: run `medunifier bench gpu` on a GPU")
+        self.card = results["machine"]["gpu"].removeprefix("NVIDIA ").split()[0]
+
+    def value(self, name: str, detail: str = "") -> float:
+        """Return a row's value or one of its details."""
+        row = self._rows[name]
+        return float(row["details"][detail] if detail else row["ours"])
 
     def date(self, name: str) -> str:
         """Return the date of a row, and whether it ran uncompiled: ``2026-11-27, uncompiled``."""
-        row = self._rows.get(name, {"date": EARLIER_DATE, "compiled": False})
-        return str(row["date"]) + (", uncompiled" if row.get("compiled") is False else "")
-
-    def known(self, name: str) -> float:
-        """Return the value of a row of :data:`EARLIER` or newer."""
-        value = self.value(name)
-        assert value is not None, name  # noqa: S101 - narrows a type
-        return value
+        row = self._rows[name]
+        return str(row["date"]) + (", uncompiled" if row["compiled"] is False else "")
 
 
 def costs(rates: Rates, configs: Path) -> list[Cost]:
@@ -121,34 +110,25 @@ def costs(rates: Rates, configs: Path) -> list[Cost]:
         factor = step_flop(values) / step_flop(_preset(configs, "stage1", source))
         table.append(
             _training(
-                f"stage1/{name}", values, rates.known(row) / factor, "images/s", IMAGES,
+                f"stage1/{name}", values, rates.value(row) / factor, "images/s", IMAGES,
                 _basis(rates, row, "FLOP" if name != source else ""), _memory(rates, f"stage1/{name}"),
             )
         )  # fmt: skip
     for name in ("cxr_f16", "cxr_f8", "cxr_f16_512"):
         factor = encoder_flop(_preset(configs, "stage1", name)) / encoder_flop(_preset(configs, "stage1", "cxr_f16"))
-        encode, shards = rates.known("encode") / factor, rates.value("tokenize")
-        rate = encode if shards is None else min(encode, shards)
-        row = "encode" if shards is None or encode < shards else "tokenize"
-        basis = _basis(rates, row, "FLOP" if row == "encode" and name != "cxr_f16" else "")
-        if shards is None:
-            basis += ", encoder alone"
+        encode, shards = rates.value("encode") / factor, rates.value("tokenize")
+        if encode < shards:
+            basis = _basis(rates, "encode", "FLOP" if name != "cxr_f16" else "")
+        else:
+            basis = _basis(rates, "tokenize", "") + (", bound by reading PNG" if name != "cxr_f16" else "")
+        rate = min(encode, shards)
         table.append(
             Cost(f"tokenize, {name}", f"{IMAGES:,} images", 1.0, rate, "images/s", basis, IMAGES / rate / 3600)
         )
     base = _preset(configs, "stage2", "base_256")
-    studies = rates.value("stage2", "studies_per_s")
-    assert studies is not None  # noqa: S101 - narrows a type
-    memory = _memory(rates, "stage2/base_256")
-    table.append(
-        _training("stage2/base_256", base, studies, "studies/s", STUDIES, _basis(rates, "stage2", ""), memory)
-    )
-    large, measured = rates.value("large", "studies_per_s"), rates.value("large", "peak_memory_gib")
-    basis = _basis(rates, "large", "") if large else _basis(rates, "stage2", "weights")
-    if large is None:
-        large = studies * layer_weights(BackboneConfig(**base["model"])) / layer_weights(LARGE)
-    memory = f"{measured:.0f}, measured {rates.date('large')}" if measured else f"above 80, measured {EARLIER_DATE}"
-    table.append(_training("base_256 with 24 layers of 1,024", base, large, "studies/s", STUDIES, basis, memory))
+    for name, row in (("stage2/base_256", "stage2"), ("base_256 with 24 layers of 1,024", "large")):
+        rate, memory = rates.value(row, "studies_per_s"), _measured_memory(rates, row)
+        table.append(_training(name, base, rate, "studies/s", STUDIES, _basis(rates, row, ""), memory))
     return table
 
 
@@ -165,14 +145,15 @@ def _basis(rates: Rates, row: str, estimated_by: str) -> str:
 
 
 def _memory(rates: Rates, preset: str) -> str:
-    """Return the GiB of a preset: measured, or the estimate of ``medunifier doctor``."""
-    if preset == "stage2/base_256":
-        return f"{rates.known('stage2_memory'):.0f}, measured {rates.date('stage2_memory')}"
-    peak = rates.value("stage1", "peak_memory_gib") if preset == "stage1/cxr_f16" else None
-    if peak is not None:
-        return f"{peak:.0f}, measured {rates.date('stage1')} at batch {rates.value('stage1', 'batch'):.0f}"
+    """Return the GiB of a preset of stage 1: measured, or the estimate of ``medunifier doctor``."""
+    if preset == "stage1/cxr_f16":
+        return f"{_measured_memory(rates, 'stage1')} at batch {rates.value('stage1', 'batch'):.0f}"
     size = next(size for size in _sizes() if size.name == preset)
     return f"{(size.state + size.sample * size.batch) / GIB:.0f}, estimated without VGG"
+
+
+def _measured_memory(rates: Rates, row: str) -> str:
+    return f"{rates.value(row, 'peak_memory_gib'):.0f}, measured {rates.date(row)}"
 
 
 @cache
@@ -212,12 +193,6 @@ def encoder_flop(values: Mapping[str, Any]) -> float:
         return _flop(tokenizer.encoder, channels, model.resolution // stride)
 
 
-def layer_weights(backbone: BackboneConfig) -> int:
-    """Return the number of weights in the matrices of the decoder's layers."""
-    attention = (2 * backbone.num_heads + 2 * backbone.num_kv_heads) * backbone.head_dim
-    return backbone.num_layers * backbone.hidden_dim * (attention + 3 * backbone.mlp_dim)
-
-
 def _vgg_layers() -> nn.Module:
     from torchvision.models import vgg16
 
@@ -250,11 +225,11 @@ def _hours(hours: float) -> str:
     return f"{hours:.0f}" if hours >= 10 else f"{hours:.1f}" if hours >= 1 else f"{hours:.2f}"
 
 
-def with_cost(head: str, cost: Cost) -> str:
+def with_cost(head: str, cost: Cost, card: str) -> str:
     """Return a preset's text with the line of its cost, before its line `Hardware:` if it had none."""
     amount, _, basis = cost.memory.partition(", ")
     rate = f"{_hours(cost.hours)} h at {cost.rate:,.0f} {cost.unit} ({cost.basis})"
-    line = f"# One H100: {rate}, {amount} GiB ({basis}); docs/scale.md.\n"
+    line = f"# One {card}: {rate}, {amount} GiB ({basis}); docs/scale.md.\n"
     head = _COST.sub("", head)
     return head.replace("# Hardware:", line + "# Hardware:", 1)
 
@@ -263,8 +238,8 @@ def write(config: Config) -> None:
     """Write docs/scale.md and the presets' heads."""
     root = Path(config.root)
     path = Path(config.results)
-    results = read_json(path, "results of `bench gpu`") if path.is_file() else None
-    table = costs(Rates(results), root / "configs")
+    rates = Rates(read_json(path, "results of `bench gpu`"))
+    table = costs(rates, root / "configs")
     page = root / "docs" / "scale.md"
     before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
@@ -272,7 +247,7 @@ def write(config: Config) -> None:
     for cost in table:
         preset = root / "configs" / f"{cost.preset}.yaml"
         if preset.is_file():
-            _write(preset, with_cost(preset.read_text(encoding="utf-8"), cost))
+            _write(preset, with_cost(preset.read_text(encoding="utf-8"), cost, rates.card))
 
 
 def _write(path: Path, text: str) -> None:

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from io import TextIOWrapper
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from medunifier.shared.errors import UsageError, UserError
 
+T = TypeVar("T")
 INTERRUPTED = "interrupted; the same command continues where it stopped"
 
 WAIT_FOR_FIRST_S = 5.0
@@ -83,6 +84,8 @@ class Interruption:
         """Called, in the signal handler, for a signal whose end is deferred; None: a signal ends at once."""
         self.pending: int | None = None
         """The deferred signal."""
+        self.stop: Callable[[], None] | None = None
+        """Ends the process for the pending signal, between the batches of :meth:`between`."""
         self._process, self._received_at = os.getpid(), 0.0
 
     @contextmanager
@@ -106,6 +109,24 @@ class Interruption:
             self.deferred()
         elif self.pending is None or time.monotonic() - self._received_at > SAME_SIGNAL_S:
             self.end(number)
+
+    def between(self, batches: Iterator[T]) -> Iterator[T]:
+        """Yield batches; with ``stop``, a signal ends the process while one is read, or before the next one is.
+
+        Not while one is processed: a graph may be being traced then, and what it holds is no state to save.
+        """
+        while True:
+            processing = self.deferred
+            self.deferred = self.stop or processing
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            finally:
+                self.deferred = processing
+            yield batch
+            if self.pending is not None and self.stop is not None:
+                self.stop()
 
     def end(self, number: int) -> NoReturn:
         """Print the message and end the process and its children with the exit code of signal ``number``."""

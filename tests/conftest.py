@@ -1,6 +1,7 @@
 """Shared by all tests: where real data may lie, few threads, a small tokenizer and model made on the spot."""
 
 import os
+import sys
 from pathlib import Path
 
 # Two test processes on two cores: more threads than that only wait for each other.
@@ -35,6 +36,38 @@ def shared_data():
 @pytest.fixture(autouse=True)
 def _one_seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _own_process_state():
+    """Remove the accelerator before and after, and restore torch's global settings, so that tests pass in any order.
+
+    A process has one accelerator: a second one with another precision is an error.
+    """
+    cudnn, matmul, dynamo = torch.backends.cudnn, torch.backends.cuda.matmul, sys.modules.get("torch._dynamo.config")
+    settings = [(cudnn, "benchmark"), (cudnn, "allow_tf32"), (matmul, "allow_tf32"), (dynamo, "recompile_limit")]
+    before = [(place, name, getattr(place, name)) for place, name in settings if place is not None]
+    dtype = torch.get_default_dtype()
+    _remove_accelerator()
+    yield
+    _remove_accelerator()
+    torch.set_default_dtype(dtype)
+    for place, name, value in before:
+        setattr(place, name, value)
+
+
+def _remove_accelerator() -> None:
+    if "accelerate" in sys.modules:
+        from accelerate.state import AcceleratorState, GradientState
+
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+
+
+@pytest.fixture
+def no_curves(monkeypatch):
+    """A training plots no curves: matplotlib takes longer than the steps of a tiny model."""
+    monkeypatch.setattr("medunifier.shared.training.loop.save_curves", lambda run: None)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -18,7 +18,7 @@ from medunifier.data.ingest.splits import official_splits
 from medunifier.data.records import StudyRecord
 from medunifier.data.remote_paths import is_file
 from medunifier.data.reports.label_names import label_counts
-from medunifier.data.sources import Archive
+from medunifier.data.sources import WITHOUT_TABLES, Archive
 from medunifier.shared.errors import UserError
 from medunifier.shared.progress import Progress
 
@@ -165,7 +165,8 @@ def _print(report: SourceReport, archive: Archive, source: str, root: str, names
         for reason, count in Counter(reason for _, reason in report.unreadable).most_common(_SHOWN):
             console.print(f"unreadable: {reason} ({count:,})", soft_wrap=True)
         if report.missing or report.unreadable or archive.problems:
-            console.print("--check_names true prints these file names and table lines")
+            lines = "" if source in WITHOUT_TABLES else " and table lines"
+            console.print(f"--check_names true prints these file names{lines}")
         return
     _print_first(console, "missing", (str(path) for path in report.missing), len(report.missing))
     _print_first(console, "unreadable", (f"{path}: {why}" for path, why in report.unreadable), len(report.unreadable))

@@ -28,7 +28,7 @@ from medunifier.data.ingest.duplicates.search import (
     write_duplicates,
 )
 from medunifier.data.ingest.executors import WorkerDied, open_executor, run_jobs
-from medunifier.data.ingest.find_study import find_study
+from medunifier.data.ingest.find_study import LEFT_OUT, find_left_out, find_study
 from medunifier.data.ingest.pseudonyms import DEFAULT_KEY_FILE, load_key, pseudonym
 from medunifier.data.ingest.shard_job import (
     BEGUN,
@@ -47,7 +47,7 @@ from medunifier.data.reports.labeler import NoFindingRule
 from medunifier.data.reports.redaction import patterns
 from medunifier.data.shards.dataset import MANIFEST, shard_name
 from medunifier.data.shards.prior_studies import number_visits
-from medunifier.data.sources import SourceOptions, read_source
+from medunifier.data.sources import WITHOUT_TABLES, SourceOptions, read_source
 from medunifier.shared.artifacts import (
     FORMAT_VERSION,
     atomic_file,
@@ -129,7 +129,8 @@ class IngestConfig:
     redact_file: str = ""
     """File with additional patterns, one regular expression per line."""
     find: str = ""
-    """Pseudonym of a study or patient: print its files in the archive, and write nothing."""
+    """Pseudonym of a study or patient: print its files in the archive, and write nothing. left_out: print the files
+    and table rows that never became a study, such as damaged files without a study, with the reason."""
     masks: str = ""
     """Folder of masks to add to the shards, named IMAGE.FINDING.png ("1234.pleural-effusion.png" for 1234.dcm), white
     where the finding is, of the same size as the image. SIIM's masks are in its table."""
@@ -169,6 +170,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             chest_only=config.chest_only,
             names=config.check_names,
         )
+    elif config.find == LEFT_OUT:
+        print("\n".join(find_left_out(config.source, config.root, config.options)) or "nothing was left out")
     elif config.find:
         archive = read_source(config.source, config.root, config.options)
         print("\n".join(find_study(archive.records, load_key(config.key_file), config.find)))
@@ -436,7 +439,11 @@ def _finish(
     for reason, count in _reasons(rejects).most_common(_SHOWN_REASONS):
         print(f"left out: {reason} ({count})", file=sys.stderr)
     if rejects:
-        print(f"full list: {out / REJECTS}; --find STUDY prints the files of a study in it", file=sys.stderr)
+        print(
+            f"full list: {out / REJECTS}; --find STUDY prints the files of a study in it, --find {LEFT_OUT} those "
+            "without a study",
+            file=sys.stderr,
+        )
     for line in label_lines(labels, _SHOWN_LABELS):
         print(f"label {line}", file=sys.stderr)
     _report_unsectioned(texts, config.unsectioned)
@@ -488,5 +495,6 @@ def _summary(manifest: dict[str, Any]) -> str:
         f"{split} {sum(row['samples'] for row in rows.values())}" for split, rows in manifest["splits"].items()
     )
     problems = sum(counts["source_problems"].values())
-    suffix = f", {problems} problems in the source's tables" if problems else ""
+    where = "files left out" if manifest["source"] in WITHOUT_TABLES else "problems in the source's tables"
+    suffix = f", {problems} {where}" if problems else ""
     return f"{counts['kept_studies']} studies ({by_split}), {counts['rejected_images']} images rejected{suffix}"

@@ -1,10 +1,29 @@
-"""``medunifier ingest --find``: map a pseudonym back to files of the archive, given the key."""
+"""``medunifier ingest --find``: the files of a pseudonym, given the key; or what has none, since it was left out."""
 
 from collections.abc import Sequence
 
 from medunifier.data.ingest.pseudonyms import pseudonym
-from medunifier.data.records import StudyRecord
+from medunifier.data.records import Problem, StudyRecord
+from medunifier.data.sources import SourceOptions, read_source
 from medunifier.shared.errors import UserError
+
+LEFT_OUT = "left_out"
+"""In place of a pseudonym: what has none, because it never became a study."""
+
+
+def find_left_out(source: str, root: str, options: SourceOptions) -> list[str]:
+    """Return a line per file or table row that the source left out: where it is, and why.
+
+    Raises:
+        UserError: if the archive cannot be read at all.
+    """
+    problems: list[Problem] = []
+    try:
+        read_source(source, root, options, problems)
+    except UserError:
+        if not problems:  # otherwise everything was left out, which is what was asked for
+            raise
+    return [f"{problem.where}: {problem.reason}" for problem in problems]
 
 
 def find_study(records: Sequence[StudyRecord], key: bytes, name: str) -> list[str]:

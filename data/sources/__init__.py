@@ -87,10 +87,14 @@ SOURCES: dict[str, str] = {
     "csv": "medunifier.data.sources.csv_table",
     "dicom-folder": "medunifier.data.sources.dicom_folder",
 }
+WITHOUT_TABLES = {"dicom-folder"}
+"""Sources whose problems are files, not rows."""
 
 
-def read_source(name: str, root: str | Path, options: SourceOptions) -> Archive:
-    """Return all studies of an archive, and the problems of its tables.
+def read_source(
+    name: str, root: str | Path, options: SourceOptions, problems: list[Problem] | None = None
+) -> Archive:
+    """Return all studies of an archive, and what its tables lack or was left out, also added to ``problems``.
 
     Raises:
         UsageError: if the name is not in :data:`SOURCES`.
@@ -100,11 +104,12 @@ def read_source(name: str, root: str | Path, options: SourceOptions) -> Archive:
         raise UsageError(f"unknown source {name!r}; choose from {', '.join(sorted(SOURCES))}{nearest(name, SOURCES)}")
     root = open_root(root)
     adapter = cast(Source, import_module(SOURCES[name]).records)
-    problems: list[Problem] = []
+    problems = [] if problems is None else problems
     checked = (_checked(record, root, options, problems) for record in adapter(root, options, problems))
     found = [record for record in checked if record is not None]
     if not found:
-        left_out = f"; {len(problems)} rows were skipped, the first: {problems[0].reason}" if problems else ""
+        what = "files" if name in WITHOUT_TABLES else "rows"
+        left_out = f"; {len(problems)} {what} were skipped, the first: {problems[0].reason}" if problems else ""
         raise UserError(f"no radiograph found under {root} in the layout of source {name!r}{left_out}")
     if not options.official_splits:
         found = [replace(record, split=None) for record in found]

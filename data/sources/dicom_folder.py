@@ -44,6 +44,7 @@ def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iter
         studies[key].append(image.path)
         moments.setdefault(key, image.identity.taken)
     if left_out and not studies:
+        problems += left_out
         raise UserError(f"no readable radiograph under {root}: {summary(left_out)}")
     folders = _study_folders(studies, root)
     reports: set[str] = set()

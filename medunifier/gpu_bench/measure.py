@@ -119,7 +119,8 @@ def idle_share(setting: Setting) -> float:
 
 def count_flop(work: Callable[[], Any]) -> float:
     """Return the FLOP of matrix products and convolutions in ``work``, uncompiled; a multiply-add counts as two."""
-    with torch.compiler.set_stance("force_eager"), _FlopCount() as count:
+    # Without cuDNN's benchmark, which would try every algorithm for shapes that are run once.
+    with torch.compiler.set_stance("force_eager"), torch.backends.cudnn.flags(enabled=True), _FlopCount() as count:
         work()
     return float(count.total)
 

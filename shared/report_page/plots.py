@@ -65,23 +65,27 @@ def save_curves(run: str | Path) -> Path:
     panels = curve_panels(run)
     columns = 4
     rows = max(1, -(-len(panels) // columns))
-    figure = Figure(figsize=(3.6 * columns, 2.3 * rows), dpi=90)
+    width, height = 3.6 * columns, 2.3 * rows
+    figure = Figure(figsize=(width, height), dpi=90)
     canvas = FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False)
+    # Margins in inches for the font sizes below; a tight layout would render every label twice.
+    figure.subplots_adjust(
+        left=0.55 / width, right=1 - 0.1 / width, bottom=0.25 / height, top=1 - 0.25 / height, wspace=0.2, hspace=0.3
+    )
     styles = {"training": {"color": "tab:blue"}, "validation": {"color": "tab:orange", "marker": "."}}
     for axis, (panel, curves) in zip(axes.flat, sorted(panels.items()), strict=False):
         for name, points in sorted(curves.items()):
             steps, values = zip(*points, strict=True)
             style = styles.get(name, {"color": "tab:gray", "linestyle": "--"})
             axis.plot(steps, values, label=name, linewidth=1, **style)
-        axis.set_title(panel, fontsize=8)
+        axis.set_title(panel, fontsize=8, y=1)  # without y, its place follows from the size of every label
         axis.tick_params(labelsize=6)
         axis.locator_params(nbins=5)  # ticks and their labels take most of the time
         if len(curves) > 1:
             axis.legend(fontsize=6)
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
-    figure.tight_layout()
     canvas.draw()
     path = Path(run) / "curves.png"
     with atomic_file(path) as partial:  # savefig would render everything twice

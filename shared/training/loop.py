@@ -46,7 +46,10 @@ class Task(Protocol):
         """
 
     def validate(self, step: int) -> Mapping[str, float]:
-        """Return metrics of the validation set, equal on all processes; write pictures to the run folder."""
+        """Return metrics of the validation set, equal on all processes; write pictures to the run folder.
+
+        Its batches pass through ``interruption.between``, so that an interrupt need not wait for all of them.
+        """
 
 
 def use_threads(threads: int) -> None:
@@ -105,7 +108,8 @@ def train(
         Progress(config.steps, "training", "step", done=start, quiet=not is_main()) as progress,
         ExitStack() as at_the_end,
     ):
-        at_the_end.callback(setattr, interruption, "deferred", None)  # also after an error
+        for name in ("deferred", "stop"):
+            at_the_end.callback(setattr, interruption, name, None)  # also after an error
         interruption.message = lambda: _stopped(progress, saved)
 
         def defer(action: Callable[[], None] | None) -> None:
@@ -141,12 +145,17 @@ def train(
             progress.advance(1, **{name: shown[name] for name in list(figures)[:4] if name in shown})
             stop(step)
             if validates:
-                defer(None)  # it can take long: a signal ends it at once
+                # It can take long: a signal ends it before its next batch. The last one at once, since a run that
+                # is saved at its last step is not validated again.
+                defer(None if last else announce_stop)
+                interruption.stop = partial(stop, step) if interruption.deferred else None
                 run.log(step, {f"validation/{name}": value for name, value in task.validate(step).items()})
                 if is_main():
                     save_curves(run.path)
                 meter.restart()
+                interruption.stop = None
                 defer(announce_stop)
+                stop(step)
             if step % config.checkpoint_every == 0 or last:
                 save(step)
                 meter.restart()

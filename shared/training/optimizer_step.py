@@ -19,7 +19,7 @@ class OptimizerStep:
 
     Args:
         accelerator: prepared the network and its optimizers, and defines where an accumulation ends.
-        network: its gradient is clipped as a whole.
+        network: prepared; its gradient is clipped as a whole.
         optimizers: of disjoint parts of the network; all have the same learning rate.
         config: schedule of the learning rate and bound on the gradient norm.
         steps: length of the whole training.
@@ -37,6 +37,7 @@ class OptimizerStep:
         steps: int,
     ) -> None:
         self.accelerator, self.network, self.optimizers = accelerator, network, optimizers
+        self._parameters = list(network.parameters())  # to collect them in each step would take the host milliseconds
         self.config, self.steps = config, steps
         self.gradient_norm: Tensor | None = None
 
@@ -45,7 +46,7 @@ class OptimizerStep:
         self.accelerator.backward(loss)
         if self.accelerator.sync_gradients:
             bound = self.config.max_grad_norm or float("inf")
-            self.gradient_norm = self.accelerator.clip_grad_norm_(self.network.parameters(), bound)
+            self.gradient_norm = self.accelerator.clip_grad_norm_(self._parameters, bound)
         for optimizer in self.optimizers:  # Accelerate's wrappers do nothing before the last micro-batch
             set_rate(optimizer, self.config.rate(step, self.steps))
             optimizer.step()

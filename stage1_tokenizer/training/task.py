@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from medunifier.data.shards.dataset import ShardDataset
 from medunifier.data.shards.loader import batches_once
+from medunifier.shared.command import interruption
 from medunifier.shared.report_page.plots import labelled_rows
 from medunifier.shared.training.config import OptimConfig, use_compile
 from medunifier.shared.training.distributed import is_main, rank, world_size
@@ -102,7 +103,8 @@ class TokenizerTask:
 
     def step(self, micro_batches: list[Tensor], step: int) -> Mapping[str, Tensor | float]:
         """Run one step of the generator and, from ``train_from`` on, one of the discriminator."""
-        self._generator.train()
+        if not self._generator.training:
+            self._generator.train()
         figures: dict[str, Tensor] = {}
         for images in micro_batches:
             images = images.to(self._accelerator.device, memory_format=torch.channels_last, non_blocking=True)
@@ -196,13 +198,14 @@ class TokenizerTask:
         size, loop = self.config.model.resolution, self.config.loop
         fidelity = Fidelity(self.config.model.n_embed, size, self._perceptual, device)
         pictures: list[tuple[np.ndarray, np.ndarray]] = []
-        for images in batches_once(
+        batches = batches_once(
             self._validation,
             lambda samples: stack_images(samples, size),
             batch_size=loop.batch_size,
             rank=rank(),
             world=world_size(),
-        ):
+        )
+        for images in interruption.between(batches):
             images = images.to(device, memory_format=torch.channels_last)
             with self._accelerator.autocast() if loop.mixed_precision != "no" else nullcontext():
                 output = model(images)

@@ -1,7 +1,8 @@
 """Handlers of the page's events and its HTTP API, with values that Gradio can display."""
 
+import functools
 import html
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,39 @@ SIMILAR_COLUMNS = ("rank", "similarity", "study", "view", "findings", "impressio
 PROMPT_COLUMNS = ("finding", "statement over denial", "similarity", "percentile in the index")
 MATCH_COLUMNS = ("seed", "match")
 NO_RISK = "not the risk of a disease"
+STEPS = ("Reading the image", "Writing the report", "Scoring the findings", "Searching similar studies")
 
 Rows = list[list[Any]]
 
 
+def in_words(
+    handler: Callable[..., Iterator[tuple[Any, ...]]], emptied: Sequence[Any]
+) -> Callable[..., Iterator[tuple[Any, ...]]]:
+    """Return a handler of the page whose first output is a message: after a `UserError` what was wrong.
+
+    Raised, it would be shown for some seconds only, beside a badge without words and the results of the request
+    before.
+
+    Args:
+        handler: yields the message and the results.
+        emptied: results after an error.
+    """
+
+    @functools.wraps(handler)
+    def handled(*arguments: Any) -> Iterator[tuple[Any, ...]]:
+        try:
+            yield from handler(*arguments)
+        except UserError as error:
+            yield f"**Error:** {error}", *emptied
+
+    return handled
+
+
 class Endpoints:
     """One method per endpoint of the same name. Methods after :meth:`edit` are used only by the page.
+
+    Those that run the model for the page yield a message for it and the results: first the progress, with the results
+    of the request before removed.
 
     Args:
         service: runs the model.
@@ -35,6 +63,7 @@ class Endpoints:
         self._service, self._examples = service, examples
         tokenizer = service.pipeline.tokenizer
         self._grid, self._codebook_size = tokenizer.grid, tokenizer.codebook_size
+        self._running: dict[str | None, Iterator[tuple[Any, ...]]] = {}  # by session
 
     def show(self, path: str | None, view: str) -> np.ndarray:
         """Return the (S, S) uint8 model input of an image."""
@@ -125,6 +154,83 @@ class Endpoints:
         region = Region(top, left, min(max(int(height), 1), rows - top), min(max(int(width), 1), columns - left))
         return top, left, render_codes(codes, self._codebook_size, region)
 
+    def leave(self, request: gr.Request) -> None:
+        """End the run about the image of a client that passes to another image, or to none."""
+        self._running.pop(request.session_hash, None)
+
+    def _while_shown(self, request: gr.Request, steps: Iterator[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+        """Yield ``steps`` until :meth:`leave`: later results would be taken for those of the next image."""
+        self._running[request.session_hash] = steps
+        try:
+            for outputs in steps:
+                if self._running.get(request.session_hash) is not steps:
+                    return
+                yield outputs
+        finally:
+            if self._running.get(request.session_hash) is steps:
+                del self._running[request.session_hash]
+
+    def read(
+        self, path: str | None, view: str, labels: str, top: float, request: gr.Request
+    ) -> Iterator[tuple[Any, ...]]:
+        """Yield progress, model input, report, :meth:`bars`, images and HTML of the similar studies."""
+        return self._while_shown(request, self._read(path, view, labels, top))
+
+    def _read(self, path: str | None, view: str, labels: str, top: float) -> Iterator[tuple[Any, ...]]:
+        steps = STEPS if self._service.index is not None else STEPS[:-1]
+        at = [f"{step} … ({number} of {len(steps)})" for number, step in enumerate(steps, 1)]
+        same = gr.skip()
+        yield at[0], *[None] * 6
+        yield at[1], self.show(path, view), *[same] * 5
+        for report in self.report(path, view):
+            yield same, same, report, *[same] * 4
+        yield at[2], *[same] * 6
+        scores = self.bars(self.findings(path, view, labels))
+        yield "" if self._service.index is None else at[3], same, same, *scores, same, same
+        if self._service.index is not None:
+            rows = self.similar(path, view, top)
+            # The prompt scores again: of a folded component Gradio keeps only the newest update, here an empty one.
+            yield "", *[same] * 3, scores[1], self.thumbnails(rows), studies_html(rows)
+
+    def rescore(self, path: str | None, view: str, labels: str, request: gr.Request) -> Iterator[tuple[Any, ...]]:
+        """Yield progress and :meth:`bars` of :meth:`findings`."""
+
+        def steps() -> Iterator[tuple[Any, ...]]:
+            yield f"{STEPS[2]} …", None, None
+            yield "", *self.bars(self.findings(path, view, labels))
+
+        return self._while_shown(request, steps())
+
+    def compare(self, path: str | None, view: str, text: str, request: gr.Request) -> Iterator[tuple[Any, ...]]:
+        """Yield progress or the answer of :meth:`match`, the weaker scores, and :meth:`similarity_map`."""
+
+        def steps() -> Iterator[tuple[Any, ...]]:
+            yield "Comparing image and text …", "", None
+            yield *self.match(path, view, text)[2:], self.similarity_map(path, view, text)
+
+        return self._while_shown(request, steps())
+
+    def generate(self, *options: Any) -> Iterator[tuple[Any, ...]]:
+        """Yield progress and :meth:`draw`; the table of matches is shown if it has any."""
+        yield "Generating …", "", None, gr.update(visible=False)
+        prompt, images, matches = self.draw(*options)
+        shown = gr.update(value=matches, visible=bool(matches["data"]))
+        yield "", prompt or "No text: any radiograph.", images, shown
+
+    def encode(self, path: str | None, view: str, request: gr.Request) -> Iterator[tuple[Any, ...]]:
+        """Yield progress, :meth:`tokens`, and the decoded image again, to compare it with edited ones."""
+
+        def steps() -> Iterator[tuple[Any, ...]]:
+            yield "Encoding …", *[None] * 4
+            codes, rendered, decoded = self.tokens(path, view)
+            yield "", codes, rendered, decoded, decoded
+
+        return self._while_shown(request, steps())
+
+    def fill(self, *options: Any) -> Iterator[tuple[Any, ...]]:
+        """Yield no message and :meth:`edit`."""
+        yield "", *self.edit(*options)
+
     def bars(self, rows: Rows) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return HTML bars and a table of prompt scores (:data:`PROMPT_COLUMNS`) for the rows of :meth:`findings`.
 
@@ -198,6 +304,18 @@ def bars_html(bars: Sequence[tuple[str, float | None, str]]) -> str:
         name, text = html.escape(str(name)), html.escape(text)
         lines.append(f'<div class="bar">{bar}<span>{name}</span> <span>{text}</span></div>')
     return "".join(lines)
+
+
+def studies_html(rows: Rows) -> str:
+    """Return the rows of :meth:`Endpoints.similar` as HTML, a list that needs no wide page."""
+    studies = []
+    for rank, similarity, *texts in rows:
+        study, view, findings, impression = (html.escape(" ".join(str(text or "").split())) for text in texts)
+        head = f"{rank}. similarity {similarity:.3f}, study {study}{f', {view}' if view else ''}"
+        sections = (("Findings", findings), ("Impression", impression))
+        body = "".join(f"<p><em>{name}:</em> {text}</p>" for name, text in sections if text)
+        studies.append(f'<div class="study"><p><strong>{head}</strong></p>{body}</div>')
+    return "".join(studies)
 
 
 def small(probability: float) -> str:

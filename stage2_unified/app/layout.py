@@ -13,7 +13,9 @@ from medunifier.stage2_unified.app.endpoints import (
     PROMPT_COLUMNS,
     SCORE_COLUMNS,
     SIMILAR_COLUMNS,
+    STEPS,
     Endpoints,
+    in_words,
 )
 from medunifier.stage2_unified.app.phantoms import Example
 from medunifier.stage2_unified.app.security.arguments import CheckedBlocks
@@ -22,7 +24,6 @@ from medunifier.stage2_unified.app.service import MAX_IMAGES, VIEWS, ModelServic
 from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline
 
 TITLE = "medunifier: chest radiograph understanding and generation"
-_STEPS = ("Reading the image", "Writing the report", "Scoring the findings", "Searching similar studies")
 _EXAMPLE_TEXTS = (
     "Heart size is normal. There is a large left pleural effusion. No evidence of pneumothorax.",
     "The cardiac silhouette is moderately enlarged. Lungs are clear. There is no pneumothorax or pleural effusion.",
@@ -32,6 +33,7 @@ _FILL_LABELS = ("a single code", "the mirrored codes", "the row above")
 # One model: one request at a time over all tabs.
 _QUEUED: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
 _PAGE_ONLY: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+_NO_ANSWER = "**Error:** the server gave no answer. Upload the radiograph again, or try again later."
 
 
 def build_page(
@@ -79,12 +81,40 @@ def _about(pipeline: MedUnifierPipeline) -> str:
     )
 
 
-def _endpoint(event: Callable[..., Any], function: Callable[..., Any], *components: Any, public: bool = True) -> Any:
-    """Connect an event to an endpoint, which if public is also part of the HTTP API under its name."""
-    named = {"api_name": function.__name__} if public else {"api_visibility": "private"}
-    # A second click is ignored while the first runs; a second upload must not be.
-    mode = "once" if public else "multiple"
-    return event(function, *components, trigger_mode=mode, **named, **_QUEUED)
+def _publish(*endpoints: tuple[Callable[..., Any], list[Any], list[Any]]) -> None:
+    """Add endpoints (function, inputs, outputs) to the HTTP API under their names; nothing on the page calls them."""
+    caller = gr.Button(visible=False)
+    for function, inputs, outputs in endpoints:
+        caller.click(function, inputs, outputs, api_name=function.__name__, **_QUEUED)
+
+
+def _run(
+    event: Callable[..., Any],
+    handler: Callable[..., Any],
+    inputs: list[Any],
+    outputs: list[Any],
+    emptied: Any = None,
+    once: bool = True,
+    **options: Any,
+) -> None:
+    """Connect an event to a handler of the page, whose first output is a message.
+
+    Args:
+        event: registers a listener.
+        handler: method of :class:`Endpoints` that yields the outputs.
+        inputs: components.
+        outputs: components, the first for the message.
+        emptied: value of the others after an error.
+        once: whether the event is ignored while its handler runs.
+        options: of the event.
+    """
+    results = [emptied] * (len(outputs) - 1)
+    run = event(
+        in_words(handler, results), inputs, outputs, trigger_mode="once" if once else "multiple",
+        api_visibility="private", **_QUEUED, **options,
+    )  # fmt: skip
+    # An error outside the handler (a full queue, a deleted upload, a defect): without it Gradio's badge would stay.
+    run.failure(lambda: (_NO_ANSWER, *results), None, outputs, queue=False, **_PAGE_ONLY)
 
 
 def _report_tab(
@@ -97,7 +127,7 @@ def _report_tab(
             radiograph = gr.File(
                 label="Upload a radiograph (DICOM, PNG or JPEG)", type="filepath", height=170, elem_id="radiograph"
             )
-            status = gr.Markdown("", elem_id="status")
+            status = gr.Markdown("", elem_id="status", elem_classes="message")
             with gr.Row(equal_height=True):
                 choices = [("from the file", VIEWS[0]), *((view, view) for view in VIEWS[1:])]
                 view = gr.Dropdown(choices, value=VIEWS[0], label="View", elem_id="view", scale=2)
@@ -122,7 +152,7 @@ def _report_tab(
                     # Part of the HTTP API; on the page an empty number would read 0.
                     probability = gr.Number(None, label="Probability (match head)", visible=False)
                     cosine = gr.Number(None, label="Cosine similarity", visible=False)
-                    matched = gr.Markdown("", padding=True, elem_id="matched")
+                    matched = gr.Markdown("", padding=True, elem_id="matched", elem_classes="message")
                 with gr.Accordion("Weaker scores of this text", open=False):
                     weaker = gr.Markdown("", elem_id="weaker")
                     agreeing = gr.Image(
@@ -145,7 +175,8 @@ def _report_tab(
                         ", ".join(service.learned), label="Findings to score, comma-separated", scale=4,
                         placeholder="empty: those of the training data", elem_id="labels",
                     )  # fmt: skip
-                    score = gr.Button("Score", scale=1)
+                    score = gr.Button("Score", scale=1, elem_id="score")
+                score_status = gr.Markdown("", elem_id="score-status", elem_classes="message")
                 scored = gr.Dataframe(
                     headers=list(SCORE_COLUMNS), datatype=["str", *["number"] * 4], type="array", visible=False
                 )
@@ -165,69 +196,56 @@ def _report_tab(
                     show_label=False, columns=4, height="auto", interactive=False, buttons=[], elem_id="neighbours",
                     elem_classes="radiograph", visible=bool(service.index_images), allow_preview=False,
                 )  # fmt: skip
-                found = gr.Dataframe(
+                found = gr.HTML(padding=True, js_on_load=None, elem_id="found")
+                found_rows = gr.Dataframe(  # of the HTTP API
                     headers=list(SIMILAR_COLUMNS), datatype=["number", "number", *["str"] * 4], type="array",
-                    wrap=True, interactive=False, show_label=False, elem_id="found", buttons=[],
-                    column_widths=["8%", "14%", "14%", "8%", "32%", "24%"], max_height=20_000,
+                    visible=False,
                 )  # fmt: skip
 
-    results = [
-        shown, written, bars, scored, prompted, probability, cosine, matched, weaker, neighbours, found,
-    ]  # fmt: skip
-    steps = _STEPS if indexed else _STEPS[:-1]
+    run_outputs = [status, shown, written, bars, prompted, neighbours, found]
+    results = [*run_outputs[1:], matched, weaker, agreeing, score_status]
 
-    def progress(event: Callable[..., Any], step: int | None) -> Any:
+    def say(event: Callable[..., Any], text: str) -> None:
         # In the browser alone, so that it shows at once and not when the server answers.
-        text = "" if step is None else f"{_STEPS[step]} … ({step + 1} of {len(steps)})"
-        return event(None, None, status, js=f"() => {text!r}", queue=False, **_PAGE_ONLY)
+        event(None, None, status, js=f"() => {text!r}", queue=False, **_PAGE_ONLY)
 
-    def run_after(event: Callable[..., Any], public: bool) -> None:
-        shown_event = _endpoint(event, endpoints.show, [radiograph, view], [shown], public=public)
-        progress(shown_event.success, 1)
-        reported = _endpoint(shown_event.success, endpoints.report, [radiograph, view], [written], public=public)
-        progress(reported.success, 2)
-        scored_event = _endpoint(
-            reported.success, endpoints.findings, [radiograph, view, labels], [scored], public=public
-        )
-        plotted = scored_event.success(endpoints.bars, scored, [bars, prompted], queue=False, **_PAGE_ONLY)
-        progress(scored_event.success, 3 if indexed else None)
-        chain = [shown_event, reported, scored_event]
-        if indexed:
-            searched = _endpoint(plotted.success, endpoints.similar, [radiograph, view, top], [found], public=public)
-            searched.success(endpoints.thumbnails, found, neighbours, queue=False, **_PAGE_ONLY)
-            progress(searched.success, None)
-            chain.append(searched)
-        for event_of_chain in chain:
-            progress(event_of_chain.failure, None)
+    def run(event: Callable[..., Any], once: bool) -> None:
+        inputs = [radiograph, view, labels, top]
+        _run(event, endpoints.read, inputs, run_outputs, once=once, show_progress="hidden")
 
-    progress(read.click, 0)
-    run_after(read.click, public=True)
+    def empty(request: gr.Request) -> list[None]:
+        endpoints.leave(request)
+        return [None] * len(results)
+
     reset = {
         "fn": lambda: (VIEWS[0], gr.update(visible=False)),
         "outputs": [view, truth],
         "queue": False,
         **_PAGE_ONLY,
     }
-    for start in (radiograph.upload, thumbnails.select):
-        progress(start, 0)
-    progress(radiograph.clear, None)
+    for start in (radiograph.upload, thumbnails.select, read.click):
+        say(start, f"{STEPS[0]} …")
+    say(radiograph.clear, "")
+    run(read.click, once=True)
     uploaded, cleared = radiograph.upload(**reset), radiograph.clear(**reset)
     chosen = thumbnails.select(endpoints.choose, None, [radiograph, view, truth], queue=False, **_PAGE_ONLY)
     for change in (uploaded, chosen, cleared):
         # Results that stay while the next image is processed would be mistaken for its own.
-        emptied = change.success(lambda: [None] * len(results), None, results, queue=False, **_PAGE_ONLY)
+        emptied = change.success(empty, None, results, queue=False, **_PAGE_ONLY)
         if change is not cleared:
-            run_after(emptied.success, public=False)
+            run(emptied.success, once=False)
+    inputs = [radiograph, view, labels]
     again = functools.partial(gr.on, [score.click, labels.submit])
-    rescored = _endpoint(again, endpoints.findings, [radiograph, view, labels], [scored], public=False)
-    rescored.success(endpoints.bars, scored, [bars, prompted], queue=False, **_PAGE_ONLY)
+    _run(again, endpoints.rescore, inputs, [score_status, bars, prompted], show_progress="hidden")
     requested = functools.partial(gr.on, [match.click, typed.submit])
-    answered = _endpoint(
-        requested, endpoints.match, [radiograph, view, typed], [probability, cosine, matched, weaker]
+    _run(requested, endpoints.compare, [radiograph, view, typed], [matched, weaker, agreeing])
+    _publish(
+        (endpoints.show, [radiograph, view], [shown]),
+        (endpoints.report, [radiograph, view], [written]),
+        (endpoints.findings, inputs, [scored]),
+        *([(endpoints.similar, [radiograph, view, top], [found_rows])] if indexed else []),
+        (endpoints.match, [radiograph, view, typed], [probability, cosine, matched, weaker]),
     )
-    _endpoint(answered.success, endpoints.similarity_map, [radiograph, view, typed], [agreeing], public=False)
-    for change in (uploaded, chosen, cleared):
-        change.success(lambda: None, None, agreeing, queue=False, **_PAGE_ONLY)
     return radiograph, view
 
 
@@ -249,19 +267,22 @@ def _generate_tab(endpoints: Endpoints, learned: Sequence[str]) -> None:
             # As in the evaluation: at temperature 1, a small model generates findings that are not in the prompt.
             temperature = gr.Slider(0, 2, value=0.6, step=0.1, label="Temperature (lower = more typical)")
             generate = gr.Button("Generate", variant="primary", elem_id="generate")
+            status = gr.Markdown("", elem_id="generate-status", elem_classes="message")
         with gr.Column(scale=6):
-            prompt = gr.Textbox(label="Prompt", interactive=False, placeholder="Nothing generated yet.")
+            prompt = gr.Textbox(label="Prompt of the radiographs below", interactive=False, elem_id="prompt")
             gallery = gr.Gallery(
                 label="Synthetic radiographs (no patient)", columns=2, height=640, format="png",
                 interactive=False, object_fit="contain", elem_id="gallery", elem_classes="radiograph",
             )  # fmt: skip
             scores = gr.Dataframe(
                 headers=list(MATCH_COLUMNS), datatype=["number", "number"], type="array",
-                interactive=False, elem_id="scores",
+                interactive=False, elem_id="scores", visible=False,
                 label="Probability that generated image and prompt match (match head; needs a report, not a phrase)",
             )  # fmt: skip
     options = [text, names, count, seed, guidance, view, temperature]
-    _endpoint(generate.click, endpoints.draw, options, [prompt, gallery, scores])
+    outputs = [status, prompt, gallery, scores]
+    _run(generate.click, endpoints.generate, options, outputs, show_progress_on=[gallery])
+    _publish((endpoints.draw, options, outputs[1:]))
 
 
 def _codes_tab(endpoints: Endpoints, pipeline: MedUnifierPipeline, radiograph: gr.File, view: gr.Dropdown) -> None:
@@ -275,6 +296,7 @@ def _codes_tab(endpoints: Endpoints, pipeline: MedUnifierPipeline, radiograph: g
                 "Click a code to set the corner of a region, then fill the region and decode the result."
             )
             show_codes = gr.Button("Show the codes", variant="primary", elem_id="tokens")
+            status = gr.Markdown("", elem_id="tokens-status", elem_classes="message")
             code_map = gr.Image(
                 label="Codes", type="numpy", format="png", interactive=False, elem_id="grid",
                 elem_classes="radiograph", buttons=[],
@@ -290,6 +312,7 @@ def _codes_tab(endpoints: Endpoints, pipeline: MedUnifierPipeline, radiograph: g
             )
             code = _integer(f"Code, from 0 to {pipeline.tokenizer.codebook_size - 1}", 0, "code")
             change = gr.Button("Fill and decode", variant="primary", elem_id="edit")
+            edit_status = gr.Markdown("", elem_id="edit-status", elem_classes="message")
             with gr.Row():
                 before = gr.Image(
                     label="Decoded before editing", type="numpy", format="png", interactive=False, elem_id="before",
@@ -299,10 +322,12 @@ def _codes_tab(endpoints: Endpoints, pipeline: MedUnifierPipeline, radiograph: g
                     label="Decoded", type="numpy", format="png", interactive=False, elem_id="decoded",
                     elem_classes="radiograph", buttons=["download"], height=300,
                 )  # fmt: skip
-    radiograph.change(lambda: [None] * 4, None, [codes, code_map, before, decoded], queue=False, **_PAGE_ONLY)
-    encoded = _endpoint(show_codes.click, endpoints.tokens, [radiograph, view], [codes, code_map, decoded])
-    encoded.success(None, decoded, before, js="image => image", **_PAGE_ONLY)
-    _endpoint(change.click, endpoints.edit, [codes, top, left, height, width, way, code], [codes, code_map, decoded])
+    outputs = [status, codes, code_map, decoded, before]
+    radiograph.change(lambda: [None] * 6, None, [*outputs, edit_status], queue=False, **_PAGE_ONLY)
+    _run(show_codes.click, endpoints.encode, [radiograph, view], outputs)
+    region, shown = [codes, top, left, height, width, way, code], [codes, code_map, decoded]
+    _run(change.click, endpoints.fill, region, [edit_status, *shown], emptied=gr.skip())
+    _publish((endpoints.tokens, [radiograph, view], shown), (endpoints.edit, region, shown))
     code_map.select(endpoints.pick, [codes, height, width], [top, left, code_map], queue=False, **_PAGE_ONLY)
 
 

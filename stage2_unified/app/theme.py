@@ -23,13 +23,15 @@ CSS = """
 .radiograph .image-frame img { width: 100% !important; height: 100% !important; object-fit: contain; }
 #grid img { image-rendering: pixelated; cursor: crosshair; }
 #neighbours, #examples { border: none; }
-:is(#found, #prompted), :is(#found, #prompted) :is(table, .cell-wrap, th) {
-  font-size: 0.85rem; font-family: var(--font);
-}
+#prompted, #prompted :is(table, .cell-wrap, th) { font-size: 0.85rem; font-family: var(--font); }
+#found { background: var(--block-background-fill); }
+#found .study { margin-bottom: 0.6rem; font-size: 0.85rem; overflow-wrap: anywhere; }
 #findings .bar { display: flex; flex-wrap: wrap; justify-content: space-between; margin-top: 0.5rem; }
 #findings progress { width: 100%; height: 4px; accent-color: var(--primary-500); }
 #report textarea { font-size: 1.02rem; line-height: 1.5; }
-#status { min-height: 1.5rem; color: var(--primary-600); }
+#status { min-height: 1.5rem; }
+:is(#status, #score-status, #generate-status, #tokens-status, #edit-status) { color: var(--primary-600); }
+.message strong { color: var(--error-text-color, #b91c1c); }
 /* One toast collects the errors; only the newest is shown. */
 .toast-messages > .toast-message-item:not(:last-child), .toast-count { display: none; }
 /* Otherwise a wide table or gallery widens the page beyond a phone. */
@@ -39,10 +41,7 @@ CSS = """
 :is(#examples, #neighbours) .grid-wrap { min-height: 0; }
 @media (max-width: 640px) { /* Gradio applies rules within @media to the content of .contain only. */
   :is(#examples, #neighbours) .grid-container { grid-template-columns: repeat(2, 1fr) !important; }
-  /* Similarity, findings, impression. Gradio sets widths in pixels on each cell. */
-  #found .header-table { display: none; }
-  #found .virtual-row { display: grid !important; grid-template-columns: 19% 47% 34%; }
-  #found .virtual-row > * { width: auto !important; min-width: 0 !important; max-width: none !important; }
-  #found .virtual-row > :is(:nth-child(1), :nth-child(3), :nth-child(4)) { display: none !important; }
+  #examples, #examples .grid-wrap { max-height: none !important; } /* four rows instead of two */
+  #findings .bar:first-child { margin-top: 1.6rem; } /* the label takes two lines */
 }
 """

@@ -5,6 +5,7 @@ A study is represented by its first frontal image, with its other images and an 
 
 import hashlib
 import sys
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,6 +26,9 @@ from medunifier.shared.errors import UserError
 if TYPE_CHECKING:
     from medunifier.stage1_tokenizer.frozen import FrozenTokenizer
     from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline
+
+_NAMED = 5
+"""Files left out that are named, for each reason."""
 
 
 @dataclass(frozen=True)
@@ -219,11 +223,20 @@ def open_inputs(
 
 
 def image_paths(folder: Path, outside_root: bool = False) -> list[Path]:
-    """Return the images below a folder, damaged ones included; report on standard error what was left out."""
+    """Return the images below a folder, damaged ones included; report on standard error what was left out.
+
+    A line per reason, with the count and some of the files.
+    """
     left_out: list[Problem] = []
     found = [image.path for image in find_images(folder, left_out, outside_root)]
     if left_out:
-        print(f"{folder}: left out: {summary(left_out, '--outside_root')}", file=sys.stderr)
+        by_reason: dict[str, list[Problem]] = defaultdict(list)
+        for problem in left_out:
+            by_reason[problem.reason].append(problem)
+        for problems in by_reason.values():
+            names = ", ".join(problem.where for problem in problems[:_NAMED])
+            more = ", …" if len(problems) > _NAMED else ""
+            print(f"left out: {summary(problems, '--outside_root')}: {names}{more}", file=sys.stderr)
     return found
 
 

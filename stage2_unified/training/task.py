@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from medunifier.data.shards.loader import sample_stream
+from medunifier.shared.command import interruption
 from medunifier.shared.report_page.plots import labelled_rows
 from medunifier.shared.training.distributed import all_reduce_sum, is_main, rank, world_size
 from medunifier.shared.training.loop import FLOP, TOKENS
@@ -52,13 +53,15 @@ class UnifiedTask:
     buckets: Sequence[int] = ()
 
     def __post_init__(self) -> None:
+        self.objectives.train()  # a loaded backbone is not in training mode
         self._update = OptimizerStep(
             self.accelerator, self.objectives, self.optimizers, self.config.optim, self.config.loop.steps
         )
 
     def step(self, micro_batches: list[StudyBatch], step: int) -> dict[str, Tensor | float]:
         """Run one optimizer step; every mean is over all micro-batches and processes."""
-        self.objectives.train()
+        if not self.objectives.training:  # it visits each module: milliseconds of the host
+            self.objectives.train()
         device = self.accelerator.device
         batches = [replace(batch.to(device), negative_seed=step) for batch in micro_batches]
         global_batch = self._global_batch(batches)
@@ -108,7 +111,7 @@ class UnifiedTask:
         self.objectives.eval()
         figures: dict[str, Tensor] = {}
         batches = 0
-        for batch in self._validation_batches():
+        for batch in interruption.between(self._validation_batches()):
             with self.accelerator.autocast():
                 losses = self.objectives(batch=batch.to(self.accelerator.device))
             for name, value in losses.items():

@@ -41,34 +41,30 @@ sys.meta_path[:] = map(Without, sys.meta_path)
 """
 
 
-@pytest.fixture(scope="module")
-def rehearsed(root, tmp_path_factory):
-    """The results file of a rehearsal of all rows, and what it printed."""
-    folder = tmp_path_factory.mktemp("gpu")
-    (folder / "sitecustomize.py").write_text(WITHOUT)
+def test_the_rehearsal_measures_every_row(root, tmp_path):
+    """One test for one run, since two processes that share out the tests would run it twice."""
+    (tmp_path / "sitecustomize.py").write_text(WITHOUT)
     run = subprocess.run(
-        [sys.executable, "-m", "medunifier", "bench", "gpu", "--rehearse", f"--out={folder / 'gpu.json'}"],
+        [sys.executable, "-m", "medunifier", "bench", "gpu", "--rehearse", f"--out={tmp_path / 'gpu.json'}"],
         cwd=root,
-        env={**os.environ, "PYTHONPATH": f"{folder}:{root}"},
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{root}"},
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert run.returncode == 0, run.stderr
-    return json.loads((folder / "gpu.json").read_text()), run.stdout
-
-
-def test_the_rehearsal_measures_every_row(rehearsed):
-    results, shown = rehearsed
+    results = json.loads((tmp_path / "gpu.json").read_text())
     assert [row["row"] for row in results["rows"]] == list(ROWS)
     assert not [row["error"] for row in results["rows"] if row["error"]]
     for row in results["rows"]:
-        assert row["ours"] > 0 and row["what"] in shown
+        assert row["ours"] > 0 and row["what"] in run.stdout
         assert (row["ratio"] is None) == (row["target"] is None)
+    check_header(results)
+    check_training_rows({row["row"]: row for row in results["rows"]})
 
 
-def test_results_state_machine_versions_and_date(rehearsed):
-    results, _ = rehearsed
+def check_header(results):
+    """The results state machine, versions and date."""
     assert results["rehearsal"] is True and results["name"] == "gpu" and results["seconds"] > 0
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", results["date"])
     assert results["machine"].keys() >= {
@@ -76,8 +72,8 @@ def test_results_state_machine_versions_and_date(rehearsed):
     }  # fmt: skip
 
 
-def test_each_training_step_has_mfu_memory_compilation_and_a_profile(rehearsed):
-    rows = {row["row"]: row for row in rehearsed[0]["rows"]}
+def check_training_rows(rows):
+    """Each training step has MFU, memory, compilation and a profile."""
     for name in ("stage1", "stage2", "large", "stage2_stock", "stage1_taming"):
         details = rows[name]["details"]
         assert details["mfu"] > 0 and details["peak_memory_gib"] > 0 and details["compile_s"] >= 0
@@ -158,11 +154,13 @@ def eager_backend(monkeypatch):
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize(
-    "function",
-    [tokenizer.train, tokenizer.tokenize, unified.train, unified.train_stock, generation.images, generation.reports],
-    ids=lambda function: function.__name__,
-)
+COMPILED = [
+    tokenizer.tokenize, unified.train_stock, generation.reports,
+    *(pytest.param(f, marks=pytest.mark.slow) for f in (tokenizer.train, unified.train, generation.images)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("function", COMPILED, ids=lambda function: function.__name__)
 def test_what_is_compiled_on_a_gpu_shows_its_graphs(function, tmp_path, eager_backend):
     found = measured(function, tmp_path, compile=True)
     assert found.keys() - UNCOMPILED and all(figures.details["graphs"] for figures in found.values())

@@ -6,6 +6,7 @@ import zlib
 import pytest
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
+from medunifier.data.ingest.command import main as ingest_command
 from medunifier.data.ingest.splits import assign_splits
 from medunifier.data.records import SPLITS
 from medunifier.data.sources import SourceOptions
@@ -108,6 +109,24 @@ def test_files_without_a_patient_and_a_study_are_left_out_and_counted(tmp_path, 
         (tmp_path / name).unlink()
     with pytest.raises(UserError, match=r"PatientID.*\(4\)"):
         read("dicom-folder", tmp_path)
+
+
+def test_files_without_a_study_are_named_with_the_reason_on_request(tmp_path, capsys):
+    write(tmp_path, {"none.dcm": identified("", ""), "b.dcm": b"x"})
+    arguments = ["--source", "dicom-folder", "--root", str(tmp_path), "--find", "left_out"]
+    for more in ({}, {"named.dcm": identified("p", "1.1")}):
+        write(tmp_path, more)
+        ingest_command(arguments)
+        lines = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+        assert lines.keys() == {str(tmp_path / "none.dcm"), str(tmp_path / "b.dcm")}
+        assert "PatientID" in lines[str(tmp_path / "none.dcm")] and "damaged" in lines[str(tmp_path / "b.dcm")]
+
+
+def test_the_summary_of_a_folder_speaks_of_files(tmp_path, ingested, capsys):
+    write(tmp_path / "a", {"named.dcm": identified("p", "1.1"), "b.dcm": b"x"})
+    ingested("dicom-folder", tmp_path / "a")
+    printed = capsys.readouterr().out
+    assert "1 files left out" in printed and "in the source" not in printed and "table lines" not in printed
 
 
 def test_a_truncated_file_is_a_reject_of_its_patient(tmp_path, ingested):

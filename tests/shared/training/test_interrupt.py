@@ -9,7 +9,16 @@ import time
 from textwrap import dedent, indent
 
 import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
+from medunifier.shared.command import interruption, run_command
+from medunifier.shared.training.checkpoints import Checkpoints
+from medunifier.shared.training.config import LoopConfig
+from medunifier.shared.training.loop import train
+from medunifier.shared.training.run_folder import CHECKPOINTS, RunFolder
+from medunifier.stage1_tokenizer.train import main
 from tests.stage1_tokenizer.conftest import write_image_shards
 from tests.two_processes import free_port
 
@@ -108,9 +117,10 @@ def test_medunifier_train_shows_progress_from_the_first_step_and_ends_in_a_line(
     assert all(json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_before_the_first_checkpoint_saves_the_steps_done(number, root, tmp_path, image_shards):
-    command = [*options(image_shards, "run"), "--loop.checkpoint_every=1000"]
+# A run of its own ends by Ctrl-C in the test above.
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
+def test_an_interrupt_before_the_first_checkpoint_saves_the_steps_done(number, root, tmp_path, image_shards, capsys):
+    command = [*options(image_shards, tmp_path / "run"), "--loop.checkpoint_every=1000"]
     process = start(["-m", "medunifier", "train", "stage1", *command], root, tmp_path, "metrics.jsonl")
     code, lines = interrupted(process, number)
     assert code == 128 + number and len(lines) == 2, lines
@@ -118,11 +128,8 @@ def test_an_interrupt_before_the_first_checkpoint_saves_the_steps_done(number, r
     step = int(saved.name.removeprefix("step-"))
     assert step >= 2 and f"continues from step {step}" in lines[1]
     assert json.loads((saved / "position.json").read_text())["samples"] % step == 0
-    again = subprocess.run(
-        [sys.executable, "-m", "medunifier", "train", "stage1", *command, f"--loop.steps={step + 2}"],
-        env=environment(root, HOME=str(tmp_path)), cwd=tmp_path, text=True, capture_output=True, timeout=120,
-    )  # fmt: skip
-    assert again.returncode == 0 and f"at step {step}\n" in again.stdout, again
+    assert run_command(main, [*command, f"--loop.steps={step + 2}"]) == 0
+    assert f"at step {step}\n" in capsys.readouterr().out
 
 
 def test_a_second_signal_ends_a_deferred_interrupt_and_a_copy_of_the_first_does_not(root, tmp_path):
@@ -145,6 +152,41 @@ def test_a_second_signal_ends_a_deferred_interrupt_and_a_copy_of_the_first_does_
     assert process.poll() is None
     code, lines = interrupted(process, signal.SIGINT)
     assert code == 130 and len(lines) == 1
+
+
+class Validated:
+    """A task that is interrupted in its validation: while a batch is read, or while one is processed."""
+
+    def __init__(self, while_reading):
+        self.while_reading, self.processed = while_reading, 0
+
+    def step(self, micro_batches, step):
+        return {"loss": torch.tensor(1.0)}
+
+    def validate(self, step):
+        for number in interruption.between(self._batches()):
+            if number == 3 and not self.while_reading:
+                interruption._handle(signal.SIGINT, None)
+            self.processed += 1
+        return {}
+
+    def _batches(self):
+        for number in range(10):
+            if number == 3 and self.while_reading:
+                interruption._handle(signal.SIGINT, None)
+            yield number
+
+
+def test_an_interrupt_during_validation_saves_the_steps_done(tmp_path, monkeypatch):
+    monkeypatch.setattr(interruption, "end", sys.exit)
+    config = LoopConfig(steps=12, log_every=2, validate_every=4, checkpoint_every=12)
+    for while_reading, processed in ((True, 3), (False, 4)):
+        monkeypatch.setattr(interruption, "pending", None)
+        task, folder = Validated(while_reading), tmp_path / str(while_reading)
+        with pytest.raises(SystemExit):
+            train(task, Accelerator(cpu=True), RunFolder(folder, config), lambda _: iter(lambda: None, 1), config)
+        assert task.processed == processed and Checkpoints(folder / CHECKPOINTS).latest() == 4
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.mark.slow

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 
 from medunifier.shared.errors import UserError
 from medunifier.shared.training.checkpoints import Checkpoints
@@ -16,10 +15,11 @@ from tests.two_processes import two_processes
 INPUTS = torch.arange(12.0).view(6, 2) / 10
 
 
-@pytest.fixture(autouse=True)
-def _fresh_accelerator():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
+@pytest.mark.parametrize("precision", ["bf16", "no"])
+def test_every_test_has_an_accelerator_of_its_own(precision):
+    torch.backends.cudnn.benchmark ^= True
+    assert torch.backends.cudnn.benchmark
+    assert Accelerator(cpu=True, mixed_precision=precision).mixed_precision == precision
 
 
 def prepared(parts=1, **config):

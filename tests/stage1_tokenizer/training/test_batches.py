@@ -14,6 +14,8 @@ from medunifier.stage1_tokenizer.frozen import FrozenTokenizer
 from medunifier.stage1_tokenizer.model.discriminator import PatchDiscriminator
 from tests.stage1_tokenizer.training.test_train import LOSS, SCRIPT, environment, losses, write_config
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 # Without the accuracy: it counts logits above a threshold, and one of a thousand may end up on the other side.
 COMPARED = ("l1", "l2", "codebook", "commitment", "discriminator", "lr", "validation/psnr")
 

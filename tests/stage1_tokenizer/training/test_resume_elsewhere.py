@@ -12,6 +12,8 @@ from medunifier.stage1_tokenizer.training.task import TokenizerTask
 from tests.stage1_tokenizer.training.test_train import losses, write_config
 from tests.two_processes import two_processes
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 # The discriminator starts late, since the adaptive weight depends on the micro-batch. Gumbel noise is random.
 OPTIONS = ["--optim.schedule", "constant", "--loss.discriminator.start", "100", "--model.quantizer.kind", "gumbel_vq",
            "--loop.checkpoint_every", "3", "--loop.validate_every", "100"]  # fmt: skip

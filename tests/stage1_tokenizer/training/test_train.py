@@ -19,6 +19,8 @@ from medunifier.stage1_tokenizer.train import main
 from medunifier.stage1_tokenizer.training.fidelity import Fidelity
 from tests.stage1_tokenizer.conftest import TINY
 
+pytestmark = pytest.mark.usefixtures("no_curves")  # those of `finished_run` are plotted
+
 ROOT = Path(__file__).parents[3]
 SCRIPT = ROOT / "stage1_tokenizer" / "train.py"
 
@@ -66,6 +68,7 @@ def test_run_folder_has_checkpoints_images_metrics_and_tokenizer(finished_run):
     assert {path.name for path in (run / "pictures").iterdir()} == {
         "reconstructions-0000004.png", "reconstructions-0000008.png",
     }  # fmt: skip
+    assert (run / "curves.png").is_file()
     lines = losses(run)
     validation = [line for line in lines if "validation/psnr" in line]
     assert [line["step"] for line in validation] == [4, 8]
@@ -100,8 +103,8 @@ def test_run_resumed_after_a_kill_is_bitwise_equal(finished_run, image_shards, t
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment())
     metrics = run / "metrics.jsonl"
     deadline = time.monotonic() + 120
-    # After the checkpoint of step 4 and some steps beyond it, which are lost and repeated.
-    while not (metrics.is_file() and '"step": 5' in metrics.read_text()):
+    # After the checkpoint of step 2 and a step beyond it, which is lost and repeated.
+    while not (metrics.is_file() and '"step": 3' in metrics.read_text()):
         assert process.poll() is None and time.monotonic() < deadline, process.stderr.read().decode()
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)

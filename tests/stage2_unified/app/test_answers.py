@@ -9,7 +9,16 @@ import pytest
 pytest.importorskip("gradio")
 
 from medunifier.shared.errors import UserError
-from medunifier.stage2_unified.app.endpoints import PROMPT_COLUMNS, Endpoints, bars_html, match_texts, small, table
+from medunifier.stage2_unified.app.endpoints import (
+    PROMPT_COLUMNS,
+    Endpoints,
+    bars_html,
+    in_words,
+    match_texts,
+    small,
+    studies_html,
+    table,
+)
 from medunifier.stage2_unified.app.server import training_source
 from medunifier.stage2_unified.app.service import (
     EncodedImage,
@@ -77,6 +86,40 @@ def test_bars_and_tables_read_no_bare_0():
     assert "fewer than one of" in bars_of([["Edema", 0, 0, 0, 0]])[0]["value"], "as the match says it"
     assert "percentile" in PROMPT_COLUMNS[-1] and prompts["metadata"]["display_value"][1][-1] == "50%"
     assert "<img" not in bars_html([("<img src=x>", 0.5, "<img>")])
+
+
+def test_similar_studies_are_listed_without_markup_of_their_texts():
+    listed = studies_html([[1, 0.5, "s<1>", "PA", "<img src=x>", ""], [2, 0.25, "s2", "", "", "No\nchange."]])
+    assert listed.count('class="study"') == 2 and "<img" not in listed and "s<1>" not in listed
+    texts = re.sub("<[^>]*>", " ", listed)
+    assert "0.250" in texts and "No change." in texts and texts.count("Findings") == texts.count("Impression") == 1
+
+
+def test_an_error_is_the_message_and_empties_the_results_before():
+    def handler(text):
+        yield "Working …", "earlier"
+        raise UserError(text)
+
+    assert [*in_words(handler, [None])("too large")][0] == ("Working …", "earlier")
+    message, result = [*in_words(handler, [None])("too large")][-1]
+    assert "too large" in message and result is None
+
+
+def test_a_run_ends_when_its_client_passes_to_another_image():
+    service = SimpleNamespace(
+        pipeline=SimpleNamespace(tokenizer=SimpleNamespace(grid=(4, 4), codebook_size=8)),
+        index=None,
+        read=lambda path, view: SimpleNamespace(pixels=np.zeros((4, 4))),
+        report=lambda image: iter(["a", "a b", "a b c"]),
+    )
+    endpoints = Endpoints(service, [])  # type: ignore[arg-type]
+    one, other = SimpleNamespace(session_hash="one"), SimpleNamespace(session_hash="other")
+    run = endpoints.read("a.png", "PA", "", 4, one)
+    assert [next(run)[2] for _ in range(3)][-1] == "a"
+    endpoints.leave(other)
+    assert next(run)[2] == "a b"
+    endpoints.leave(one)
+    assert not [*run] and not endpoints._running
 
 
 def test_a_picture_that_cannot_be_decoded_is_refused_with_the_formats(model_folder, tmp_path):

@@ -160,7 +160,6 @@ def test_long_names_of_sessions_are_refused(served, client):
 def test_events_with_impossible_functions_and_clicks_are_no_defects(served, client, capfd):
     choose, pick = ({f.name: f._id for f in served.page.fns.values()}[name] for name in ("choose", "pick"))
     browser_only = next(f._id for f in served.page.fns.values() if f.fn is None)
-    tables = [f._id for f in served.page.fns.values() if f.name in ("bars", "thumbnails")]
     for path in ("queue/join", "run/predict"):
         for number in (10**9, -1, None, "0", 1.5):
             sent = {"data": [], "fn_index": number, "session_hash": "odd"}
@@ -170,7 +169,6 @@ def test_events_with_impossible_functions_and_clicks_are_no_defects(served, clie
             (choose, []),
             (pick, [None, 2, 2]),
             (browser_only, [None]),
-            *((t, [None]) for t in tables),
         ):
             event = {} if index is None else {"event_data": {"index": index, "value": None}}
             _, answer = call_directly(client, number, data, **event)

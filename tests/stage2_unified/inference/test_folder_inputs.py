@@ -35,7 +35,7 @@ def test_inputs_and_source_find_the_same_files(archive, capsys):
         records = read_source("dicom-folder", archive, SourceOptions(outside_root=outside)).records
         assert keys == sorted(str(view.path) for record in records for view in record.views) and len(keys) == number
         printed = capsys.readouterr().err
-        assert "DICOMDIR" in printed and "not an image file (1)" in printed
+        assert "DICOMDIR" in printed and "not an image file (1)" in printed and str(archive / "README") in printed
         assert ("--outside_root" in printed) is not outside and "--options" not in printed
 
 

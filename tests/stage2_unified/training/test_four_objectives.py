@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from medunifier.stage2_unified.objectives.chance import chance_levels
@@ -23,12 +22,6 @@ from medunifier.stage2_unified.training.task import UnifiedTask
 from tests.stage2_unified.conftest import losses_of, make_batch, make_model
 
 LIMIT = math.log(100.0)
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerator():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def make_task(model, lr):

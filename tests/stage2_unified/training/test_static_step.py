@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from medunifier.stage2_unified.model.processing.report_codec import pad_reports
@@ -32,10 +31,8 @@ LONGEST = 190
 
 
 @pytest.fixture(autouse=True)
-def _fresh_accelerator():
+def _no_graphs():
     torch._dynamo.reset()
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from medunifier.data.ingest.command import IngestConfig, ingest
@@ -73,12 +72,6 @@ def arguments(made, run, **changes):
     return [f"--{name}={value}" for name, value in options.items()]
 
 
-@pytest.fixture(autouse=True)
-def _fresh_accelerator():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 def lines(run):
     """Return the logged figures that do not depend on time."""
     timed = {"samples_per_s", "tokens_per_s", "mfu", "data_wait_fraction", "memory_gib"}
@@ -112,7 +105,8 @@ def test_a_killed_and_restarted_training_equals_the_uninterrupted_one_bit_for_bi
     check_pipeline(MedUnifierPipeline.from_pretrained(tmp_path / "killed" / "model"))
 
 
-def test_a_compiled_training_continues_and_equals_the_eager_one(made, tmp_path, monkeypatch):
+@pytest.mark.slow  # compiled steps equal eager ones in test_static_step.py; a training continues in the test above
+def test_a_compiled_training_continues_and_equals_the_eager_one(made, tmp_path, no_curves, monkeypatch):
     # The whole compiler without its code generation, which needs a C++ compiler and minutes.
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     common = {"optim__schedule": "constant", "loop__accumulation": 1, "loop__checkpoint_every": 2}
@@ -186,7 +180,7 @@ def test_data_without_text_is_refused(fails, made, tmp_path):
     fails(arguments(made, tmp_path / "run", data__shards=without_text), 1, "no text in the data")
 
 
-def test_two_views_and_a_prior_are_trained_and_saved_in_the_configuration(made, tmp_path, capsys, fails):
+def test_two_views_and_a_prior_are_trained_and_saved_in_the_configuration(made, tmp_path, no_curves, capsys, fails):
     views = {"data__max_views": 2, "data__view_dropout": 0.3, "data__prior": "true", "loop__checkpoint_every": 2}
     train(arguments(made, tmp_path / "run", **views, loop__steps=4, loop__validate_every=4))
     assert "have a prior study" in capsys.readouterr().out
@@ -249,7 +243,9 @@ def _worker(rank, port, folder, arguments):
     (folder / f"{rank}.json").write_text(json.dumps(steps))
 
 
-def test_another_number_of_processes_continues_over_the_same_studies(made, tmp_path, monkeypatch, capsys, fails):
+def test_another_number_of_processes_continues_over_the_same_studies(
+    made, tmp_path, no_curves, monkeypatch, capsys, fails
+):
     random = {"data__text_dropout": 0.3, "data__section_dropout": 0.3}
     usual = random | {"optim__schedule": "constant", "loop__log_every": 1, "loop__checkpoint_every": 3}
     moved = {"loop__batch_size": 2, "loop__accumulation": 3, "loop__steps": 3}
