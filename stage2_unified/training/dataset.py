@@ -41,7 +41,8 @@ class StudiesWithText:
         if not self.numbers:
             raise UserError(
                 f"no text in the data: none of the {len(dataset)} {dataset.split} studies of {dataset.root} has "
-                f"{' or '.join(self.sections)}; stage 2 learns from reports, so ingest a source that has them"
+                f"{' or '.join(self.sections)}{' or a label' if labelled else ''}; stage 2 learns from reports, so "
+                "ingest a source that has them, or train on labels with data.statements"
             )
 
     def __len__(self) -> int:
