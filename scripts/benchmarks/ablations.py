@@ -1,9 +1,9 @@
 """Ablation of the objectives: all four together, each alone, and each left out, on the same data.
 
 Every run is a training by ``stage2_unified/train.py`` with the same configuration, data, order and number of steps;
-only the weights of the losses differ. One more run has all four and bidirectional images. ``medunifier evaluate``
-evaluates each run on the tasks of its objectives. Finished runs are kept under ``runs`` and not repeated; a training
-that was stopped continues.
+only the weights of the losses differ. Further runs have all four and an option: bidirectional images, statements.
+``medunifier evaluate`` evaluates each run on the tasks of its objectives. Finished runs are kept under ``runs`` and
+not repeated; a training that was stopped continues.
 """
 
 import json
@@ -28,8 +28,12 @@ RUNS = {
     **{f"without {name}": (name,) for name in OBJECTIVES},
 }
 """Name of a run -> objectives whose weight is 0."""
-BIDIRECTIONAL = "all four, images read in both directions"
-RUNS[BIDIRECTIONAL] = ()
+OPTIONS = {
+    "all four, images read in both directions": ("--model.bidirectional_images=true",),
+    "all four, statements": ("--data.statements=2", "--data.statement_tokens=24"),
+}
+"""Name of a run with all objectives -> its options of the training."""
+RUNS |= dict.fromkeys(OPTIONS, ())
 
 # Task of `evaluate` -> metric -> (its label, the objective that trains it).
 METRICS = {
@@ -38,6 +42,7 @@ METRICS = {
         "retrieval.text_to_image_r10": ("R@10, report to image", "contrast"),
         "matching.auroc": ("matching, AUROC", "matching"),
     },
+    "zero-shot": {"zero_shot.auroc": ("zero-shot AUROC", "contrast")},
     "reports": {"reports.clinical_f1_micro": ("clinical F1 of generated reports, micro", "report")},
     "synthesis": {"synthesis.label_auroc": ("label AUROC of generated radiographs", "image")},
 }
@@ -103,7 +108,7 @@ def rows(config: Config) -> list[Row]:
         for name, values in evaluated.items()
         if name != "all four"
         for metric, (label, _) in _metrics().items()
-        if values.get(metric)
+        if values.get(metric) and metric in together
     ]
 
 
@@ -122,7 +127,7 @@ def _run(config: Config, name: str, left_out: tuple[str, ...]) -> None:
     print(f"{name}: {config.steps} steps", flush=True)
     start = time.perf_counter()
     options = [f"--weights.{objective}=0" for objective in left_out]
-    _train(config, folder, [*options, "--model.bidirectional_images=true"] if name == BIDIRECTIONAL else options)
+    _train(config, folder, [*options, *OPTIONS.get(name, ())])
     seconds = time.perf_counter() - start
     values: dict[str, float] = {}
     for task, labels in METRICS.items():

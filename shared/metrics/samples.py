@@ -37,6 +37,7 @@ def _macro_mean(values: np.ndarray) -> float:
 
 KINDS: dict[str, Callable[..., float]] = {
     "mean": _mean,
+    "median": lambda values: float(np.nanmedian(values)) if np.isfinite(values).any() else float("nan"),
     "auroc": auroc,
     "macro_auroc": macro_auroc,
     "macro_auroc_gain": lambda truth, ours, others: macro_auroc(truth, ours) - macro_auroc(truth, others),

@@ -29,6 +29,24 @@ def render_codes(codes: np.ndarray, codebook_size: int, region: "Region | None" 
     return canvas
 
 
+def marked_codes(pixels: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Mark the codes of high value in red on an image.
+
+    Args:
+        pixels: (S, S) in [0, 1].
+        values: (h, w); from the median, where nothing is marked, to the maximum.
+
+    Returns:
+        (S, S, 3) uint8.
+    """
+    low, high = float(np.median(values)), float(values.max())
+    strength = np.clip((values - low) / max(high - low, 1e-12), 0, 1)
+    rows, columns = (np.arange(side) * cells // side for side, cells in zip(pixels.shape, values.shape, strict=True))
+    opacity = 0.6 * strength[rows][:, columns, None]
+    colour = pixels[..., None] * (1 - opacity) + np.array([1.0, 0.1, 0.1]) * opacity
+    return (colour * 255).round().astype(np.uint8)
+
+
 def cell_pixels(grid: tuple[int, ...]) -> int:
     """Return the side length of a rendered code, in pixels."""
     return max(4, GRID_PIXELS // max(grid))

@@ -94,6 +94,10 @@ class Endpoints:
         found = self._service.match(self._service.read(path, view), text)
         return found.probability, round(found.similarity, 4), *match_texts(found)
 
+    def similarity_map(self, path: str | None, view: str, text: str) -> np.ndarray:
+        """Return the (S, S, 3) uint8 image with the codes that agree with the text marked in red."""
+        return self._service.similarity_map(self._service.read(path, view), text)
+
     def draw(
         self,
         text: str,
@@ -205,11 +209,11 @@ class Endpoints:
         return self._while_shown(request, steps())
 
     def compare(self, path: str | None, view: str, text: str, request: gr.Request) -> Iterator[tuple[Any, ...]]:
-        """Yield progress or the answer of :meth:`match`, and the weaker scores."""
+        """Yield progress or the answer of :meth:`match`, the weaker scores, and :meth:`similarity_map`."""
 
         def steps() -> Iterator[tuple[Any, ...]]:
-            yield "Comparing image and text …", ""
-            yield self.match(path, view, text)[2:]
+            yield "Comparing image and text …", "", None
+            yield *self.match(path, view, text)[2:], self.similarity_map(path, view, text)
 
         return self._while_shown(request, steps())
 
@@ -267,15 +271,15 @@ def match_texts(found: TextMatch) -> tuple[str, str]:
     cosine = f"Cosine similarity of the embeddings: {found.similarity:.3f}"
     if found.percentile is not None:
         cosine += f", higher than for {percent(found.percentile)} of the index's studies"
-    head = f"Match head, trained on whole reports: probability {small(found.probability)}."
+    head = f"probability {small(found.probability)}."
     if found.whole_report:
-        answer, weaker = [head], [f"{cosine}."]
+        answer, weaker = [f"Match head: {head}"], [f"{cosine}."]
     else:
         answer = [
             f"{'States' if stated else 'Denies'} {name}: {of_samples(agree)} sampled reports agree."
             for name, stated, agree in found.agreement
         ]
-        weaker = [f"{cosine}.", head]
+        weaker = [f"{cosine}.", f"Match head, trained on whole reports: {head}"]
         if answer:
             answer.append("Side and size are not compared.")
         elif found.percentile is not None and not found.untrained:

@@ -155,6 +155,10 @@ def _report_tab(
                     matched = gr.Markdown("", padding=True, elem_id="matched", elem_classes="message")
                 with gr.Accordion("Weaker scores of this text", open=False):
                     weaker = gr.Markdown("", elem_id="weaker")
+                    agreeing = gr.Image(
+                        label="Codes that agree with the text, in red", type="numpy", format="png", height=200,
+                        interactive=False, buttons=[], elem_id="agreeing", elem_classes="radiograph",
+                    )  # fmt: skip
         with gr.Column(scale=6):
             written = gr.Textbox(
                 label="Draft report (not reviewed)", lines=4, interactive=False, elem_id="report",
@@ -199,7 +203,7 @@ def _report_tab(
                 )  # fmt: skip
 
     run_outputs = [status, shown, written, bars, prompted, neighbours, found]
-    results = [*run_outputs[1:], matched, weaker, score_status]
+    results = [*run_outputs[1:], matched, weaker, agreeing, score_status]
 
     def say(event: Callable[..., Any], text: str) -> None:
         # In the browser alone, so that it shows at once and not when the server answers.
@@ -234,7 +238,7 @@ def _report_tab(
     again = functools.partial(gr.on, [score.click, labels.submit])
     _run(again, endpoints.rescore, inputs, [score_status, bars, prompted], show_progress="hidden")
     requested = functools.partial(gr.on, [match.click, typed.submit])
-    _run(requested, endpoints.compare, [radiograph, view, typed], [matched, weaker])
+    _run(requested, endpoints.compare, [radiograph, view, typed], [matched, weaker, agreeing])
     _publish(
         (endpoints.show, [radiograph, view], [shown]),
         (endpoints.report, [radiograph, view], [written]),

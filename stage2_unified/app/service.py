@@ -20,7 +20,7 @@ from medunifier.data.reports.sections import split_sections
 from medunifier.shared.errors import UserError
 from medunifier.shared.files.grey_levels import to_uint8
 from medunifier.shared.files.input_files import read_bounded
-from medunifier.stage2_unified.app.code_grid import Region, edited
+from medunifier.stage2_unified.app.code_grid import Region, edited, marked_codes
 from medunifier.stage2_unified.inference.embedding_index import StudyIndex
 from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline
 from medunifier.stage2_unified.inference.prompts import FINDINGS, chosen_prompts
@@ -90,12 +90,13 @@ class TextMatch:
     """Agreement of an image and a text.
 
     Attributes:
-        probability: of the match head, which is trained on whole reports.
+        probability: of the match head.
         similarity: cosine, -1 to 1.
         percentile: fraction of the index's studies with a lower similarity to the text; None without an index.
         agreement: (finding, whether the text states it, fraction of sampled reports that agree); empty for a whole
             report, and for a text in which the labeler finds nothing. An uncertain mention counts as stated.
-        whole_report: whether the match head applies.
+        whole_report: whether the match head applies: to a whole report, or to any text if the model was trained with
+            statements.
         untrained: findings of the text that the model was not trained on; they have no score.
     """
 
@@ -287,12 +288,29 @@ class ModelService:
         percentile = None
         if self.index is not None:
             percentile = float((self.index.embeddings[:: self._stride] @ embedded < similarity).mean())
-        whole = is_whole_report(text)
+        whole = self._matches(text)
         labels = {name: value != 0 for name, value in label_report(text).items() if name in FINDINGS}
         untrained = tuple(name for name in labels if self.is_untrained(name))
         known = {name: stated for name, stated in labels.items() if name not in untrained}
         agreement = () if whole else tuple(self._agreement(image, known))
         return TextMatch(float(probability), similarity, percentile, agreement, whole, untrained)
+
+    def _matches(self, text: str) -> bool:
+        """Return whether the match head was trained on such texts."""
+        return self.pipeline.statements or is_whole_report(text)
+
+    def similarity_map(self, image: EncodedImage, text: str) -> np.ndarray:
+        """Return (S, S, 3) uint8, the image with the codes that agree with a text marked in red.
+
+        Raises:
+            UserError: if the text is empty or too long.
+        """
+        report = report_of(_text(text))
+        if not any(report.values()):
+            raise UserError("enter a text first")
+        normal = {self.pipeline.processor.codec.sections[0]: "The radiograph is normal."}
+        (values,) = self.pipeline.similarity_maps(image.codes[None], [image.view], report, normal)
+        return marked_codes(image.pixels, values)
 
     def _agreement(self, image: EncodedImage, labels: Mapping[str, bool]) -> Iterator[tuple[str, bool, float]]:
         probabilities = self._sampled_probabilities(image) if labels else {}
@@ -305,7 +323,7 @@ class ModelService:
     ) -> tuple[str, list[GeneratedImage]]:
         """Generate radiographs from a text or, if it is empty, from findings by name, and match them with the prompt.
 
-        A prompt shorter than a report is not matched (:func:`is_whole_report`).
+        A prompt shorter than a report is matched only by a model trained with statements (:func:`is_whole_report`).
 
         Returns:
             The prompt and the radiographs.
@@ -320,7 +338,7 @@ class ModelService:
         view = _view(view) or "PA"
         reports, views = [report_of(text)] * count, [view] * count
         codes = self.pipeline.draw(reports, views, seed=seed, guidance=guidance, temperature=temperature)
-        matches = self.pipeline.match(codes, views, reports).tolist() if is_whole_report(text) else [None] * count
+        matches = self.pipeline.match(codes, views, reports).tolist() if self._matches(text) else [None] * count
         self._folder.mkdir(parents=True, exist_ok=True)
         generated = []
         for number, pixels in enumerate(self.pipeline.decode(codes)):

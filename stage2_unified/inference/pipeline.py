@@ -125,6 +125,11 @@ class MedUnifierPipeline:
         return bool(self.model.config.prior)
 
     @property
+    def statements(self) -> bool:
+        """Whether the model was trained with statements, so that :meth:`match` applies to a single sentence."""
+        return bool(self.model.config.statements)
+
+    @property
     def sections(self) -> str:
         """Report sections that the model was trained on: ``findings+impression``, …"""
         return str(self.model.config.text_choice)
@@ -218,6 +223,27 @@ class MedUnifierPipeline:
             np.concatenate(values), self.fingerprint, str(manifest.get("source", "unknown")), split
         )
 
+    def similarity_maps(self, codes: np.ndarray, views: Sequence[str], report: Report, against: Report) -> np.ndarray:
+        """Return (N, h, w) maps of how far each code agrees with a text rather than with another one.
+
+        Args:
+            codes: (N, h, w), one image a study.
+            views: N view positions.
+            report: the text.
+            against: a text that the first is compared with, such as its denial.
+
+        Returns:
+            Differences of the cosine similarities of the states at the codes, in [-2, 2].
+        """
+        text, other = self.embed_texts([report, against])
+        direction = torch.from_numpy(text - other).to(self.device)
+
+        def run(begin: int, end: int) -> Tensor:
+            features = self.model.get_code_features(self._images(begin, end, codes, views, None))
+            return (features @ direction).view(-1, *codes.shape[1:])
+
+        return self._batched(len(codes), run)
+
     def match(
         self, codes: Codes, views: Views, reports: Sequence[Report], priors: Sequence[Prior | None] | None = None
     ) -> np.ndarray:
@@ -226,6 +252,18 @@ class MedUnifierPipeline:
         def run(begin: int, end: int) -> Tensor:
             images = self._images(begin, end, codes, views, priors)
             return self.model.match(images, **self._inputs(reports=reports[begin:end]))
+
+        return self._batched(len(codes), run)
+
+    def match_all(
+        self, codes: Codes, views: Views, reports: Sequence[Report], priors: Sequence[Prior | None] | None = None
+    ) -> np.ndarray:
+        """Return the (N, P) probabilities that study i and text j match; images as in :meth:`embed_images`."""
+        inputs = self._inputs(reports=reports)
+
+        def run(begin: int, end: int) -> Tensor:
+            images = self._images(begin, end, codes, views, priors)
+            return self.model.match_all(images, inputs["report"], inputs["report_length"])
 
         return self._batched(len(codes), run)
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from medunifier.data.reports.observations import LEADERBOARD, NO_FINDING, OBSERVATIONS
 from medunifier.shared.artifacts import read_json
 from medunifier.shared.errors import UsageError, UserError
+from medunifier.stage2_unified.model.processing.statements import PHRASES
 
 FINDINGS = tuple(name for name in OBSERVATIONS if name != NO_FINDING)
 
@@ -15,7 +16,7 @@ FINDINGS = tuple(name for name in OBSERVATIONS if name != NO_FINDING)
 # know only within a sentence: on the demo's phantoms, whose reports never contain "No cardiomegaly.", it ranks in
 # reverse.
 PAIRS = {
-    "sentence": ("there is {finding}.", "there is no {finding}."),
+    "sentence": PHRASES[0],
     "chexzero": ("{finding}.", "no {finding}."),
 }
 

@@ -9,7 +9,8 @@ graph.
 B sequences, h query heads, g key-value heads, Q queries, C columns (keys), d values of a head.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -79,8 +80,27 @@ def attention(
 AttentionInterface.register(ATTENTION, attention)
 
 
+class BranchGroup(NamedTuple):
+    """Branches of one width.
+
+    Attributes:
+        branches: n of a row.
+        width: ids of a branch, with padding on the right.
+        whole_prefix: whether they attend to the whole prefix; False: to its first column alone, ``<bos>``.
+    """
+
+    branches: int
+    width: int
+    whole_prefix: bool = True
+
+    @property
+    def columns(self) -> int:
+        """Columns of all branches together."""
+        return self.branches * self.width
+
+
 def branch_mask(
-    prefix_length: Tensor, columns: int, branches: int, width: int, structured: bool
+    prefix_length: Tensor, columns: int, groups: Sequence[BranchGroup], structured: bool
 ) -> Tensor | BlockMask:
     """Return the mask of several branches, packed one after the other into a row, over the prefix of the row.
 
@@ -90,25 +110,33 @@ def branch_mask(
     Args:
         prefix_length: (B,) ids of each prefix without padding.
         columns: of the prefixes, with padding.
-        branches: n of a row.
-        width: ids of a branch, with padding on the right.
+        groups: the branches, in their order.
         structured: as a block mask, from which FlexAttention knows what it need not compute; it is for compiled
             layers on a GPU. A boolean matrix otherwise.
 
     Returns:
-        A mask of (B, 1, n * width queries, columns + n * width keys).
+        A mask of (B, 1, Q, columns + Q), of the Q columns of all groups.
     """
+    device, queries = prefix_length.device, sum(group.columns for group in groups)
+    offsets = [sum(group.columns for group in groups[:number]) for number in range(len(groups))]
+    begin = torch.cat(
+        [
+            torch.arange(group.columns, device=device) // group.width * group.width + offset
+            for group, offset in zip(groups, offsets, strict=True)
+        ]
+    )  # (Q,) first column of the branch of each query
+    whole = torch.cat([
+        torch.full((group.columns,), group.whole_prefix, device=device) for group in groups
+    ])  # fmt: skip
 
     def visible(batch: Tensor, _: Tensor, query: Tensor, column: Tensor) -> Tensor:
         own = column - columns
-        same_branch = (own >= 0) & (own // width == query // width)
-        return (column < prefix_length[batch]) | (same_branch & (own <= query))
+        of_prefix = (column == 0) | (whole[query] & (column < prefix_length[batch]))
+        return of_prefix | ((own >= begin[query]) & (own <= query))
 
-    queries = branches * width
     if structured:
         shape = (len(prefix_length), None, queries, columns + queries)
-        return create_block_mask(visible, *shape, device=prefix_length.device)
-    device = prefix_length.device
+        return create_block_mask(visible, *shape, device=device)
     batch = torch.arange(len(prefix_length), device=device)[:, None, None, None]
     row = torch.arange(queries, device=device)[:, None]
     return visible(batch, batch, row, torch.arange(columns + queries, device=device))

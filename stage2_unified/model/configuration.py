@@ -34,6 +34,7 @@ class MedUnifierConfig(PreTrainedConfig):
         initial_scale: inverse temperature of the contrast at the start (CLIP: 1 / 0.07).
         max_views: most images of a study that it was trained on.
         prior: whether it was trained with an image of the prior study.
+        statements: whether it was trained with statements, so that matching applies to a sentence as to a report.
         bidirectional_images: codes of an encoded image attend to each other in both directions; needs the attention
             implementation "sdpa".
 
@@ -58,6 +59,7 @@ class MedUnifierConfig(PreTrainedConfig):
         initial_scale: float = 1 / 0.07,
         max_views: int = 1,
         prior: bool = False,
+        statements: bool = False,
         bidirectional_images: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -99,6 +101,7 @@ class MedUnifierConfig(PreTrainedConfig):
         self.initial_scale = initial_scale
         self.max_views = max_views
         self.prior = prior
+        self.statements = statements
         self.bidirectional_images = bidirectional_images
         kwargs.setdefault("tie_word_embeddings", False)
         super().__init__(**kwargs)

@@ -21,6 +21,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from medunifier.shared.errors import UserError
 from medunifier.stage2_unified.model.attention import (
     ATTENTION,
+    BranchGroup,
     bidirectional_image_mask,
     branch_mask,
     causal_mask,
@@ -28,11 +29,12 @@ from medunifier.stage2_unified.model.attention import (
 )
 from medunifier.stage2_unified.model.configuration import MedUnifierConfig
 from medunifier.stage2_unified.model.kv_cache import KV, ContinuedKV, RecordedKV, give_layers_their_kv
-from medunifier.stage2_unified.model.sequences import ImageSpans, SequenceBuilder, Sequences
+from medunifier.stage2_unified.model.sequences import SPAN_SPECIALS, ImageSpans, SequenceBuilder, Sequences
 from medunifier.stage2_unified.model.vocabulary import EMB_IMG, EMB_TXT, EOS, MATCH
 
 # The name that transformers gives a decoder's cache, as argument and in its output, changed between 5.17 and 5.24.
 _CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
+_TEXTS_A_PASS = 8  # branches of a row in `match_all`: each attends to the columns of all, which a mask hides
 MAX_LOGIT_SCALE = math.log(100.0)  # CLIP's bound on the inverse temperature
 
 
@@ -69,6 +71,20 @@ class Prefix:
     hidden: Tensor
     kv: list[RecordedKV]
     sequences: Sequences
+
+
+@dataclass
+class Branches:
+    """Branches of one width that continue the prefixes of B studies.
+
+    Attributes:
+        ids, length: (B, n, W) padded on the right, (B, n) without the padding.
+        after_images: whether they continue the whole prefix; False: its ``<bos>`` alone.
+    """
+
+    ids: Tensor
+    length: Tensor
+    after_images: bool = True
 
 
 class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -338,18 +354,44 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Returns:
             (B, n, T + 2, H) hidden states.
         """
-        (studies, branches), columns = report_length.shape, prefix.sequences.ids.shape[1]
-        ids = self.sequences.append_specials(report.flatten(0, 1), report_length.flatten(), EOS, MATCH)
-        width, length = ids.shape[1], prefix.sequences.length
+        return self.run_branches(prefix, [self.match_branches(report, report_length)])[0]
+
+    def match_branches(self, text: Tensor, length: Tensor) -> Branches:
+        """Return the branches ``text <eos> <match>`` of (B, n, T) ids padded on the right, and (B, n) lengths."""
+        ids = self.sequences.append_specials(text.flatten(0, 1), length.flatten(), EOS, MATCH)
+        return Branches(ids.unflatten(0, length.shape), length + 2)
+
+    def text_branches(self, text: Tensor, length: Tensor) -> Branches:
+        """Return ``text <emb_txt>``, to continue ``<bos>`` alone; arguments as of :meth:`match_branches`.
+
+        Its hidden states at ``<emb_txt>`` are those of :meth:`get_text_features`.
+        """
+        ids = self.sequences.append_specials(text.flatten(0, 1), length.flatten(), EMB_TXT)
+        return Branches(ids.unflatten(0, length.shape), length + 1, after_images=False)
+
+    def run_branches(self, prefix: Prefix, groups: Sequence[Branches]) -> list[Tensor]:
+        """Run groups of branches in one pass over the keys and values of a prefix of B studies.
+
+        Returns:
+            (B, n, W, H) hidden states of each group.
+        """
+        columns, length = prefix.sequences.ids.shape[1], prefix.sequences.length
+        studies, device = len(length), length.device
+        layout = [BranchGroup(*group.ids.shape[1:], group.after_images) for group in groups]
         # The branches of a study are packed into one row.
-        positions = length[:, None] + torch.arange(width, device=ids.device).repeat(branches)
+        positions = torch.cat([
+            (length if group.whole_prefix else torch.ones_like(length))[:, None]
+            + torch.arange(group.width, device=device).repeat(group.branches)
+            for group in layout
+        ], dim=1)  # fmt: skip
         hidden = self.run_decoder(
-            self.get_input_embeddings()(ids.view(studies, -1)),
-            branch_mask(length, columns, branches, width, structured=bool(self._compile) and ids.is_cuda),
+            self.get_input_embeddings()(torch.cat([group.ids.flatten(1) for group in groups], dim=1)),
+            branch_mask(length, columns, layout, structured=bool(self._compile) and length.is_cuda),
             positions,
             [ContinuedKV(recorded, studies, columns) for recorded in prefix.kv],
         )
-        return hidden.unflatten(1, (branches, width))
+        parts = hidden.split([group.columns for group in layout], dim=1)
+        return [part.unflatten(1, group[:2]) for part, group in zip(parts, layout, strict=True)]
 
     def _attention_mask(
         self, ids: Tensor | None, visible: Tensor | None, queries: int, cache: Cache | None
@@ -390,6 +432,30 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
         prefix = self.encode_images(images)
         hidden = self.continue_prefix(prefix, report[:, None], report_length[:, None])[:, 0]
         return self.match_head(at_positions(hidden, report_length + 1), prefix.hidden).float().softmax(dim=-1)[:, 1]
+
+    def get_code_features(self, images: ImageSpans) -> Tensor:
+        """Return (B, N, E) unit-norm embeddings of the states at the codes of B studies with one image and no prior.
+
+        The decoder is causal: the state of a code depends on the codes before it.
+        """
+        hidden, _ = self._record(self.sequences.image_first(images).ids)
+        begin = SPAN_SPECIALS  # <bos> <view> <boi> precede the codes
+        return self.image_embedding(hidden[:, begin : begin + images.codes.shape[-1]])
+
+    def match_all(self, images: ImageSpans, text: Tensor, length: Tensor) -> Tensor:
+        """Return the (B, P) probability in [0, 1] that each study and each of P texts belong together.
+
+        Args:
+            images: of B studies.
+            text: (P, T) ids padded on the right.
+            length: (P,).
+        """
+        prefix, parts = self.encode_images(images), []
+        for ids, lengths in zip(text.split(_TEXTS_A_PASS), length.split(_TEXTS_A_PASS), strict=True):
+            branches = self.match_branches(ids.repeat(len(images), 1, 1), lengths.repeat(len(images), 1))
+            states = at_last(self.run_branches(prefix, [branches])[0], branches)
+            parts.append(self.match_head(states, prefix.hidden[:, None].expand_as(states)))
+        return torch.cat(parts, dim=1).float().softmax(dim=-1)[..., 1]
 
     # Text generation by transformers --------------------------------------------------------------------
 
@@ -438,6 +504,12 @@ def at_positions(hidden: Tensor, positions: Tensor) -> Tensor:
     first = torch.arange(studies, device=hidden.device) * columns
     rows = positions + first.view(-1, *[1] * (positions.dim() - 1))
     return hidden.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, rows.shape)
+
+
+def at_last(hidden: Tensor, branches: Branches) -> Tensor:
+    """(B, n, W, H) hidden states of branches -> (B, n, H) at the last id of each."""
+    last = at_positions(hidden.flatten(0, 1), branches.length.flatten() - 1)
+    return last.unflatten(0, branches.length.shape)
 
 
 AutoModel.register(MedUnifierConfig, MedUnifierForConditionalGeneration)

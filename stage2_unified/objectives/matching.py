@@ -39,31 +39,32 @@ def sample_negatives(similarity: Tensor, allowed: Tensor, seed: int) -> tuple[Te
     return torch.stack(columns, dim=1), usable
 
 
-def matching_loss(logits: Tensor, usable: Tensor) -> Tensor:
-    """Return the sum of the cross-entropies over the matched report and the negatives of each image.
+def matching_loss(logits: Tensor, has_match: Tensor, usable: Tensor) -> Tensor:
+    """Return the sum of the cross-entropies over the matched text and the n negatives of each image.
 
     Args:
-        logits: (B, 1 + NEGATIVES, 2), the matched report first; class 1 = belong together.
+        logits: (B, 1 + n, 2), the matched text first; class 1 = belong together.
+        has_match: (B,) bool, False where there is no matched text.
         usable: (B,) bool, False where the negatives do not count.
 
     Returns:
-        Scalar in nats, over the B + NEGATIVES x usable pairs that count.
+        Scalar in nats, over the pairs that count.
     """
     target = torch.zeros(logits.shape[:2], dtype=torch.long, device=logits.device)
     target[:, 0] = 1
-    counted = torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device)
-    counted[:, 1:] = usable[:, None]
+    counted = usable[:, None].repeat(1, logits.shape[1])
+    counted[:, 0] = has_match
     losses = cross_entropy(logits.float().flatten(0, 1), target.flatten(), reduction="none").view_as(target)
     return torch.where(counted, losses, 0.0).sum()
 
 
-def matching_accuracy(logits: Tensor, usable: Tensor) -> Tensor:
+def matching_accuracy(logits: Tensor, has_match: Tensor, usable: Tensor) -> Tensor:
     """Return the balanced accuracy in [0, 1], the mean over the two classes; 0.5 at chance.
 
     Args as for :func:`matching_loss`. Where no negative counts, it is the accuracy of the matched pairs.
     """
     matched = logits.argmax(dim=-1) == 1
-    positive = matched[:, 0].float().mean()
-    negatives = (usable.sum() * NEGATIVES).clamp(min=1)
+    positive = (matched[:, 0] & has_match).sum() / has_match.sum().clamp(min=1)
+    negatives = (usable.sum() * (logits.shape[1] - 1)).clamp(min=1)
     negative = (~matched[:, 1:] & usable[:, None]).sum() / negatives
     return torch.where(usable.any(), (positive + negative) / 2, positive)

@@ -1,5 +1,6 @@
 """Build the model, tokenizer and optimizers of a stage-2 training from its configuration; export its model."""
 
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -17,9 +18,15 @@ from medunifier.stage2_unified.model.backbones import add_adapters, load_backbon
 from medunifier.stage2_unified.model.configuration import MedUnifierConfig
 from medunifier.stage2_unified.model.modeling import MedUnifierForConditionalGeneration
 from medunifier.stage2_unified.model.processing.processor import MedUnifierProcessor
+from medunifier.stage2_unified.model.processing.statements import every_phrase
 from medunifier.stage2_unified.model.processing.text_tokenizer import load_text_tokenizer, train_text_tokenizer
 from medunifier.stage2_unified.model.sequences import longest_sequence
-from medunifier.stage2_unified.training.config import OBJECTIVES, DecoderOptimConfig, Stage2Config
+from medunifier.stage2_unified.training.config import (
+    OBJECTIVES,
+    STATEMENT_LOSSES,
+    DecoderOptimConfig,
+    Stage2Config,
+)
 from medunifier.stage2_unified.training.dataset import StudiesWithText
 from medunifier.stage2_unified.training.four_objectives import FourObjectives
 from medunifier.stage2_unified.training.muon import Muon
@@ -32,7 +39,8 @@ def run_text_tokenizer(config: Stage2Config, run: RunFolder, training: StudiesWi
         return load_text_tokenizer(existing)
     folder = run.path / "text_tokenizer"
     if is_main() and not folder.is_dir():
-        texts = (text for report in training.reports() for text in report.values())
+        reports = (text for report in training.reports() for text in report.values())
+        texts = chain(reports, every_phrase() if config.data.statements else ())
         with atomic_folder(folder) as partial:
             train_text_tokenizer(texts, config.text.vocabulary_size).save_pretrained(partial)
     barrier()
@@ -62,6 +70,7 @@ def model_config(
         text_choice=text_choice,
         max_views=data.max_views,
         prior=data.prior,
+        statements=data.statements > 0,
         bidirectional_images=backbone.bidirectional_images,
     )
 
@@ -142,7 +151,9 @@ def export_model(
 def _card(model: MedUnifierForConditionalGeneration, config: Stage2Config, source: str, run: Path) -> str:
     last = [line for line in read_metrics(run) if "validation/loss" in line]
     figures = "\n".join(
-        f"| {name} | {last[-1][f'validation/{name}']:.3f} |" for name in (*OBJECTIVES, "matching_accuracy") if last
+        f"| {name} | {last[-1][f'validation/{name}']:.3f} |"
+        for name in (*OBJECTIVES, "matching_accuracy", *STATEMENT_LOSSES)
+        if last and f"validation/{name}" in last[-1]
     )
     text, size = model.config.text_config, model.num_parameters() / 1e6
     origin = f", initialised from `{Path(config.model.pretrained).name}`" if config.model.pretrained else ""

@@ -1,7 +1,7 @@
 """Collate samples of token shards into batches of studies."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import combinations
 from typing import Any
@@ -13,9 +13,34 @@ from torch import Tensor
 from medunifier.data.shards.dataset import Sample
 from medunifier.shared.errors import UserError
 from medunifier.stage2_unified.model.processing.report_codec import ReportCodec, normalise_report, pad_reports
+from medunifier.stage2_unified.model.processing.statements import Statement, StatementSampler
 from medunifier.stage2_unified.model.processing.view_selection import choose_prior_view, choose_views
 from medunifier.stage2_unified.model.sequences import ImageSpans, on_device
 from medunifier.stage2_unified.model.vocabulary import PAD
+
+
+@dataclass
+class StatementBatch:
+    """The statements of B studies, n each, of F findings.
+
+    Attributes:
+        labels: (B, F) int8 of the images: 1, 0 or -1 = unknown.
+        ids, length: (B, n, W), (B, n) ids of the statements, padded on the right to one width.
+        stated: (B, n, F) int8 labels of the statements; -1 = not stated, which all are in padding.
+        general: (B, n) bool, whether the labels are all that a statement states.
+        has_report: (B,) bool, False where statements take the place of the report of a study without text.
+    """
+
+    labels: Tensor
+    ids: Tensor
+    length: Tensor
+    stated: Tensor
+    general: Tensor
+    has_report: Tensor
+
+    def each(self, function: Callable[[Tensor], Tensor]) -> "StatementBatch":
+        """Return a batch of ``function`` of every tensor."""
+        return StatementBatch(**{f.name: function(getattr(self, f.name)) for f in fields(self)})
 
 
 @dataclass
@@ -29,6 +54,7 @@ class StudyBatch:
         report_key, patient_key: (B,) integers, equal for equal normalised reports, and for one patient.
         drop_text: (B,) bool, the image is learned without its text (classifier-free guidance).
         negative_seed: seed of the sampled negatives, the same on all processes.
+        statements: of the studies; None = a training without statements.
     """
 
     images: ImageSpans
@@ -38,6 +64,7 @@ class StudyBatch:
     patient_key: Tensor
     drop_text: Tensor
     negative_seed: int = 0
+    statements: StatementBatch | None = None
 
     def __len__(self) -> int:
         return len(self.report)
@@ -45,12 +72,19 @@ class StudyBatch:
     def to(self, device: torch.device) -> "StudyBatch":
         """Return the batch on another device; from pinned memory to a GPU without waiting for the copy."""
         tensors: dict[str, Any] = {name: on_device(value, device) for name, value in self._tensors().items()}
-        return replace(self, **tensors, images=self.images.to(device))
+        statements = self.statements and self.statements.each(lambda value: on_device(value, device))
+        return replace(self, **tensors, images=self.images.to(device), statements=statements)
 
     def pin_memory(self) -> "StudyBatch":
         """Return the batch in page-locked memory; the loader calls it where there is a GPU."""
         tensors: dict[str, Any] = {name: value.pin_memory() for name, value in self._tensors().items()}
-        return replace(self, **tensors, images=self.images.pin_memory())
+        statements = self.statements and self.statements.each(Tensor.pin_memory)
+        return replace(self, **tensors, images=self.images.pin_memory(), statements=statements)
+
+    @property
+    def has_report(self) -> Tensor:
+        """(B,) bool, False where there is no report to be learned."""
+        return torch.ones_like(self.drop_text) if self.statements is None else self.statements.has_report
 
     def _tensors(self) -> dict[str, Tensor]:
         return {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
@@ -105,6 +139,8 @@ class StudyCollator:
         buckets: ascending widths that reports are padded to (:func:`report_buckets`). Images are then padded to
             ``max_views``, so that a training has as many shapes as buckets.
         prior: with ``buckets``, whether there is room for an image of the prior study in every batch.
+        statements: number of statements a study; 0 = none.
+        statement_tokens: width that they are padded to.
     """
 
     def __init__(
@@ -118,10 +154,13 @@ class StudyCollator:
         view_dropout: float = 0.0,
         buckets: Sequence[int] = (),
         prior: bool = False,
+        statements: int = 0,
+        statement_tokens: int = 32,
     ) -> None:
         self.codec, self.text_dropout, self.seed, self.training = codec, text_dropout, seed, training
         self.section_dropout, self.max_views, self.view_dropout = section_dropout, max_views, view_dropout
         self.buckets, self.prior = buckets, prior
+        self._statements = StatementSampler(codec, statements, statement_tokens) if statements else None
 
     def __call__(self, samples: Sequence[tuple[int, Sample]]) -> StudyBatch:
         studies: list[dict[str, Any]] = [self._study(position, sample) for position, sample in samples]
@@ -138,6 +177,21 @@ class StudyCollator:
             report_key=torch.tensor([study["report_key"] for study in studies]),
             patient_key=torch.tensor([study["patient_key"] for study in studies]),
             drop_text=torch.tensor([study["drop_text"] for study in studies]),
+            statements=self._statement_batch(studies) if self._statements else None,
+        )
+
+    def _statement_batch(self, studies: Sequence[Mapping[str, Any]]) -> StatementBatch:
+        assert self._statements is not None  # noqa: S101 - narrows a type
+        statements: list[Statement] = [statement for study in studies for statement in study["statements"]]
+        shape = (len(studies), self._statements.count)
+        ids, length = pad_reports([s.ids for s in statements], self.codec.vocabulary[PAD], [self._statements.width])
+        return StatementBatch(
+            labels=torch.tensor([study["labels"] for study in studies], dtype=torch.int8),
+            ids=ids.unflatten(0, shape),
+            length=length.unflatten(0, shape),
+            stated=torch.tensor([s.labels for s in statements], dtype=torch.int8).unflatten(0, shape),
+            general=torch.tensor([s.general for s in statements]).unflatten(0, shape),
+            has_report=torch.tensor([study["has_report"] for study in studies]),
         )
 
     def _padded(self, images: Sequence[tuple[np.ndarray, list[int]]], least: int) -> tuple[Tensor, Tensor]:
@@ -173,7 +227,16 @@ class StudyCollator:
         if generator is not None and generator.random() < self.section_dropout:
             present = [section for section in self.codec.sections if report.get(section, "").strip()]
             report = {section: report[section] for section in present[int(generator.integers(len(present))) :][:1]}
-        return {
+        of_statements: dict[str, Any] = {}
+        if self._statements:
+            # A generator of its own, so that the choices above do not depend on the statements.
+            own = np.random.default_rng((self.seed, position, 1))
+            of_statements["labels"] = self._statements.labels(sample.info)
+            of_statements["statements"] = self._statements.sample(sample.info, own)
+            of_statements["has_report"] = bool(text.strip())
+            if not text.strip():
+                report = self._statements.as_report(sample.info, own)
+        return of_statements | {
             "images": images,
             "prior": prior,
             "report": self.codec.encode(report),

@@ -1,6 +1,6 @@
 """Configuration of stage-2 training."""
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from medunifier.shared.training.config import CompileSetting, LoopConfig, OptimConfig
@@ -24,6 +24,11 @@ class DataConfig:
     """Fraction of the studies with several images that are reduced to one, for uses with a single image."""
     prior: bool = False
     """Add an image of the prior study to the sequences of a follow-up; the shards must have the order of studies."""
+    statements: int = 0
+    """Statements a study and step: sentences of its report, and phrases that state or deny its labels. 0 = none.
+    Studies with labels and without text then take part too."""
+    statement_tokens: int = 32
+    """Ids that statements are padded to; longer sentences are not used."""
 
     def __post_init__(self) -> None:
         for name in ("text_dropout", "section_dropout", "view_dropout"):
@@ -33,6 +38,11 @@ class DataConfig:
             raise ValueError(f"data.max_report_tokens must be at least 1, got {self.max_report_tokens}")
         if self.max_views < 1:
             raise ValueError(f"data.max_views must be at least 1, got {self.max_views}")
+        if self.statements < 0 or self.statement_tokens < 8:
+            raise ValueError(
+                "data.statements must be at least 0 and data.statement_tokens at least 8, got "
+                f"{self.statements} and {self.statement_tokens}"
+            )
         if self.view_dropout and self.max_views == 1:
             raise ValueError("data.view_dropout keeps one image of several: set data.max_views to 2 or more")
 
@@ -140,6 +150,10 @@ class LossWeights:
     """Report generation from images."""
     image: float = 1.0
     """Image generation from a report."""
+    statement_contrast: float = 1.0
+    """Contrast of images with statements, with data.statements."""
+    statement_matching: float = 1.0
+    """Matching of images with statements, with data.statements."""
     z: float = 1e-4
     """Squared log-normaliser of all token logits."""
 
@@ -149,8 +163,10 @@ class LossWeights:
             raise ValueError(f"weights must be at least 0 and not all 0, got {values}")
 
 
-OBJECTIVES = tuple(weight.name for weight in fields(LossWeights) if weight.name != "z")
-"""Names of the objectives, without the z penalty."""
+OBJECTIVES = ("contrast", "matching", "report", "image")
+"""Names of the losses of the four objectives."""
+STATEMENT_LOSSES = ("statement_contrast", "statement_matching")
+"""Names of the losses of statements."""
 
 
 @dataclass(frozen=True)

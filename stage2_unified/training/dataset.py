@@ -1,10 +1,11 @@
-"""The data set of stage 2: studies of token shards that have text, checked against the tokenizer."""
+"""The data set of stage 2: studies of token shards that have text or labels, checked against the tokenizer."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from medunifier.data.reports.observations import NEGATIVE, POSITIVE
 from medunifier.data.shards.dataset import Sample, ShardDataset, check_codebook_size
 from medunifier.data.shards.prior_studies import prior_study_indices
 from medunifier.shared.errors import UserError
@@ -18,23 +19,30 @@ class StudiesWithText:
         dataset: the split.
         sections: chosen sections.
         prior: add the patient's prior study, with or without text, to each sample as its ``prior``.
+        labelled: also the studies without text that have a positive or negative label.
 
     Raises:
-        UserError: if no study has text.
+        UserError: if there is no such study.
     """
 
-    def __init__(self, dataset: ShardDataset, sections: Sequence[str], prior: bool = False) -> None:
+    def __init__(
+        self, dataset: ShardDataset, sections: Sequence[str], prior: bool = False, labelled: bool = False
+    ) -> None:
         self.dataset, self.sections = dataset, tuple(sections)
+        self.with_text = [
+            any(info["report"].get(section, "").strip() for section in self.sections) for info in dataset.infos()
+        ]
         self.numbers = [
             number
             for number, info in enumerate(dataset.infos())
-            if any(info["report"].get(section, "").strip() for section in self.sections)
+            if self.with_text[number] or (labelled and is_labelled(info))
         ]
         self._prior_of = prior_study_indices(dataset.infos()) if prior else [None] * len(dataset)
         if not self.numbers:
             raise UserError(
                 f"no text in the data: none of the {len(dataset)} {dataset.split} studies of {dataset.root} has "
-                f"{' or '.join(self.sections)}; stage 2 learns from reports, so ingest a source that has them"
+                f"{' or '.join(self.sections)}{' or a label' if labelled else ''}; stage 2 learns from reports, so "
+                "ingest a source that has them, or train on labels with data.statements"
             )
 
     def __len__(self) -> int:
@@ -51,9 +59,20 @@ class StudiesWithText:
         return sum(self._prior_of[number] is not None for number in self.numbers)
 
     def reports(self, limit: int | None = None) -> Iterator[dict[str, str]]:
-        """Yield the report of every study, by section; or of about ``limit`` studies spread over the data set."""
-        step = max(1, len(self.numbers) // limit) if limit else 1
-        return (dict(self.dataset.info(number)["report"]) for number in self.numbers[::step])
+        """Yield the report, by section, of every study with text; or of about ``limit`` of them, evenly spread."""
+        numbers = [number for number in self.numbers if self.with_text[number]]
+        step = max(1, len(numbers) // limit) if limit else 1
+        return (dict(self.dataset.info(number)["report"]) for number in numbers[::step])
+
+    @property
+    def without_text(self) -> int:
+        """Number of studies that have labels alone."""
+        return sum(not self.with_text[number] for number in self.numbers)
+
+
+def is_labelled(info: Mapping[str, Any]) -> bool:
+    """Return whether a study has a label that is positive or negative."""
+    return any(value in (NEGATIVE, POSITIVE) for value in info.get("labels", {}).values())
 
 
 def check_fingerprint(manifest: dict[str, Any], tokenizer: FrozenTokenizer, shards: str | Path) -> None:

@@ -3,29 +3,38 @@
 The first pass encodes each study in both orders, as 2 B sequences of one width. The image-first one holds the
 study's report, so that the image embedding, the report loss and the matched pair come from it; the text-first one
 gives the text embedding and the image loss. Negatives are sampled from the embeddings, and the second pass runs them
-as branches over the keys and values of the image-first prefixes.
+as branches over the keys and values of the image-first prefixes. Statements, with ``data.statements``, are further
+branches of that pass: for matching, one that agrees and one that contradicts continue the prefix; for the contrast,
+all of a study continue its ``<bos>`` alone, like a text without an image.
 
 All shapes follow from those of the batch, and nothing is read back from the device: masks and ignored targets take
 the place of indices that the host would have to know. Kernels are then launched ahead of the device, and compiled
 layers see few shapes.
 
 Shapes: B studies of the micro-batch, G of the step, T report ids, L ids of a sequence, S images of N codes, H hidden,
-E embedding, K codes.
+E embedding, K codes; n statements a study, S of the step.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from medunifier.shared.training.distributed import all_gather
 from medunifier.shared.training.loop import TOKENS
-from medunifier.stage2_unified.model.modeling import MedUnifierForConditionalGeneration, at_positions
+from medunifier.stage2_unified.model.modeling import (
+    Branches,
+    MedUnifierForConditionalGeneration,
+    at_last,
+    at_positions,
+)
 from medunifier.stage2_unified.model.vocabulary import EOS, UNCOND
 from medunifier.stage2_unified.objectives.contrast import contrastive_loss, contrastive_similarity
 from medunifier.stage2_unified.objectives.generation import IGNORED, sum_of_chunk, token_loss
 from medunifier.stage2_unified.objectives.matching import matching_accuracy, matching_loss
+from medunifier.stage2_unified.objectives.statements import statement_contrast
 from medunifier.stage2_unified.training.collator import StudyBatch
 from medunifier.stage2_unified.training.config import LossWeights
 from medunifier.stage2_unified.training.global_batch import Embeddings, GlobalBatch, gather_step
@@ -72,13 +81,17 @@ class FourObjectives(nn.Module):
         Returns:
             ``loss`` to differentiate; ``contrast, matching, report, image, z`` in nats, unweighted;
             ``matching_accuracy`` (balanced, in [0, 1]), ``logit_scale`` (the inverse temperature),
-            ``padding_fraction`` in [0, 1] of the ``tokens`` that were computed.
+            ``padding_fraction`` in [0, 1] of the ``tokens`` that were computed; with statements also
+            ``statement_contrast, statement_matching`` and ``statement_matching_accuracy``.
         """
         model, images, scale = self.model, batch.images, self.model.logit_scale.exp()
         text, text_length = self._conditioning_text(batch)  # (B, T), (B,)
         if embed_only:
             return Embeddings(
-                model.get_image_features(images), model.get_text_features(text, text_length), scale.detach()
+                model.get_image_features(images),
+                model.get_text_features(text, text_length),
+                scale.detach(),
+                self._statement_features(batch),
             )
         # First pass
         image_prefix = model.sequences.image_first(images)
@@ -94,22 +107,22 @@ class FourObjectives(nn.Module):
         if global_batch is None:
             local = Embeddings(image_embedding, text_embedding, scale)
             global_batch = gather_step([batch], [local], self.negative_hardness, self.pad, self._longest)
-        similarity = contrastive_similarity(
-            global_batch.with_local(global_batch.image, image_embedding),
-            global_batch.with_local(global_batch.text, text_embedding),
-            scale,
-        )  # (G, G)
+        every_image = global_batch.with_local(global_batch.image, image_embedding)  # (G, E)
+        every_text = global_batch.with_local(global_batch.text, text_embedding)
+        similarity = contrastive_similarity(every_image, every_text, scale)  # (G, G)
 
         # Second pass
         negatives = global_batch.negatives[global_batch.local]  # (B, 2) of the G reports
         lengths = global_batch.report_length[negatives]  # (B, 2)
-        branches = model.continue_prefix(prefix, global_batch.report[negatives], lengths)  # (B, 2, T + 2, H)
+        groups = [model.match_branches(global_batch.report[negatives], lengths)]
+        groups += self._statement_branches(batch, global_batch)
+        branches, *of_statements = model.run_branches(prefix, groups)  # (B, 2, T + 2, H)
         at_match = torch.cat([
             at_positions(image_states, emb_img + batch.report_length + 2)[:, None],
             at_positions(branches.flatten(0, 1), lengths.flatten() + 1).unflatten(0, lengths.shape),
         ], dim=1)  # (B, 3, H): the matched report and the negatives  # fmt: skip
         match_logits = model.match_head(at_match, prefix.hidden[:, None].expand_as(at_match))  # (B, 3, 2)
-        usable = global_batch.usable[global_batch.local]  # (B,)
+        usable, has_report = global_batch.usable[global_batch.local], batch.has_report  # (B,)
 
         # <emb_img> predicts the report's first id, its last id <eos>; <boi> predicts c1, c1 predicts c2, and so on.
         report_target = self._report_target(batch)  # (B, T + 1)
@@ -124,22 +137,69 @@ class FourObjectives(nn.Module):
             "contrast": contrastive_loss(
                 similarity, global_batch.report_key, global_batch.patient_key, global_batch.has_text
             ),
-            "matching": matching_loss(match_logits, usable) / global_batch.matching_pairs,
+            "matching": matching_loss(match_logits, has_report, usable) / global_batch.matching_pairs,
             "report": report_sum / global_batch.report_tokens,
             "image": image_sum / image_tokens,
             "z": report_z / global_batch.report_tokens + image_z / image_tokens,
         }
-        loss = sum(self.weights[name] * value for name, value in losses.items())
-
-        computed = image_states[..., 0].numel() + text_states[..., 0].numel() + branches[..., 0].numel()
-        needed = image_first.length.sum() + text_first.length.sum() + (lengths + 2).sum()
+        computed = image_states[..., 0].numel() + text_states[..., 0].numel() + sum(g.ids.numel() for g in groups)
+        needed = image_first.length.sum() + text_first.length.sum() + sum(g.length.sum() for g in groups)
         figures = {
-            "matching_accuracy": matching_accuracy(match_logits.detach(), usable),
+            "matching_accuracy": matching_accuracy(match_logits.detach(), has_report, usable),
             "logit_scale": scale.detach(),
             "padding_fraction": 1 - needed / computed,
             TOKENS: torch.tensor(float(computed)),
         }
+        if of_statements:
+            states = [at_last(hidden, group) for hidden, group in zip(of_statements, groups[1:], strict=True)]
+            more, accuracy = self._statement_losses(global_batch, every_image, prefix.hidden, states, scale)
+            losses |= more
+            figures["statement_matching_accuracy"] = accuracy
+        loss = sum(self.weights[name] * value for name, value in losses.items())
         return {"loss": loss, **losses, **figures}
+
+    def _statement_branches(self, batch: StudyBatch, global_batch: GlobalBatch) -> list[Branches]:
+        """Return the branches of the statements to match, agreed and contradicted, and of those to embed, or none."""
+        own, every = batch.statements, global_batch.statements
+        if own is None or every is None:
+            return []
+        chosen = every.contradicting[global_batch.local]  # (B,) of the S statements
+        text = torch.stack([own.ids[:, 0], every.batch.ids.flatten(0, 1)[chosen]], dim=1)  # (B, 2, W)
+        length = torch.stack([own.length[:, 0], every.batch.length.flatten()[chosen]], dim=1)
+        return [self.model.match_branches(text, length), self.model.text_branches(own.ids, own.length)]
+
+    def _statement_losses(
+        self, global_batch: GlobalBatch, images: Tensor, prefixes: Tensor, states: Sequence[Tensor], scale: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the losses of the statements, and the balanced accuracy of their matching.
+
+        Args:
+            global_batch: with statements.
+            images: (G, E) embeddings.
+            prefixes: (B, H) hidden states at ``<emb_img>``.
+            states: (B, 2, H) and (B, n, H) hidden states of the statements to match, and of those to embed.
+            scale: inverse temperature.
+        """
+        every, local = global_batch.statements, global_batch.local
+        assert every is not None  # noqa: S101 - narrows a type
+        embedding = self.model.text_embedding(states[1])  # (B, n, E)
+        gathered = all_gather(embedding) if every.embedding is None else every.embedding  # (G, n, E)
+        texts = global_batch.with_local(gathered, embedding).flatten(0, 1)  # (S, E)
+        logits = self.model.match_head(states[0], prefixes[:, None].expand_as(states[0]))  # (B, 2, 2)
+        has_own, usable = every.has_own[local], every.usable[local]
+        losses = {
+            "statement_contrast": statement_contrast(contrastive_similarity(images, texts, scale), every.relation),
+            "statement_matching": matching_loss(logits, has_own, usable) / global_batch.statement_pairs,
+        }
+        return losses, matching_accuracy(logits.detach(), has_own, usable)
+
+    def _statement_features(self, batch: StudyBatch) -> Tensor | None:
+        """Return (B, n, E) embeddings of the statements."""
+        own = batch.statements
+        if own is None:
+            return None
+        features = self.model.get_text_features(own.ids.flatten(0, 1), own.length.flatten())
+        return features.unflatten(0, own.length.shape)
 
     def call_with_model(self, function: Callable[[MedUnifierForConditionalGeneration], _Result]) -> _Result:
         """Return ``function(model)``; under FSDP2 the model's parameters are gathered for it, as for ``forward``."""
@@ -155,7 +215,7 @@ class FourObjectives(nn.Module):
     def _report_target(self, batch: StudyBatch) -> Tensor:
         """Return (B, T + 1) report ids and their ``<eos>``, the padding ignored."""
         target = self.model.sequences.append_specials(batch.report, batch.report_length, EOS)
-        return target.masked_fill(target == self.pad, IGNORED)
+        return target.masked_fill((target == self.pad) | ~batch.has_report[:, None], IGNORED)
 
     def _token_loss(self, hidden: Tensor, positions: Tensor, head: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss and z sums of ``target`` (B, …), predicted from (B, L, H) at ``positions`` (B, …)."""

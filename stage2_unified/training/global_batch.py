@@ -7,8 +7,8 @@ the embeddings come from a first pass without gradient (gradient caching: Gao et
 Learning Batch Size under Memory Limited Setup", 2021), so that memory is that of one.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -17,7 +17,8 @@ from torch.nn.functional import pad as pad_right
 from medunifier.shared.training.distributed import all_gather, rank, world_size
 from medunifier.stage2_unified.objectives.contrast import contrastive_similarity
 from medunifier.stage2_unified.objectives.matching import sample_negatives
-from medunifier.stage2_unified.training.collator import StudyBatch
+from medunifier.stage2_unified.objectives.statements import relations, sample_contradicting
+from medunifier.stage2_unified.training.collator import StatementBatch, StudyBatch
 
 
 @dataclass
@@ -27,11 +28,36 @@ class Embeddings:
     Attributes:
         image, text: (B, E) unit-norm.
         scale: inverse temperature of the contrast.
+        statement: (B, n, E) unit-norm; None without statements, or if the losses' own pass embeds them.
     """
 
     image: Tensor
     text: Tensor
     scale: Tensor
+    statement: Tensor | None = None
+
+
+@dataclass
+class GlobalStatements:
+    """The statements of the G studies, S = G n.
+
+    Attributes:
+        batch: of all studies.
+        relation: (G, S) of :func:`relations`.
+        contradicting, usable: (G,), (G,) of :func:`sample_contradicting`.
+        embedding: (G, n, E) unit-norm, without gradient; None if the losses' own pass embeds them.
+    """
+
+    batch: StatementBatch
+    relation: Tensor
+    contradicting: Tensor
+    usable: Tensor
+    embedding: Tensor | None
+
+    @property
+    def has_own(self) -> Tensor:
+        """(G,) bool, whether a study's first statement is not padding."""
+        return (self.batch.stated[:, 0] >= 0).any(dim=1)
 
 
 @dataclass
@@ -42,7 +68,7 @@ class GlobalBatch:
         image, text: (G, E) unit-norm embeddings, without gradient.
         report, report_length: (G, T), (G,) ids of all reports, of one width on all processes.
         report_key, patient_key: (G,) as in :class:`StudyBatch`.
-        has_text: (G,) bool.
+        has_text, has_report: (G,) bool, whether a report counts as a text of the contrast, and as one to be learned.
         image_count: (G,) images of each study, without those of the prior study.
         negatives, usable: (G, 2), (G,) from :func:`sample_negatives`.
         parts: micro-batches x processes.
@@ -56,11 +82,13 @@ class GlobalBatch:
     report_key: Tensor
     patient_key: Tensor
     has_text: Tensor
+    has_report: Tensor
     image_count: Tensor
     negatives: Tensor
     usable: Tensor
     parts: int
     part: int = 0
+    statements: GlobalStatements | None = None
 
     @property
     def local(self) -> slice:
@@ -79,7 +107,13 @@ class GlobalBatch:
     @property
     def matching_pairs(self) -> Tensor:
         """Mean number of counted image-report pairs a part."""
-        return (len(self.usable) + self.negatives.shape[1] * self.usable.sum()) / self.parts
+        return (self.has_report.sum() + self.negatives.shape[1] * self.usable.sum()).clamp(min=1) / self.parts
+
+    @property
+    def statement_pairs(self) -> Tensor:
+        """Mean number of counted image-statement pairs a part."""
+        assert self.statements is not None  # noqa: S101 - narrows a type
+        return (self.statements.has_own.sum() + self.statements.usable.sum()).clamp(min=1) / self.parts
 
     @property
     def images(self) -> Tensor:
@@ -89,7 +123,7 @@ class GlobalBatch:
     @property
     def report_tokens(self) -> Tensor:
         """Mean number of report ids with their ``<eos>`` a part."""
-        return (self.report_length + 1).sum() / self.parts
+        return ((self.report_length + 1) * self.has_report).sum().clamp(min=1) / self.parts
 
 
 def gather_step(
@@ -112,11 +146,12 @@ def gather_step(
 
     image, text = gathered([e.image for e in embeddings]), gathered([e.text for e in embeddings])
     report_key, patient_key = gathered([b.report_key for b in batches]), gathered([b.patient_key for b in batches])
-    has_text = gathered([~batch.drop_text for batch in batches])
+    has_report = gathered([batch.has_report for batch in batches])
+    has_text = gathered([~batch.drop_text for batch in batches]) & has_report
     different = (report_key[:, None] != report_key[None, :]) & (patient_key[:, None] != patient_key[None, :])
     similarity = contrastive_similarity(image, text, embeddings[0].scale.detach())
     negatives, usable = sample_negatives(
-        similarity * hardness, different & has_text[None, :], batches[0].negative_seed
+        similarity * hardness, different & has_text[None, :] & has_report[:, None], batches[0].negative_seed
     )
     return GlobalBatch(
         image=image,
@@ -126,8 +161,25 @@ def gather_step(
         report_key=report_key,
         patient_key=patient_key,
         has_text=has_text,
+        has_report=has_report,
         image_count=gathered([batch.images.count(pad) for batch in batches]),
         negatives=negatives,
         usable=usable,
         parts=len(batches) * world_size(),
+        statements=_gathered_statements(batches, embeddings, gathered),
     )
+
+
+def _gathered_statements(
+    batches: Sequence[StudyBatch],
+    embeddings: Sequence[Embeddings],
+    gathered: Callable[[Sequence[Tensor]], Tensor],
+) -> GlobalStatements | None:
+    parts = [batch.statements for batch in batches if batch.statements is not None]
+    if not parts:
+        return None
+    whole = StatementBatch(**{f.name: gathered([getattr(part, f.name) for part in parts]) for f in fields(parts[0])})
+    relation = relations(whole.labels, whole.stated, whole.general)
+    contradicting, usable = sample_contradicting(relation, batches[0].negative_seed)
+    embedded = [e.statement for e in embeddings if e.statement is not None]
+    return GlobalStatements(whole, relation, contradicting, usable, gathered(embedded) if embedded else None)

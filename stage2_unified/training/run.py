@@ -59,7 +59,7 @@ def train_unified(config: Stage2Config) -> None:
     shards = ShardDataset(config.data.shards, "train")
     check_fingerprint(shards.manifest, tokenizer, config.data.shards)
     text_choice = shards.manifest.get("transform", {}).get("text", "findings+impression")
-    training = StudiesWithText(shards, sections_of(text_choice), config.data.prior)
+    training = StudiesWithText(shards, sections_of(text_choice), config.data.prior, bool(config.data.statements))
     if config.data.prior and not training.follow_ups:
         raise UserError(
             f"data.prior: no study of {config.data.shards} has a prior study: each patient has one study, or the "
@@ -81,10 +81,12 @@ def train_unified(config: Stage2Config) -> None:
     if is_main():
         limit = config.data.max_report_tokens
         follow_ups = f" {training.follow_ups} have a prior study," if config.data.prior else ""
+        without = f" {training.without_text} have labels alone," if training.without_text else ""
         truncated = sum(len(processor.codec.encode(report)) == limit for report in training.reports())
         print(
-            f"{len(training)} of {len(shards)} training studies have text ({truncated} reports reach {limit} ids and "
-            f"are truncated),{follow_ups} {model.num_parameters() / 1e6:.1f} M parameters",
+            f"{len(training) - training.without_text} of {len(shards)} training studies have text ({truncated} "
+            f"reports reach {limit} ids and are truncated),{without}{follow_ups} "
+            f"{model.num_parameters() / 1e6:.1f} M parameters",
             flush=True,
         )
     objectives = build_objectives(model, config, accelerator.device)
@@ -97,6 +99,8 @@ def train_unified(config: Stage2Config) -> None:
         objectives, *optimizers = accelerator.prepare(objectives, *make_optimizers(model, config.optim))
     data = config.data
     lengths = [len(processor.codec.encode(report)) for report in training.reports(limit=MEASURED_REPORTS)]
+    if not lengths:  # statements take the place of the reports
+        lengths = [min(data.statement_tokens, data.max_report_tokens)]
     buckets = report_buckets(lengths, loop.batch_size, data.max_report_tokens)
     task = UnifiedTask(
         objectives, optimizers, accelerator, config, run, validation, processor, tokenizer, sharded, buckets
@@ -111,6 +115,8 @@ def train_unified(config: Stage2Config) -> None:
         view_dropout=data.view_dropout,
         buckets=buckets,
         prior=data.prior,
+        statements=data.statements,
+        statement_tokens=data.statement_tokens,
     )
     train(task, accelerator, run, training_stream(training, collate, loop), loop)
     from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline, model_fingerprint
@@ -152,7 +158,9 @@ def _validation(config: Stage2Config, sections: tuple[str, ...]) -> StudiesWithT
     """Return the validation studies with text; None, with a message, if they are too few to contrast."""
     validation: StudiesWithText | None = None
     try:
-        validation = StudiesWithText(ShardDataset(config.data.shards, "validate"), sections, config.data.prior)
+        validation = StudiesWithText(
+            ShardDataset(config.data.shards, "validate"), sections, config.data.prior, bool(config.data.statements)
+        )
         reason = f"only {len(validation)} validation studies with text"
     except UserError as error:
         reason = str(error)

@@ -229,7 +229,14 @@ class UnifiedTask:
 
     def _collator(self) -> StudyCollator:
         data = self.config.data
-        return StudyCollator(self.processor.codec, max_views=data.max_views, buckets=self.buckets, prior=data.prior)
+        return StudyCollator(
+            self.processor.codec,
+            max_views=data.max_views,
+            buckets=self.buckets,
+            prior=data.prior,
+            statements=data.statements,
+            statement_tokens=data.statement_tokens,
+        )
 
     @property
     def _model(self) -> MedUnifierForConditionalGeneration:

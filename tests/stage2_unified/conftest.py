@@ -16,7 +16,7 @@ from medunifier.stage2_unified.model.modeling import MedUnifierForConditionalGen
 from medunifier.stage2_unified.model.processing.processor import MedUnifierProcessor
 from medunifier.stage2_unified.model.processing.text_tokenizer import train_text_tokenizer
 from medunifier.stage2_unified.model.sequences import ImageSpans
-from medunifier.stage2_unified.training.collator import StudyBatch
+from medunifier.stage2_unified.training.collator import StatementBatch, StudyBatch
 from medunifier.stage2_unified.training.config import LossWeights
 from medunifier.stage2_unified.training.four_objectives import FourObjectives
 from tests.stage1_tokenizer.conftest import TINY_TOKENIZER
@@ -66,7 +66,27 @@ def losses_of(model, batch, **weights):
     return FourObjectives(model, LossWeights(**weights))(batch)
 
 
-def make_batch(studies=6, dropped=(), seed=0, images=None, priors=None):
+def make_statements(studies, count, generator, width=7, findings=5):
+    """Return random statements of random labels; those of the last study have none, and it has no report."""
+    pad, lengths = (
+        make_config().vocabulary["<pad>"],
+        torch.from_numpy(generator.integers(1, width + 1, (studies, count))),
+    )
+    ids = torch.from_numpy(generator.integers(0, 40, (studies, count, width)))
+    stated = torch.from_numpy(generator.choice([-1, -1, 0, 1], (studies, count, findings))).to(torch.int8)
+    stated[:, :, 0] = torch.from_numpy(generator.choice([0, 1], (studies, count)))
+    stated[-1] = -1
+    return StatementBatch(
+        labels=torch.from_numpy(generator.choice([-1, 0, 1], (studies, findings))).to(torch.int8),
+        ids=ids.masked_fill(torch.arange(width) >= lengths[..., None], pad),
+        length=lengths,
+        stated=stated,
+        general=torch.from_numpy(generator.random((studies, count)) < 0.7),
+        has_report=torch.arange(studies) < studies - 1,
+    )
+
+
+def make_batch(studies=6, dropped=(), seed=0, images=None, priors=None, statements=0):
     generator = np.random.default_rng(seed)
     vocabulary = make_config().vocabulary
     lengths = generator.integers(1, 9, studies)
@@ -86,6 +106,7 @@ def make_batch(studies=6, dropped=(), seed=0, images=None, priors=None):
         patient_key=torch.arange(studies) * 3,
         drop_text=drop,
         negative_seed=5,
+        statements=make_statements(studies, statements, np.random.default_rng(seed + 100)) if statements else None,
     )
     return batch if images is None else with_images(batch, images, priors or [0] * studies, generator)
 

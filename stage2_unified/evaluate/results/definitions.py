@@ -72,6 +72,20 @@ _DEFINITIONS = (
         "negative prompt. No threshold is tuned. Baseline: always positive (F1), the majority class (accuracy)",
     ),
     (
+        r"zero_shot\.matching_auroc",
+        f"Macro mean over findings of the AUROC ({_AUROC}) of the matching probability of the positive minus that of "
+        "the negative prompts; of models trained with statements",
+    ),
+    (
+        r"zero_shot\.match_(agreed|contradicted)",
+        "Median matching probability of the prompts that are true (agreed) and false (contradicted) of an image",
+    ),
+    (
+        r"zero_shot\.pointing",
+        "Pointing game: fraction of the images with a mask of a finding in which the code that agrees most with the "
+        "finding's prompt covers a part of the mask; macro mean over findings. Baseline: a code at random",
+    ),
+    (
         r"zero_shot\.accuracy_exclusive",
         "Accuracy among studies with exactly one of the findings: whether that finding has the highest "
         "standardised score",

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medunifier.shared.errors import UserError
-from medunifier.stage2_unified.app.code_grid import WAYS, Region, cell_pixels, edited, render_codes
+from medunifier.stage2_unified.app.code_grid import WAYS, Region, cell_pixels, edited, marked_codes, render_codes
 
 CODES = np.random.default_rng(0).integers(0, 64, (6, 8))
 
@@ -49,3 +49,13 @@ def test_the_code_map_shows_codes_and_frames_a_region():
     assert (framed[0, cell:] == 255).all() and (framed[:, cell] == 255).all() and (framed[:, 0] != 255).any()
     huge = render_codes(np.full((1, 1), 2**31 - 1), 2**31)
     assert huge.max() <= 255
+
+
+def test_codes_of_high_value_are_marked_and_those_up_to_the_median_are_not():
+    pixels, values = np.full((10, 10), 0.5), np.zeros((4, 4))
+    values[1, 3], values[0, 0] = 2.0, -1.0
+    marked = marked_codes(pixels, values)
+    red = (marked[..., 0] > marked[..., 2]).nonzero()
+    assert marked.shape == (10, 10, 3)
+    assert set(red[0].tolist()) == {3, 4} and set(red[1].tolist()) == {8, 9}
+    assert (marked_codes(pixels, np.ones((4, 4))) == 128).all()

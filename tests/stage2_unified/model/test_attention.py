@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from medunifier.stage2_unified.model.attention import attention, branch_mask
+from medunifier.stage2_unified.model.attention import BranchGroup, attention, branch_mask
 
 
 def plain(query, key, value, mask):
@@ -32,7 +32,7 @@ def test_grouped_heads_with_and_without_mask_equal_the_formula(queries):
 
 def test_a_branch_sees_its_prefix_and_itself_alone():
     lengths = torch.tensor([3, 1])
-    mask = branch_mask(lengths, columns=3, branches=2, width=2, structured=False)
+    mask = branch_mask(lengths, 3, [BranchGroup(2, 2)], structured=False)
     assert mask.shape == (2, 1, 4, 7)
     for study, length in enumerate(lengths.tolist()):
         for query in range(4):
@@ -41,11 +41,24 @@ def test_a_branch_sees_its_prefix_and_itself_alone():
             assert set(mask[study, 0, query].nonzero()[:, 0].tolist()) == expected
 
 
+GROUPS = [BranchGroup(2, 3), BranchGroup(2, 1, whole_prefix=False)]
+
+
+def test_branches_of_several_widths_see_the_whole_prefix_or_its_first_id():
+    mask = branch_mask(torch.tensor([4, 2]), 5, GROUPS, structured=False)
+    branches = [(0, 3, True), (3, 3, True), (6, 1, False), (7, 1, False)]  # first column, width, whole prefix
+    for study, length in enumerate([4, 2]):
+        for begin, width, whole in branches:
+            for step in range(width):
+                expected = set(range(length if whole else 1)) | {5 + begin + earlier for earlier in range(step + 1)}
+                assert set(mask[study, 0, begin + step].nonzero()[:, 0].tolist()) == expected
+
+
 def test_the_block_mask_gives_the_attention_of_the_matrix():
-    query, key, value = make(6, columns=6 + 5)
+    query, key, value = make(8, columns=8 + 5)
     lengths = torch.tensor([5, 2, 4])
     outputs = [
-        attention(torch.nn.Identity(), query, key, value, branch_mask(lengths, 5, 2, 3, structured))[0]
+        attention(torch.nn.Identity(), query, key, value, branch_mask(lengths, 5, GROUPS, structured))[0]
         for structured in (False, True)
     ]
     assert torch.allclose(*outputs, atol=1e-6)

@@ -11,11 +11,12 @@ from transformers import AutoConfig, AutoModel
 from medunifier.shared.errors import UserError
 from medunifier.stage2_unified.model.attention import bidirectional_image_mask
 from medunifier.stage2_unified.model.configuration import MedUnifierConfig
-from medunifier.stage2_unified.model.modeling import MedUnifierForConditionalGeneration
+from medunifier.stage2_unified.model.modeling import MedUnifierForConditionalGeneration, at_last
 from medunifier.stage2_unified.model.sequences import ImageSpans
 from medunifier.stage2_unified.objectives.contrast import contrastive_loss
 from medunifier.stage2_unified.objectives.matching import sample_negatives
-from medunifier.stage2_unified.training.config import BackboneConfig, LossWeights
+from medunifier.stage2_unified.objectives.statements import sample_contradicting
+from medunifier.stage2_unified.training.config import OBJECTIVES, STATEMENT_LOSSES, BackboneConfig, LossWeights
 from medunifier.stage2_unified.training.four_objectives import FourObjectives
 from tests.stage2_unified.conftest import GRID, losses_of, make_batch, make_model
 
@@ -41,6 +42,58 @@ def image_spans(v, codes, view, studies):
     ]  # fmt: skip
 
 
+def relation_of(labels, stated, general):
+    """Return 1, -1 or 0: a study, not the statement's own, agrees, contradicts, or is not known to do either."""
+    pairs = [(a, b) for a, b in zip(labels.tolist(), stated.tolist(), strict=True) if b >= 0]
+    if any(a >= 0 and a != b for a, b in pairs):
+        return -1
+    return int(bool(pairs) and bool(general) and all(a == b for a, b in pairs))
+
+
+def direction(similarity, relation):
+    """Return the mean loss of the rows that have a positive and a negative, by the formula."""
+    rows = []
+    for logits, kinds in zip(similarity, relation, strict=True):
+        negatives = logits[kinds < 0].exp().sum()
+        if (kinds > 0).any() and (kinds < 0).any():
+            rows.append(torch.stack([-(p.exp() / (p.exp() + negatives)).log() for p in logits[kinds > 0]]).mean())
+    return torch.stack(rows).mean()
+
+
+def statement_losses(model, batch, prefixes, image):
+    """Return the losses of the statements, one statement at a time."""
+    own = batch.statements
+    if own is None:
+        return {}
+    v, (studies, count) = model.vocabulary, own.length.shape
+    special = lambda name: torch.tensor([v[name]])  # noqa: E731
+    texts = [own.ids[i, k, : own.length[i, k]] for i in range(studies) for k in range(count)]
+    embedded = torch.stack(
+        [hidden_of(model, torch.cat([special("<bos>"), t, special("<emb_txt>")]))[-1] for t in texts]
+    )
+    embedded = normalize(embedded @ model.text_projection.weight.T, dim=-1)
+    stated, general = own.stated.flatten(0, 1), own.general.flatten()
+    relation = torch.tensor([
+        [int((stated[s] >= 0).any()) if s // count == i else relation_of(own.labels[i], stated[s], general[s])
+         for s in range(len(texts))]
+        for i in range(studies)
+    ])  # fmt: skip
+    similarity = model.logit_scale.exp() * image @ embedded.T
+    chosen, usable = sample_contradicting(relation, batch.negative_seed)
+    matching = []
+    for i in range(studies):
+        pairs = [(texts[i * count], 1)] if (own.stated[i, 0] >= 0).any() else []
+        pairs += [(texts[chosen[i]], 0)] if usable[i] else []
+        for text, belongs in pairs:
+            hidden = hidden_of(model, torch.cat([prefixes[i], text, special("<eos>"), special("<match>")]))
+            logits = model.match_head(hidden[-1], hidden[len(prefixes[i]) - 1])
+            matching.append(cross_entropy(logits[None], torch.tensor([belongs])))
+    return {
+        "statement_contrast": (direction(similarity, relation) + direction(similarity.T, relation.T)) / 2,
+        "statement_matching": torch.stack(matching).mean(),
+    }
+
+
 def one_pass_an_objective(model, batch):
     """Return the losses without shared computation, one sequence at a time, from the layouts in docs/model.md."""
     v, n = model.vocabulary, len(batch)
@@ -56,23 +109,26 @@ def one_pass_an_objective(model, batch):
     image = normalize(image @ model.image_projection.weight.T, dim=-1)
     text = normalize(text @ model.text_projection.weight.T, dim=-1)
     similarity = model.logit_scale.exp() * image @ text.T
-    contrast = contrastive_loss(similarity, batch.report_key, batch.patient_key, ~batch.drop_text)
+    has_text = ~batch.drop_text & batch.has_report
+    contrast = contrastive_loss(similarity, batch.report_key, batch.patient_key, has_text)
 
     allowed = (batch.report_key[:, None] != batch.report_key[None]) & (
         batch.patient_key[:, None] != batch.patient_key[None]
     )
-    columns, _ = sample_negatives(similarity, allowed & ~batch.drop_text[None], batch.negative_seed)
+    allowed = allowed & has_text[None] & batch.has_report[:, None]
+    columns, _ = sample_negatives(similarity, allowed, batch.negative_seed)
     matching, report_losses, image_losses, z = [], [], [], []
     for i in range(n):
-        for j, belongs in [(i, 1), (int(columns[i, 0]), 0), (int(columns[i, 1]), 0)]:
+        for j, belongs in [(i, 1), (int(columns[i, 0]), 0), (int(columns[i, 1]), 0)] if batch.has_report[i] else []:
             sequence = torch.cat([prefixes[i], reports[j], special("<eos>"), special("<match>")])
             hidden = hidden_of(model, sequence)
             logits = model.match_head(hidden[-1], hidden[len(prefixes[i]) - 1])
             matching.append(cross_entropy(logits[None], torch.tensor([belongs])))
         sequence = torch.cat([prefixes[i], reports[i], special("<eos>")])
         logits = hidden_of(model, sequence)[len(prefixes[i]) - 1 : -1] @ model.lm_head.weight[: v.offset].T
-        report_losses.append(cross_entropy(logits, sequence[len(prefixes[i]) :], reduction="none"))
-        report_z = logits.logsumexp(-1).square()
+        if batch.has_report[i]:
+            report_losses.append(cross_entropy(logits, sequence[len(prefixes[i]) :], reduction="none"))
+        report_z = logits.logsumexp(-1).square()[: None if batch.has_report[i] else 0]
         image_z = []
         for number, span in enumerate(images[i]):
             sequence = torch.cat(
@@ -84,7 +140,7 @@ def one_pass_an_objective(model, batch):
             image_losses.append(cross_entropy(logits, target - v.offset, reduction="none"))
             image_z.append(logits.logsumexp(-1).square())
         z.append((report_z, torch.cat(image_z)))
-    return {
+    return statement_losses(model, batch, prefixes, image) | {
         "contrast": contrast,
         "matching": torch.stack(matching).mean(),
         "report": torch.cat(report_losses).mean(),
@@ -107,6 +163,8 @@ RAGGED = {"images": [1, 2, 3, 1, 2, 2], "priors": [0, 1, 0, 2, 0, 1]}
         ((), True, RAGGED),
         ((2,), False, {"images": [2] * 6, "priors": [1] * 6}),
         ((), False, {"images": [1] * 6, "priors": [0, 1, 1, 0, 0, 1]}),
+        ((1, 4), False, {"statements": 3}),
+        ((1,), False, RAGGED | {"statements": 2}),
     ],
 )
 @pytest.mark.parametrize("bidirectional", [False, True])
@@ -245,10 +303,56 @@ def test_a_folder_with_the_weights_of_an_older_version_is_refused(model, tmp_pat
             load(tmp_path)
 
 
-@pytest.mark.parametrize("objective", ["contrast", "matching", "report", "image"])
+@torch.no_grad()
+def test_a_model_without_statements_has_the_losses_it_had_with_them_beside(model):
+    batch = make_batch(statements=2)
+    batch.statements.has_report[:] = True
+    beside, alone = losses_of(model, batch), losses_of(model, replace(batch, statements=None))
+    assert not any("statement" in name for name in alone)
+    for name in (*OBJECTIVES, "z"):
+        assert alone[name].item() == pytest.approx(beside[name].item(), rel=1e-6), name
+
+
+@torch.no_grad()
+def test_all_texts_are_matched_with_all_studies_as_one_by_one(model, batch):
+    text, length = batch.report.repeat(2, 1), batch.report_length.repeat(2)  # more than one pass
+    together = model.match_all(batch.images, text, length)
+    assert together.shape == (len(batch), 2 * len(batch))
+    for column in (0, 3, 11):
+        one = text[column].repeat(len(batch), 1), length[column].repeat(len(batch))
+        assert torch.allclose(together[:, column], model.match(batch.images, *one), rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_code_features_are_the_embeddings_of_the_states_at_the_codes(bidirectional, batch):
+    model, v = make_model(bidirectional_images=bidirectional), make_model().vocabulary
+    features = model.get_code_features(batch.images)
+    assert features.shape == (len(batch), GRID[0] * GRID[1], model.config.embedding_dim)
+    (span,) = image_spans(v, batch.images.codes[1:2], batch.images.view[1:2], 1)[0]
+    hidden = hidden_of(model, torch.cat([torch.tensor([v["<bos>"]]), span, torch.tensor([v["<emb_img>"]])]))
+    expected = normalize(hidden[3:-2] @ model.image_projection.weight.T, dim=-1)
+    assert torch.allclose(features[1], expected, atol=1e-5)
+
+
+@torch.no_grad()
+def test_statements_of_the_step_are_embedded_as_texts(model):
+    batch = make_batch(statements=2)
+    own = batch.statements
+    prefix = model.encode_images(batch.images)
+    groups = [model.match_branches(own.ids, own.length), model.text_branches(own.ids, own.length)]
+    matched, embedded = model.run_branches(prefix, groups)
+    features = model.get_text_features(own.ids.flatten(0, 1), own.length.flatten())
+    assert torch.allclose(model.text_embedding(at_last(embedded, groups[1])).flatten(0, 1), features, atol=1e-5)
+    logits = model.match_head(at_last(matched, groups[0])[:, 1], prefix.hidden)
+    expected = model.match(batch.images, own.ids[:, 1], own.length[:, 1])
+    assert torch.allclose(logits.softmax(-1)[:, 1], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("objective", [*OBJECTIVES, *STATEMENT_LOSSES])
 def test_each_objective_alone_overfits_one_batch(objective):
-    weights = dict.fromkeys(["contrast", "matching", "report", "image", "z"], 0.0) | {objective: 1.0}
-    model, batch = make_model(), make_batch(studies=4)
+    weights = dict.fromkeys([*OBJECTIVES, *STATEMENT_LOSSES, "z"], 0.0) | {objective: 1.0}
+    model, batch = make_model(), make_batch(studies=4, statements=2 * ("statement" in objective))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(100):
         optimizer.zero_grad()

@@ -100,7 +100,7 @@ def test_the_second_negative_follows_the_text_to_image_similarity():
 
 def test_matching_ignores_unusable_negatives():
     logits = torch.randn(3, 3, 2, generator=torch.Generator().manual_seed(0))
-    total = matching_loss(logits, torch.tensor([True, True, False]))
+    total = matching_loss(logits, ALL[:3], torch.tensor([True, True, False]))
     target = torch.tensor([[1, 0, 0]] * 3)
     expected = cross_entropy(logits[:2].flatten(0, 1), target[:2].flatten(), reduction="sum") + cross_entropy(
         logits[2, :1], target[2, :1], reduction="sum"
@@ -111,12 +111,22 @@ def test_matching_ignores_unusable_negatives():
 def test_balanced_accuracy_of_perfect_inverted_and_constant_predictions():
     right = torch.zeros(4, 3, 2)
     right[:, 0, 1] = right[:, 1:, 0] = 1.0
-    usable = torch.ones(4, dtype=torch.bool)
-    assert matching_accuracy(right, usable) == 1.0
-    assert matching_accuracy(-right, usable) == 0.0
+    usable = ALL[:4]
+    assert matching_accuracy(right, usable, usable) == 1.0
+    assert matching_accuracy(-right, usable, usable) == 0.0
     constant = torch.zeros(4, 3, 2)
     constant[..., 0] = 1.0
-    assert matching_accuracy(constant, usable) == 0.5
+    assert matching_accuracy(constant, usable, usable) == 0.5
+
+
+def test_a_study_without_a_matched_text_counts_neither_in_the_matching_loss_nor_in_its_accuracy():
+    logits = torch.randn(3, 2, 2, generator=torch.Generator().manual_seed(0))
+    has_match = torch.tensor([True, False, True])
+    changed = logits.clone()
+    changed[1, 0] = -5 * logits[1, 0]
+    for measure in (matching_loss, matching_accuracy):
+        assert measure(changed, has_match, ALL[:3]) == measure(logits, has_match, ALL[:3])
+        assert measure(changed, ALL[:3], ALL[:3]) != measure(logits, ALL[:3], ALL[:3])
 
 
 def test_token_loss_is_a_sum_and_chance_is_the_logarithm():

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from medunifier.stage2_unified.objectives.chance import chance_levels
 from medunifier.stage2_unified.training.config import (
     OBJECTIVES,
+    STATEMENT_LOSSES,
     DataConfig,
     DecoderOptimConfig,
     LossWeights,
@@ -75,9 +76,9 @@ def test_a_checkpoint_has_the_names_of_the_model_and_loads_into_another(model, t
 
 
 def test_every_weight_has_a_loss_and_counts_it_alone(model):
-    losses = losses_of(model, make_batch())
-    assert {*OBJECTIVES, "z"} == set(LossWeights.__dataclass_fields__) <= losses.keys()
+    losses, names = losses_of(model, make_batch(statements=2)), (*OBJECTIVES, *STATEMENT_LOSSES, "z")
+    assert set(names) == set(LossWeights.__dataclass_fields__) <= losses.keys()
     assert chance_levels(8, 64, 16).keys() <= set(OBJECTIVES)
-    for name in (*OBJECTIVES, "z"):
-        alone = losses_of(model, make_batch(), **{weight: float(weight == name) for weight in (*OBJECTIVES, "z")})
+    for name in names:
+        alone = losses_of(model, make_batch(statements=2), **{weight: float(weight == name) for weight in names})
         assert alone["loss"] == losses[name]

@@ -62,7 +62,7 @@ class HostReads(TorchDispatchMode):
         return function(*args, **kwargs)
 
 
-@pytest.mark.parametrize("options", [{}, RAGGED])
+@pytest.mark.parametrize("options", [{}, RAGGED | {"statements": 2}])
 @pytest.mark.parametrize("micro_batches", [1, 2])
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_a_step_reads_nothing_back_to_the_host(options, micro_batches, bidirectional, monkeypatch):
@@ -145,7 +145,7 @@ def varied_batch(generator, model, buckets):
         torch.from_numpy(generator.integers(0, CODES, (studies, count, GRID[0] * GRID[1]))) for count in (2, 1)
     )
     images = ImageSpans(codes, view, prior_codes, prior)
-    batch = make_batch(studies=studies)
+    batch = make_batch(studies=studies, statements=2)
     return replace(batch, images=images, report=report, report_length=length, negative_seed=int(length.sum()))
 
 

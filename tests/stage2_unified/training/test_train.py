@@ -190,7 +190,7 @@ def test_wrong_options_give_one_line_of_error(fails, made, tmp_path):
     assert not run.exists()
 
 
-def test_data_without_text_is_refused(fails, made, tmp_path):
+def test_data_without_text_are_refused_and_with_statements_trained_by_their_labels(fails, made, tmp_path, no_curves):
     without_text = tmp_path / "without_text"
     shutil.copytree(made.codes, without_text)
     manifest = json.loads((without_text / MANIFEST).read_text())
@@ -203,7 +203,14 @@ def test_data_without_text_is_refused(fails, made, tmp_path):
         name = next(iter(shards))
         manifest["splits"][split] = {name: write_shard(without_text / name, samples)}
     (without_text / MANIFEST).write_text(json.dumps(manifest))
-    fails(arguments(made, tmp_path / "run", data__shards=without_text), 1, "no text in the data")
+    fails(arguments(made, tmp_path / "run", data__shards=without_text), 1, "no text in the data", "data.statements")
+    short = {"loop__steps": 4, "loop__validate_every": 4, "data__statements": 2, "data__statement_tokens": 40}
+    train(arguments(made, tmp_path / "labels", data__shards=without_text, **short))
+    last = {name: value for line in lines(tmp_path / "labels") for name, value in line.items()}
+    assert last["report"] == last["matching"] == last["contrast"] == 0  # there is no report
+    assert min(last["image"], last["statement_contrast"], last["statement_matching"]) > 0
+    assert last["validation/statement_matching"] > 0
+    assert MedUnifierPipeline.from_pretrained(tmp_path / "labels" / "model").statements
 
 
 def test_two_views_and_a_prior_are_trained_and_saved_in_the_configuration(made, tmp_path, no_curves, capsys, fails):

@@ -27,6 +27,7 @@ def part(batch: StudyBatch, number: int, parts: int) -> StudyBatch:
     studies = slice(number * size, (number + 1) * size)
     values = {f.name: getattr(batch, f.name) for f in fields(batch)}
     result = StudyBatch(**{name: v[studies] if isinstance(v, Tensor) else v for name, v in values.items()})
+    result.statements = batch.statements and batch.statements.each(lambda value: value[studies])
     result.report = result.report[:, : int(result.report_length.max())]
     spans = batch.images
     if spans.prior_view is None:
@@ -77,12 +78,18 @@ def whole_batch() -> StudyBatch:
 
 
 def uneven_batch() -> StudyBatch:
-    """Return a batch whose first half has up to three images and priors; the second has one image and no prior."""
-    return make_batch(studies=8, dropped=(1, 6), images=[3, 1, 2, 2, 1, 1, 1, 1], priors=[0, 2, 1, 0, 0, 0, 0, 0])
+    """Return a batch whose first half has up to three images and priors; the second has one image and no prior.
+
+    The studies have statements, and the last one has no report.
+    """
+    return make_batch(
+        studies=8, dropped=(1, 6), images=[3, 1, 2, 2, 1, 1, 1, 1], priors=[0, 2, 1, 0, 0, 0, 0, 0], statements=2
+    )
 
 
 def check_same_step(figures, weights, expected_figures, expected_weights):
-    for name in ("contrast", "matching", "report", "image", "z", "loss", "gradient_norm"):
+    names = ("contrast", "matching", "report", "image", "z", "loss", "gradient_norm")
+    for name in (*names, *(name for name in expected_figures if name.startswith("statement"))):
         assert figures[name] == pytest.approx(expected_figures[name], rel=1e-5), name
     before = dict(make_model().named_parameters())
     for name, weight in expected_weights.items():

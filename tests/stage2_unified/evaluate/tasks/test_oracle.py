@@ -75,6 +75,18 @@ def test_zero_shot(image_data, oracle, shuffled, style):
     )
 
 
+def test_matching_of_prompts_is_evaluated_for_a_model_trained_with_statements(image_data, studies, shuffled):
+    class Trained(Oracle):
+        statements = True
+
+    best = evaluate_zero_shot(EvaluationContext(Trained(studies), image_data)).metrics
+    assert best["zero_shot.matching_auroc"] == 1
+    assert best["zero_shot.match_agreed"] > 0.9 and best["zero_shot.match_contradicted"] < 0.1
+    worst = evaluate_zero_shot(EvaluationContext(Trained(studies, shuffled=True), image_data)).metrics
+    assert worst["zero_shot.matching_auroc"] == pytest.approx(0.5, abs=0.1)
+    assert "zero_shot.matching_auroc" not in evaluate_zero_shot(EvaluationContext(shuffled, image_data)).metrics
+
+
 def test_prompts_are_placed_in_a_section_that_the_model_was_trained_on(image_data, studies):
     embedded = []
 
