@@ -63,6 +63,7 @@ def model_config(
         max_views=data.max_views,
         prior=data.prior,
         bidirectional_images=backbone.bidirectional_images,
+        experts=backbone.experts,
     )
 
 

@@ -79,6 +79,10 @@ class BackboneConfig:
     bidirectional_images: bool = False
     """Let the codes of an encoded image attend to each other in both directions; a generated image stays causal. Such
     a model cannot be exported as a stock causal LM."""
+    experts: Literal["none", "feed_forward", "all"] = "none"
+    """Weights of their own for each kind of token (text, codes of images that are read, codes of images that are
+    generated): none; feed_forward, with the norms of a layer; all of a layer but the attention over the sequence. A
+    token costs the same arithmetic; such a model cannot be exported as a stock causal LM."""
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:

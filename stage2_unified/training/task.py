@@ -18,6 +18,7 @@ from medunifier.shared.training.run_folder import RunFolder
 from medunifier.stage1_tokenizer.frozen import FrozenTokenizer
 from medunifier.stage2_unified.generation.images import generate_images
 from medunifier.stage2_unified.generation.reports import generate_reports
+from medunifier.stage2_unified.model.experts import kind_of
 from medunifier.stage2_unified.model.modeling import MedUnifierForConditionalGeneration
 from medunifier.stage2_unified.model.processing.processor import MedUnifierProcessor
 from medunifier.stage2_unified.model.vocabulary import PAD
@@ -78,13 +79,14 @@ class UnifiedTask:
 
     @cached_property
     def _flop_per_token(self) -> int:
-        """FLOP of the decoder layers' matrix products, forward and backward.
+        """FLOP of the decoder layers' matrix products, forward and backward, with one expert a token.
 
         Six a weight, four where it is frozen. Attention scores and the heads add a few per cent; recomputation
         (gradient checkpointing, the first pass of several micro-batches) does not count as progress.
         """
-        layers = self._model.model.layers
-        return sum(p.numel() * (6 if p.requires_grad else 4) for p in layers.parameters() if p.dim() == 2)
+        layers = self._model.model.layers.named_parameters(prefix="layers")
+        passed = [weights for name, weights in layers if weights.dim() == 2 and kind_of(name) == "text"]
+        return sum(weights.numel() * (6 if weights.requires_grad else 4) for weights in passed)
 
     @torch.no_grad()
     def _global_batch(self, batches: list[StudyBatch]) -> GlobalBatch | None:
