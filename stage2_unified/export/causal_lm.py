@@ -35,8 +35,8 @@ def to_causal_lm(model: MedUnifierForConditionalGeneration) -> PreTrainedModel:
     """
     if model.has_experts:
         raise UserError(
-            f"this model has experts by kind of token (model.experts {model.config.experts}), which a causal LM cannot "
-            "represent: train with model.experts none to export one"
+            f"this model has experts by kind of token (model.experts {model.config.experts}), which a causal LM "
+            "cannot represent: train with model.experts none to export one"
         )
     if model.config.bidirectional_images:
         raise UserError(

@@ -505,7 +505,7 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
         )
 
     def _route_generated(self, ids: Tensor | None, cache: Cache | None) -> tuple[Routing, Tensor]:
-        """Return the routing of (B, L) ids that continue those in the cache, and what the ids after them depend on."""
+        """Return the routing of (B, L) ids that continue those in the cache, and the state for the ids after them."""
         if ids is None:
             raise ValueError("a model with experts needs input_ids: the kind of a token follows from its id")
         continued = cache is not None and cache.get_seq_length() > 0

@@ -321,7 +321,7 @@ def test_arithmetic_a_token_is_the_dense_models_and_muon_updates_all_matrices(op
     dense, model = make_model(), make_model(experts=option)
     flop = [UnifiedTask._flop_per_token.func(SimpleNamespace(_model=m)) for m in (dense, model)]
     assert flop[0] == flop[1]
-    assert model.num_parameters() > 2 * dense.num_parameters() - 2 * sum(
+    assert model.num_parameters() > 1.5 * dense.num_parameters()
         p.numel() for p in dense.lm_head.parameters()
     )
     muon = make_optimizers(model, DecoderOptimConfig())[-1]
