@@ -322,8 +322,6 @@ def test_arithmetic_a_token_is_the_dense_models_and_muon_updates_all_matrices(op
     flop = [UnifiedTask._flop_per_token.func(SimpleNamespace(_model=m)) for m in (dense, model)]
     assert flop[0] == flop[1]
     assert model.num_parameters() > 1.5 * dense.num_parameters()
-        p.numel() for p in dense.lm_head.parameters()
-    )
     muon = make_optimizers(model, DecoderOptimConfig())[-1]
     held = {id(p) for group in muon.param_groups for p in group["params"]}
     matrices = [p for name, p in model.model.layers.named_parameters() if p.dim() == 2]
