@@ -1,7 +1,7 @@
 """Ablation of the objectives: all four together, each alone, and each left out, on the same data.
 
 Every run is a training by ``stage2_unified/train.py`` with the same configuration, data, order and number of steps;
-only the weights of the losses differ. One more run has all four and bidirectional images. ``medunifier evaluate``
+only the weights of the losses differ. Further runs have all four and other options. ``medunifier evaluate``
 evaluates each run on the tasks of its objectives. Finished runs are kept under ``runs`` and not repeated; a training
 that was stopped continues.
 """
@@ -28,8 +28,17 @@ RUNS = {
     **{f"without {name}": (name,) for name in OBJECTIVES},
 }
 """Name of a run -> objectives whose weight is 0."""
-BIDIRECTIONAL = "all four, images read in both directions"
-RUNS[BIDIRECTIONAL] = ()
+_EXPERTS = "--model.experts=feed_forward"
+OPTIONS = {
+    "all four, images read in both directions": ("--model.bidirectional_images=true",),
+    "all four, experts": (_EXPERTS,),
+    "all four, experts of all but attention": ("--model.experts=all",),
+    "all four, losses balanced": ("--optim.balance=gradient_norm",),
+    "all four, experts, losses balanced": (_EXPERTS, "--optim.balance=gradient_norm"),
+    "all four, experts, understand first": (_EXPERTS, "--schedule.generate_from=200", "--schedule.reader_rate=0.1"),
+}
+"""Name of a run with all objectives -> options of its training."""
+RUNS |= dict.fromkeys(OPTIONS, ())
 
 # Task of `evaluate` -> metric -> (its label, the objective that trains it).
 METRICS = {
@@ -122,7 +131,7 @@ def _run(config: Config, name: str, left_out: tuple[str, ...]) -> None:
     print(f"{name}: {config.steps} steps", flush=True)
     start = time.perf_counter()
     options = [f"--weights.{objective}=0" for objective in left_out]
-    _train(config, folder, [*options, "--model.bidirectional_images=true"] if name == BIDIRECTIONAL else options)
+    _train(config, folder, [*options, *OPTIONS.get(name, ())])
     seconds = time.perf_counter() - start
     values: dict[str, float] = {}
     for task, labels in METRICS.items():
