@@ -48,13 +48,8 @@ class OptimizerStep:
         """Differentiate ``loss``; at the last micro-batch of ``step`` also clip, update and reset the gradients."""
         self.accelerator.backward(loss)
         if self.accelerator.sync_gradients:
-            frozen = [
-                group for optimizer in self.optimizers for group in optimizer.param_groups if not lr_scale(group)
-            ]
-            for group in frozen:  # not a part of the norm that is clipped
-                for parameter in group["params"]:
-                    if parameter.grad is not None:
-                        parameter.grad.zero_()
+            for optimizer in self.optimizers:
+                _forget_frozen(optimizer)
             bound = self.config.max_grad_norm or float("inf")
             self.gradient_norm = self.accelerator.clip_grad_norm_(self.network.parameters(), bound)
         for optimizer in self.optimizers:  # Accelerate's wrappers do nothing before the last micro-batch
@@ -78,6 +73,14 @@ def lr_scale(group: Mapping[str, Any]) -> float:
     """Return the learning rate of a group of parameters as a fraction of the schedule's; 0 = frozen."""
     scale: float = group.get(LR_SCALE, 1.0)
     return scale
+
+
+def _forget_frozen(optimizer: Any) -> None:
+    """Set the gradients of frozen parameters to 0, so that they are no part of the norm that is clipped."""
+    for group in optimizer.param_groups:
+        gradients = [parameter.grad for parameter in group["params"] if parameter.grad is not None]
+        if gradients and not lr_scale(group):
+            torch._foreach_zero_(gradients)
 
 
 class FiniteCheck:

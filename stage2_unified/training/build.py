@@ -185,7 +185,7 @@ def _card(model: MedUnifierForConditionalGeneration, config: Stage2Config, sourc
     )
     text, size = model.config.text_config, model.num_parameters() / 1e6
     origin = f", initialised from `{Path(config.model.pretrained).name}`" if config.model.pretrained else ""
-    experts = f"; experts by kind of token ({model.config.experts})" if model.has_experts else ""
+    origin += f", experts by kind of token ({model.config.experts})" if model.has_experts else ""
     prior = ", and one of the prior study" if model.config.prior else ""
     phantom = "\nThe data were **phantoms** (procedural radiographs), not patients.\n" if source == "phantom" else ""
     return f"""---
@@ -198,7 +198,7 @@ tags: [chest-radiograph, report-generation, image-generation, research-only]
 
 `from medunifier import MedUnifierForConditionalGeneration` registers it with `transformers`.
 
-- decoder: {text.model_type}, {text.num_hidden_layers} layers of {text.hidden_size}, {size:.1f} M parameters{origin}{experts}
+- decoder: {text.model_type}, {text.num_hidden_layers} layers of {text.hidden_size}, {size:.1f} M parameters{origin}
 - image codes: {model.config.grid[0]} x {model.config.grid[1]} of {model.config.codebook_size}, tokenizer fingerprint
   `{model.config.tokenizer_fingerprint}`
 - images: at most {model.config.max_views} of a study{prior}

@@ -175,8 +175,8 @@ class ScheduleConfig:
     """Step from which images are generated: before it, the image loss has weight 0. Experts of generated images then
     begin as copies of those of images that are read."""
     reader_rate: float = 1.0
-    """From that step on, learning rate of all weights but the experts of generated images and the head's rows of image
-    codes, as a fraction of the others'; 0 = frozen, and the image loss alone counts. Needs model.experts."""
+    """From that step on, learning rate of all weights but the experts of generated images and the rows of image codes
+    in the head, as a fraction of theirs; 0 = frozen, and the image loss alone counts. Needs model.experts."""
 
     def __post_init__(self) -> None:
         if self.generate_from < 0 or not 0 <= self.reader_rate <= 1:

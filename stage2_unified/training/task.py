@@ -58,12 +58,8 @@ class UnifiedTask:
     buckets: Sequence[int] = ()
 
     def __post_init__(self) -> None:
-        objectives = [getattr(self.config.weights, name) for name in OBJECTIVES]
-        device = self.accelerator.device
-        self._weights, self._norms = (
-            torch.tensor(objectives, device=device),
-            torch.zeros(len(OBJECTIVES), device=device),
-        )
+        self._norms = torch.zeros(len(OBJECTIVES), device=self.accelerator.device)  # of the losses' gradients
+        self._weights = self._norms.new_tensor([getattr(self.config.weights, name) for name in OBJECTIVES])
         if self._balances:
             self.accelerator.register_save_state_pre_hook(self._save_norms)
             self.accelerator.register_load_state_pre_hook(self._load_norms)
@@ -78,7 +74,10 @@ class UnifiedTask:
         batches = [replace(batch.to(device), negative_seed=step) for batch in micro_batches]
         global_batch = self._global_batch(batches)
         counted = self._begin(step)
-        factors = balancing_factors(self._norms, self._weights) if self._balances else None
+        factors = None
+        if self._balances:
+            part = [weight * (name in counted) for name, weight in zip(OBJECTIVES, self._weights, strict=True)]
+            factors = balancing_factors(self._norms, torch.stack(part))
         measure = self._balances and step % self.config.optim.balance_every == 0
         sums: dict[str, Tensor] = {}
         for number, batch in enumerate(batches):

@@ -12,6 +12,7 @@ from medunifier.stage2_unified.objectives.balance import BOUND, balancing_factor
 from medunifier.stage2_unified.training.build import make_optimizers
 from medunifier.stage2_unified.training.config import (
     OBJECTIVES,
+    BackboneConfig,
     DataConfig,
     DecoderOptimConfig,
     LossWeights,
@@ -31,12 +32,15 @@ def _fresh_accelerator():
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def make_task(model, weights=LossWeights(), optim=BALANCED, schedule=ScheduleConfig()):
+def make_task(model, weights=None, optim=BALANCED, schedule=None):
+    weights, schedule = weights or LossWeights(), schedule or ScheduleConfig()
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(cpu=True)
     objectives, *optimizers = accelerator.prepare(FourObjectives(model, weights), *make_optimizers(model, optim))
-    config = Stage2Config(DataConfig("codes"), "tokenizer", "run", weights=weights, optim=optim)
-    object.__setattr__(config, "schedule", schedule)
+    backbone = BackboneConfig(experts=model.config.experts)
+    config = Stage2Config(
+        DataConfig("codes"), "tokenizer", "run", model=backbone, weights=weights, optim=optim, schedule=schedule
+    )
     processor = SimpleNamespace(vocabulary=model.vocabulary)
     return UnifiedTask(objectives, optimizers, accelerator, config, None, None, processor, None)
 
@@ -58,8 +62,10 @@ def test_factors_bring_norms_into_proportion_to_the_weights_within_bounds():
     scaled = weights * factors * norms
     assert torch.allclose(scaled[:3] / weights[:3], scaled[:1].expand(3))
     assert (weights * factors).sum().item() == pytest.approx(6.0) and factors[3] == 1
-    far = balancing_factors(torch.tensor([1e-6, 1.0, 1e6]), torch.ones(3))
-    assert far.tolist() == pytest.approx([BOUND, 1 / BOUND, 1 / BOUND])
+    far = balancing_factors(torch.tensor([1.0, 100.0, 1.0]), torch.tensor([1.0, 100.0, 1.0]))
+    assert far.tolist() == pytest.approx([BOUND, 102 / 300, BOUND])
+    far = balancing_factors(torch.tensor([1.0, 1.0, 100.0]), torch.ones(3))
+    assert far[2].item() == pytest.approx(1 / BOUND)
     unknown = balancing_factors(torch.tensor([0.0, 1.0, 4.0]), torch.ones(3))
     assert unknown[0] == 1 and unknown[1] / unknown[2] == 4
     assert balancing_factors(torch.zeros(3), torch.ones(3)).tolist() == [1, 1, 1]

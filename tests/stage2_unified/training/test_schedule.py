@@ -52,7 +52,8 @@ def test_a_frozen_reader_keeps_every_weight_while_the_generator_learns(option):
     reads, generates = copied(task)
     assert all(torch.equal(value, understood[0][name]) for name, value in reads.items())
     for name, value in generates.items():
-        started = understood[0].get(name.replace(".generated.", ".read."), understood[1][name])
+        experts = understood[0] if ".generated." in name else understood[1]
+        started = experts[name.replace(".generated.", ".read.")]
         change = (value - started).abs().max().item()
         # Three steps away from the expert of images that are read: a copy, not the unused weights of the beginning.
         assert 0 < change < 0.2, name
@@ -68,7 +69,10 @@ def test_a_slower_reader_moves_by_the_fraction_and_the_generator_as_before():
                       for new, old in zip(copied(task), before, strict=True)])  # fmt: skip
     (reads, generates), (slower, as_before) = moves
     for name, move in reads.items():
-        assert move.abs().max() > 0 and torch.allclose(slower[name], 0.25 * move, rtol=1e-3, atol=1e-6), name
+        unused = "layers.1.experts.read" in name  # no loss reads the last states of images that are read
+        assert (move.abs().max() > 0 or unused) and torch.allclose(slower[name], 0.25 * move, rtol=1e-3, atol=1e-6), (
+            name
+        )
     for name, move in generates.items():
         assert torch.equal(as_before[name], move), name
 
