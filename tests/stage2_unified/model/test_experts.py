@@ -9,12 +9,14 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from medunifier.shared.errors import UserError
+from medunifier.shared.training.config import LoopConfig
 from medunifier.stage2_unified.export.causal_lm import to_causal_lm
 from medunifier.stage2_unified.generation import decoding
 from medunifier.stage2_unified.generation.images import generate_images
 from medunifier.stage2_unified.inference.image_backbone import ImageBackbone
 from medunifier.stage2_unified.model.backbones import load_backbone, pretrained_config
 from medunifier.stage2_unified.model.experts import KINDS, Routing, dense_name, kind_of, token_kinds
+from medunifier.stage2_unified.model.memory import unified_size
 from medunifier.stage2_unified.model.modeling import MedUnifierForConditionalGeneration
 from medunifier.stage2_unified.training.build import make_optimizers
 from medunifier.stage2_unified.training.config import DecoderOptimConfig
@@ -322,6 +324,8 @@ def test_arithmetic_a_token_is_the_dense_models_and_muon_updates_all_matrices(op
     flop = [UnifiedTask._flop_per_token.func(SimpleNamespace(_model=m)) for m in (dense, model)]
     assert flop[0] == flop[1]
     assert model.num_parameters() > 1.5 * dense.num_parameters()
+    sizes = [unified_size("model", m.config, LoopConfig()).state for m in (dense, model)]
+    assert sizes[1] > 1.5 * sizes[0]
     muon = make_optimizers(model, DecoderOptimConfig())[-1]
     held = {id(p) for group in muon.param_groups for p in group["params"]}
     matrices = [p for name, p in model.model.layers.named_parameters() if p.dim() == 2]
