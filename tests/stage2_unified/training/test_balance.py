@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from medunifier.stage2_unified.objectives import generation
+from medunifier.stage2_unified.objectives import balance, generation
 from medunifier.stage2_unified.objectives.balance import BOUND, balancing_factors, shared_gradients, updated_norms
 from medunifier.stage2_unified.training.build import make_optimizers
 from medunifier.stage2_unified.training.config import (
@@ -83,6 +83,7 @@ def test_the_running_norm_begins_with_the_first_one_and_skips_batches_without_gr
 @pytest.mark.parametrize("chunk", [4096, 16])  # chunks compute their logits again in each backward pass
 def test_a_step_weights_the_losses_by_the_norms_of_the_last_measurement(chunk, monkeypatch):
     monkeypatch.setattr(generation, "CHUNK", chunk)
+    monkeypatch.setattr(balance, "BOUND", 1e3)
     weights, batch = LossWeights(report=4.0), make_batch(dropped=(1,))
     task = make_task(make_model(), weights)
     first, second, third = (task.step([batch], step) for step in range(3))
