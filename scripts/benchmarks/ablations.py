@@ -1,9 +1,9 @@
 """Ablation of the objectives: all four together, each alone, and each left out, on the same data.
 
 Every run is a training by ``stage2_unified/train.py`` with the same configuration, data, order and number of steps;
-only the weights of the losses differ. Further runs have all four and an option: bidirectional images, statements.
-``medunifier evaluate`` evaluates each run on the tasks of its objectives. Finished runs are kept under ``runs`` and
-not repeated; a training that was stopped continues.
+only the weights of the losses differ. Further runs have all four and other options. ``medunifier evaluate``
+evaluates each run on the tasks of its objectives. Finished runs are kept under ``runs`` and not repeated; a training
+that was stopped continues.
 """
 
 import json
@@ -28,11 +28,17 @@ RUNS = {
     **{f"without {name}": (name,) for name in OBJECTIVES},
 }
 """Name of a run -> objectives whose weight is 0."""
+_EXPERTS = "--model.experts=feed_forward"
 OPTIONS = {
     "all four, images read in both directions": ("--model.bidirectional_images=true",),
     "all four, statements": ("--data.statements=2", "--data.statement_tokens=24"),
+    "all four, experts": (_EXPERTS,),
+    "all four, experts of all but attention": ("--model.experts=all",),
+    "all four, losses balanced": ("--optim.balance=gradient_norm",),
+    "all four, experts, losses balanced": (_EXPERTS, "--optim.balance=gradient_norm"),
+    "all four, experts, understand first": (_EXPERTS, "--schedule.generate_from=200", "--schedule.reader_rate=0.1"),
 }
-"""Name of a run with all objectives -> its options of the training."""
+"""Name of a run with all objectives -> options of its training."""
 RUNS |= dict.fromkeys(OPTIONS, ())
 
 # Task of `evaluate` -> metric -> (its label, the objective that trains it).

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
+LR_SCALE = "lr_scale"
+"""Key of an optimizer's group, see :func:`lr_scale`."""
+
+
 class OptimizerStep:
     """Update one network from its loss; call it once a micro-batch, within ``accelerator.accumulate(network)``.
 
@@ -45,6 +49,8 @@ class OptimizerStep:
         """Differentiate ``loss``; at the last micro-batch of ``step`` also clip, update and reset the gradients."""
         self.accelerator.backward(loss)
         if self.accelerator.sync_gradients:
+            for optimizer in self.optimizers:
+                _forget_frozen(optimizer)
             bound = self.config.max_grad_norm or float("inf")
             self.gradient_norm = self.accelerator.clip_grad_norm_(self._parameters, bound)
         for optimizer in self.optimizers:  # Accelerate's wrappers do nothing before the last micro-batch
@@ -61,7 +67,21 @@ class OptimizerStep:
 def set_rate(optimizer: Any, rate: float) -> None:
     """Set the learning rate of every group. Accelerate would advance a scheduler once per process."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * lr_scale(group)
+
+
+def lr_scale(group: Mapping[str, Any]) -> float:
+    """Return the learning rate of a group of parameters as a fraction of the schedule's; 0 = frozen."""
+    scale: float = group.get(LR_SCALE, 1.0)
+    return scale
+
+
+def _forget_frozen(optimizer: Any) -> None:
+    """Set the gradients of frozen parameters to 0, so that they are no part of the norm that is clipped."""
+    for group in optimizer.param_groups:
+        gradients = [parameter.grad for parameter in group["params"] if parameter.grad is not None]
+        if gradients and not lr_scale(group):
+            torch._foreach_zero_(gradients)
 
 
 class FiniteCheck:

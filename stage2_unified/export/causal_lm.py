@@ -33,6 +33,11 @@ def to_causal_lm(model: MedUnifierForConditionalGeneration) -> PreTrainedModel:
         UserError: if the model is not causal, or the class computes different logits (for example a backbone that
             scales its logits).
     """
+    if model.has_experts:
+        raise UserError(
+            f"this model has experts by kind of token (model.experts {model.config.experts}), which a causal LM "
+            "cannot represent: train with model.experts none to export one"
+        )
     if model.config.bidirectional_images:
         raise UserError(
             "this model attends bidirectionally within images (model.bidirectional_images), which a causal LM "

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from medunifier.stage2_unified.model.attention import bidirectional_image_mask, causal_mask
+from medunifier.stage2_unified.model.experts import Kind
 from medunifier.stage2_unified.model.kv_cache import RecordedKV, StaticKV
 from medunifier.stage2_unified.model.modeling import MedUnifierForConditionalGeneration
 
@@ -43,7 +44,10 @@ class DecodingStep(ABC):
         ids: (B, columns) generated ids, each in the column of its keys and values.
         token: (B,) the last ids.
         number: (1,) number of the next id, counted from the number that :meth:`begin` gets.
+        kind: of the ids, which chooses the expert of a model that has several.
     """
+
+    kind: Kind
 
     def __init__(self, model: MedUnifierForConditionalGeneration, batch: int, rows: int, columns: int) -> None:
         self.columns = round_up(columns)
@@ -99,7 +103,7 @@ class DecodingStep(ABC):
         recorded = [RecordedKV() for _ in model.model.layers]
         # A prompt is encoded once, often in a length of its own: not worth compiling.
         with torch.compiler.set_stance("force_eager"):
-            hidden = model.run_decoder(model.embed_ids(ids), mask, positions, recorded)
+            hidden = model.run_decoder(model.embed_ids(ids), mask, positions, recorded, model.route_prompt(ids))
         for number_of_layer, layer in enumerate(recorded):
             assert layer.keys is not None and layer.values is not None  # noqa: S101 - narrows a type
             if number_of_layer == len(self._kv):
@@ -141,7 +145,7 @@ class DecodingStep(ABC):
         visible = self._visible[..., :end]
         mask = torch.zeros_like(visible, dtype=embedded.dtype).masked_fill(~visible, -torch.inf)
         kv = [StaticKV(keys, values, self._column, end) for keys, values in self._kv]
-        hidden = model.run_decoder(embedded, mask, self._position, kv)
+        hidden = model.run_decoder(embedded, mask, self._position, kv, model.route_all(self.kind))
         self._write(self.choose(model, hidden[:, -1]))
 
     def _write(self, token: Tensor) -> None:

@@ -37,6 +37,8 @@ class ImageSampling:
 class ImageStep(DecodingStep):
     """Extend each image by one code."""
 
+    kind = "generated"
+
     def __init__(
         self, model: MedUnifierForConditionalGeneration, batch: int, columns: int, sampling: ImageSampling
     ) -> None:

@@ -44,7 +44,7 @@ def image_nll(model: MedUnifierForConditionalGeneration, images: ImageSpans) -> 
     codes = images.codes[:, 0]  # (B, N)
     prompt = torch.full_like(images.view, model.vocabulary[UNCOND])  # (B, 1)
     text_first, boi = model.sequences.text_first(prompt, torch.ones_like(prompt[:, 0]), images)
-    hidden = model.encode_text_first(text_first.ids)  # (B, L, H)
+    hidden = model.encode_text_first(text_first.ids, text_first.codes)  # (B, L, H)
     # <boi> predicts the first code, a code the next.
     states = at_positions(hidden, boi + torch.arange(codes.shape[1], device=boi.device))  # (B, N, H)
     rows = max(1, _CHUNK // codes.shape[1])

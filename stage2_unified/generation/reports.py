@@ -69,6 +69,8 @@ class ReportSampling:
 class ReportStep(DecodingStep):
     """Extend each report by one token; after its end, by ``<pad>``."""
 
+    kind = "text"
+
     def __init__(
         self,
         model: MedUnifierForConditionalGeneration,

@@ -44,7 +44,8 @@ class ImageBackbone(nn.Module):
         The decoder is causal: the state of a code depends on the codes before it, that at ``<emb_img>`` on all.
         """
         device = self.model.device
-        ids = self.model.sequences.image_first(ImageSpans.of(codes.to(device), view.to(device))).ids
-        hidden = self.model.model(inputs_embeds=self.model.embed_ids(ids), use_cache=False).last_hidden_state
+        sequences = self.model.sequences.image_first(ImageSpans.of(codes.to(device), view.to(device)))
+        ids, routing = sequences.ids, self.model.route(sequences.ids, sequences.codes)
+        hidden = self.model.run_routed(self.model.embed_ids(ids), routing, use_cache=False).last_hidden_state
         begin = ids.shape[1] - 2 - codes.shape[1]  # <eoi> and <emb_img> follow the codes
         return hidden[:, -1], hidden[:, begin:-2]

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from medunifier.shared.errors import UserError
 from medunifier.shared.files.model_folder import checked_model_folder
+from medunifier.stage2_unified.model.experts import dense_name
 from medunifier.stage2_unified.model.modeling import MedUnifierForConditionalGeneration
 
 
@@ -42,7 +43,7 @@ def pretrained_config(folder: str, positions: int) -> PreTrainedConfig:
 
 @torch.no_grad()
 def load_backbone(model: MedUnifierForConditionalGeneration, folder: str) -> None:
-    """Copy the layers of a checkpoint, and the text rows of its embeddings and head.
+    """Copy the layers of a checkpoint, to each expert if there are several, and the text rows of embeddings and head.
 
     Raises:
         UserError: if the checkpoint embeds fewer ids than the text tokenizer has, or lacks weights of its class.
@@ -59,7 +60,9 @@ def load_backbone(model: MedUnifierForConditionalGeneration, folder: str) -> Non
         )
     new = model.get_input_embeddings().weight
     weights = {name: value for name, value in stock.base_model.named_parameters() if value is not table}
-    absent = set(dict(model.model.named_parameters())) - set(weights)
+    names = [name for name, _ in model.model.named_parameters()]
+    weights = {name: weights[dense_name(name)] for name in names if dense_name(name) in weights}
+    absent = set(names) - set(weights)
     model.model.load_state_dict(weights, strict=False)
     if len(absent) != 1:  # the embedding table, copied below
         raise UserError(f"{folder} lacks weights of {type(model.model).__name__}: {', '.join(sorted(absent)[:3])}, …")

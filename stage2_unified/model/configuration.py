@@ -1,6 +1,6 @@
 """Configuration of the unified model, in Hugging Face's form."""
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -9,6 +9,9 @@ from medunifier.stage2_unified.model.vocabulary import BOS, EOS, PAD, Vocabulary
 
 MAX_LAYERS = 1000
 """Of the backbone."""
+
+ExpertSetting = Literal["none", "feed_forward", "all"]
+"""Which parts of a decoder layer each kind of token has of its own (``experts.py``)."""
 
 
 def _check(name: str, value: Any, kind: type) -> Any:
@@ -37,6 +40,8 @@ class MedUnifierConfig(PreTrainedConfig):
         statements: whether it was trained with statements, so that matching applies to a sentence as to a report.
         bidirectional_images: codes of an encoded image attend to each other in both directions; needs the attention
             implementation "sdpa".
+        experts: parts of each layer that text, codes that are read and codes that are generated have of their own:
+            "none"; "feed_forward" and norms; "all" but the attention over the sequence.
 
     Raises:
         UserError: for keys of an older version, which ``transformers`` would keep without using them.
@@ -61,6 +66,7 @@ class MedUnifierConfig(PreTrainedConfig):
         prior: bool = False,
         statements: bool = False,
         bidirectional_images: bool = False,
+        experts: ExpertSetting = "none",
         **kwargs: Any,
     ) -> None:
         if "codes" in kwargs:
@@ -71,6 +77,8 @@ class MedUnifierConfig(PreTrainedConfig):
         _check("max_report_tokens", max_report_tokens, int)
         _check("text_choice", text_choice, str)
         _check("tokenizer_fingerprint", tokenizer_fingerprint, str)
+        if experts not in get_args(ExpertSetting):
+            raise UserError(f"config.json has experts {experts!r}: expected {', '.join(get_args(ExpertSetting))}")
         vocabulary = Vocabulary(text_size, codebook_size)
         backbone: Any = text_config
         if not isinstance(text_config, PreTrainedConfig):
@@ -103,6 +111,7 @@ class MedUnifierConfig(PreTrainedConfig):
         self.prior = prior
         self.statements = statements
         self.bidirectional_images = bidirectional_images
+        self.experts = experts
         kwargs.setdefault("tie_word_embeddings", False)
         super().__init__(**kwargs)
 

@@ -29,7 +29,7 @@ def unified_size(name: str, config: MedUnifierConfig, loop: LoopConfig, averaged
     model.model.config._attn_implementation = _FUSED
 
     def forward() -> Tensor:
-        hidden: Tensor = model.model(inputs_embeds=sequence, use_cache=False).last_hidden_state
+        hidden: Tensor = model.run_routed(sequence, model.route_all("text"), use_cache=False).last_hidden_state
         return model.text_logits(hidden)
 
     per_token = bytes_kept(model, forward) / longest

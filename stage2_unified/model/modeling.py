@@ -28,6 +28,15 @@ from medunifier.stage2_unified.model.attention import (
     for_attention,
 )
 from medunifier.stage2_unified.model.configuration import MedUnifierConfig
+from medunifier.stage2_unified.model.experts import (
+    KINDS,
+    Kind,
+    Routing,
+    add_experts,
+    copy_expert,
+    kind_of,
+    token_kinds,
+)
 from medunifier.stage2_unified.model.kv_cache import KV, ContinuedKV, RecordedKV, give_layers_their_kv
 from medunifier.stage2_unified.model.sequences import SPAN_SPECIALS, ImageSpans, SequenceBuilder, Sequences
 from medunifier.stage2_unified.model.vocabulary import EMB_IMG, EMB_TXT, EOS, MATCH
@@ -35,6 +44,7 @@ from medunifier.stage2_unified.model.vocabulary import EMB_IMG, EMB_TXT, EOS, MA
 # The name that transformers gives a decoder's cache, as argument and in its output, changed between 5.17 and 5.24.
 _CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
 _TEXTS_A_PASS = 8  # branches of a row in `match_all`: each attends to the columns of all, which a mask hides
+_SEQUENCE_STATE = "medunifier_sequence_state"  # attribute of a cache: second result of token_kinds
 MAX_LOGIT_SCALE = math.log(100.0)  # CLIP's bound on the inverse temperature
 
 
@@ -124,6 +134,8 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.match_head = MatchHead(hidden_dim, config.embedding_dim)
         self.logit_scale = nn.Parameter(torch.tensor(config.initial_scale).log())
         self.post_init()
+        if self.has_experts:  # last: with the initial weights of the dense model of the same seed
+            add_experts(self.model.layers, attention=config.experts == "all")
 
     def _use_own_attention(self) -> None:
         if self.model.config._attn_implementation == "sdpa":
@@ -148,14 +160,18 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(cls, folder: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load a model folder as ``transformers`` does.
+        """Load a model folder as ``transformers`` does; a dense one also with ``experts=``, which copy its weights.
 
         Raises:
             UserError: if the folder lacks weights, which ``transformers`` would initialise at random.
         """
         return_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(folder, *args, output_loading_info=True, **kwargs)
-        if info["missing_keys"]:
+        if kwargs.get("experts", "none") != "none" and set(info["missing_keys"]) == {
+            name for name, _ in model.named_parameters() if kind_of(name) != "text"
+        }:
+            model.copy_text_expert()
+        elif info["missing_keys"]:
             missing, unknown = (", ".join(sorted(info[f"{kind}_keys"])[:3]) for kind in ("missing", "unexpected"))
             raise UserError(
                 f"{folder} lacks weights of the model: {missing}"
@@ -164,6 +180,16 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 "that version, or train the model again"
             )
         return (model, info) if return_info else model
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether the layers have experts by kind of token."""
+        return bool(self.config.experts != "none")
+
+    def copy_text_expert(self) -> None:
+        """Copy the weights of text, which are those of a dense model, to the other experts."""
+        for kind in KINDS[1:]:
+            copy_expert(self.model, "text", kind)
 
     def set_codebook(self, codebook: Tensor) -> None:
         """Copy the frozen tokenizer's (K, D) codebook.
@@ -286,6 +312,7 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
         mask: Tensor | BlockMask | None = None,
         position_ids: Tensor | None = None,
         kv: Sequence[KV] | None = None,
+        routing: Routing | None = None,
     ) -> Tensor:
         """Run the decoder's layers, without host reads: (B, L, H) embedded ids -> (B, L, H) hidden states.
 
@@ -294,6 +321,7 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
             mask: as for :func:`medunifier.stage2_unified.model.attention.attention`; None = causal.
             position_ids: (B, L); None = 0, 1, ….
             kv: keys and values by layer that the pass records, continues or writes.
+            routing: kinds of the ids (:meth:`route`); needed by a model with experts.
 
         Raises:
             UserError: if the model was loaded with another attention implementation than "sdpa".
@@ -303,15 +331,52 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 f"attn_implementation={self.model.config._attn_implementation!r} can only write reports: load the "
                 "model with attn_implementation='sdpa'"
             )
-        hidden: Tensor = self.model(
-            inputs_embeds=embedded, attention_mask=mask, position_ids=position_ids, use_cache=False, kv=kv
+        hidden: Tensor = self.run_routed(
+            embedded, routing, attention_mask=mask, position_ids=position_ids, use_cache=False, kv=kv
         ).last_hidden_state
         return hidden
+
+    def run_routed(self, embedded: Tensor, routing: Routing | None, **arguments: Any) -> BaseModelOutputWithPast:
+        """Run the stock decoder on (B, L, H) embedded ids, sorted by kind if the layers have experts.
+
+        Raises:
+            ValueError: if a model with experts gets no routing.
+        """
+        if not self.has_experts:
+            output: BaseModelOutputWithPast = self.model(inputs_embeds=embedded, **arguments)
+            return output
+        if routing is None:
+            raise ValueError(
+                f"a model with experts ({self.config.experts}) needs the kind of each id: pass a routing"
+            )
+        output = self.model(inputs_embeds=routing.sort(embedded), routing=routing, **arguments)
+        output.last_hidden_state = routing.unsort(output.last_hidden_state)
+        return output
+
+    def route(self, ids: Tensor, *codes: tuple[int, int]) -> Routing | None:
+        """Return the routing of a pass, without host reads; None without experts.
+
+        Args:
+            ids: (R, L) whole sequences, padded.
+            codes: :attr:`Sequences.codes` of each group of sequences; all groups have as many.
+        """
+        if not self.has_experts:
+            return None
+        rows = len(ids) // max(len(codes), 1)
+        return Routing.fixed(ids, self.vocabulary, *(rows * sum(count) for count in zip(*codes, strict=True)))
+
+    def route_prompt(self, ids: Tensor) -> Routing | None:
+        """Return the routing of (R, L) ids from the beginning of their sequences on; the host reads counts."""
+        return Routing.counted(token_kinds(ids, self.vocabulary)[0]) if self.has_experts else None
+
+    def route_all(self, kind: Kind) -> Routing | None:
+        """Return the routing of a pass whose ids are of one kind; None without experts."""
+        return Routing(kind) if self.has_experts else None
 
     def encode_images(self, images: ImageSpans) -> Prefix:
         """Run the image-first prefix ``<bos> images <emb_img>`` of B studies."""
         sequences = self.sequences.image_first(images)
-        hidden, kv = self._record(sequences.ids)
+        hidden, kv = self._record(sequences.ids, sequences.codes)
         return Prefix(at_positions(hidden, sequences.length - 1), kv, sequences)
 
     def encode_both_orders(
@@ -329,19 +394,20 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         missing = image_first.ids.shape[1] - text_first.ids.shape[1]
         text_ids = pad(text_first.ids, (0, missing), value=self.sequences.pad)
-        hidden, kv = self._record(torch.cat([image_first.ids, text_ids]))  # (2 B, L, H)
+        both = torch.cat([image_first.ids, text_ids])
+        hidden, kv = self._record(both, image_first.codes, text_first.codes)  # (2 B, L, H)
         image_states, text_states = hidden.chunk(2)
         return image_states, text_states, Prefix(at_positions(image_states, prefix.length - 1), kv, prefix)
 
-    def _record(self, ids: Tensor) -> tuple[Tensor, list[RecordedKV]]:
+    def _record(self, ids: Tensor, *codes: tuple[int, int]) -> tuple[Tensor, list[RecordedKV]]:
         """(B, L) ids of sequences -> (B, L, H) hidden states, and the keys and values of all layers."""
         mask = bidirectional_image_mask(ids, self.vocabulary) if self.config.bidirectional_images else None
         kv = [RecordedKV() for _ in self.model.layers]
-        return self.run_decoder(self.embed_ids(ids), mask, kv=kv), kv
+        return self.run_decoder(self.embed_ids(ids), mask, kv=kv, routing=self.route(ids, *codes)), kv
 
-    def encode_text_first(self, ids: Tensor) -> Tensor:
-        """(B, L) ids of sequences that begin with a report -> (B, L, H), causal."""
-        return self.run_decoder(self.embed_ids(ids))
+    def encode_text_first(self, ids: Tensor, codes: tuple[int, int] = (0, 0)) -> Tensor:
+        """(B, L) ids of sequences that begin with a report, and their codes at most -> (B, L, H), causal."""
+        return self.run_decoder(self.embed_ids(ids), routing=self.route(ids, codes))
 
     def continue_prefix(self, prefix: Prefix, report: Tensor, report_length: Tensor) -> Tensor:
         """Run n branches ``report <eos> <match>`` a study over the keys and values of its prefix.
@@ -389,6 +455,7 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
             branch_mask(length, columns, layout, structured=bool(self._compile) and length.is_cuda),
             positions,
             [ContinuedKV(recorded, studies, columns) for recorded in prefix.kv],
+            self.route_all("text"),
         )
         parts = hidden.split([group.columns for group in layout], dim=1)
         return [part.unflatten(1, group[:2]) for part, group in zip(parts, layout, strict=True)]
@@ -438,7 +505,8 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
         The decoder is causal: the state of a code depends on the codes before it.
         """
-        hidden, _ = self._record(self.sequences.image_first(images).ids)
+        sequences = self.sequences.image_first(images)
+        hidden, _ = self._record(sequences.ids, sequences.codes)
         begin = SPAN_SPECIALS  # <bos> <view> <boi> precede the codes
         return self.image_embedding(hidden[:, begin : begin + images.codes.shape[-1]])
 
@@ -473,29 +541,43 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """Return text logits (B, L, offset) of sequences of ids.
 
+        A model with experts needs ``input_ids``, from which the kinds of ids follow.
+
         The cache comes as ``cache`` or, from older versions of transformers, as ``past_key_values``.
 
         Raises:
             ValueError: without ``input_ids`` and ``inputs_embeds``.
         """
         cache = past_key_values if cache is None else cache
+        routing, state = self._route_generated(input_ids, cache) if self.has_experts else (None, None)
         if inputs_embeds is None:
             if input_ids is None:
                 raise ValueError("input_ids or inputs_embeds is needed")
             inputs_embeds = self.embed_ids(input_ids)
         if attention_mask is None or attention_mask.dim() == 2:
             attention_mask = self._attention_mask(input_ids, attention_mask, inputs_embeds.shape[1], cache)
-        output = self.model(
-            inputs_embeds=inputs_embeds,
+        output = self.run_routed(
+            inputs_embeds,
+            routing,
             attention_mask=attention_mask,
             position_ids=position_ids,
             use_cache=use_cache,
             **{_CACHE: cache},
         )
+        if state is not None and output.get(_CACHE) is not None:
+            vars(output[_CACHE])[_SEQUENCE_STATE] = state
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         return CausalLMOutputWithPast(
             logits=self.text_logits(output.last_hidden_state[:, keep]), **{_CACHE: output.get(_CACHE)}
         )
+
+    def _route_generated(self, ids: Tensor | None, cache: Cache | None) -> tuple[Routing, Tensor]:
+        """Return the routing of (B, L) ids that continue those in the cache, and the state for the ids after them."""
+        if ids is None:
+            raise ValueError("a model with experts needs input_ids: the kind of a token follows from its id")
+        continued = cache is not None and cache.get_seq_length() > 0
+        kinds, state = token_kinds(ids, self.vocabulary, vars(cache).get(_SEQUENCE_STATE) if continued else None)
+        return Routing.counted(kinds), state
 
 
 def at_positions(hidden: Tensor, positions: Tensor) -> Tensor:

@@ -133,10 +133,12 @@ class Sequences:
     Attributes:
         ids: (B, L).
         length: (B,) ids of each without its padding.
+        codes: codes of a sequence in which no image is absent: of images that are read, and that are generated.
     """
 
     ids: Tensor
     length: Tensor
+    codes: tuple[int, int] = (0, 0)
 
 
 class SequenceBuilder:
@@ -148,12 +150,12 @@ class SequenceBuilder:
     def image_first(self, images: ImageSpans) -> Sequences:
         """Return ``<bos> images <emb_img>``, the prefix that reports continue."""
         parts = [self._special(BOS, images.view), *self._spans(images), self._special(EMB_IMG, images.view)]
-        return packed(torch.cat(parts, dim=1), self.pad)
+        return packed(torch.cat(parts, dim=1), self.pad, (sum(_codes(images)), 0))
 
     def with_report(self, prefix: Sequences, report: Tensor, report_length: Tensor) -> Sequences:
         """Return ``prefix report <eos> <match>`` of (B, T) report ids padded on the right, and their (B,) lengths."""
         branch = self.append_specials(report, report_length, EOS, MATCH)
-        return packed(torch.cat([prefix.ids, branch], dim=1), self.pad)
+        return packed(torch.cat([prefix.ids, branch], dim=1), self.pad, prefix.codes)
 
     def text_first(
         self,
@@ -181,7 +183,7 @@ class SequenceBuilder:
         span = images.codes.shape[-1] + SPAN_SPECIALS
         numbers = torch.arange(images.codes.shape[1], device=report.device)
         boi = (report_length + 3 + self._prior_ids(images))[:, None] + numbers * span
-        return packed(torch.cat(parts, dim=1), self.pad), boi
+        return packed(torch.cat(parts, dim=1), self.pad, _codes(images)), boi
 
     def append_specials(self, report: Tensor, report_length: Tensor, *specials: str) -> Tensor:
         """Return (B, T + S) ids: the (B, T) reports, each followed by the S specials."""
@@ -218,12 +220,18 @@ class SequenceBuilder:
         return (images.prior_view != self.pad).sum(dim=1) * (images.codes.shape[-1] + SPAN_SPECIALS + 1)
 
 
-def packed(ids: Tensor, pad: int) -> Sequences:
+def _codes(images: ImageSpans) -> tuple[int, int]:
+    """Return the codes of a study's prior images and of its images, if none is absent."""
+    prior = 0 if images.prior_codes is None else images.prior_codes[0].numel()
+    return prior, images.codes[0].numel()
+
+
+def packed(ids: Tensor, pad: int, codes: tuple[int, int] = (0, 0)) -> Sequences:
     """Move the pads among (B, L) ids to the right, without a change of shape."""
     real, columns = ids != pad, ids.shape[1]
     target = torch.where(real, real.cumsum(dim=1) - 1, columns)  # of pads: one more column, which is cut off
     moved = torch.full_like(ids[:, :1], pad).repeat(1, columns + 1).scatter(1, target, ids)
-    return Sequences(moved[:, :columns].contiguous(), real.sum(dim=1))
+    return Sequences(moved[:, :columns].contiguous(), real.sum(dim=1), codes)
 
 
 def append(left: Tensor, length: Tensor, tail: Tensor, pad: int) -> Tensor:

@@ -2,9 +2,11 @@
 
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -12,10 +14,12 @@ from medunifier.shared.artifacts import atomic_folder
 from medunifier.shared.report_page.notice import MODEL_LIMITS, research_notice
 from medunifier.shared.training.config import use_compile
 from medunifier.shared.training.distributed import barrier, is_main
+from medunifier.shared.training.optimizer_step import lr_scale
 from medunifier.shared.training.run_folder import RunFolder, read_metrics
 from medunifier.stage1_tokenizer.frozen import FrozenTokenizer
 from medunifier.stage2_unified.model.backbones import add_adapters, load_backbone, pretrained_config
 from medunifier.stage2_unified.model.configuration import MedUnifierConfig
+from medunifier.stage2_unified.model.experts import kind_of
 from medunifier.stage2_unified.model.modeling import MedUnifierForConditionalGeneration
 from medunifier.stage2_unified.model.processing.processor import MedUnifierProcessor
 from medunifier.stage2_unified.model.processing.statements import every_phrase
@@ -30,6 +34,9 @@ from medunifier.stage2_unified.training.config import (
 from medunifier.stage2_unified.training.dataset import StudiesWithText
 from medunifier.stage2_unified.training.four_objectives import FourObjectives
 from medunifier.stage2_unified.training.muon import Muon
+
+GENERATOR = "generator"
+"""Key of an optimizer's group whose parameters generate images and have no other use."""
 
 
 def run_text_tokenizer(config: Stage2Config, run: RunFolder, training: StudiesWithText) -> PreTrainedTokenizerBase:
@@ -72,6 +79,7 @@ def model_config(
         prior=data.prior,
         statements=data.statements > 0,
         bidirectional_images=backbone.bidirectional_images,
+        experts=backbone.experts,
     )
 
 
@@ -105,32 +113,63 @@ def make_optimizers(
 ) -> list[torch.optim.Optimizer]:
     """Return Muon for the matrices of the decoder's layers (if configured) and AdamW for the rest.
 
-    Weight decay is on matrices alone, not on norms, biases, embeddings and the logit scale.
+    Weight decay is on matrices alone, not on norms, biases, embeddings and the logit scale. With experts, the groups
+    of what generates images alone have the key :data:`GENERATOR`.
     """
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     if not all(parameter.requires_grad for parameter in model.parameters()):
         embeddings.add(id(model.lm_head.weight))  # with adapters the text rows of both tables are frozen
     in_layers = {id(p) for p in model.model.layers.parameters() if p.dim() == 2} if config.kind == "muon" else set()
-    hidden, decayed, undecayed = [], [], []
-    for parameter in model.parameters():
-        if not parameter.requires_grad:
-            continue
-        if id(parameter) in in_layers:
-            hidden.append(parameter)
-        elif parameter.dim() > 1 and id(parameter) not in embeddings:
-            decayed.append(parameter)
-        else:
-            undecayed.append(parameter)
-    # The logit scale has its own group: FSDP shards all parameters but this one, and a fused update cannot mix both.
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": [p for p in undecayed if p.dim()], "weight_decay": 0.0},
-        {"params": [p for p in undecayed if not p.dim()], "weight_decay": 0.0},
-    ]
-    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)]
+    groups: list[dict[str, Any]] = []
+    hidden: list[dict[str, Any]] = []
+    for mark in ({}, {GENERATOR: True}) if model.has_experts else ({},):
+        parameters = [
+            parameter
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad
+            and bool(mark) == (model.has_experts and (kind_of(name) == "generated" or name == "lm_head.weight"))
+        ]
+        rest = [p for p in parameters if id(p) not in in_layers]
+        decayed = [p for p in rest if p.dim() > 1 and id(p) not in embeddings]
+        undecayed = [p for p in rest if p.dim() <= 1 or id(p) in embeddings]
+        groups += [
+            {"params": decayed, "weight_decay": config.weight_decay, **mark},
+            {"params": [p for p in undecayed if p.dim()], "weight_decay": 0.0, **mark},
+        ]
+        # The logit scale has its own group: FSDP shards all parameters but this one, and a fused update cannot mix
+        # both.
+        if scalars := [p for p in undecayed if not p.dim()]:
+            groups.append({"params": scalars, "weight_decay": 0.0})
+        if matrices := [p for p in parameters if id(p) in in_layers]:
+            hidden.append({"params": matrices, **mark})
+    adamw = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
+    if model.has_experts:
+        _scale_text_rows(adamw, model.lm_head.weight, model.vocabulary.offset)
+    optimizers: list[torch.optim.Optimizer] = [adamw]
     if hidden:
         optimizers.append(Muon(hidden, lr=config.lr, weight_decay=config.weight_decay))
     return optimizers
+
+
+def _scale_text_rows(optimizer: torch.optim.Optimizer, head: Tensor, count: int) -> None:
+    """Let the first ``count`` rows of the head learn at the rate of the first group: both belong to reading."""
+    before: list[Tensor] = []
+
+    def keep(*_: Any) -> None:
+        before[:] = [head.detach().clone()] if lr_scale(optimizer.param_groups[0]) != 1 else []
+
+    @torch.no_grad()
+    def blend(*_: Any) -> None:
+        if before:
+            is_text = torch.arange(len(head), device=head.device)[:, None] < count
+            if isinstance(head, DTensor):
+                is_text = distribute_tensor(is_text, head.device_mesh, head.placements)
+            slower = before[0].lerp(head, lr_scale(optimizer.param_groups[0]))
+            head.copy_(torch.where(is_text, slower, head))
+            before.clear()
+
+    optimizer.register_step_pre_hook(keep)
+    optimizer.register_step_post_hook(blend)
 
 
 def export_model(
@@ -157,6 +196,7 @@ def _card(model: MedUnifierForConditionalGeneration, config: Stage2Config, sourc
     )
     text, size = model.config.text_config, model.num_parameters() / 1e6
     origin = f", initialised from `{Path(config.model.pretrained).name}`" if config.model.pretrained else ""
+    origin += f", experts by kind of token ({model.config.experts})" if model.has_experts else ""
     prior = ", and one of the prior study" if model.config.prior else ""
     phantom = "\nThe data were **phantoms** (procedural radiographs), not patients.\n" if source == "phantom" else ""
     return f"""---

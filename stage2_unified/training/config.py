@@ -89,6 +89,10 @@ class BackboneConfig:
     bidirectional_images: bool = False
     """Let the codes of an encoded image attend to each other in both directions; a generated image stays causal. Such
     a model cannot be exported as a stock causal LM."""
+    experts: Literal["none", "feed_forward", "all"] = "none"
+    """Weights of their own for each kind of token (text, codes of images that are read, codes of images that are
+    generated): none; feed_forward, with the norms of a layer; all of a layer but the attention over the sequence. A
+    token costs the same arithmetic; such a model cannot be exported as a stock causal LM."""
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
@@ -122,6 +126,16 @@ class DecoderOptimConfig(OptimConfig):
     kind: Literal["muon", "adamw"] = "muon"
     """muon: orthogonalised updates for the matrices of the decoder's layers, AdamW for all other parameters; adamw:
     AdamW alone (required by FSDP, which shards matrices)."""
+    balance: Literal["none", "gradient_norm"] = "none"
+    """gradient_norm: multiply the weights of the objectives by factors in [0.1, 10], such that their gradients at the
+    decoder's last hidden states have norms in proportion to the weights."""
+    balance_every: int = 50
+    """Steps between two measurements of these norms, of which a running mean is kept."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.balance_every < 1:
+            raise ValueError(f"optim.balance_every must be at least 1, got {self.balance_every}")
 
 
 @dataclass(frozen=True)
@@ -170,6 +184,35 @@ STATEMENT_LOSSES = ("statement_contrast", "statement_matching")
 
 
 @dataclass(frozen=True)
+class ScheduleConfig:
+    """Understand first, then generate."""
+
+    generate_from: int = 0
+    """Step from which images are generated: before it, the image loss has weight 0. Experts of generated images then
+    begin as copies of those of images that are read."""
+    reader_rate: float = 1.0
+    """From that step on, learning rate of all weights but the experts of generated images and the rows of image codes
+    in the head, as a fraction of theirs; 0 = frozen, and the image loss alone counts. Needs model.experts."""
+
+    def __post_init__(self) -> None:
+        if self.generate_from < 0 or not 0 <= self.reader_rate <= 1:
+            raise ValueError(
+                f"schedule.generate_from must be at least 0 and schedule.reader_rate lie in [0, 1], got "
+                f"{self.generate_from}, {self.reader_rate}"
+            )
+
+    def objectives(self, step: int) -> tuple[str, ...]:
+        """Return the names of the objectives that count at ``step`` (from 0)."""
+        if step < self.generate_from:
+            return tuple(name for name in OBJECTIVES if name != "image")
+        return OBJECTIVES if self.reader_rate else ("image",)
+
+    def rate_of_reader(self, step: int) -> float:
+        """Return the fraction of the learning rate at ``step`` (from 0)."""
+        return self.reader_rate if step >= self.generate_from else 1.0
+
+
+@dataclass(frozen=True)
 class Stage2Config:
     """Train the unified model on token shards."""
 
@@ -192,6 +235,8 @@ class Stage2Config:
     uniform. Use less than 1 for small batches of similar reports, whose nearest neighbours are paraphrases."""
     optim: DecoderOptimConfig = field(default_factory=DecoderOptimConfig)
     """Optimizer."""
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    """Order of the tasks."""
     loop: LoopConfig = field(default_factory=LoopConfig)
     """Length of the training and intervals."""
     compile: CompileSetting = "auto"
@@ -209,6 +254,8 @@ class Stage2Config:
             raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
         if self.negative_hardness < 0:
             raise ValueError(f"negative_hardness must be at least 0, got {self.negative_hardness}")
+        if self.schedule.reader_rate != 1 and self.model.experts == "none":
+            raise ValueError("schedule.reader_rate slows all weights but the generating experts: set model.experts")
         if self.lora.rank and not self.model.pretrained:
             raise ValueError("lora.rank adapts a pretrained decoder: set model.pretrained")
         if self.lora.rank and self.optim.kind != "adamw":

@@ -15,7 +15,7 @@ Shapes: B studies of the micro-batch, G of the step, T report ids, L ids of a se
 E embedding, K codes; n statements a study, S of the step.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
 from typing import Any, TypeVar
 
@@ -31,12 +31,13 @@ from medunifier.stage2_unified.model.modeling import (
     at_positions,
 )
 from medunifier.stage2_unified.model.vocabulary import EOS, UNCOND
+from medunifier.stage2_unified.objectives.balance import shared_gradients
 from medunifier.stage2_unified.objectives.contrast import contrastive_loss, contrastive_similarity
-from medunifier.stage2_unified.objectives.generation import IGNORED, sum_of_chunk, token_loss
+from medunifier.stage2_unified.objectives.generation import IGNORED, ChunkLoss, sum_of_chunk, token_loss
 from medunifier.stage2_unified.objectives.matching import matching_accuracy, matching_loss
 from medunifier.stage2_unified.objectives.statements import statement_contrast
 from medunifier.stage2_unified.training.collator import StudyBatch
-from medunifier.stage2_unified.training.config import LossWeights
+from medunifier.stage2_unified.training.config import OBJECTIVES, LossWeights
 from medunifier.stage2_unified.training.global_batch import Embeddings, GlobalBatch, gather_step
 
 _Result = TypeVar("_Result")
@@ -69,7 +70,13 @@ class FourObjectives(nn.Module):
         self._sum_of_chunk = torch.compile(sum_of_chunk, fullgraph=True, dynamic=False)
 
     def forward(
-        self, batch: StudyBatch, global_batch: GlobalBatch | None = None, embed_only: bool = False
+        self,
+        batch: StudyBatch,
+        global_batch: GlobalBatch | None = None,
+        embed_only: bool = False,
+        counted: Collection[str] = OBJECTIVES,
+        factors: Tensor | None = None,
+        measure: bool = False,
     ) -> dict[str, Tensor] | Embeddings:
         """Return the losses of a micro-batch; their mean over micro-batches and processes is the step's.
 
@@ -77,6 +84,9 @@ class FourObjectives(nn.Module):
             batch: the micro-batch.
             global_batch: all studies of the optimizer step; None if this micro-batch (of every process) is all of it.
             embed_only: return the embeddings alone, for the first pass of a step with several micro-batches.
+            counted: objectives in the sum; the others have weight 0.
+            factors: (objectives,) on the weights; None = 1.
+            measure: also return ``gradients``, (objectives, H, H) of :func:`shared_gradients`.
 
         Returns:
             ``loss`` to differentiate; ``contrast, matching, report, image, z`` in nats, unweighted;
@@ -127,10 +137,12 @@ class FourObjectives(nn.Module):
         # <emb_img> predicts the report's first id, its last id <eos>; <boi> predicts c1, c1 predicts c2, and so on.
         report_target = self._report_target(batch)  # (B, T + 1)
         report_at = emb_img[:, None] + torch.arange(report_target.shape[1], device=emb_img.device)
-        report_sum, report_z = self._token_loss(image_states, report_at, model.text_head, report_target)
+        # The graphs of compiled functions cannot be kept for a second backward pass.
+        chunk_loss = sum_of_chunk if measure else self._sum_of_chunk
+        report_sum, report_z = _token_loss(image_states, report_at, model.text_head, report_target, chunk_loss)
         code_at = boi[..., None] + torch.arange(images.codes.shape[-1], device=boi.device)  # (B, S, N)
         code_target = images.codes.masked_fill((images.view == self.pad)[..., None], IGNORED)  # (B, S, N)
-        image_sum, image_z = self._token_loss(text_states, code_at, model.image_head, code_target)
+        image_sum, image_z = _token_loss(text_states, code_at, model.image_head, code_target, chunk_loss)
         image_tokens = global_batch.images * images.codes.shape[-1]
 
         losses = {
@@ -140,7 +152,8 @@ class FourObjectives(nn.Module):
             "matching": matching_loss(match_logits, has_report, usable) / global_batch.matching_pairs,
             "report": report_sum / global_batch.report_tokens,
             "image": image_sum / image_tokens,
-            "z": report_z / global_batch.report_tokens + image_z / image_tokens,
+            "z": ("report" in counted) * report_z / global_batch.report_tokens
+            + ("image" in counted) * image_z / image_tokens,
         }
         computed = image_states[..., 0].numel() + text_states[..., 0].numel() + sum(g.ids.numel() for g in groups)
         needed = image_first.length.sum() + text_first.length.sum() + sum(g.length.sum() for g in groups)
@@ -155,7 +168,15 @@ class FourObjectives(nn.Module):
             more, accuracy = self._statement_losses(global_batch, every_image, prefix.hidden, states, scale)
             losses |= more
             figures["statement_matching_accuracy"] = accuracy
-        loss = sum(self.weights[name] * value for name, value in losses.items())
+        weights: dict[str, float | Tensor] = {
+            name: weight * (name in counted or name not in OBJECTIVES) for name, weight in self.weights.items()
+        }
+        if factors is not None:
+            weights |= {name: weights[name] * factor for name, factor in zip(OBJECTIVES, factors, strict=True)}
+        loss = sum(weights[name] * value for name, value in losses.items())
+        if measure:
+            shared = [image_states, text_states, branches]
+            losses["gradients"] = shared_gradients([losses[name] for name in OBJECTIVES], shared)
         return {"loss": loss, **losses, **figures}
 
     def _statement_branches(self, batch: StudyBatch, global_batch: GlobalBatch) -> list[Branches]:
@@ -217,15 +238,18 @@ class FourObjectives(nn.Module):
         target = self.model.sequences.append_specials(batch.report, batch.report_length, EOS)
         return target.masked_fill((target == self.pad) | ~batch.has_report[:, None], IGNORED)
 
-    def _token_loss(self, hidden: Tensor, positions: Tensor, head: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the loss and z sums of ``target`` (B, …), predicted from (B, L, H) at ``positions`` (B, …)."""
-        states = at_positions(hidden, positions.flatten(1)).flatten(0, 1)
-        return token_loss(states, head, target.flatten(), self._sum_of_chunk)
-
     @property
     def _longest(self) -> int:
         longest: int = self.model.config.max_report_tokens
         return longest
+
+
+def _token_loss(
+    hidden: Tensor, positions: Tensor, head: Tensor, target: Tensor, chunk_loss: ChunkLoss
+) -> tuple[Tensor, Tensor]:
+    """Return the loss and z sums of ``target`` (B, …), predicted from (B, L, H) at ``positions`` (B, …)."""
+    states = at_positions(hidden, positions.flatten(1)).flatten(0, 1)
+    return token_loss(states, head, target.flatten(), chunk_loss)
 
 
 def _remove_model_prefix(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:

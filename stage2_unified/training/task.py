@@ -4,10 +4,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from medunifier.data.shards.loader import sample_stream
@@ -16,15 +18,18 @@ from medunifier.shared.report_page.plots import labelled_rows
 from medunifier.shared.training.distributed import all_reduce_sum, is_main, rank, world_size
 from medunifier.shared.training.ema import SwappedAverage
 from medunifier.shared.training.loop import FLOP, TOKENS
-from medunifier.shared.training.optimizer_step import OptimizerStep
+from medunifier.shared.training.optimizer_step import LR_SCALE, OptimizerStep
 from medunifier.shared.training.run_folder import RunFolder
 from medunifier.stage1_tokenizer.frozen import FrozenTokenizer
 from medunifier.stage2_unified.generation.images import generate_images
 from medunifier.stage2_unified.generation.reports import generate_reports
+from medunifier.stage2_unified.model.experts import copy_expert, kind_of
 from medunifier.stage2_unified.model.modeling import MedUnifierForConditionalGeneration
 from medunifier.stage2_unified.model.processing.processor import MedUnifierProcessor
 from medunifier.stage2_unified.model.vocabulary import PAD
+from medunifier.stage2_unified.objectives.balance import balancing_factors, updated_norms
 from medunifier.stage2_unified.objectives.chance import chance_levels
+from medunifier.stage2_unified.training.build import GENERATOR
 from medunifier.stage2_unified.training.collator import StudyBatch, StudyCollator
 from medunifier.stage2_unified.training.config import OBJECTIVES, Stage2Config
 from medunifier.stage2_unified.training.dataset import StudiesWithText
@@ -32,6 +37,7 @@ from medunifier.stage2_unified.training.global_batch import GlobalBatch, gather_
 
 VALIDATION_BATCHES = 16
 SAMPLED_STUDIES = 8
+_BALANCE = "balance.safetensors"  # in a checkpoint
 _AT_CHANCE = 0.98  # a loss above this fraction of its chance level has learned nothing
 
 
@@ -56,6 +62,11 @@ class UnifiedTask:
 
     def __post_init__(self) -> None:
         self.objectives.train()  # a loaded backbone is not in training mode
+        self._norms = torch.zeros(len(OBJECTIVES), device=self.accelerator.device)  # of the losses' gradients
+        self._weights = self._norms.new_tensor([getattr(self.config.weights, name) for name in OBJECTIVES])
+        if self._balances:
+            self.accelerator.register_save_state_pre_hook(self._save_norms)
+            self.accelerator.register_load_state_pre_hook(self._load_norms)
         self._update = OptimizerStep(
             self.accelerator, self.objectives, self.optimizers, self.config.optim, self.config.loop.steps
         )
@@ -72,12 +83,20 @@ class UnifiedTask:
         device = self.accelerator.device
         batches = [replace(batch.to(device), negative_seed=step) for batch in micro_batches]
         global_batch = self._global_batch(batches)
+        counted = self._begin(step)
+        factors = None
+        if self._balances:
+            part = [weight * (name in counted) for name, weight in zip(OBJECTIVES, self._weights, strict=True)]
+            factors = balancing_factors(self._norms, torch.stack(part))
+        measure = self._balances and step % self.config.optim.balance_every == 0
         sums: dict[str, Tensor] = {}
         for number, batch in enumerate(batches):
             whole = replace(global_batch, part=number) if global_batch else None
             with self.accelerator.accumulate(self.objectives):
                 with self.accelerator.autocast():  # part of a prepared module's forward, but not of a sharded one's
-                    losses = self.objectives(batch=batch, global_batch=whole)
+                    losses = self.objectives(
+                        batch=batch, global_batch=whole, counted=counted, factors=factors, measure=measure
+                    )
                 self._update(losses["loss"], step)
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + value.detach() / len(batches)
@@ -86,17 +105,44 @@ class UnifiedTask:
             self.average.update()
         chance = {f"{name}.chance": level for name, level in self._chance(self.config.loop.global_batch()).items()}
         tokens = sums.pop(TOKENS) * len(batches)
+        if measure:
+            self._norms = updated_norms(self._norms, all_reduce_sum(sums.pop("gradients")) / world_size())
+        if factors is not None:
+            chance |= {f"{n}.weight": w for n, w in zip(OBJECTIVES, factors * self._weights, strict=True)}
         return {**sums, **self._update.figures(step), **chance, TOKENS: tokens, FLOP: tokens * self._flop_per_token}
+
+    @property
+    def _balances(self) -> bool:
+        return self.config.optim.balance != "none"
+
+    def _begin(self, step: int) -> tuple[str, ...]:
+        """Set what the schedule changes at ``step``, and return the objectives that count."""
+        schedule = self.config.schedule
+        if self._model.has_experts:
+            if step == schedule.generate_from > 0:
+                copy_expert(self._model.model, "read", "generated")
+            for optimizer in self.optimizers:
+                for group in optimizer.param_groups:
+                    group[LR_SCALE] = 1.0 if group.get(GENERATOR) else schedule.rate_of_reader(step)
+        return schedule.objectives(step)
+
+    def _save_norms(self, _: list[Any], __: list[Any], folder: str) -> None:
+        if is_main():
+            save_file({"norms": self._norms}, Path(folder) / _BALANCE)
+
+    def _load_norms(self, _: list[Any], folder: str) -> None:
+        self._norms.copy_(load_file(Path(folder) / _BALANCE)["norms"])
 
     @cached_property
     def _flop_per_token(self) -> int:
-        """FLOP of the decoder layers' matrix products, forward and backward.
+        """FLOP of the decoder layers' matrix products, forward and backward, with one expert a token.
 
         Six a weight, four where it is frozen. Attention scores and the heads add a few per cent; recomputation
         (gradient checkpointing, the first pass of several micro-batches) does not count as progress.
         """
-        layers = self._model.model.layers
-        return sum(p.numel() * (6 if p.requires_grad else 4) for p in layers.parameters() if p.dim() == 2)
+        layers = self._model.model.layers.named_parameters(prefix="layers")
+        passed = [weights for name, weights in layers if weights.dim() == 2 and kind_of(name) == "text"]
+        return sum(weights.numel() * (6 if weights.requires_grad else 4) for weights in passed)
 
     @torch.no_grad()
     def _global_batch(self, batches: list[StudyBatch]) -> GlobalBatch | None:
@@ -187,7 +233,7 @@ class UnifiedTask:
         if not is_main() or step < 2 * self.config.optim.warmup_steps:
             return
         weights, chance = self.config.weights, self._chance(self._validation_size() * world_size())
-        for name in OBJECTIVES:
+        for name in self.config.schedule.objectives(step):
             if getattr(weights, name) > 0 and losses[name] > _AT_CHANCE * chance.get(name, float("inf")):
                 print(f"warning: at step {step} {name} is at chance ({losses[name]:.3f} nats): it learns nothing yet")
 

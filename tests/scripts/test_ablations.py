@@ -57,6 +57,9 @@ def test_each_training_leaves_out_the_objectives_that_its_name_says(bench, confi
         assert training.loop.steps == 6
         assert training.model.bidirectional_images == name.endswith("both-directions")
         assert bool(training.data.statements) == name.endswith("statements")
+        assert (training.model.experts != "none") == ("experts" in name)
+        assert (training.optim.balance != "none") == ("balanced" in name)
+        assert (training.schedule.generate_from > 0) == ("first" in name)
 
 
 def test_a_finished_run_is_not_trained_again(bench, config, capsys):

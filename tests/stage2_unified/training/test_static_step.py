@@ -64,11 +64,12 @@ class HostReads(TorchDispatchMode):
 
 @pytest.mark.parametrize("options", [{}, RAGGED | {"statements": 2}])
 @pytest.mark.parametrize("micro_batches", [1, 2])
-@pytest.mark.parametrize("bidirectional", [False, True])
-def test_a_step_reads_nothing_back_to_the_host(options, micro_batches, bidirectional, monkeypatch):
-    model = make_model(bidirectional_images=bidirectional)
+@pytest.mark.parametrize("changes", [{}, {"bidirectional_images": True}, {"experts": "all"}])
+def test_a_step_reads_nothing_back_to_the_host(options, micro_batches, changes, monkeypatch):
+    model = make_model(**changes)
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=micro_batches)
-    optim = DecoderOptimConfig(max_grad_norm=1.0)
+    balance = "gradient_norm" if "experts" in changes else "none"
+    optim = DecoderOptimConfig(max_grad_norm=1.0, balance=balance, balance_every=1)
     config = Stage2Config(DataConfig("codes"), "tokenizer", "run", optim=optim, ema_decay=0.9)
     objectives, *optimizers = accelerator.prepare(
         FourObjectives(model, LossWeights()), *make_optimizers(model, config.optim)

@@ -320,9 +320,21 @@ def _compiled_fsdp(rank, port, arguments):
     train([*arguments, "--compile=true"])
 
 
+UNSHARED = {
+    "model__experts": "all", "optim__balance": "gradient_norm", "optim__balance_every": 3,
+    "schedule__generate_from": 3, "schedule__reader_rate": 0.5,
+}  # fmt: skip
+
+
 @pytest.mark.slow
-def test_two_fsdp_processes_equal_one_and_write_unsharded_checkpoints(root, made, tmp_path):
-    common = {"optim__kind": "adamw", "optim__schedule": "constant", "loop__accumulation": 1, "ema_decay": 0.5}
+@pytest.mark.parametrize("tasks", [{}, UNSHARED])
+def test_two_fsdp_processes_equal_one_and_write_unsharded_checkpoints(tasks, root, made, tmp_path):
+    common = {
+        "optim__kind": "adamw",
+        "optim__schedule": "constant",
+        "loop__accumulation": 1,
+        "ema_decay": 0.5,
+    } | tasks
     train(arguments(made, tmp_path / "one", **common, loop__batch_size=8, loop__steps=8))
     launch = [
         sys.executable,

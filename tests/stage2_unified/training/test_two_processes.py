@@ -14,7 +14,13 @@ from torch import Tensor
 
 from medunifier.stage2_unified.model.sequences import ImageSpans
 from medunifier.stage2_unified.training.collator import StudyBatch
-from medunifier.stage2_unified.training.config import DataConfig, DecoderOptimConfig, LossWeights, Stage2Config
+from medunifier.stage2_unified.training.config import (
+    OBJECTIVES,
+    DataConfig,
+    DecoderOptimConfig,
+    LossWeights,
+    Stage2Config,
+)
 from medunifier.stage2_unified.training.four_objectives import FourObjectives
 from medunifier.stage2_unified.training.task import UnifiedTask
 from tests.stage2_unified.conftest import make_batch, make_config, make_model
@@ -51,11 +57,15 @@ def one_step(batches: list[StudyBatch]) -> tuple[dict[str, float], dict[str, Ten
         FourObjectives(model, LossWeights()), torch.optim.SGD(model.parameters(), lr=1.0)
     )
     config = Stage2Config(
-        DataConfig("codes"), "tokenizer", "run", optim=DecoderOptimConfig(lr=1.0, warmup_steps=0, max_grad_norm=0.0)
+        DataConfig("codes"),
+        "tokenizer",
+        "run",
+        optim=DecoderOptimConfig(lr=1.0, warmup_steps=0, max_grad_norm=0.0, balance="gradient_norm", balance_every=3),
     )
     processor = SimpleNamespace(vocabulary=model.vocabulary)
     task = UnifiedTask(objectives, [optimizer], accelerator, config, None, None, processor, None)
     figures = {name: float(value) for name, value in task.step(batches, step=3).items()}
+    figures |= {f"norm.{name}": norm for name, norm in zip(OBJECTIVES, task._norms.tolist(), strict=True)}
     return figures, {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
@@ -88,8 +98,10 @@ def uneven_batch() -> StudyBatch:
 
 
 def check_same_step(figures, weights, expected_figures, expected_weights):
-    names = ("contrast", "matching", "report", "image", "z", "loss", "gradient_norm")
-    for name in (*names, *(name for name in expected_figures if name.startswith("statement"))):
+    norms = [f"norm.{name}" for name in OBJECTIVES]
+    assert min(expected_figures[name] for name in norms) > 0
+    statements = [name for name in expected_figures if name.startswith("statement")]
+    for name in (*OBJECTIVES, *norms, *statements, "z", "loss", "gradient_norm"):
         assert figures[name] == pytest.approx(expected_figures[name], rel=1e-5), name
     before = dict(make_model().named_parameters())
     for name, weight in expected_weights.items():
