@@ -233,7 +233,7 @@ def add_experts(layers: Sequence[nn.Module], attention: bool) -> None:
 
 
 @cache
-def _expert_class(layer: type[nn.Module], attention: type[nn.Module]) -> type[nn.Module]:
+def _expert_class(layer: Any, attention: Any) -> type[nn.Module]:
     # Without the decorators of transformers, which look at the class of a layer.
     functions = {"stock_forward": layer.forward, "stock_attention_forward": attention.forward}
     return type(

@@ -443,7 +443,7 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         columns, length = prefix.sequences.ids.shape[1], prefix.sequences.length
         studies, device = len(length), length.device
-        layout = [BranchGroup(*group.ids.shape[1:], group.after_images) for group in groups]
+        layout = [BranchGroup(group.ids.shape[1], group.ids.shape[2], group.after_images) for group in groups]
         # The branches of a study are packed into one row.
         positions = torch.cat([
             (length if group.whole_prefix else torch.ones_like(length))[:, None]

@@ -145,7 +145,7 @@ class FourObjectives(nn.Module):
         image_sum, image_z = _token_loss(text_states, code_at, model.image_head, code_target, chunk_loss)
         image_tokens = global_batch.images * images.codes.shape[-1]
 
-        losses = {
+        losses: dict[str, Tensor] = {
             "contrast": contrastive_loss(
                 similarity, global_batch.report_key, global_batch.patient_key, global_batch.has_text
             ),
