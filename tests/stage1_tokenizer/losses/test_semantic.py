@@ -142,5 +142,5 @@ def test_heads_learn_a_finding_of_one_code_and_the_report_of_an_image():
         sum(losses).backward()
         optimizer.step()
     # The contrast cannot fall below ln(16): sixteen images share each report.
-    assert float(losses[0]) < first[0] / 3
-    assert float(losses[1]) - math.log(16) < (first[1] - math.log(16)) / 2
+    assert float(losses[0].detach()) < first[0] / 3
+    assert float(losses[1].detach()) - math.log(16) < (first[1] - math.log(16)) / 2
