@@ -14,7 +14,7 @@ from medunifier.shared.artifacts import atomic_folder
 from medunifier.shared.report_page.notice import MODEL_LIMITS, research_notice
 from medunifier.shared.training.config import use_compile
 from medunifier.shared.training.distributed import barrier, is_main
-from medunifier.shared.training.optimizer_step import lr_scale
+from medunifier.shared.training.optimizer_step import LR_SCALE, lr_scale
 from medunifier.shared.training.run_folder import RunFolder, read_metrics
 from medunifier.stage1_tokenizer.frozen import FrozenTokenizer
 from medunifier.stage2_unified.model.backbones import add_adapters, load_backbone, pretrained_config
@@ -36,7 +36,7 @@ from medunifier.stage2_unified.training.four_objectives import FourObjectives
 from medunifier.stage2_unified.training.muon import Muon
 
 GENERATOR = "generator"
-"""Key of an optimizer's group whose parameters generate images and have no other use."""
+"""Key of an optimizer's group: whether its parameters generate images and have no other use."""
 
 
 def run_text_tokenizer(config: Stage2Config, run: RunFolder, training: StudiesWithText) -> PreTrainedTokenizerBase:
@@ -114,20 +114,24 @@ def make_optimizers(
     """Return Muon for the matrices of the decoder's layers (if configured) and AdamW for the rest.
 
     Weight decay is on matrices alone, not on norms, biases, embeddings and the logit scale. With experts, the groups
-    of what generates images alone have the key :data:`GENERATOR`.
+    of what generates images alone have :data:`GENERATOR` set.
     """
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     if not all(parameter.requires_grad for parameter in model.parameters()):
         embeddings.add(id(model.lm_head.weight))  # with adapters the text rows of both tables are frozen
     in_layers = {id(p) for p in model.model.layers.parameters() if p.dim() == 2} if config.kind == "muon" else set()
+    generating = {id(p) for name, p in model.named_parameters() if kind_of(name) == "generated"}
+    if model.has_experts:
+        generating.add(id(model.lm_head.weight))
     groups: list[dict[str, Any]] = []
     hidden: list[dict[str, Any]] = []
-    for mark in ({}, {GENERATOR: True}) if model.has_experts else ({},):
+    # The same keys from the beginning on: a sharded checkpoint loads into groups that have them.
+    marks = [{GENERATOR: generates, LR_SCALE: 1.0} for generates in (False, True)] if model.has_experts else [{}]
+    for mark in marks:
         parameters = [
             parameter
             for name, parameter in model.named_parameters()
-            if parameter.requires_grad
-            and bool(mark) == (model.has_experts and (kind_of(name) == "generated" or name == "lm_head.weight"))
+            if parameter.requires_grad and mark.get(GENERATOR, False) == (id(parameter) in generating)
         ]
         rest = [p for p in parameters if id(p) not in in_layers]
         decayed = [p for p in rest if p.dim() > 1 and id(p) not in embeddings]
@@ -139,7 +143,7 @@ def make_optimizers(
         # The logit scale has its own group: FSDP shards all parameters but this one, and a fused update cannot mix
         # both.
         if scalars := [p for p in undecayed if not p.dim()]:
-            groups.append({"params": scalars, "weight_decay": 0.0})
+            groups.append({"params": scalars, "weight_decay": 0.0, **mark})
         if matrices := [p for p in parameters if id(p) in in_layers]:
             hidden.append({"params": matrices, **mark})
     adamw = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)

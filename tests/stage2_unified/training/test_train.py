@@ -320,14 +320,14 @@ def _compiled_fsdp(rank, port, arguments):
     train([*arguments, "--compile=true"])
 
 
-UNSHARED = {
+EXPERTS_IN_ORDER = {
     "model__experts": "all", "optim__balance": "gradient_norm", "optim__balance_every": 3,
     "schedule__generate_from": 3, "schedule__reader_rate": 0.5,
 }  # fmt: skip
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tasks", [{}, UNSHARED])
+@pytest.mark.parametrize("tasks", [{}, EXPERTS_IN_ORDER])
 def test_two_fsdp_processes_equal_one_and_write_unsharded_checkpoints(tasks, root, made, tmp_path):
     common = {
         "optim__kind": "adamw",
