@@ -88,7 +88,8 @@ class ImageLabelHead(nn.Module):
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Return features (B, C, h, w) at 1/2, 1/4, 1/8 and twice at 1/16 of the resolution, fine to coarse."""
-        x, found = images.mean(dim=1, keepdim=True), list[Tensor]()
+        x = images.mean(dim=1, keepdim=True)
+        found: list[Tensor] = []
         for layer in self.layers:
             x = layer(x)
             found.append(x)

@@ -213,7 +213,6 @@ def test_a_step_with_all_terms_reads_nothing_from_the_device(teacher_files):
     assert {"semantic_labels", "semantic_report", "semantic_teacher"} < figures.keys()
 
 
-@pytest.mark.slow
 def test_heads_compile_as_one_graph(teacher_files):
     torch._dynamo.reset()
     task = tiny_task(semantic=semantic(**teacher_files), balance=BALANCE)
