@@ -24,7 +24,6 @@ from medunifier.stage2_unified.generation.images import generate_images
 from medunifier.stage2_unified.generation.likelihood import LikelihoodReference, candidate_views, image_nll
 from medunifier.stage2_unified.generation.reports import generate_reports
 from medunifier.stage2_unified.inference.image_backbone import ImageBackbone
-from medunifier.stage2_unified.inference.inputs import ShardStudies, codes_of
 from medunifier.stage2_unified.inference.streaming import stream_report
 from medunifier.stage2_unified.model.modeling import MedUnifierForConditionalGeneration
 from medunifier.stage2_unified.model.processing.processor import Codes, MedUnifierProcessor, Prior
@@ -211,6 +210,9 @@ class MedUnifierPipeline:
         Raises:
             UserError: if the split has too few images, or the codes are those of another tokenizer.
         """
+        # Imported here: it reads DICOM, for which a machine that only computes needs no package.
+        from medunifier.stage2_unified.inference.inputs import ShardStudies, codes_of
+
         manifest = read_manifest(shards)
         studies = ShardStudies(str(shards), [split], self.tokenizer, max_views=sys.maxsize)
         numbers = range(0, len(studies.keys), -(-len(studies.keys) // MOST_REFERENCE_STUDIES))
