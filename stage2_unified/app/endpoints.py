@@ -11,7 +11,7 @@ import numpy as np
 
 from medunifier.shared.errors import UserError
 from medunifier.shared.files.grey_levels import to_uint8
-from medunifier.stage2_unified.app.code_grid import Region, cell_pixels, render_codes
+from medunifier.stage2_unified.app.code_grid import WAYS, Region, cell_pixels, render_codes
 from medunifier.stage2_unified.app.phantoms import Example
 from medunifier.stage2_unified.app.service import SAMPLES, ModelService, TextMatch
 
@@ -20,6 +20,8 @@ SIMILAR_COLUMNS = ("rank", "similarity", "study", "view", "findings", "impressio
 PROMPT_COLUMNS = ("finding", "statement over denial", "similarity", "percentile in the index")
 MATCH_COLUMNS = ("seed", "match")
 NO_RISK = "not the risk of a disease"
+ERROR = "**Error:**"
+"""Start of an error message of the page."""
 OUTSIDE = "**This image is unlike the data that the model was trained on: its results are unreliable.**"
 STEPS = ("Reading the image", "Writing the report", "Scoring the findings", "Searching similar studies")
 
@@ -32,20 +34,24 @@ def in_words(
     """Return a handler of the page whose first output is a message: after a `UserError` what was wrong.
 
     Raised, it would be shown for some seconds only, beside a badge without words and the results of the request
-    before.
+    before. The attribute ``refused`` returns the same for an error found before the handler runs.
 
     Args:
         handler: yields the message and the results.
         emptied: results after an error.
     """
 
+    def refused(error: UserError) -> tuple[Any, ...]:
+        return f"{ERROR} {error}", *emptied
+
     @functools.wraps(handler)
     def handled(*arguments: Any) -> Iterator[tuple[Any, ...]]:
         try:
             yield from handler(*arguments)
         except UserError as error:
-            yield f"**Error:** {error}", *emptied
+            yield refused(error)
 
+    vars(handled)["refused"] = refused
     return handled
 
 
@@ -103,13 +109,13 @@ class Endpoints:
         text: str,
         names: list[str],
         count: float,
-        seed: float,
+        seed: float | None,
         guidance: float,
         view: str,
         temperature: float,
     ) -> tuple[str, list[tuple[str, str]], dict[str, Any]]:
         """Generate from a text or findings; return the prompt, files with captions, and :data:`MATCH_COLUMNS`."""
-        numbers = int(count), int(seed), float(guidance)
+        numbers = int(count), int(entered(seed, "a seed")), float(guidance)
         prompt, images = self._service.draw(text, names or [], *numbers, view, float(temperature))
         gallery = []
         for image in images:
@@ -124,13 +130,25 @@ class Endpoints:
         return image.codes, render_codes(image.codes, self._codebook_size), self._service.decode(image.codes)
 
     def edit(
-        self, codes: np.ndarray | None, top: float, left: float, height: float, width: float, way: str, code: float
+        self,
+        codes: np.ndarray | None,
+        top: float | None,
+        left: float | None,
+        height: float | None,
+        width: float | None,
+        way: str,
+        code: float | None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the codes with a region replaced, rendered and decoded."""
         if codes is None:
             raise UserError("show the codes of a radiograph first")
-        region = Region(int(top), int(left), int(height), int(width))
-        changed = self._service.edit(codes, region, way, int(code))
+        names = ("a first row", "a first column", "a number of rows", "a number of columns")
+        region = Region(
+            *(int(entered(one, name)) for one, name in zip((top, left, height, width), names, strict=True))
+        )
+        if way == WAYS[0]:
+            code = entered(code, f"a code from 0 to {self._codebook_size - 1}")
+        changed = self._service.edit(codes, region, way, int(code or 0))
         return changed, render_codes(changed, self._codebook_size, region), self._service.decode(changed)
 
     def choose(self, event: gr.SelectData) -> tuple[str, str, Any]:
@@ -142,7 +160,7 @@ class Endpoints:
         return str(example.path), example.view, gr.update(value=truth, visible=True)
 
     def pick(
-        self, event: gr.SelectData, codes: np.ndarray | None, height: float, width: float
+        self, event: gr.SelectData, codes: np.ndarray | None, height: float | None, width: float | None
     ) -> tuple[int, int, np.ndarray | None]:
         """Return row and column of the clicked code, and the rendered codes with the region starting there."""
         if not isinstance(event.index, list):
@@ -152,7 +170,9 @@ class Endpoints:
         top, left = min(row // cell, rows - 1), min(column // cell, columns - 1)
         if codes is None:
             return top, left, None
-        region = Region(top, left, min(max(int(height), 1), rows - top), min(max(int(width), 1), columns - left))
+        region = Region(
+            top, left, min(max(int(height or 1), 1), rows - top), min(max(int(width or 1), 1), columns - left)
+        )
         return top, left, render_codes(codes, self._codebook_size, region)
 
     def leave(self, request: gr.Request) -> None:
@@ -264,6 +284,17 @@ class Endpoints:
         """Return the images for the rows of :meth:`similar`, of studies that have one."""
         images = self._service.index_images
         return [(images[study], f"similarity {cosine:.2f}") for _, cosine, study, *_ in rows if study in images]
+
+
+def entered(value: float | None, name: str) -> float:
+    """Return the value of a number field; ``name`` says what it holds, "a seed".
+
+    Raises:
+        UserError: if the field was left empty.
+    """
+    if value is None:
+        raise UserError(f"enter {name}")
+    return value
 
 
 def match_texts(found: TextMatch) -> tuple[str, str]:

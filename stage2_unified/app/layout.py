@@ -9,6 +9,7 @@ import gradio as gr
 from medunifier.shared.report_page.notice import MODEL_LIMITS, research_notice
 from medunifier.stage2_unified.app.code_grid import WAYS
 from medunifier.stage2_unified.app.endpoints import (
+    ERROR,
     MATCH_COLUMNS,
     PROMPT_COLUMNS,
     SCORE_COLUMNS,
@@ -33,7 +34,7 @@ _FILL_LABELS = ("a single code", "the mirrored codes", "the row above")
 # One model: one request at a time over all tabs.
 _QUEUED: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
 _PAGE_ONLY: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-_NO_ANSWER = "**Error:** the server gave no answer. Upload the radiograph again, or try again later."
+_NO_ANSWER = f"{ERROR} the server gave no answer. Upload the radiograph again, or try again later."
 
 
 def build_page(
