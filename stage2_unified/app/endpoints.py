@@ -24,6 +24,7 @@ ERROR = "**Error:**"
 """Start of an error message of the page."""
 OUTSIDE = "**This image is unlike the data that the model was trained on: its results are unreliable.**"
 STEPS = ("Reading the image", "Writing the report", "Scoring the findings", "Searching similar studies")
+_NO_FINDING = "No known finding in this text. Enter a whole report, or a sentence about a finding."
 
 Rows = list[list[Any]]
 
@@ -84,9 +85,12 @@ class Endpoints:
         """Return :data:`SCORE_COLUMNS` of the learned findings or of comma-separated names, highest first."""
         scores = self._service.findings(self._service.read(path, view), labels or "")
         rows: Rows = [
-            [s.name, s.sampled_probability, s.preference, round(s.similarity, 3), s.index_rank] for s in scores
+            [s.name, s.sampled_probability, s.preference, s.similarity and round(s.similarity, 3), s.index_rank]
+            for s in scores
         ]
-        return sorted(rows, key=lambda row: (-1 if row[1] is None else row[1], row[4] or 0, row[2]), reverse=True)
+        return sorted(
+            rows, key=lambda row: (-1 if row[1] is None else row[1], row[4] or 0, row[2] or 0), reverse=True
+        )
 
     def similar(self, path: str | None, view: str, top: float) -> Rows:
         """Return :data:`SIMILAR_COLUMNS` of the most similar studies, best first."""
@@ -267,8 +271,8 @@ class Endpoints:
         """
         prompts = table(PROMPT_COLUMNS, [[name, *scores] for name, _, *scores in rows])
         sampled = [(name, value, of_samples(value)) for name, value, *_ in rows if value is not None]
-        untrained = [name for name, *_ in rows if self._service.is_untrained(name)]
-        known = [row for row in rows if row[0] not in untrained]
+        untrained = {name: self._service.untrained(name) for name, *_ in rows}
+        known = [row for row in rows if not untrained[row[0]]]
         if sampled or not known:
             label, bars = f"Findings: fraction of {SAMPLES} sampled reports", sampled
         elif all(percentile is not None for *_, percentile in known):
@@ -277,7 +281,7 @@ class Endpoints:
         else:
             label = "Findings: statement over denial, not calibrated"
             bars = [(name, preference, small(preference)) for name, _, preference, *_ in known]
-        bars += [(name, None, "not in the training data") for name in untrained]
+        bars += [(name, None, not_trained_on(findings)) for name, findings in untrained.items() if findings]
         return gr.update(value=bars_html(bars), label=f"{label}; {NO_RISK}"), prompts
 
     def thumbnails(self, rows: Rows) -> list[tuple[np.ndarray, str]]:
@@ -307,26 +311,29 @@ def match_texts(found: TextMatch) -> tuple[str, str]:
         answer, weaker = [f"Match head: {head}"], [f"{cosine}."]
     else:
         answer = [
-            f"{'States' if stated else 'Denies'} {name}: {of_samples(agree)} sampled reports agree."
+            f"{'States' if stated else 'Denies'} {name} (side, size and place not compared): {of_samples(agree)} "
+            "sampled reports agree."
             for name, stated, agree in found.agreement
         ]
         weaker = [f"{cosine}.", f"Match head, trained on whole reports: {head}"]
-        if answer:
-            answer.append("Side and size are not compared.")
-        elif found.percentile is not None and not found.untrained:
-            answer, weaker = weaker[:1], weaker[1:]
-        elif not found.untrained:
-            answer = ["No known finding in this text. Enter a whole report, or a sentence about a finding."]
+    if not found.finding or not (answer or found.untrained):
+        # Of such a text no score means anything.
+        answer, weaker = [_NO_FINDING], weaker + answer
     if found.untrained:
         # A score would read as if the finding were absent.
-        answer.append(f"The model was not trained on {', '.join(found.untrained)}: no score.")
+        answer.append(not_trained_on(found.untrained))
         weaker = weaker if found.agreement or found.whole_report else []
     return "\n\n".join(answer), "\n\n".join(weaker)
 
 
+def not_trained_on(findings: Sequence[str]) -> str:
+    """Return why findings by name have no score."""
+    return f"The model was not trained on {', '.join(findings)}: no score."
+
+
 def of_samples(fraction: float) -> str:
-    """Return a fraction of the sampled reports in words, "50% of 16"; none of them as "fewer than one of 16"."""
-    return f"{f'{fraction:.0%}' if fraction else 'fewer than one'} of {SAMPLES}"
+    """Return a fraction of the sampled reports in words: "50% of 16", or "none of 16"."""
+    return f"{f'{fraction:.0%}' if fraction else 'none'} of {SAMPLES}"
 
 
 def percent(fraction: float) -> str:
