@@ -96,6 +96,7 @@ def _run(
     outputs: list[Any],
     emptied: Any = None,
     once: bool = True,
+    others: Sequence[gr.Markdown] = (),
     **options: Any,
 ) -> None:
     """Connect an event to a handler of the page, whose first output is a message.
@@ -107,6 +108,7 @@ def _run(
         outputs: components, the first for the message.
         emptied: value of the others after an error.
         once: whether the event is ignored while its handler runs.
+        others: further messages of the tab, of which a success removes the errors.
         options: of the event.
     """
     results = [emptied] * (len(outputs) - 1)
@@ -116,6 +118,20 @@ def _run(
     )  # fmt: skip
     # An error outside the handler (a full queue, a deleted upload, a defect): without it Gradio's badge would stay.
     run.failure(lambda: (_NO_ANSWER, *results), None, outputs, queue=False, **_PAGE_ONLY)
+    if others:
+        _remove_errors(run.success, outputs[0], others)
+
+
+def _remove_errors(event: Callable[..., Any], own: gr.Markdown, others: Sequence[gr.Markdown]) -> None:
+    """Remove, in the browser alone, the error messages among ``others`` if ``own``, of the event, is none."""
+    # A handler that answers an error in words succeeds for Gradio.
+    event(
+        None, [own, *others], list(others), queue=False, **_PAGE_ONLY,
+        js=f"""(own, ...others) => {{
+            const error = (text) => (text || "").startsWith({ERROR!r});
+            return error(own) ? others : others.map((text) => error(text) ? "" : text);
+        }}""",
+    )  # fmt: skip
 
 
 def _report_tab(
@@ -212,7 +228,8 @@ def _report_tab(
 
     def run(event: Callable[..., Any], once: bool) -> None:
         inputs = [radiograph, view, labels, top]
-        _run(event, endpoints.read, inputs, run_outputs, once=once, show_progress="hidden")
+        others = [matched, score_status]
+        _run(event, endpoints.read, inputs, run_outputs, once=once, others=others, show_progress="hidden")
 
     def empty(request: gr.Request) -> list[None]:
         endpoints.leave(request)
@@ -237,9 +254,13 @@ def _report_tab(
             run(emptied.success, once=False)
     inputs = [radiograph, view, labels]
     again = functools.partial(gr.on, [score.click, labels.submit])
-    _run(again, endpoints.rescore, inputs, [score_status, bars, prompted], show_progress="hidden")
+    outputs: list[Any] = [score_status, bars, prompted]
+    _run(again, endpoints.rescore, inputs, outputs, others=[status, matched], show_progress="hidden")
     requested = functools.partial(gr.on, [match.click, typed.submit])
-    _run(requested, endpoints.compare, [radiograph, view, typed], [matched, weaker, agreeing])
+    outputs = [matched, weaker, agreeing]
+    _run(requested, endpoints.compare, [radiograph, view, typed], outputs, others=[status, score_status])
+    # The answer would be mistaken for that of the new text.
+    typed.input(None, None, outputs, js='() => ["", "", null]', queue=False, **_PAGE_ONLY)
     _publish(
         (endpoints.show, [radiograph, view], [shown]),
         (endpoints.report, [radiograph, view], [written]),
@@ -325,11 +346,12 @@ def _codes_tab(endpoints: Endpoints, pipeline: MedUnifierPipeline, radiograph: g
                 )  # fmt: skip
     outputs = [status, codes, code_map, decoded, before]
     radiograph.change(lambda: [None] * 6, None, [*outputs, edit_status], queue=False, **_PAGE_ONLY)
-    _run(show_codes.click, endpoints.encode, [radiograph, view], outputs)
+    _run(show_codes.click, endpoints.encode, [radiograph, view], outputs, others=[edit_status])
     region, shown = [codes, top, left, height, width, way, code], [codes, code_map, decoded]
-    _run(change.click, endpoints.fill, region, [edit_status, *shown], emptied=gr.skip())
+    _run(change.click, endpoints.fill, region, [edit_status, *shown], emptied=gr.skip(), others=[status])
     _publish((endpoints.tokens, [radiograph, view], shown), (endpoints.edit, region, shown))
-    code_map.select(endpoints.pick, [codes, height, width], [top, left, code_map], queue=False, **_PAGE_ONLY)
+    picked = code_map.select(endpoints.pick, [codes, height, width], [top, left, code_map], queue=False, **_PAGE_ONLY)
+    _remove_errors(picked.success, status, [edit_status])
 
 
 def _integer(label: str, value: int, name: str) -> gr.Number:
