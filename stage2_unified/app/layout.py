@@ -98,8 +98,8 @@ def _run(
     once: bool = True,
     others: Sequence[gr.Markdown] = (),
     **options: Any,
-) -> None:
-    """Connect an event to a handler of the page, whose first output is a message.
+) -> Any:
+    """Connect an event to a handler of the page, whose first output is a message; return the event.
 
     Args:
         event: registers a listener.
@@ -120,6 +120,7 @@ def _run(
     run.failure(lambda: (_NO_ANSWER, *results), None, outputs, queue=False, **_PAGE_ONLY)
     if others:
         _remove_errors(run.success, outputs[0], others)
+    return run
 
 
 def _remove_errors(event: Callable[..., Any], own: gr.Markdown, others: Sequence[gr.Markdown]) -> None:
@@ -258,9 +259,14 @@ def _report_tab(
     _run(again, endpoints.rescore, inputs, outputs, others=[status, matched], show_progress="hidden")
     requested = functools.partial(gr.on, [match.click, typed.submit])
     outputs = [matched, weaker, agreeing]
-    _run(requested, endpoints.compare, [radiograph, view, typed], outputs, others=[status, score_status])
-    # The answer would be mistaken for that of the new text.
-    typed.input(None, None, outputs, js='() => ["", "", null]', queue=False, **_PAGE_ONLY)
+    requested(None, [typed], None, js="(text) => { window.matchedText = text; }", queue=False, **_PAGE_ONLY)
+    compared = _run(
+        requested, endpoints.compare, [radiograph, view, typed], outputs, once=False, others=[status, score_status]
+    )
+    # The answer would be mistaken for that of the new text; it may also come after the change.
+    stale = 'text => text === window.matchedText ? undefined : ["", "", null]'
+    for change in (typed.change, compared.success):
+        change(None, [typed], outputs, js=stale, queue=False, **_PAGE_ONLY)
     _publish(
         (endpoints.show, [radiograph, view], [shown]),
         (endpoints.report, [radiograph, view], [written]),

@@ -229,8 +229,12 @@ def test_a_statement_is_scored_by_sampled_reports_and_never_reads_0(opened, tmp_
         assert percent, page.locator("#matched").inner_text()
         assert int(percent[1]) > 80, "the included model reports this effusion"
     assert not page.locator("#weaker").is_visible()
+    page.get_by_text("Weaker scores of this text").click()
+    page.locator("#weaker").get_by_text("Cosine").wait_for()
+    page.locator("#agreeing img").wait_for()
     page.locator("#typed textarea, #typed input").fill("")
     until(page, "document.querySelector('#matched').innerText.trim() == ''")  # of the text before
+    assert not page.locator("#agreeing img").count() and not page.locator("#weaker").inner_text().strip()
     page.locator("#match").click()
     until(page, "document.querySelector('#matched').innerText.includes('enter a text')")
     page.get_by_text("scores by prompts").click()
