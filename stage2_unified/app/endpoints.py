@@ -11,7 +11,7 @@ import numpy as np
 
 from medunifier.shared.errors import UserError
 from medunifier.shared.files.grey_levels import to_uint8
-from medunifier.stage2_unified.app.code_grid import Region, cell_pixels, render_codes
+from medunifier.stage2_unified.app.code_grid import WAYS, Region, cell_pixels, render_codes
 from medunifier.stage2_unified.app.phantoms import Example
 from medunifier.stage2_unified.app.service import SAMPLES, ModelService, TextMatch
 
@@ -20,8 +20,11 @@ SIMILAR_COLUMNS = ("rank", "similarity", "study", "view", "findings", "impressio
 PROMPT_COLUMNS = ("finding", "statement over denial", "similarity", "percentile in the index")
 MATCH_COLUMNS = ("seed", "match")
 NO_RISK = "not the risk of a disease"
+ERROR = "**Error:**"
+"""Start of an error message of the page."""
 OUTSIDE = "**This image is unlike the data that the model was trained on: its results are unreliable.**"
 STEPS = ("Reading the image", "Writing the report", "Scoring the findings", "Searching similar studies")
+_NO_FINDING = "No known finding in this text. Enter a whole report, or a sentence about a finding."
 
 Rows = list[list[Any]]
 
@@ -32,20 +35,24 @@ def in_words(
     """Return a handler of the page whose first output is a message: after a `UserError` what was wrong.
 
     Raised, it would be shown for some seconds only, beside a badge without words and the results of the request
-    before.
+    before. The attribute ``refused`` returns the same for an error found before the handler runs.
 
     Args:
         handler: yields the message and the results.
         emptied: results after an error.
     """
 
+    def refused(error: UserError) -> tuple[Any, ...]:
+        return f"{ERROR} {error}", *emptied
+
     @functools.wraps(handler)
     def handled(*arguments: Any) -> Iterator[tuple[Any, ...]]:
         try:
             yield from handler(*arguments)
         except UserError as error:
-            yield f"**Error:** {error}", *emptied
+            yield refused(error)
 
+    vars(handled)["refused"] = refused
     return handled
 
 
@@ -78,9 +85,12 @@ class Endpoints:
         """Return :data:`SCORE_COLUMNS` of the learned findings or of comma-separated names, highest first."""
         scores = self._service.findings(self._service.read(path, view), labels or "")
         rows: Rows = [
-            [s.name, s.sampled_probability, s.preference, round(s.similarity, 3), s.index_rank] for s in scores
+            [s.name, s.sampled_probability, s.preference, s.similarity and round(s.similarity, 3), s.index_rank]
+            for s in scores
         ]
-        return sorted(rows, key=lambda row: (-1 if row[1] is None else row[1], row[4] or 0, row[2]), reverse=True)
+        return sorted(
+            rows, key=lambda row: (-1 if row[1] is None else row[1], row[4] or 0, row[2] or 0), reverse=True
+        )
 
     def similar(self, path: str | None, view: str, top: float) -> Rows:
         """Return :data:`SIMILAR_COLUMNS` of the most similar studies, best first."""
@@ -103,13 +113,13 @@ class Endpoints:
         text: str,
         names: list[str],
         count: float,
-        seed: float,
+        seed: float | None,
         guidance: float,
         view: str,
         temperature: float,
     ) -> tuple[str, list[tuple[str, str]], dict[str, Any]]:
         """Generate from a text or findings; return the prompt, files with captions, and :data:`MATCH_COLUMNS`."""
-        numbers = int(count), int(seed), float(guidance)
+        numbers = int(count), int(entered(seed, "a seed")), float(guidance)
         prompt, images = self._service.draw(text, names or [], *numbers, view, float(temperature))
         gallery = []
         for image in images:
@@ -124,13 +134,25 @@ class Endpoints:
         return image.codes, render_codes(image.codes, self._codebook_size), self._service.decode(image.codes)
 
     def edit(
-        self, codes: np.ndarray | None, top: float, left: float, height: float, width: float, way: str, code: float
+        self,
+        codes: np.ndarray | None,
+        top: float | None,
+        left: float | None,
+        height: float | None,
+        width: float | None,
+        way: str,
+        code: float | None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the codes with a region replaced, rendered and decoded."""
         if codes is None:
             raise UserError("show the codes of a radiograph first")
-        region = Region(int(top), int(left), int(height), int(width))
-        changed = self._service.edit(codes, region, way, int(code))
+        names = ("a first row", "a first column", "a number of rows", "a number of columns")
+        region = Region(
+            *(int(entered(one, name)) for one, name in zip((top, left, height, width), names, strict=True))
+        )
+        if way == WAYS[0]:
+            code = entered(code, f"a code from 0 to {self._codebook_size - 1}")
+        changed = self._service.edit(codes, region, way, int(code or 0))
         return changed, render_codes(changed, self._codebook_size, region), self._service.decode(changed)
 
     def choose(self, event: gr.SelectData) -> tuple[str, str, Any]:
@@ -142,7 +164,7 @@ class Endpoints:
         return str(example.path), example.view, gr.update(value=truth, visible=True)
 
     def pick(
-        self, event: gr.SelectData, codes: np.ndarray | None, height: float, width: float
+        self, event: gr.SelectData, codes: np.ndarray | None, height: float | None, width: float | None
     ) -> tuple[int, int, np.ndarray | None]:
         """Return row and column of the clicked code, and the rendered codes with the region starting there."""
         if not isinstance(event.index, list):
@@ -152,7 +174,9 @@ class Endpoints:
         top, left = min(row // cell, rows - 1), min(column // cell, columns - 1)
         if codes is None:
             return top, left, None
-        region = Region(top, left, min(max(int(height), 1), rows - top), min(max(int(width), 1), columns - left))
+        region = Region(
+            top, left, min(max(int(height or 1), 1), rows - top), min(max(int(width or 1), 1), columns - left)
+        )
         return top, left, render_codes(codes, self._codebook_size, region)
 
     def leave(self, request: gr.Request) -> None:
@@ -247,8 +271,8 @@ class Endpoints:
         """
         prompts = table(PROMPT_COLUMNS, [[name, *scores] for name, _, *scores in rows])
         sampled = [(name, value, of_samples(value)) for name, value, *_ in rows if value is not None]
-        untrained = [name for name, *_ in rows if self._service.is_untrained(name)]
-        known = [row for row in rows if row[0] not in untrained]
+        untrained = {name: self._service.untrained(name) for name, *_ in rows}
+        known = [row for row in rows if not untrained[row[0]]]
         if sampled or not known:
             label, bars = f"Findings: fraction of {SAMPLES} sampled reports", sampled
         elif all(percentile is not None for *_, percentile in known):
@@ -257,13 +281,24 @@ class Endpoints:
         else:
             label = "Findings: statement over denial, not calibrated"
             bars = [(name, preference, small(preference)) for name, _, preference, *_ in known]
-        bars += [(name, None, "not in the training data") for name in untrained]
+        bars += [(name, None, not_trained_on(findings)) for name, findings in untrained.items() if findings]
         return gr.update(value=bars_html(bars), label=f"{label}; {NO_RISK}"), prompts
 
     def thumbnails(self, rows: Rows) -> list[tuple[np.ndarray, str]]:
         """Return the images for the rows of :meth:`similar`, of studies that have one."""
         images = self._service.index_images
         return [(images[study], f"similarity {cosine:.2f}") for _, cosine, study, *_ in rows if study in images]
+
+
+def entered(value: float | None, name: str) -> float:
+    """Return the value of a number field; ``name`` says what it holds, "a seed".
+
+    Raises:
+        UserError: if the field was left empty.
+    """
+    if value is None:
+        raise UserError(f"enter {name}")
+    return value
 
 
 def match_texts(found: TextMatch) -> tuple[str, str]:
@@ -276,26 +311,29 @@ def match_texts(found: TextMatch) -> tuple[str, str]:
         answer, weaker = [f"Match head: {head}"], [f"{cosine}."]
     else:
         answer = [
-            f"{'States' if stated else 'Denies'} {name}: {of_samples(agree)} sampled reports agree."
+            f"{'States' if stated else 'Denies'} {name} (side, size and place not compared): {of_samples(agree)} "
+            "sampled reports agree."
             for name, stated, agree in found.agreement
         ]
         weaker = [f"{cosine}.", f"Match head, trained on whole reports: {head}"]
-        if answer:
-            answer.append("Side and size are not compared.")
-        elif found.percentile is not None and not found.untrained:
-            answer, weaker = weaker[:1], weaker[1:]
-        elif not found.untrained:
-            answer = ["No known finding in this text. Enter a whole report, or a sentence about a finding."]
+    if not found.finding or not (answer or found.untrained):
+        # Of such a text no score means anything.
+        answer, weaker = [_NO_FINDING], weaker + answer
     if found.untrained:
         # A score would read as if the finding were absent.
-        answer.append(f"The model was not trained on {', '.join(found.untrained)}: no score.")
+        answer.append(not_trained_on(found.untrained))
         weaker = weaker if found.agreement or found.whole_report else []
     return "\n\n".join(answer), "\n\n".join(weaker)
 
 
+def not_trained_on(findings: Sequence[str]) -> str:
+    """Return why findings by name have no score."""
+    return f"The model was not trained on {', '.join(findings)}: no score."
+
+
 def of_samples(fraction: float) -> str:
-    """Return a fraction of the sampled reports in words, "50% of 16"; none of them as "fewer than one of 16"."""
-    return f"{f'{fraction:.0%}' if fraction else 'fewer than one'} of {SAMPLES}"
+    """Return a fraction of the sampled reports in words: "50% of 16", or "none of 16"."""
+    return f"{f'{fraction:.0%}' if fraction else 'none'} of {SAMPLES}"
 
 
 def percent(fraction: float) -> str:

@@ -9,6 +9,7 @@ import gradio as gr
 from medunifier.shared.report_page.notice import MODEL_LIMITS, research_notice
 from medunifier.stage2_unified.app.code_grid import WAYS
 from medunifier.stage2_unified.app.endpoints import (
+    ERROR,
     MATCH_COLUMNS,
     PROMPT_COLUMNS,
     SCORE_COLUMNS,
@@ -33,7 +34,7 @@ _FILL_LABELS = ("a single code", "the mirrored codes", "the row above")
 # One model: one request at a time over all tabs.
 _QUEUED: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
 _PAGE_ONLY: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-_NO_ANSWER = "**Error:** the server gave no answer. Upload the radiograph again, or try again later."
+_NO_ANSWER = f"{ERROR} the server gave no answer. Upload the radiograph again, or try again later."
 
 
 def build_page(
@@ -95,9 +96,10 @@ def _run(
     outputs: list[Any],
     emptied: Any = None,
     once: bool = True,
+    others: Sequence[gr.Markdown] = (),
     **options: Any,
-) -> None:
-    """Connect an event to a handler of the page, whose first output is a message.
+) -> Any:
+    """Connect an event to a handler of the page, whose first output is a message; return the event.
 
     Args:
         event: registers a listener.
@@ -106,6 +108,7 @@ def _run(
         outputs: components, the first for the message.
         emptied: value of the others after an error.
         once: whether the event is ignored while its handler runs.
+        others: further messages of the tab, of which a success removes the errors.
         options: of the event.
     """
     results = [emptied] * (len(outputs) - 1)
@@ -115,6 +118,21 @@ def _run(
     )  # fmt: skip
     # An error outside the handler (a full queue, a deleted upload, a defect): without it Gradio's badge would stay.
     run.failure(lambda: (_NO_ANSWER, *results), None, outputs, queue=False, **_PAGE_ONLY)
+    if others:
+        _remove_errors(run.success, outputs[0], others)
+    return run
+
+
+def _remove_errors(event: Callable[..., Any], own: gr.Markdown, others: Sequence[gr.Markdown]) -> None:
+    """Remove, in the browser alone, the error messages among ``others`` if ``own``, of the event, is none."""
+    # A handler that answers an error in words succeeds for Gradio.
+    event(
+        None, [own, *others], list(others), queue=False, **_PAGE_ONLY,
+        js=f"""(own, ...others) => {{
+            const error = (text) => (text || "").startsWith({ERROR!r});
+            return error(own) ? others : others.map((text) => error(text) ? "" : text);
+        }}""",
+    )  # fmt: skip
 
 
 def _report_tab(
@@ -211,7 +229,8 @@ def _report_tab(
 
     def run(event: Callable[..., Any], once: bool) -> None:
         inputs = [radiograph, view, labels, top]
-        _run(event, endpoints.read, inputs, run_outputs, once=once, show_progress="hidden")
+        others = [matched, score_status]
+        _run(event, endpoints.read, inputs, run_outputs, once=once, others=others, show_progress="hidden")
 
     def empty(request: gr.Request) -> list[None]:
         endpoints.leave(request)
@@ -236,9 +255,18 @@ def _report_tab(
             run(emptied.success, once=False)
     inputs = [radiograph, view, labels]
     again = functools.partial(gr.on, [score.click, labels.submit])
-    _run(again, endpoints.rescore, inputs, [score_status, bars, prompted], show_progress="hidden")
+    outputs: list[Any] = [score_status, bars, prompted]
+    _run(again, endpoints.rescore, inputs, outputs, others=[status, matched], show_progress="hidden")
     requested = functools.partial(gr.on, [match.click, typed.submit])
-    _run(requested, endpoints.compare, [radiograph, view, typed], [matched, weaker, agreeing])
+    outputs = [matched, weaker, agreeing]
+    requested(None, [typed], None, js="(text) => { window.matchedText = text; }", queue=False, **_PAGE_ONLY)
+    compared = _run(
+        requested, endpoints.compare, [radiograph, view, typed], outputs, once=False, others=[status, score_status]
+    )
+    # The answer would be mistaken for that of the new text; it may also come after the change.
+    stale = 'text => text === window.matchedText ? undefined : ["", "", null]'
+    for change in (typed.change, compared.success):
+        change(None, [typed], outputs, js=stale, queue=False, **_PAGE_ONLY)
     _publish(
         (endpoints.show, [radiograph, view], [shown]),
         (endpoints.report, [radiograph, view], [written]),
@@ -324,11 +352,12 @@ def _codes_tab(endpoints: Endpoints, pipeline: MedUnifierPipeline, radiograph: g
                 )  # fmt: skip
     outputs = [status, codes, code_map, decoded, before]
     radiograph.change(lambda: [None] * 6, None, [*outputs, edit_status], queue=False, **_PAGE_ONLY)
-    _run(show_codes.click, endpoints.encode, [radiograph, view], outputs)
+    _run(show_codes.click, endpoints.encode, [radiograph, view], outputs, others=[edit_status])
     region, shown = [codes, top, left, height, width, way, code], [codes, code_map, decoded]
-    _run(change.click, endpoints.fill, region, [edit_status, *shown], emptied=gr.skip())
+    _run(change.click, endpoints.fill, region, [edit_status, *shown], emptied=gr.skip(), others=[status])
     _publish((endpoints.tokens, [radiograph, view], shown), (endpoints.edit, region, shown))
-    code_map.select(endpoints.pick, [codes, height, width], [top, left, code_map], queue=False, **_PAGE_ONLY)
+    picked = code_map.select(endpoints.pick, [codes, height, width], [top, left, code_map], queue=False, **_PAGE_ONLY)
+    _remove_errors(picked.success, status, [edit_status])
 
 
 def _integer(label: str, value: int, name: str) -> gr.Number:

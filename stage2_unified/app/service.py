@@ -74,14 +74,14 @@ class FindingScore:
         name: as requested.
         sampled_probability: fraction of sampled reports that state it; None for a name unknown to the labeler, and
             for a finding that the model was not trained on.
-        preference, similarity: see :class:`Scores`.
-        index_rank: fraction of the index's studies with a lower preference; None without an index.
+        preference, similarity: see :class:`Scores`; None for a finding that the model was not trained on.
+        index_rank: fraction of the index's studies with a lower preference; None without an index, and likewise.
     """
 
     name: str
     sampled_probability: float | None
-    preference: float
-    similarity: float
+    preference: float | None
+    similarity: float | None
     index_rank: float | None
 
 
@@ -98,6 +98,7 @@ class TextMatch:
         whole_report: whether the match head applies: to a whole report, or to any text if the model was trained with
             statements.
         untrained: findings of the text that the model was not trained on; they have no score.
+        finding: whether the labeler finds anything in the text.
     """
 
     probability: float
@@ -106,6 +107,7 @@ class TextMatch:
     agreement: tuple[tuple[str, bool, float], ...]
     whole_report: bool
     untrained: tuple[str, ...] = ()
+    finding: bool = True
 
 
 def is_whole_report(text: str) -> bool:
@@ -214,11 +216,16 @@ class ModelService:
         probabilities = self._sampled_probabilities(image)
         sampled = [probabilities.get(name.lower()) for name in scorer.findings]
         columns = (scorer.findings, sampled, preference.tolist(), similarity.tolist(), rank)
-        return [FindingScore(*row) for row in zip(*columns, strict=True)]
+        rows = [FindingScore(*row) for row in zip(*columns, strict=True)]
+        return [FindingScore(row.name, *[None] * 4) if self.untrained(row.name) else row for row in rows]
 
-    def is_untrained(self, name: str) -> bool:
-        """Return whether a name is that of a standard finding that the model was not trained on."""
-        return name.lower() in self._untrained
+    def untrained(self, name: str) -> tuple[str, ...]:
+        """Return the standard findings that a name stands for and that the model was not trained on.
+
+        "pacemaker", as the labeler reads it, stands for Support Devices.
+        """
+        stated = {finding.lower() for finding in (name, *label_report(text_of_labels([name])))}
+        return tuple(finding for finding in FINDINGS if finding.lower() in stated & self._untrained)
 
     @property
     def _untrained(self) -> set[str]:
@@ -289,11 +296,12 @@ class ModelService:
         if self.index is not None:
             percentile = float((self.index.embeddings[:: self._stride] @ embedded < similarity).mean())
         whole = self._matches(text)
-        labels = {name: value != 0 for name, value in label_report(text).items() if name in FINDINGS}
-        untrained = tuple(name for name in labels if self.is_untrained(name))
+        found = label_report(text)
+        labels = {name: value != 0 for name, value in found.items() if name in FINDINGS}
+        untrained = tuple(name for name in labels if name.lower() in self._untrained)
         known = {name: stated for name, stated in labels.items() if name not in untrained}
         agreement = () if whole else tuple(self._agreement(image, known))
-        return TextMatch(float(probability), similarity, percentile, agreement, whole, untrained)
+        return TextMatch(float(probability), similarity, percentile, agreement, whole, untrained, bool(found))
 
     def _matches(self, text: str) -> bool:
         """Return whether the match head was trained on such texts."""

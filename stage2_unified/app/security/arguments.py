@@ -5,6 +5,8 @@ the URL, and serves the result. So objects and lists are accepted only where an 
 if this client uploaded it or it is an example of the page.
 """
 
+import copy
+import functools
 import math
 import re
 import sys
@@ -25,7 +27,10 @@ _LARGEST = 2**53  # integers up to it are exact in JavaScript
 
 
 class CheckedBlocks(gr.Blocks):
-    """Gradio blocks that check the arguments of every event, on every route, and report errors as messages."""
+    """Gradio blocks that check the arguments of every event, on every route, and report errors as messages.
+
+    If the event's function has an attribute ``refused``, the outputs that it returns for the error are the answer.
+    """
 
     uploads: Uploads
     public_files: Collection[str] = ()
@@ -42,7 +47,13 @@ class CheckedBlocks(gr.Blocks):
             if function.fn is None:
                 raise UserError("this event runs in the browser alone")
             if options.get("iterator") is None:  # later steps of a generator have no arguments
-                inputs = self._checked(function.inputs, inputs, options.get("request"))
+                try:
+                    inputs = self._checked(function.inputs, inputs, options.get("request"))
+                except UserError as error:
+                    if not (refused := getattr(function.fn, "refused", None)):
+                        raise
+                    function, inputs = copy.copy(function), []
+                    function.inputs, function.fn = [], functools.partial(refused, error)
                 options["event_data"] = _checked_event(options.get("event_data"))
             return await super().process_api(function, inputs, *arguments, **options)
         except gr.Error as error:
@@ -72,11 +83,15 @@ class CheckedBlocks(gr.Blocks):
             if type(value) is int and 0 <= value < len(component.samples or ()):
                 return value
         elif isinstance(component, gr.Number | gr.Slider):
+            if value is None and not isinstance(component, gr.Slider):  # Gradio cannot process a slider's
+                return None  # left empty: the handler states what to enter
             low = -_LARGEST if component.minimum is None else component.minimum
             high = _LARGEST if component.maximum is None else component.maximum
             if type(value) in (int, float) and low <= value <= high:  # false for NaN
                 return value
-            raise UserError(f"{name}: expected a number from {low} to {high}")
+            unbounded = component.minimum is None and component.maximum is None
+            expected = "with at most 15 digits" if unbounded else f"from {low} to {high}"
+            raise UserError(f"{name}: expected a number {expected}")
         elif isinstance(component, gr.CheckboxGroup):
             if isinstance(value, list) and all(_is_choice(component, one) for one in value):
                 return value

@@ -1,6 +1,7 @@
 """What the page states: small probabilities, statements and whole reports, the findings and data of the training."""
 
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -50,10 +51,10 @@ def test_no_score_of_a_text_reads_0():
         found = TextMatch(0.0, 0.1, 0.0, agreement, whole)
         answer, weaker = match_texts(found)
         assert answer and not re.search(r"(?<![\d.])0(\.0+)?(?![\d.])", answer + weaker), (answer, weaker)
-        assert not agreement or ("fewer" in answer and "50%" in answer)
+        assert not agreement or ("none of" in answer and "50%" in answer)
 
 
-def test_a_finding_that_the_model_never_learned_has_no_score(model_folder, tmp_path):
+def test_a_finding_that_the_model_never_learned_has_no_score(model_folder, tmp_path, monkeypatch):
     pipeline = MedUnifierPipeline.from_pretrained(str(model_folder), "cpu")
     service = ModelService(pipeline, tmp_path, learned=("Edema",))
     side = pipeline.tokenizer.image_size
@@ -69,14 +70,38 @@ def test_a_finding_that_the_model_never_learned_has_no_score(model_folder, tmp_p
         answer, weaker = match_texts(found)
         assert ("not trained on Fracture" in answer) == bool(untrained)
         assert scored or not re.search(r"\d", answer + weaker), (answer, weaker)
-    assert [s.sampled_probability is None for s in service.findings(image, "fracture, Edema")] == [True, False]
-    assert not ModelService(pipeline, tmp_path).is_untrained("Fracture"), "unknown training data"
+    for score in service.findings(image, "fracture, Edema, pacemaker, rib fracture, lung edema"):
+        values = {score.sampled_probability, score.preference, score.similarity}
+        assert (values == {None}) == (score.name not in ("Edema", "lung edema")), score
+    monkeypatch.setattr(service, "read", lambda path, view: image)
+    endpoints = Endpoints(service, [])
+    bars, prompts = endpoints.bars(endpoints.findings("a.png", "PA", "pacemaker, Edema"))
+    refusal = match_texts(service.match(image, "There is a pacemaker."))[0]
+    assert "Support Devices" in refusal and refusal in bars["value"], "the same words for both"
+    assert bars["value"].count("<progress") == 1 and ["pacemaker", None, None, None] in prompts["data"]
+    assert not ModelService(pipeline, tmp_path).untrained("Fracture"), "unknown training data"
+
+
+def test_a_finding_is_compared_without_its_side_and_size():
+    for text in match_texts(TextMatch(0.5, 0.1, None, (("Pleural Effusion", True, 1.0),), False))[0].splitlines():
+        assert "agree" not in text or "side" in text.partition("agree")[0], text
+
+
+def test_a_text_without_a_finding_has_no_score_in_its_answer(model_folder, tmp_path):
+    pipeline = MedUnifierPipeline.from_pretrained(str(model_folder), "cpu")
+    service = ModelService(pipeline, tmp_path)
+    image = EncodedImage(np.zeros((32, 32)), np.zeros(pipeline.tokenizer.grid, np.int64), "PA")
+    for text in ("qwertz asdf", "A fine day. It rains. It snows.", "Lorem"):
+        for percentile in (None, 0.5):
+            answer, weaker = match_texts(replace(service.match(image, text), percentile=percentile))
+            assert "No known finding" in answer and not re.search(r"\d", answer), answer
+            assert "Cosine" in weaker and "probability" in weaker
 
 
 def test_bars_and_tables_read_no_bare_0():
     service = SimpleNamespace(
         pipeline=SimpleNamespace(tokenizer=SimpleNamespace(grid=(4, 4), codebook_size=8)),
-        is_untrained=lambda name: name == "Fracture",
+        untrained=lambda name: ("Fracture",) * (name == "Fracture"),
     )
     bars_of = Endpoints(service, []).bars  # type: ignore[arg-type]
     # The browser sends 0.0 back as the integer 0.
@@ -84,8 +109,8 @@ def test_bars_and_tables_read_no_bare_0():
         bars, prompts = bars_of([row, ["Fracture", None, 0.4, 0, 0.5]])
         texts = re.sub("<[^>]*>", " ", bars["value"]) + " ".join(prompts["metadata"]["display_value"][0])
         assert not re.search(r"(?<![\d.])0%?(?![\d.])", texts), texts
-        assert "training" in bars["value"].partition("Fracture")[2], "no score of it"
-    assert "fewer than one of" in bars_of([["Edema", 0, 0, 0, 0]])[0]["value"], "as the match says it"
+        assert "not trained on" in bars["value"].partition("Fracture")[2], "no score of it"
+    assert "none of" in bars_of([["Edema", 0, 0, 0, 0]])[0]["value"], "as the match says it"
     assert "percentile" in PROMPT_COLUMNS[-1] and prompts["metadata"]["display_value"][1][-1] == "50%"
     assert "<img" not in bars_html([("<img src=x>", 0.5, "<img>")])
 

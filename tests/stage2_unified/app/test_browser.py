@@ -190,8 +190,11 @@ def test_a_region_of_codes_is_edited(opened, tmp_path):
     drop(page, "image.dcm", dicom_file(tmp_path))
     until(page, "document.querySelectorAll('#neighbours img').length == 4")
     page.get_by_role("tab", name="Codes").click()
+    page.locator("#edit").click()
+    page.locator("#edit-status").get_by_text("codes of a radiograph first").wait_for()
     page.locator("#tokens").click()
     until(page, "document.querySelector('#before img') !== null")
+    until(page, "document.querySelector('#edit-status').innerText.trim() == ''")
     assert np.array_equal(pixels(page, "#before"), pixels(page, "#decoded"))
     codes = page.locator("#grid img")
     box = codes.bounding_box()
@@ -199,6 +202,10 @@ def test_a_region_of_codes_is_edited(opened, tmp_path):
     until(page, "document.querySelector('#top input').value != '0'")
     until(page, "document.querySelector('#left input').value != '0'")
     old = page.locator("#decoded img").get_attribute("src")
+    page.locator("#code input").fill("")
+    page.locator("#edit").click()
+    page.locator("#edit-status").get_by_text("enter a code from 0").wait_for()
+    assert_no_badge(page)
     page.locator("#code input").fill("7")
     page.locator("#edit").click()
     until(page, f"document.querySelector('#decoded img').src != {old!r}")
@@ -222,10 +229,18 @@ def test_a_statement_is_scored_by_sampled_reports_and_never_reads_0(opened, tmp_
         assert percent, page.locator("#matched").inner_text()
         assert int(percent[1]) > 80, "the included model reports this effusion"
     assert not page.locator("#weaker").is_visible()
+    page.get_by_text("Weaker scores of this text").click()
+    page.locator("#weaker").get_by_text("Cosine").wait_for()
+    page.locator("#agreeing img").wait_for()
     page.locator("#typed textarea, #typed input").fill("")
+    until(page, "document.querySelector('#matched').innerText.trim() == ''")  # of the text before
+    assert not page.locator("#agreeing img").count() and not page.locator("#weaker").inner_text().strip()
     page.locator("#match").click()
     until(page, "document.querySelector('#matched').innerText.includes('enter a text')")
-    assert "Effusion" not in page.locator("#matched").inner_text(), "of the request before"
+    page.get_by_text("scores by prompts").click()
+    page.locator("#score").click()
+    until(page, "document.querySelector('#matched').innerText.trim() == ''")  # an error, before a success
+    assert page.locator("#findings .bar").count()
     assert_no_badge(page)
 
 

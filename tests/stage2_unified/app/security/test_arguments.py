@@ -137,7 +137,8 @@ def test_every_argument_of_every_endpoint_refuses_files_and_addresses(
                     assert CANARY not in response and "root:" not in response, (function.name, response)
                     assert "defect" not in response, "refused by a check, not by luck"
                     assert "ueue is full" not in response
-                    assert not answered or expected == "ignored", (function.name, response)
+                    stated = "**Error:**" in response and hasattr(function.fn, "refused")
+                    assert not answered or stated or expected == "ignored", (function.name, response)
         assert not attempts
     assert tried > (700 if every else 250) and not copies(served, secret)
     assert "Traceback" not in capfd.readouterr().err
@@ -226,6 +227,26 @@ def test_numbers_and_choices_are_bounded_in_words(served, clients, capfd):
         assert not answered and "defect" not in response, response
     answered, response = call_endpoint(client, "match", [file_data(uploaded), "PA", "\ud800"])
     assert not answered and "defect" not in response
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_refused_or_empty_field_is_stated_beside_the_control(served, clients, capfd):
+    (client, uploaded), _ = clients
+    fill = [None, 0, 0, 2, 2, "one code", 3]
+    for name, data, words in (
+        ("generate", ["", [], 1, None, 1, "PA", 0.6], "enter a seed"),
+        ("generate", ["", [], None, 0, 1, "PA", 0.6], "Number of radiographs"),
+        ("generate", ["", [], 1, 1e300, 1, "PA", 0.6], "Seed"),
+        ("generate", ["https://canary.example", [], 1, 0, 1, "PA", 0.6], "Report"),
+        ("compare", [file_data(uploaded), "PA", "https://canary.example"], "match"),
+        ("read", [file_data(uploaded + "x"), "PA", "", 4], "upload it again"),
+        *[("fill", [*fill[:place], None, *fill[place + 1 :]], "enter a ") for place in (1, 2, 3, 4, 6)],
+    ):
+        numbers = {function.name: number for number, function in served.page.fns.items()}
+        if name == "fill":  # of the codes of this session
+            call_by_queue(client, numbers["encode"], [[file_data(uploaded), "PA"]], session_hash="codes")
+        ((answered, response),) = call_by_queue(client, numbers[name], [data], session_hash="codes")
+        assert answered and "**Error:**" in response and words in response, (name, data, response)
     assert "Traceback" not in capfd.readouterr().err
 
 
