@@ -70,11 +70,14 @@ def check_labels(names: Iterable[str], sets: Iterable[str] = (), advice: str = "
     Raises:
         UserError: for the first such name, with the most similar known one.
     """
-    words = {word for observation in OBSERVATIONS for word in observation.lower().split()}
+    singular = {word for observation in OBSERVATIONS for word in observation.lower().split()}
+    endings = (("", "s"), ("s", ""), ("y", "ies"), ("is", "es"))
+    words = singular | {w.removesuffix(end) + plural for w in singular for end, plural in endings if w.endswith(end)}
     known = [name.lower() for name in (*OBSERVATIONS, *sets)]
     for name in names:
-        unknown = [word for word in name.lower().split() if word not in words and not observations_of(word)]
-        misspelt = any(get_close_matches(word, words, n=1, cutoff=0.8) for word in unknown)
+        # The labeler itself reads over some errors, which a text tokenizer does not.
+        unknown = [word for word in name.lower().split() if word not in words]
+        misspelt = any(get_close_matches(word, words, n=1, cutoff=0.85) for word in unknown)
         if not observations_of(name) or misspelt:
             close = nearest(name, known)
             raise UserError(

@@ -105,7 +105,7 @@ def test_unknown_and_misspelt_findings_are_refused_with_the_nearest_name(tmp_pat
     path.write_text(json.dumps({"prompts": {"fluid": {"positive": ["Fluid."]}, "air": {"positive": ["Air."]}}}))
     with pytest.raises(UserError, match="fluid"):
         chosen_prompts(str(path), "air,fluidd")
-    for known in ("cardiac pacemaker", "rib fracture", "Small Left Effusion", *FINDINGS):
+    for known in ("cardiac pacemaker", "rib fractures", "Small Left Effusion", "lung opacities", *FINDINGS):
         assert known in chosen_prompts("sentence", known).prompts
 
 
