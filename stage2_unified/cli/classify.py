@@ -76,8 +76,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     trained = trained_findings(config.model)
     learned = ",".join(name for name in trained if name in FINDINGS)
-    labels = config.labels or ("all" if config.prompts.endswith(".json") else learned or "all")
+    from_file = config.prompts.endswith(".json")
+    labels = config.labels or ("all" if from_file else learned or "all")
     prompts = chosen_prompts(config.prompts, labels)
+    if labels == "all" and not config.labels and not from_file:
+        print(f"{config.model} does not list the findings of its training data: scoring all", file=sys.stderr)
     warn_of_untrained(untrained(prompts.prompts, trained), trained)
     pipeline = MedUnifierPipeline.from_pretrained(config.model, config.device, config.batch_size)
     source = open_inputs(config.input, config.split, pipeline.tokenizer, outside_root=config.outside_root)
