@@ -42,7 +42,8 @@ def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str]) -
 
     Returns:
         0, 1 for a :class:`UserError`, 2 for a :class:`UsageError`, 130 for an interrupt, whose message is printed if
-        it has one, or else a line that says whether :func:`can_continue` was called. Any other exception propagates with its traceback, which a bug report needs.
+        it has one, or else a line that says whether :func:`can_continue` was called. Any other exception propagates
+        with its traceback, which a bug report needs.
     """
     _Work.resumable = False
     for stream in (sys.stdout, sys.stderr):
