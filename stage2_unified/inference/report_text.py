@@ -79,7 +79,5 @@ def check_labels(names: Iterable[str], sets: Iterable[str] = (), advice: str = "
         unknown = [word for word in name.lower().split() if word not in words]
         misspelt = any(get_close_matches(word, words, n=1, cutoff=0.85) for word in unknown)
         if not observations_of(name) or misspelt:
-            close = nearest(name, known)
-            raise UserError(
-                f"unknown finding {name!r}{close or '; known: ' + ', '.join(OBSERVATIONS)}{advice and f'. {advice}'}"
-            )
+            close = nearest(name, known) or f"; known: {', '.join(OBSERVATIONS)}."
+            raise UserError(f"unknown finding {name!r}{close} {advice}".rstrip())
