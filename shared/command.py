@@ -14,7 +14,8 @@ from typing import NoReturn, TypeVar
 from medunifier.shared.errors import UsageError, UserError
 
 T = TypeVar("T")
-INTERRUPTED = "interrupted; the same command continues where it stopped"
+INTERRUPTED = "interrupted"
+CONTINUES = "interrupted; the same command continues where it stopped"
 
 WAIT_FOR_FIRST_S = 5.0
 """How long another process of a training waits before it reports an error. Most fail in all processes, or in the
@@ -27,13 +28,24 @@ SAME_SIGNAL_S = 1.0
 """How long after a deferred signal another is its copy: a launcher passes on what the terminal sent already."""
 
 
+class _Work:
+    resumable = False
+
+
+def can_continue() -> None:
+    """Note that the command has begun work that the same command continues after an interrupt."""
+    _Work.resumable = True
+
+
 def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
     """Run ``command(argv)`` and print errors that the user can fix as one line on standard error.
 
     Returns:
         0, 1 for a :class:`UserError`, 2 for a :class:`UsageError`, 130 for an interrupt, whose message is printed if
-        it has one. Any other exception propagates with its traceback, which a bug report needs.
+        it has one, or else a line that says whether :func:`can_continue` was called. Any other exception propagates
+        with its traceback, which a bug report needs.
     """
+    _Work.resumable = False
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a console in cp1252 or ASCII cannot show every character
@@ -47,7 +59,7 @@ def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str]) -
         return 1
     except KeyboardInterrupt as error:
         if is_first_process():
-            print(str(error) or INTERRUPTED, file=sys.stderr)
+            print(str(error) or (CONTINUES if _Work.resumable else INTERRUPTED), file=sys.stderr)
         return 130
     except BrokenPipeError:
         # `medunifier … | head` closes standard output early: not an error.

@@ -2,7 +2,8 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from rich.progress import BarColumn, ProgressColumn, Task
@@ -69,6 +70,21 @@ class Progress:
             self._bar.update(self._task, completed=self.count)
         elif not self._quiet and time.monotonic() - self._last_line >= PLAIN_LINE_EVERY_S:
             self._print_line()
+
+    @contextmanager
+    def aside(self, what: str) -> Iterator[None]:
+        """Show ``what`` as the current work, which is no unit: its time does not count for rate and ETA."""
+        before, begun = self.what, time.monotonic()
+        self.what = what
+        if not self._live and not self._quiet and begun - self._last_line >= PLAIN_LINE_EVERY_S:
+            self._print_line()
+        try:
+            yield
+        finally:
+            if self.what == what:  # not replaced meanwhile, as by an announced stop
+                self.what = before
+            passed = time.monotonic() - begun
+            self._start, self._advanced = self._start + passed, self._advanced + passed
 
     def _status(self) -> str:
         """Return units, rate and ETA; the elapsed time before the first unit and after the last."""

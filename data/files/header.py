@@ -13,9 +13,11 @@ from medunifier.data.files import header_values as values
 from medunifier.data.files.kinds import GZIP, inflate_start
 from medunifier.data.images.dicom import DicomFile, is_dicom
 from medunifier.data.images.pixels import UnreadableImage
+from medunifier.data.images.views import view_of_header, view_position
 from medunifier.shared.errors import UserError
 
 _TAGS = ["PatientID", "StudyInstanceUID", "StudyDate", "StudyTime", "SOPClassUID", "Rows"]
+_VIEW_TAGS = ["ViewPosition", "ViewCodeSequence", "PatientOrientation"]
 _FIRST_BYTES, _MORE_BYTES = 2**18, 2**26
 """Of a compressed file. The larger number is inflated only where the header is longer than the smaller."""
 _META_BYTES = 2**16
@@ -29,6 +31,8 @@ class Identity:
     study: str = ""
     taken: str = ""
     """``20310405T081500``, or "" without a valid date."""
+    view: str = ""
+    """View position, "" if the header states none that is a term of the field."""
     has_image: bool = False
     """The header states the number of rows."""
     other_object: bool = False
@@ -63,7 +67,9 @@ def _identity(file: BinaryIO) -> Identity:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pydicom warns about every unusual value
-            header = pydicom.dcmread(DicomFile(file), force=True, stop_before_pixels=True, specific_tags=_TAGS)
+            header = pydicom.dcmread(
+                DicomFile(file), force=True, stop_before_pixels=True, specific_tags=_TAGS + _VIEW_TAGS
+            )
             return _of_header(header)
     except UnreadableImage:  # a decompression bomb
         return Identity()
@@ -82,6 +88,7 @@ def _of_header(header: Dataset) -> Identity:
         patient=values.long_string(found["PatientID"]),
         study=values.uid(found["StudyInstanceUID"]),
         taken=f"{day}T{clock}" if day else "",
+        view=view_position(view_of_header(header)),
         has_image=has_image,
         other_object=not has_image and "Storage" in class_name and "Image Storage" not in class_name,
     )

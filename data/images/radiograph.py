@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from collections.abc import Collection
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -71,6 +72,20 @@ _RADIOGRAPH_MODALITIES = {"", "CR", "DX", "RG"}
 _CHEST = re.compile(r"CHEST|THORAX|TORAX|LUNG|\bRIBS?\b|^$")
 
 
+def check_radiograph(radiograph: Radiograph, unstated: Collection[str] = ()) -> None:
+    """Refuse an image whose header states another modality than projection radiography.
+
+    Args:
+        radiograph: the image; without a header, or without its modality, it is accepted.
+        unstated: further modalities that are accepted.
+
+    Raises:
+        UnreadableImage: the reason quotes nothing from the header.
+    """
+    if radiograph.modality not in {*_RADIOGRAPH_MODALITIES, *unstated}:
+        raise UnreadableImage("not a radiograph according to its header (modality)")
+
+
 def check_chest(radiograph: Radiograph) -> None:
     """Refuse an image whose header states that it is not a radiograph of the chest.
 
@@ -79,8 +94,7 @@ def check_chest(radiograph: Radiograph) -> None:
     Raises:
         UnreadableImage: the reason quotes nothing from the header.
     """
-    if radiograph.modality not in _RADIOGRAPH_MODALITIES:
-        raise UnreadableImage("not a radiograph according to its header (modality)")
+    check_radiograph(radiograph)
     if not _CHEST.search(radiograph.body_part):
         raise UnreadableImage("not of the chest according to its header (body part)")
 

@@ -10,20 +10,25 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from medunifier.data.files.header import read_identity
 from medunifier.data.images.pixels import UnreadableImage
 from medunifier.data.images.radiograph import check_burned_in, check_chest, read_image
 from medunifier.data.images.views import view_position
 from medunifier.data.ingest.executors import open_executor, run_jobs
+from medunifier.data.ingest.shard_job import Tally, Unsectioned, report_sections, study_labels
 from medunifier.data.ingest.splits import official_splits
 from medunifier.data.records import StudyRecord
-from medunifier.data.remote_paths import is_file
+from medunifier.data.remote_paths import is_file, open_file
 from medunifier.data.reports.label_names import label_counts
+from medunifier.data.reports.labeler import NoFindingRule
 from medunifier.data.sources import WITHOUT_TABLES, Archive
 from medunifier.shared.errors import UserError
 from medunifier.shared.progress import Progress
 
 _SHOWN = 5
+_NOT_STATED = "not stated"
 _JOB_IMAGES = 32
+_JOB_STUDIES = 256
 
 
 @dataclass(frozen=True)
@@ -31,11 +36,14 @@ class SourceReport:
     """Counts and problems found by :func:`check_source`."""
 
     counts: dict[str, int]
-    """patients, studies, images, studies with a report, studies with labels from the data set."""
+    """patients, studies, images, studies with a report, and as ingest finds them: studies with labels (of the data
+    set or of the report), reports without section headers, reports without findings and impression.
+    The last three do not count studies whose images are missing or were found unreadable."""
     splits: dict[str, int]
     """Studies by official split; "assigned at ingest" counts those without one."""
     views: dict[str, int]
-    """Images by view position; "not stated" where the tables have none, "other" for any other text."""
+    """Images by view position; that of the header where the tables have none; "not stated" if neither has one,
+    "other" for any other text."""
     missing: list[Path]
     decoded: int
     unreadable: list[tuple[Path, str]]
@@ -56,6 +64,8 @@ def check_source(
     burned_in: bool = False,
     chest_only: bool = False,
     names: bool = False,
+    unsectioned: Unsectioned = "leave_out",
+    no_finding: NoFindingRule = "known",
 ) -> SourceReport:
     """Check that every file exists, decode ``images`` of them (0 = all), and print a table.
 
@@ -64,6 +74,7 @@ def check_source(
         images: number of images to decode, evenly spaced; 0 = all.
         workers, cluster: as in :func:`open_executor`.
         burned_in, chest_only: whether to accept burned-in text and to require chest radiographs, as in ingest.
+        unsectioned, no_finding: treatment of reports, as in ingest.
         names: also print the first missing or unreadable file names, which may contain patient names.
 
     Raises:
@@ -76,10 +87,19 @@ def check_source(
     sampled = _evenly_spaced([path for path in paths if path not in absent], images)
     check_batch = partial(try_images, burned_in=burned_in, chest_only=chest_only)
     unreadable = _unreadable(sampled, workers, cluster, check_batch)
+    views = [view for record in archive.records for view in record.views]
+    positions = Counter(_position(view.position) for view in views)
+    headers = [view.path for view in views if not view.position.strip() and view.path not in absent]
+    positions -= Counter({_NOT_STATED: len(headers)})
+    positions += _counted(_header_views, headers, _JOB_IMAGES, workers, cluster, "headers")
+    check_texts = partial(_texts, unsectioned=unsectioned, no_finding=no_finding)
+    refused = absent | {path for path, _ in unreadable}
+    kept = [record for record in archive.records if any(view.path not in refused for view in record.views)]
+    texts = _counted(check_texts, kept, _JOB_STUDIES, workers, cluster, "reports")
     report = SourceReport(
-        counts=_counts(archive.records),
+        counts=_counts(archive.records) | dict(texts),
         splits=dict(Counter(record.split or "assigned at ingest" for record in archive.records)),
-        views=dict(Counter(_position(v.position) for r in archive.records for v in r.views).most_common()),
+        views=dict(positions.most_common()),
         labels=label_counts(record.label_names for record in archive.records),
         missing=missing,
         decoded=len(sampled),
@@ -95,7 +115,50 @@ def check_source(
 
 
 def _position(text: str) -> str:
-    return view_position(text) or ("other" if text.strip() else "not stated")
+    return view_position(text) or ("other" if text.strip() else _NOT_STATED)
+
+
+def _counted(
+    job: Callable[..., Counter[str]], items: Sequence[Any], size: int, workers: int, cluster: str, what: str
+) -> Counter[str]:
+    """Return the sum of the counts that ``job`` returns for batches of the items."""
+    jobs = [items[begin : begin + size] for begin in range(0, len(items), size)]
+    total: Counter[str] = Counter()
+    if len(jobs) == 1:
+        return job(jobs[0])  # no process is worth its start
+    with Progress(len(jobs), what, "batches") as progress, open_executor(workers, cluster) as pool:
+        for counts in run_jobs(job, jobs, pool):
+            total.update(counts)
+            progress.advance()
+    return total
+
+
+def _header_views(paths: Sequence[Path]) -> Counter[str]:
+    """Return the number of files by the view position of their header."""
+    counts: Counter[str] = Counter()
+    for path in paths:
+        try:
+            with open_file(path) as file:
+                view = read_identity(file).view
+        except OSError:
+            view = ""
+        counts[view or _NOT_STATED] += 1
+    return counts
+
+
+def _texts(records: Sequence[StudyRecord], unsectioned: Unsectioned, no_finding: NoFindingRule) -> Counter[str]:
+    """Return the numbers of studies with labels and of reports without sections, as ingest finds them."""
+    tally = Tally()
+    labelled = sum(
+        bool(study_labels(record, report_sections(record, unsectioned, tally), no_finding)) for record in records
+    )
+    return Counter(
+        {
+            "studies with labels": labelled,
+            "reports without section headers": tally.without_headers,
+            "reports without findings and impression": tally.without_sections,
+        }
+    )
 
 
 def _counts(records: Sequence[StudyRecord]) -> dict[str, int]:
@@ -104,7 +167,6 @@ def _counts(records: Sequence[StudyRecord]) -> dict[str, int]:
         "studies": len(records),
         "images": sum(len(record.views) for record in records),
         "studies with a report": sum(bool(r.report or r.findings or r.impression) for r in records),
-        "studies with labels": sum(record.labels is not None for record in records),
     }
 
 
@@ -162,8 +224,8 @@ def _print(report: SourceReport, archive: Archive, source: str, root: str, names
     console = Console(markup=False, highlight=False)
     console.print(table)
     if not names:
-        for reason, count in Counter(reason for _, reason in report.unreadable).most_common(_SHOWN):
-            console.print(f"unreadable: {reason} ({count:,})", soft_wrap=True)
+        for line in reason_lines((reason for _, reason in report.unreadable), _SHOWN):
+            console.print(f"unreadable: {line}", soft_wrap=True)
         if report.missing or report.unreadable or archive.problems:
             lines = "" if source in WITHOUT_TABLES else " and table lines"
             console.print(f"--check_names true prints these file names{lines}")
@@ -171,6 +233,14 @@ def _print(report: SourceReport, archive: Archive, source: str, root: str, names
     _print_first(console, "missing", (str(path) for path in report.missing), len(report.missing))
     _print_first(console, "unreadable", (f"{path}: {why}" for path, why in report.unreadable), len(report.unreadable))
     _print_first(console, "problem", (f"{p.where}: {p.reason}" for p in archive.problems), len(archive.problems))
+
+
+def reason_lines(reasons: Iterable[str], most: int) -> list[str]:
+    """Return the ``most`` most frequent reasons with their counts, and a line that counts the others."""
+    counts = Counter(reasons).most_common()
+    rest = counts[most:]
+    others = [f"… and {sum(count for _, count in rest):,} more, for {len(rest):,} other reasons"] if rest else []
+    return [f"{reason} ({count:,})" for reason, count in counts[:most]] + others
 
 
 def _print_first(console: Console, what: str, lines: Iterable[str], total: int) -> None:

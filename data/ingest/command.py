@@ -18,7 +18,7 @@ from typing import Any, Literal
 from medunifier.data.images.dicom import Windowing
 from medunifier.data.images.masks import add_masks
 from medunifier.data.images.resize import Fit
-from medunifier.data.ingest.check import check_source
+from medunifier.data.ingest.check import check_source, reason_lines
 from medunifier.data.ingest.duplicates.removal import RemovalJob, removal_jobs, replace_shards, run_removal_job
 from medunifier.data.ingest.duplicates.search import (
     DUPLICATES,
@@ -28,7 +28,7 @@ from medunifier.data.ingest.duplicates.search import (
     write_duplicates,
 )
 from medunifier.data.ingest.executors import WorkerDied, open_executor, run_jobs
-from medunifier.data.ingest.find_study import LEFT_OUT, find_left_out, find_study
+from medunifier.data.ingest.find_study import LEFT_OUT, NOTHING_LEFT_OUT, find_left_out, find_study
 from medunifier.data.ingest.pseudonyms import DEFAULT_KEY_FILE, load_key, pseudonym
 from medunifier.data.ingest.shard_job import (
     BEGUN,
@@ -130,7 +130,8 @@ class IngestConfig:
     """File with additional patterns, one regular expression per line."""
     find: str = ""
     """Pseudonym of a study or patient: print its files in the archive, and write nothing. left_out: print the files
-    and table rows that never became a study, such as damaged files without a study, with the reason."""
+    and table rows that never became a study, such as damaged files without a study, and the images that are missing,
+    with the reason."""
     masks: str = ""
     """Folder of masks to add to the shards, named IMAGE.FINDING.png ("1234.pleural-effusion.png" for 1234.dcm), white
     where the finding is, of the same size as the image. SIIM's masks are in its table."""
@@ -169,9 +170,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             burned_in=config.burned_in == "accept",
             chest_only=config.chest_only,
             names=config.check_names,
+            unsectioned=config.unsectioned,
+            no_finding=config.no_finding,
         )
     elif config.find == LEFT_OUT:
-        print("\n".join(find_left_out(config.source, config.root, config.options)) or "nothing was left out")
+        print("\n".join(find_left_out(config.source, config.root, config.options)) or NOTHING_LEFT_OUT)
     elif config.find:
         archive = read_source(config.source, config.root, config.options)
         print("\n".join(find_study(archive.records, load_key(config.key_file), config.find)))
@@ -390,7 +393,7 @@ def _finish(
     kept = sum(row["samples"] for row in rows.values())
     if not kept:
         shutil.rmtree(out)
-        reasons = "; ".join(f"{reason} ({count})" for reason, count in _reasons(rejects).most_common(3))
+        reasons = "; ".join(reason_lines((reject["reason"] for reject in rejects), 3))
         raise UserError(f"no readable radiograph under {config.root}: {reasons}")
     manifest = {
         "format_version": FORMAT_VERSION,
@@ -436,12 +439,12 @@ def _finish(
     # The manifest is written last: its presence means that everything else is complete.
     write_json(out / MANIFEST, manifest)
     shutil.rmtree(out / _UNFINISHED)
-    for reason, count in _reasons(rejects).most_common(_SHOWN_REASONS):
-        print(f"left out: {reason} ({count})", file=sys.stderr)
+    for line in reason_lines((reject["reason"] for reject in rejects), _SHOWN_REASONS):
+        print(f"left out: {line}", file=sys.stderr)
     if rejects:
         print(
             f"full list: {out / REJECTS}; --find STUDY prints the files of a study in it, --find {LEFT_OUT} those "
-            "without a study",
+            "without a study and those that are missing",
             file=sys.stderr,
         )
     for line in label_lines(labels, _SHOWN_LABELS):

@@ -4,26 +4,34 @@ from collections.abc import Sequence
 
 from medunifier.data.ingest.pseudonyms import pseudonym
 from medunifier.data.records import Problem, StudyRecord
+from medunifier.data.remote_paths import is_file
 from medunifier.data.sources import SourceOptions, read_source
 from medunifier.shared.errors import UserError
 
 LEFT_OUT = "left_out"
-"""In place of a pseudonym: what has none, because it never became a study."""
+"""In place of a pseudonym: what has none, because it never became a study, and images that are missing."""
+
+NOTHING_LEFT_OUT = (
+    "every file and table row belongs to a study, and no image is missing; images that cannot be read are listed in "
+    "rejects.csv, and --find STUDY prints their files"
+)
 
 
 def find_left_out(source: str, root: str, options: SourceOptions) -> list[str]:
-    """Return a line per file or table row that the source left out: where it is, and why.
+    """Return a line per file or table row that the source left out, and per missing image: where it is, and why.
 
     Raises:
         UserError: if the archive cannot be read at all.
     """
     problems: list[Problem] = []
+    missing: list[Problem] = []
     try:
-        read_source(source, root, options, problems)
+        for record in read_source(source, root, options, problems).records:
+            missing += [Problem("image is missing", str(v.path)) for v in record.views if not is_file(v.path)]
     except UserError:
         if not problems:  # otherwise everything was left out, which is what was asked for
             raise
-    return [f"{problem.where}: {problem.reason}" for problem in problems]
+    return [f"{problem.where}: {problem.reason}" for problem in problems + missing]
 
 
 def find_study(records: Sequence[StudyRecord], key: bytes, name: str) -> list[str]:

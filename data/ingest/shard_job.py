@@ -2,7 +2,7 @@
 
 import faulthandler
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -75,7 +75,7 @@ class ShardJob:
 
 
 @dataclass
-class _Tally:
+class Tally:
     """Contents of a shard's report besides the manifest's row. Stored beside the shards, so it holds no path."""
 
     fingerprints: list[np.ndarray] = field(default_factory=list)
@@ -98,7 +98,7 @@ def run_shard_job(job: ShardJob) -> Path:
     with IsolatedReader() as isolated:
         read = isolated.read if begun.exists() else _read_with_timeout
         write_json(begun, {})
-        tally = _Tally()
+        tally = Tally()
         row = write_shard(job.shard, _samples(job, tally, read))
     if job.fingerprints:
         with atomic_file(_fingerprints_path(job)) as partial, open(partial, "wb") as file:
@@ -128,7 +128,7 @@ def _read_with_timeout(path: Path, size: int, fit: Fit, window: Windowing) -> Ra
 
 
 def _samples(
-    job: ShardJob, tally: _Tally, read: Callable[[Path, int, Fit, Windowing], Radiograph]
+    job: ShardJob, tally: Tally, read: Callable[[Path, int, Fit, Windowing], Radiograph]
 ) -> Iterator[tuple[str, dict[str, bytes]]]:
     transform = job.transform
     for position, record in enumerate(job.records):
@@ -157,13 +157,10 @@ def _samples(
             yield study, members
 
 
-def _info(job: ShardJob, record: StudyRecord, study: str, views: list[str], tally: _Tally) -> dict[str, Any]:
-    sections = _sections(record, job.transform.unsectioned, tally)
-    labels = record.labels
-    if labels is None:
-        # Before redaction, whose patterns may match a word of a finding, and which joins the lines of a list.
-        text_to_label = "\n\n".join(sections.get(name, "") for name in ("findings", "impression")).strip()
-        labels = label_report(text_to_label, job.transform.no_finding) if text_to_label else {}
+def _info(job: ShardJob, record: StudyRecord, study: str, views: list[str], tally: Tally) -> dict[str, Any]:
+    sections = report_sections(record, job.transform.unsectioned, tally)
+    # Before redaction, whose patterns may match a word of a finding, and which joins the lines of a list.
+    labels = study_labels(record, sections, job.transform.no_finding)
     if job.transform.redact:
         for name in sections:
             # Join lines first, so that a pattern also matches across a line break.
@@ -185,8 +182,19 @@ def _info(job: ShardJob, record: StudyRecord, study: str, views: list[str], tall
     } | ({} if record.visit is None else {"visit": record.visit})
 
 
-def _sections(record: StudyRecord, unsectioned: Unsectioned, tally: _Tally) -> dict[str, str]:
-    """Return findings and impression only: other sections may contain identifying text."""
+def study_labels(record: StudyRecord, sections: Mapping[str, str], no_finding: NoFindingRule) -> Mapping[str, int]:
+    """Return the labels of the data set or, if it has none for this study, those that its report states."""
+    if record.labels is not None:
+        return record.labels
+    text = "\n\n".join(sections.get(name, "") for name in ("findings", "impression")).strip()
+    return label_report(text, no_finding) if text else {}
+
+
+def report_sections(record: StudyRecord, unsectioned: Unsectioned, tally: Tally) -> dict[str, str]:
+    """Return findings and impression only: other sections may contain identifying text.
+
+    ``tally`` counts the reports that lack them.
+    """
     if record.findings is not None or record.impression is not None:
         stated = {"findings": record.findings or "", "impression": record.impression or ""}
         return {name: section_text(text, name) for name, text in stated.items()}

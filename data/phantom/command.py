@@ -13,6 +13,7 @@ from medunifier.data.phantom.state import FINDINGS
 from medunifier.data.phantom.study import MOST_STUDIES, SMALLEST_SIZE, Phantom
 from medunifier.data.phantom.write import StudyRow, study_files, write_missing, write_tables
 from medunifier.shared.artifacts import read_json, remove_partial, write_json
+from medunifier.shared.command import can_continue
 from medunifier.shared.config import parse_config
 from medunifier.shared.files.settings_record import refuse_occupied, refuse_other_settings
 from medunifier.shared.progress import Progress
@@ -104,6 +105,7 @@ def write_archive(config: PhantomConfig) -> None:
         for start in starts
     ]
     rows: list[StudyRow] = []
+    can_continue()
     with Progress(config.studies, "phantoms", unit="studies") as progress:
         if config.workers == 1:
             for job in jobs:

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from medunifier.shared.artifacts import atomic_file, read_json, remove_partial, write_json
+from medunifier.shared.command import can_continue
 from medunifier.shared.errors import UserError
 from medunifier.shared.files.input_files import parse_json
 from medunifier.shared.files.os_services import try_lock
@@ -65,6 +66,7 @@ class RowFile:
             self._file.close()
             raise UserError(f"another process is writing {out}: wait for it, or pass another --out")
         self._continue()
+        can_continue()
 
     @property
     def _journal(self) -> Path:

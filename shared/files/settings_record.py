@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from medunifier.shared.artifacts import PARTIAL_PREFIX, read_json, write_json
+from medunifier.shared.command import can_continue
 from medunifier.shared.errors import UserError
 
 
@@ -72,7 +73,9 @@ def begin_or_continue(
     folder = folder or record.parent
     if record.is_file():
         refuse_other_settings(folder, read_json(record, "interrupted work", any_text=True), requested, option)
+        can_continue()
         return True
     refuse_occupied(folder, record.relative_to(folder).parts[0], option)
     write_json(record, requested)
+    can_continue()
     return False

@@ -149,9 +149,10 @@ def train(
                 # is saved at its last step is not validated again.
                 defer(None if last else announce_stop)
                 interruption.stop = partial(stop, step) if interruption.deferred else None
-                run.log(step, {f"validation/{name}": value for name, value in task.validate(step).items()})
-                if is_main():
-                    save_curves(run.path)
+                with progress.aside("validating"):
+                    run.log(step, {f"validation/{name}": value for name, value in task.validate(step).items()})
+                    if is_main():
+                        save_curves(run.path)
                 meter.restart()
                 interruption.stop = None
                 defer(announce_stop)

@@ -33,7 +33,7 @@ from medunifier.data.shards.dataset import (
 from medunifier.data.shards.index import index_path
 from medunifier.data.shards.loader import ordered_batches
 from medunifier.shared.artifacts import FORMAT_VERSION, read_json, remove_partial, sha256_file, write_json
-from medunifier.shared.command import run_command
+from medunifier.shared.command import can_continue, run_command
 from medunifier.shared.config import parse_config
 from medunifier.shared.errors import UserError
 from medunifier.shared.files.os_services import free_shared_memory
@@ -142,6 +142,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for shard in shards:  # so that the shards of the old manifest are still known after an interruption
             if shard not in todo:
                 write_json(_finished_path(out, shard), {"tokenizer": identity, "row": finished[shard.name]})
+    can_continue()
     barrier()
     assigned = todo[rank() :: world_size()]
     with Progress(sum(s.samples for s in assigned), "tokenizing", "study", quiet=not is_main()) as progress:

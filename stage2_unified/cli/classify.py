@@ -1,6 +1,7 @@
 """``medunifier classify``: zero-shot classification of radiographs, for any finding that a sentence can state."""
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from medunifier.shared.report_page.notice import research_notice
 from medunifier.stage2_unified.cli.outside import OutsideColumns
 from medunifier.stage2_unified.cli.report import write_rows
 from medunifier.stage2_unified.inference.inputs import StudyImage, codes_of, open_inputs
-from medunifier.stage2_unified.inference.prompts import chosen_prompts
+from medunifier.stage2_unified.inference.prompts import FINDINGS, chosen_prompts, trained_findings, untrained
 from medunifier.stage2_unified.inference.zero_shot import PromptScorer
 
 NOTICE = research_notice("The scores are not calibrated and not the probability of a disease.")
@@ -35,9 +36,10 @@ class ClassifyConfig:
     out: str = ""
     """NAME.csv for a table, any other name for JSON lines; empty = JSON lines on standard output. The same command
     resumes an interrupted run."""
-    labels: str = "all"
+    labels: str = ""
     """A label set (all, chexpert5, chexpert8, medunifier5, rsna) or comma-separated names ("edema, pacemaker").
-    With prompts from a file, "all" = all findings of the file."""
+    Empty = the findings that the model was trained on, or all if its card does not list them; with prompts from a
+    file, as "all", all findings of the file."""
     prompts: str = "sentence"
     """sentence: "There is edema." / "There is no edema."; chexzero: "Edema." / "No edema."; biovil; severity; or
     FILE.json: {"combine": "mean" or "max", "prompts": {label: {"positive": [...], "negative": [...]}}}."""
@@ -72,7 +74,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline
     from medunifier.stage2_unified.inference.sampled_findings import sampled_probability
 
-    prompts = chosen_prompts(config.prompts, config.labels)
+    trained = trained_findings(config.model)
+    learned = ",".join(name for name in trained if name in FINDINGS)
+    from_file = config.prompts.endswith(".json")
+    labels = config.labels or ("all" if from_file else learned or "all")
+    prompts = chosen_prompts(config.prompts, labels)
+    if labels == "all" and not config.labels and not from_file:
+        print(f"{config.model} does not list the findings of its training data: scoring all", file=sys.stderr)
+    warn_of_untrained(untrained(prompts.prompts, trained), trained)
     pipeline = MedUnifierPipeline.from_pretrained(config.model, config.device, config.batch_size)
     source = open_inputs(config.input, config.split, pipeline.tokenizer, outside_root=config.outside_root)
     score, unusual = PromptScorer(pipeline, prompts), OutsideColumns(pipeline, config.model)
@@ -127,6 +136,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         "classifying",
     )
     unusual.print_count()
+
+
+def warn_of_untrained(names: Sequence[str], trained: Sequence[str]) -> None:
+    """Print a line on standard error if there are findings that the model was not trained on."""
+    if names:
+        print(
+            f"the model was not trained on {', '.join(names)} (its findings: {', '.join(trained)}): its output for "
+            "these is unreliable",
+            file=sys.stderr,
+        )
 
 
 def _flat(row: Row) -> list[Row]:

@@ -1,5 +1,6 @@
 """``medunifier report``: generate draft reports for radiographs, one row each; an interrupted run resumes."""
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -117,6 +118,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     unusual.print_count()
 
 
+def print_rows(out: str, file: RowFile) -> None:
+    """Print the number of rows and of unreadable inputs; on standard error, and only the latter, without ``out``."""
+    unreadable = f", {file.failed} of them unreadable" if file.failed else ""
+    if out:
+        print(f"{out}: {file.count} rows{unreadable}")
+    elif unreadable:
+        print(f"{file.count} rows{unreadable}", file=sys.stderr)
+
+
 def write_rows(
     source: ImageSource,
     out: str,
@@ -161,6 +171,4 @@ def write_rows(
                 f"(first: {source.keys[0]}, {first_error})"
             )
         file.finish()
-        if out:
-            unreadable = f", {file.failed} of them unreadable" if file.failed else ""
-            print(f"{out}: {file.count} rows{unreadable}")
+        print_rows(out, file)

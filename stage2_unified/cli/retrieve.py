@@ -9,6 +9,7 @@ import numpy as np
 from medunifier.shared.config import parse_config
 from medunifier.shared.errors import UserError
 from medunifier.shared.files.row_file import Row, RowFile
+from medunifier.stage2_unified.cli.report import print_rows
 from medunifier.stage2_unified.inference.embedding_index import Engine, StudyIndex, build_index
 from medunifier.stage2_unified.inference.inputs import codes_of, keys_digest, open_inputs, read_batches
 from medunifier.stage2_unified.inference.report_text import report_of
@@ -111,8 +112,7 @@ def _query(pipeline: "MedUnifierPipeline", index: StudyIndex, config: RetrieveCo
                 file.discard()
                 raise UserError(f"{config.image} cannot be read as a radiograph: {rows[source.keys[-1]]['error']}")
         file.finish()
-        if config.out:
-            print(f"{config.out}: {file.count} rows")
+        print_rows(config.out, file)
 
 
 def _result(index: StudyIndex, query: str, similarity: np.ndarray, numbers: np.ndarray) -> Row:

@@ -19,8 +19,10 @@ from medunifier.shared.config import parse_config
 from medunifier.shared.errors import UserError
 from medunifier.shared.files.settings_record import begin_or_continue
 from medunifier.shared.progress import Progress
-from medunifier.stage2_unified.inference.generation_prompts import GenerationPrompt, read_prompts
+from medunifier.stage2_unified.cli.classify import warn_of_untrained
+from medunifier.stage2_unified.inference.generation_prompts import GenerationPrompt, named_findings, read_prompts
 from medunifier.stage2_unified.inference.inputs import codes_of, open_inputs
+from medunifier.stage2_unified.inference.prompts import trained_findings, untrained
 from medunifier.stage2_unified.inference.report_text import LABEL_TEMPLATE, report_of, text_of_labels
 
 if TYPE_CHECKING:
@@ -101,6 +103,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     prompts = [prompt for prompt in _prompts(config) for _ in range(prompt.count)]
     if not prompts:
         raise UserError(f"{config.file} requests no radiographs: every count is 0")
+    trained = trained_findings(config.model)
+    warn_of_untrained(untrained({name: None for prompt in prompts for name in prompt.labels}, trained), trained)
     pipeline = MedUnifierPipeline.from_pretrained(config.model, config.device, config.batch_size)
     _check_trained(pipeline, prompts, config)
     out = Path(config.out)
@@ -188,7 +192,7 @@ def _consecutive(numbers: list[int], batch_size: int) -> list[list[int]]:
 def _prompts(config: SynthesizeConfig) -> list[GenerationPrompt]:
     if config.file:
         return read_prompts(Path(config.file), config.count, config.views or config.view, config.label_template)
-    report = report_of(config.text)
+    report, labels = report_of(config.text), config.labels.split(",")
     if config.labels:
-        report = report_of(text_of_labels(config.labels.split(","), config.label_template))
-    return [GenerationPrompt(report, config.count, config.views or config.view)]
+        report = report_of(text_of_labels(labels, config.label_template))
+    return [GenerationPrompt(report, config.count, config.views or config.view, named_findings(labels))]

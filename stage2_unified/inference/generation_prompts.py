@@ -1,7 +1,7 @@
 """Prompts for image generation: a report, findings by name, or a file of either, each with a count and a view."""
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -10,7 +10,13 @@ from typing import Any
 from medunifier.shared.errors import UsageError, UserError
 from medunifier.shared.files.input_files import MAX_JSON_BYTES, parse_json_lines, read_bounded
 from medunifier.shared.files.text import decode_text, text_lines
-from medunifier.stage2_unified.inference.report_text import LABEL_TEMPLATE, report_of, text_of_labels
+from medunifier.stage2_unified.inference.report_text import (
+    LABEL_TEMPLATE,
+    check_labels,
+    report_of,
+    split_denial,
+    text_of_labels,
+)
 
 _MAX_COUNT = 1_000_000  # radiographs per prompt; a larger number is a typing error
 
@@ -28,6 +34,8 @@ class GenerationPrompt:
     report: dict[str, str]
     count: int
     view: str
+    labels: tuple[str, ...] = ()
+    """Lower-case names of the findings that were passed by name, denied ones included."""
 
     @property
     def views(self) -> list[str]:
@@ -75,9 +83,11 @@ def _prompt(path: Path, number: int, row: Any, count: int, view: str, template: 
     if not isinstance(row, Mapping):
         raise UserError(f"{path}, row {number}: expected names and values, got {str(row)[:40]}")
     report = {name: str(row.get(name) or "") for name in ("findings", "impression")}
-    labels = row.get("labels")
+    labels, names = row.get("labels"), ()
     if labels and not any(report.values()):
-        report["findings"] = text_of_labels(labels.split("|") if isinstance(labels, str) else labels, template)
+        labels = labels.split("|") if isinstance(labels, str) else labels
+        report["findings"] = text_of_labels(labels, template)
+        names = named_findings(labels, f"{path}, row {number}: ")
     value = row.get("count")
     if value in (None, ""):
         value = count
@@ -87,4 +97,18 @@ def _prompt(path: Path, number: int, row: Any, count: int, view: str, template: 
             raise ValueError
     except (TypeError, ValueError):
         raise UserError(f"{path}, row {number}: count must be from 0 to {_MAX_COUNT}, got {value!r}") from None
-    return GenerationPrompt(report, studies, str(row.get("view") or view))
+    return GenerationPrompt(report, studies, str(row.get("view") or view), names)
+
+
+def named_findings(labels: Iterable[str], where: str = "") -> tuple[str, ...]:
+    """Return the names of labels, without denials.
+
+    Raises:
+        UserError: for an unknown or misspelt name; ``where`` begins the message.
+    """
+    names = tuple(name for name, _ in map(split_denial, labels) if name)
+    try:
+        check_labels(names, advice="State any other finding in a report (text)")
+    except UserError as error:
+        raise UserError(f"{where}{error}") from None
+    return names

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from medunifier.data.files.walk import find_images, summary
-from medunifier.data.images.radiograph import UnreadableImage, read_image
+from medunifier.data.images.radiograph import UnreadableImage, check_radiograph, read_image
 from medunifier.data.images.resize import fit_square
 from medunifier.data.images.views import view_position
 from medunifier.data.records import Problem
@@ -26,6 +26,9 @@ from medunifier.shared.errors import UserError
 if TYPE_CHECKING:
     from medunifier.stage1_tokenizer.frozen import FrozenTokenizer
     from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline
+
+_OF_ANY_KIND = ("OT", "SC")
+"""Modalities of scanned and secondary images, such as our synthetic ones, which may show a radiograph."""
 
 _NAMED = 5
 """Files left out that are named, for each reason."""
@@ -81,6 +84,7 @@ class FileImages:
         """Read one file, scaled to the model's resolution."""
         try:
             radiograph = read_image(self._paths[index], self._size)
+            check_radiograph(radiograph, _OF_ANY_KIND)
         except UnreadableImage as error:
             return StudyImage(self.keys[index], error=error.reason)
         return StudyImage(self.keys[index], view_position(radiograph.view), radiograph.pixels)
@@ -235,7 +239,7 @@ def image_paths(folder: Path, outside_root: bool = False) -> list[Path]:
             by_reason[problem.reason].append(problem)
         for problems in by_reason.values():
             names = ", ".join(problem.where for problem in problems[:_NAMED])
-            more = ", …" if len(problems) > _NAMED else ""
+            more = f", … and {len(problems) - _NAMED:,} more" if len(problems) > _NAMED else ""
             print(f"left out: {summary(problems, '--outside_root')}: {names}{more}", file=sys.stderr)
     return found
 

@@ -1,13 +1,16 @@
 """Prompts for zero-shot classification: named prompt sets, or a JSON file with the sentences of each finding."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from medunifier.data.reports.observations import LEADERBOARD, NO_FINDING, OBSERVATIONS
 from medunifier.shared.artifacts import read_json
-from medunifier.shared.errors import UsageError, UserError
+from medunifier.shared.errors import UsageError, UserError, nearest
+from medunifier.shared.files.input_files import MAX_CONFIG_BYTES, read_bounded
+from medunifier.stage2_unified.inference.report_text import check_labels, observations_of
 from medunifier.stage2_unified.model.processing.statements import PHRASES
 
 FINDINGS = tuple(name for name in OBSERVATIONS if name != NO_FINDING)
@@ -98,7 +101,7 @@ def findings_of(label_set: str) -> tuple[str, ...]:
     if unknown:
         raise UserError(
             f"unknown label set {label_set!r}: use {', '.join(LABEL_SETS)}, or comma-separated names from: "
-            f"{', '.join(OBSERVATIONS)}"
+            f"{', '.join(OBSERVATIONS)}{nearest(unknown[0], (*LABEL_SETS, *OBSERVATIONS))}"
         )
     return names
 
@@ -172,12 +175,37 @@ def _from_file(path: str) -> PromptSet:
     return made
 
 
+CARD_FINDINGS = "- findings: "
+"""Begin of the line of a model card that lists the findings of the training data, separated by commas."""
+
+
+def trained_findings(model: str | Path) -> tuple[str, ...]:
+    """Return the findings that a model folder's card lists as those of its training data; () if it lists none."""
+    try:
+        card = read_bounded(Path(model) / "README.md", MAX_CONFIG_BYTES).decode(errors="replace")
+    except OSError:
+        return ()
+    found = re.search(rf"^{CARD_FINDINGS}(.*)$", card, re.MULTILINE)
+    listed = {name.strip() for name in found[1].split(",")} if found else set()
+    return tuple(name for name in OBSERVATIONS if name in listed)
+
+
+def untrained(names: Iterable[str], trained: Sequence[str]) -> list[str]:
+    """Return the names that mean none of the findings that the model was trained on; [] if those are unknown.
+
+    Names that mean no observation, as a prompt file may contain, are not returned.
+    """
+    known = {*trained, NO_FINDING}
+    meant = {name: observations_of(name) for name in names} if trained else {}
+    return [name for name, observations in meant.items() if observations and not known.intersection(observations)]
+
+
 def chosen_prompts(prompts: str, labels: str) -> PromptSet:
     """Return the prompts of a style or a JSON file for a named label set or comma-separated names.
 
     Raises:
         UsageError: for an unknown style.
-        UserError: for an invalid file, or one without any of the labels.
+        UserError: for an invalid file, or one without any of the labels; for an unknown or misspelt label.
     """
     from_file = prompts.endswith(".json")
     if not from_file and prompts not in STYLES:
@@ -189,4 +217,11 @@ def chosen_prompts(prompts: str, labels: str) -> PromptSet:
         findings = LABEL_SETS.get(labels) or tuple(name.strip() for name in labels.split(",") if name.strip())
     if not findings:
         raise UserError(f"no labels in {labels!r}: pass a set ({', '.join(LABEL_SETS)}) or comma-separated names")
-    return prompt_set(prompts, findings)
+    if not from_file:
+        check_labels(findings, LABEL_SETS, "For any other finding, pass its sentences as --prompts FILE.json")
+    made = prompt_set(prompts, findings)
+    if from_file and labels not in LABEL_SETS:
+        for name in findings:
+            if name not in made.prompts:
+                raise UserError(f"{prompts} has no prompts for {name!r}{nearest(name, _from_file(prompts).prompts)}")
+    return made

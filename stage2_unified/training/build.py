@@ -1,5 +1,6 @@
 """Build the model, tokenizer and optimizers of a stage-2 training from its configuration; export its model."""
 
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from medunifier.shared.training.distributed import barrier, is_main
 from medunifier.shared.training.optimizer_step import LR_SCALE, lr_scale
 from medunifier.shared.training.run_folder import RunFolder, read_metrics
 from medunifier.stage1_tokenizer.frozen import FrozenTokenizer
+from medunifier.stage2_unified.inference.prompts import CARD_FINDINGS
 from medunifier.stage2_unified.model.backbones import add_adapters, load_backbone, pretrained_config
 from medunifier.stage2_unified.model.configuration import MedUnifierConfig
 from medunifier.stage2_unified.model.experts import kind_of
@@ -182,16 +184,22 @@ def export_model(
     folder: Path,
     config: Stage2Config,
     source: str,
+    findings: Sequence[str] = (),
 ) -> None:
-    """Write the Hugging Face folder (weights, both tokenizers, a model card), complete or not at all."""
+    """Write the Hugging Face folder (weights, both tokenizers, a model card), complete or not at all.
+
+    ``source`` and ``findings`` are those of the training data, for the card.
+    """
     logging.disable_progress_bar()
     with atomic_folder(folder) as partial:
         model.save_pretrained(partial)
         processor.save_pretrained(partial)
-        (partial / "README.md").write_text(_card(model, config, source, folder.parent), encoding="utf-8")
+        (partial / "README.md").write_text(_card(model, config, source, findings, folder.parent), encoding="utf-8")
 
 
-def _card(model: MedUnifierForConditionalGeneration, config: Stage2Config, source: str, run: Path) -> str:
+def _card(
+    model: MedUnifierForConditionalGeneration, config: Stage2Config, source: str, findings: Sequence[str], run: Path
+) -> str:
     last = [line for line in read_metrics(run) if "validation/loss" in line]
     figures = "\n".join(
         f"| {name} | {last[-1][f'validation/{name}']:.3f} |"
@@ -202,6 +210,7 @@ def _card(model: MedUnifierForConditionalGeneration, config: Stage2Config, sourc
     origin = f", initialised from `{Path(config.model.pretrained).name}`" if config.model.pretrained else ""
     origin += f", experts by kind of token ({model.config.experts})" if model.has_experts else ""
     prior = ", and one of the prior study" if model.config.prior else ""
+    listed = f"{CARD_FINDINGS}{', '.join(findings)}\n" if findings else ""
     phantom = "\nThe data were **phantoms** (procedural radiographs), not patients.\n" if source == "phantom" else ""
     return f"""---
 library_name: transformers
@@ -219,7 +228,7 @@ tags: [chest-radiograph, report-generation, image-generation, research-only]
 - images: at most {model.config.max_views} of a study{prior}
 - text: {model.config.text_choice}, at most {model.config.max_report_tokens} ids
 - data: source `{source}`; {config.loop.steps} steps of {config.loop.global_batch()} studies
-{phantom}
+{listed}{phantom}
 ## Validation losses (nats) and matching accuracy at the last step
 
 | | |

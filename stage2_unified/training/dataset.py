@@ -1,5 +1,6 @@
 """The data set of stage 2: studies of token shards that have text or labels, checked against the tokenizer."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from medunifier.data.shards.dataset import Sample, ShardDataset, check_codebook_
 from medunifier.data.shards.prior_studies import prior_study_indices
 from medunifier.shared.errors import UserError
 from medunifier.stage1_tokenizer.frozen import FrozenTokenizer
+from medunifier.stage2_unified.inference.prompts import FINDINGS
 
 
 class StudiesWithText:
@@ -68,6 +70,14 @@ class StudiesWithText:
     def without_text(self) -> int:
         """Number of studies that have labels alone."""
         return sum(not self.with_text[number] for number in self.numbers)
+
+
+def positive_findings(studies: ShardDataset, least: float = 0.001) -> tuple[str, ...]:
+    """Return the findings that are positive in at least a fraction ``least`` of the studies, in table order."""
+    counts: Counter[str] = Counter()
+    for info in studies.infos():
+        counts.update(name for name, value in info.get("labels", {}).items() if value == POSITIVE)
+    return tuple(name for name in FINDINGS if counts[name] >= max(1, least * len(studies)))
 
 
 def is_labelled(info: Mapping[str, Any]) -> bool:

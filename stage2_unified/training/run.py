@@ -30,7 +30,7 @@ from medunifier.stage2_unified.training.build import (
 )
 from medunifier.stage2_unified.training.collator import MEASURED_REPORTS, StudyCollator, report_buckets
 from medunifier.stage2_unified.training.config import Stage2Config
-from medunifier.stage2_unified.training.dataset import StudiesWithText, check_fingerprint
+from medunifier.stage2_unified.training.dataset import StudiesWithText, check_fingerprint, positive_findings
 from medunifier.stage2_unified.training.fsdp import checkpoint_whole, shard, take_over_fsdp, whole_model
 from medunifier.stage2_unified.training.task import UnifiedTask
 
@@ -130,7 +130,14 @@ def train_unified(config: Stage2Config) -> None:
                 folder,
                 model_fingerprint(trained),
                 lambda: MedUnifierPipeline.from_pretrained(folder, "cpu").fingerprint,
-                lambda: export_model(trained, processor, folder, config, shards.manifest.get("source", "unknown")),
+                lambda: export_model(
+                    trained,
+                    processor,
+                    folder,
+                    config,
+                    shards.manifest.get("source", "unknown"),
+                    positive_findings(shards),
+                ),
             )
     if is_main():
         _measure_likelihood(folder, config, str(accelerator.device))

@@ -2,6 +2,7 @@
 
 import io
 import sys
+import time
 
 from rich.console import Console
 
@@ -42,3 +43,18 @@ def test_a_narrow_terminal_shows_steps_rate_and_eta_before_long_figures(monkeypa
             for part in ("1/20000 step", "step/s", "ETA 27:4"):
                 assert part in line, line
         assert "lm 10.51" in line
+
+
+def test_other_work_is_named_and_does_not_count_for_the_rate(capsys, monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    with Progress(10, "training", "step") as progress:
+        now += 2
+        progress.advance(2)
+        with progress.aside("validating"):
+            now += 100
+            assert progress._status().startswith("validating: 2/10")
+        assert progress._status().startswith("training: 2/10") and "1 step/s" in progress._status()
+        now += 8
+        progress.advance(8)
+        assert "1 step/s" in progress._status()

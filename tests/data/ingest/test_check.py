@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medunifier.data.ingest.check import check_source
+from medunifier.data.ingest.check import check_source, reason_lines
 from medunifier.data.ingest.command import main
 from medunifier.data.ingest.splits import assign_splits
 from medunifier.data.sources import SourceOptions, read_source
@@ -35,7 +35,8 @@ def check(root, images=0):
 def test_check_counts_present_missing_and_unreadable_files(root):
     report = check(root)
     assert report.counts == {
-        "patients": 3, "studies": 6, "images": 6, "studies with a report": 4, "studies with labels": 0,
+        "patients": 3, "studies": 6, "images": 6, "studies with a report": 4, "studies with labels": 4,
+        "reports without section headers": 0, "reports without findings and impression": 0,
     }  # fmt: skip
     assert report.splits == {"train": 4, "assigned at ingest": 2}
     assert report.views == {"PA": 2, "AP": 1, "LATERAL": 1, "not stated": 2}
@@ -118,3 +119,15 @@ def test_the_exit_code_is_0_only_if_ingest_could_succeed(root, monkeypatch, tmp_
         error = capsys.readouterr().err.splitlines()
         assert message in error[-1] and "Traceback" not in "".join(error)
     assert not (tmp_path / "home").exists()
+
+
+def test_reasons_that_are_not_shown_are_counted():
+    reasons = [f"reason {number}" for number in range(8) for _ in range(10 - number)]
+    lines = reason_lines(reasons, 5)
+    assert len(lines) == 6 and lines[0] == "reason 0 (10)" and "12" in lines[-1] and "3" in lines[-1]
+    assert len(reason_lines(reasons, 8)) == 8
+
+
+def test_missing_images_are_found_as_left_out(root, capsys):
+    main(["--source", "csv", "--root", str(root), "--find", "left_out"])
+    assert sum(str(root / "5.png") in line for line in capsys.readouterr().out.splitlines()) == 1

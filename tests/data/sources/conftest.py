@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from zlib import crc32
@@ -109,6 +110,19 @@ def ingested(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[di
             for number in range(len(dataset))
         ]
         assert all(len(sample.images) == len(sample.info["views"]) for sample in samples)
-        return manifest, [sample.info for sample in samples]
+        infos = [sample.info for sample in samples]
+        assert check.counts["studies with labels"] == sum(bool(info["labels"]) for info in infos)
+        for reason in ("without_headers", "without_findings_or_impression"):
+            name = {"without_headers": "without section headers"}.get(reason, "without findings and impression")
+            assert check.counts[f"reports {name}"] == counts[f"reports_{reason}"]
+        if not counts["rejected_images"]:
+            unknown = check.views.get("not stated", 0) + check.views.get("other", 0)
+            views = Counter(view for info in infos for view in info["views"])
+            assert (
+                Counter(check.views) - Counter({"not stated": unknown, "other": unknown})
+                == views - Counter({"": views[""]})
+                and unknown == views[""]
+            )
+        return manifest, infos
 
     return run

@@ -2,17 +2,19 @@
 
 import gzip
 import zlib
+from collections import Counter
 
 import pytest
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
+from medunifier.data.ingest.check import check_source
 from medunifier.data.ingest.command import main as ingest_command
 from medunifier.data.ingest.splits import assign_splits
 from medunifier.data.records import SPLITS
-from medunifier.data.sources import SourceOptions
+from medunifier.data.sources import SourceOptions, read_source
 from medunifier.data.sources.dicom_folder import records as source_records
 from medunifier.shared.errors import UserError
-from tests.data.dicom_samples import sample
+from tests.data.dicom_samples import file_bytes, sample, sample_dicom
 from tests.data.files.test_walk import identified, without_pixels, write
 
 KEY = b"k" * 32
@@ -164,3 +166,26 @@ def test_a_header_is_not_inflated_without_a_bound(tmp_path, monkeypatch):
     assert [record.views[0].path.name for record in records] == ["whole.dcm"]
     assert [problem.where for problem in problems] == [str(tmp_path / "bomb.dcm")]
     assert max(sizes, default=0) <= 2**20
+
+
+def test_the_check_reads_views_of_headers_and_labels_of_reports_as_ingest_does(tmp_path, ingested):
+    files = {}
+    for number, view in enumerate(("PA", "AP", "LATERAL", "")):
+        dataset = sample_dicom()
+        dataset.PatientID, dataset.StudyInstanceUID, dataset.ViewPosition = f"p{number}", f"1.{number}", view
+        files[f"{number}.dcm"] = file_bytes(dataset)
+    texts = {"0.txt": b"FINDINGS: Pleural effusion.", "1.txt": b"IMPRESSION: Edema.", "2.txt": b"Effusion, she said."}
+    write(tmp_path, files | texts)
+    manifest, infos = ingested("dicom-folder", tmp_path)  # which compares the counts
+    assert manifest["counts"]["reports_without_headers"] == 1 and sum(bool(info["labels"]) for info in infos) == 2
+    assert Counter(view for info in infos for view in info["views"])["PA"] == 1
+    check = check_source(
+        read_source("dicom-folder", tmp_path, SourceOptions()),
+        "dicom-folder",
+        str(tmp_path),
+        1,
+        workers=1,
+        cluster="",
+    )
+    assert check.decoded == 1 and check.views == {"PA": 1, "AP": 1, "LATERAL": 1, "not stated": 1}
+    assert check.counts["studies with labels"] == 2 and check.counts["reports without section headers"] == 1

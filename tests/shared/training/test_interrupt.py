@@ -14,6 +14,9 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from medunifier.shared.command import interruption, run_command
+from medunifier.shared.files.row_file import RowFile
+from medunifier.shared.files.settings_record import begin_or_continue
+from medunifier.shared.progress import Progress
 from medunifier.shared.training.checkpoints import Checkpoints
 from medunifier.shared.training.config import LoopConfig
 from medunifier.shared.training.loop import train
@@ -187,6 +190,47 @@ def test_an_interrupt_during_validation_saves_the_steps_done(tmp_path, monkeypat
             train(task, Accelerator(cpu=True), RunFolder(folder, config), lambda _: iter(lambda: None, 1), config)
         assert task.processed == processed and Checkpoints(folder / CHECKPOINTS).latest() == 4
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_a_validation_is_announced(tmp_path, monkeypatch, no_curves):
+    bars, shown = [], []
+
+    class Recorded(Progress):
+        def __enter__(self):
+            bars.append(self)
+            return super().__enter__()
+
+    class Task:
+        def step(self, micro_batches, step):
+            return {"loss": torch.tensor(1.0)}
+
+        def validate(self, step):
+            shown.append(bars[0]._status())
+            return {}
+
+    monkeypatch.setattr("medunifier.shared.training.loop.Progress", Recorded)
+    config = LoopConfig(steps=2, log_every=1, validate_every=1, checkpoint_every=2)
+    train(Task(), Accelerator(cpu=True), RunFolder(tmp_path, config), lambda _: iter(lambda: None, 1), config)
+    assert ["validating" in line for line in shown] == [True, True] and "validating" not in bars[0]._status()
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_only_begun_work_is_said_to_continue(tmp_path, capsys):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    def begin(_):
+        with RowFile(str(tmp_path / "rows.jsonl"), {}, [], lambda row: [row]):
+            raise KeyboardInterrupt
+
+    def begin_folder(_):
+        begin_or_continue(tmp_path / "out" / "plan.json", {})
+        raise KeyboardInterrupt
+
+    for command, continues in ((begin, True), (interrupt, False), (begin_folder, True), (interrupt, False)):
+        assert run_command(command, []) == 130
+        (line,) = capsys.readouterr().err.splitlines()
+        assert ("continues" in line) == continues
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from medunifier.shared.errors import UsageError, UserError
 from medunifier.stage2_unified.cli.classify import main
 from medunifier.stage2_unified.inference.inputs import codes_of, open_inputs
 from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline
-from medunifier.stage2_unified.inference.prompts import chosen_prompts
+from medunifier.stage2_unified.inference.prompts import FINDINGS, chosen_prompts, trained_findings
 from medunifier.stage2_unified.inference.zero_shot import PromptScorer
 from tests.files import read_csv
 
@@ -88,3 +89,40 @@ def test_invalid_prompts_are_refused(tmp_path):
     (tmp_path / "list.json").write_text("[]")
     with pytest.raises(UserError):
         chosen_prompts(str(tmp_path / "list.json"), "all")
+
+
+def test_unknown_and_misspelt_findings_are_refused_with_the_nearest_name(tmp_path):
+    for name, meant in (
+        ("Pneumothroax", "pneumothorax"),
+        ("Edema,pleurel effusion", "pleural effusion"),
+        ("chexprt5", "chexpert5"),
+        ("Blorb", "Edema"),
+    ):
+        with pytest.raises(UserError, match=meant):
+            chosen_prompts("sentence", name)
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps({"prompts": {"fluid": {"positive": ["Fluid."]}, "air": {"positive": ["Air."]}}}))
+    with pytest.raises(UserError, match="fluid"):
+        chosen_prompts(str(path), "air,fluidd")
+    for known in ("cardiac pacemaker", "rib fractures", "Small Left Effusion", "lung opacities", *FINDINGS):
+        assert known in chosen_prompts("sentence", known).prompts
+
+
+def test_the_findings_of_the_training_data_are_the_default_and_others_are_announced(
+    model_folder, image_folder, tmp_path, capsys
+):
+    assert trained_findings(tmp_path) == ()
+    model = tmp_path / "model"
+    shutil.copytree(model_folder, model)
+    (model / "README.md").write_text("- data: source `x`\n- findings: Pneumothorax, Edema\n")
+    image = next(path for path in sorted(image_folder.rglob("*.png")) if path.name != "broken.png")
+    assert classify(model_folder, "--input", image) == 0
+    output = capsys.readouterr()
+    assert len(json.loads(output.out)["findings"]) == 13 and "findings" in output.err, "a card without findings"
+    assert classify(model, "--input", image) == 0
+    output = capsys.readouterr()
+    assert list(json.loads(output.out)["findings"]) == ["Edema", "Pneumothorax"] and "Fracture" not in output.err
+    assert classify(model, "--input", image, "--labels", "rib fracture,edema") == 0
+    output = capsys.readouterr()
+    assert list(json.loads(output.out)["findings"]) == ["rib fracture", "edema"]
+    assert sum("rib fracture" in line for line in output.err.splitlines()) == 1

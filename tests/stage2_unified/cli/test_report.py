@@ -98,3 +98,18 @@ def test_invalid_input_gives_a_one_line_error(model_folder, image_folder, tmp_pa
     assert report(model_folder, *options, "--out", tmp_path / "x.jsonl") == 1
     error = capsys.readouterr().err
     assert words in error and not list(tmp_path.iterdir())
+
+
+def test_images_of_another_modality_are_left_out_with_the_reason(model_folder, tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    for name, modality in (("a", "CT"), ("b", "DX"), ("c", "OT"), ("d", "MR")):
+        dataset = sample_dicom()
+        dataset.Modality = modality
+        dataset.save_as(tmp_path / "images" / f"{name}.dcm", enforce_file_format=True)
+    assert report(model_folder, "--input", tmp_path / "images") == 0
+    output = capsys.readouterr()
+    rows = [json.loads(line) for line in output.out.splitlines()]
+    assert ["modality" in row.get("error", "") for row in rows] == [True, False, False, True]
+    assert sum("2 of them unreadable" in line for line in output.err.splitlines()) == 1
+    assert report(model_folder, "--input", tmp_path / "images" / "a.dcm") == 1
+    assert "modality" in capsys.readouterr().err

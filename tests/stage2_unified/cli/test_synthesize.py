@@ -1,6 +1,7 @@
 """Generated images follow texts, findings and counts, and every file is marked synthetic."""
 
 import json
+import shutil
 
 import numpy as np
 import pydicom
@@ -114,3 +115,20 @@ def test_no_identifier_of_a_prompt_is_written(model_folder, tmp_path):
 @pytest.mark.parametrize("options", [["--text=a", "--labels=Edema"], ["--label_template=edema"], ["--count=0"]])
 def test_invalid_options_are_refused(model_folder, tmp_path, options):
     assert synthesize(model_folder, *options, "--out", tmp_path / "x") == 2 and not (tmp_path / "x").exists()
+
+
+def test_misspelt_findings_are_refused_and_untrained_ones_announced(model_folder, tmp_path, capsys):
+    table = tmp_path / "prompts.csv"
+    table.write_text("labels\nEdema|no pneumothroax\n")
+    for options, meant in (
+        (["--labels=Edemaa"], "edema"), (["--labels=no Fractur"], "fracture"), (["--file", table], "pneumothorax"),
+    ):  # fmt: skip
+        assert synthesize(model_folder, *options, "--out", tmp_path / "x") == 1 and not (tmp_path / "x").exists()
+        assert meant in capsys.readouterr().err
+    model = tmp_path / "model"
+    shutil.copytree(model_folder, model)
+    (model / "README.md").write_text("- findings: Edema\n")
+    options = ["--labels=Edema, no Fracture", "--guidance=1"]
+    assert synthesize(model, *options, "--out", tmp_path / "x") == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "not trained" in line]
+    assert "fracture" in line

@@ -25,6 +25,7 @@ from medunifier.stage1_tokenizer.model.vqgan import VQGAN
 from medunifier.stage2_unified.generation import likelihood
 from medunifier.stage2_unified.generation.likelihood import REFERENCE
 from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline
+from medunifier.stage2_unified.inference.prompts import trained_findings
 from medunifier.stage2_unified.model.modeling import MedUnifierForConditionalGeneration
 from medunifier.stage2_unified.train import main as train
 from medunifier.stage2_unified.training.task import UnifiedTask
@@ -106,6 +107,7 @@ def test_a_killed_and_restarted_training_equals_the_uninterrupted_one_bit_for_bi
     for name in ("curves.png", "config.yaml", "pictures/generated-0000008.png", "pictures/reports-0000008.txt"):
         assert (tmp_path / "killed" / name).is_file()
     check_pipeline(MedUnifierPipeline.from_pretrained(tmp_path / "killed" / "model"))
+    assert "Pleural Effusion" in trained_findings(tmp_path / "killed" / "model")
 
 
 def test_the_average_is_validated_and_exported_and_the_weights_in_training_are_saved(
