@@ -27,6 +27,7 @@ from medunifier.stage2_unified.inference.prompts import FINDINGS, chosen_prompts
 from medunifier.stage2_unified.inference.report_text import report_of, text_of_labels
 from medunifier.stage2_unified.inference.sampled_findings import sampled_probability
 from medunifier.stage2_unified.inference.zero_shot import PromptScorer
+from medunifier.stage2_unified.model.vocabulary import view_name
 
 MAX_CHARACTERS = 5000
 MAX_IMAGES = 8
@@ -37,6 +38,8 @@ MAX_SIMILAR = 50
 VIEWS = ("as the file says", "PA", "AP", "LATERAL")
 MAX_RANKED = 2000
 """Studies of the index that the scores of an image are ranked against, at most."""
+USUAL_IMAGES = 16
+"""Radiographs generated once a view, for what is usual at each position of an image."""
 SAMPLES = 16
 """Reports sampled per image for the sampled-report probabilities."""
 SHORTEST_REPORT = 3
@@ -154,6 +157,7 @@ class ModelService:
         self.learned = self._findings_of_index() or learned or FINDINGS
         self.trained = learned or FINDINGS
         self._folder, self._max_bytes = folder, max_bytes
+        self._usual_codes: dict[str, np.ndarray] = {}
         self._reader = IsolatedReader(MAX_SECONDS_PER_UPLOAD)
         self._images: OrderedDict[str, EncodedImage] = OrderedDict()
         self._scorers: OrderedDict[tuple[str, ...], tuple[PromptScorer, np.ndarray | None]] = OrderedDict()
@@ -307,6 +311,14 @@ class ModelService:
         """Return whether the match head was trained on such texts."""
         return self.pipeline.statements or is_whole_report(text)
 
+    def _usual(self, view: str) -> np.ndarray:
+        """Return (M, h, w) codes of radiographs generated without a text, made once a view."""
+        name = view_name(view)
+        if name not in self._usual_codes:
+            reports = [{"findings": "", "impression": ""}] * USUAL_IMAGES
+            self._usual_codes[name] = self.pipeline.draw(reports, [view] * USUAL_IMAGES, guidance=0.0)
+        return self._usual_codes[name]
+
     def similarity_map(self, image: EncodedImage, text: str) -> np.ndarray:
         """Return (S, S, 3) uint8, the image with the codes that agree with a text marked in red.
 
@@ -317,7 +329,9 @@ class ModelService:
         if not any(report.values()):
             raise UserError("enter a text first")
         normal = {self.pipeline.processor.codec.sections[0]: "The radiograph is normal."}
-        (values,) = self.pipeline.similarity_maps(image.codes[None], [image.view], report, normal)
+        (values,) = self.pipeline.similarity_maps(
+            image.codes[None], [image.view], report, normal, self._usual(image.view)
+        )
         return marked_codes(image.pixels, values)
 
     def _agreement(self, image: EncodedImage, labels: Mapping[str, bool]) -> Iterator[tuple[str, bool, float]]:

@@ -225,26 +225,31 @@ class MedUnifierPipeline:
             np.concatenate(values), self.fingerprint, str(manifest.get("source", "unknown")), split
         )
 
-    def similarity_maps(self, codes: np.ndarray, views: Sequence[str], report: Report, against: Report) -> np.ndarray:
-        """Return (N, h, w) maps of how far each code agrees with a text rather than with another one.
+    def similarity_maps(
+        self, codes: np.ndarray, views: Sequence[str], report: Report, against: Report, reference: np.ndarray
+    ) -> np.ndarray:
+        """Return (N, h, w) maps of what each code adds to the agreement with a text rather than with another one.
 
         Args:
             codes: (N, h, w), one image a study.
             views: N view positions.
             report: the text.
             against: a text that the first is compared with, such as its denial.
+            reference: (M, h, w) codes of other images, for what is usual at each position.
 
         Returns:
-            Differences of the cosine similarities of the states at the codes, in [-2, 2].
+            Parts of the difference of the cosine similarities (:meth:`attribute_similarity` of the model).
         """
         text, other = self.embed_texts([report, against])
         direction = torch.from_numpy(text - other).to(self.device)
-
-        def run(begin: int, end: int) -> Tensor:
-            features = self.model.get_code_features(self._images(begin, end, codes, views, None))
-            return (features @ direction).view(-1, *codes.shape[1:])
-
-        return self._batched(len(codes), run)
+        usual = torch.from_numpy(reference.astype(np.int64)).flatten(1).to(self.device)
+        parts = [
+            self.model.attribute_similarity(
+                self._images(begin, begin + self.batch_size, codes, views, None), direction, usual
+            )
+            for begin in range(0, len(codes), self.batch_size)
+        ]
+        return torch.cat(parts).view(-1, *codes.shape[1:]).cpu().numpy()
 
     def match(
         self, codes: Codes, views: Views, reports: Sequence[Report], priors: Sequence[Prior | None] | None = None

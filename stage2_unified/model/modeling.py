@@ -500,15 +500,36 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
         hidden = self.continue_prefix(prefix, report[:, None], report_length[:, None])[:, 0]
         return self.match_head(at_positions(hidden, report_length + 1), prefix.hidden).float().softmax(dim=-1)[:, 1]
 
-    def get_code_features(self, images: ImageSpans) -> Tensor:
-        """Return (B, N, E) unit-norm embeddings of the states at the codes of B studies with one image and no prior.
+    @torch.enable_grad()
+    def attribute_similarity(
+        self, images: ImageSpans, direction: Tensor, reference: Tensor, steps: int = 4
+    ) -> Tensor:
+        """Return (B, N), what each code adds to the similarity of its image's embedding with a direction.
 
-        The decoder is causal: the state of a code depends on the codes before it.
+        Integrated gradients (Sundararajan et al., 2017) from reference embeddings to those of the codes. The states
+        at the codes say less: the decoder is causal, and only that at ``<emb_img>`` is trained as an embedding.
+
+        Args:
+            images: of B studies with one image and no prior.
+            direction: (E,), such as the difference of two text embeddings.
+            reference: (M, N) codes of other images, whose mean embedding at each position is the starting point.
+            steps: gradients on the way; the sum over the codes approaches the change of the similarity.
         """
         sequences = self.sequences.image_first(images)
-        hidden, _ = self._record(sequences.ids, sequences.codes)
-        begin = SPAN_SPECIALS  # <bos> <view> <boi> precede the codes
-        return self.image_embedding(hidden[:, begin : begin + images.codes.shape[-1]])
+        ids, routing = sequences.ids, self.route(sequences.ids, sequences.codes)
+        mask = bidirectional_image_mask(ids, self.vocabulary) if self.config.bidirectional_images else None
+        embedded = self.embed_ids(ids).detach()
+        codes = slice(SPAN_SPECIALS, SPAN_SPECIALS + reference.shape[1])  # after <bos> <view> <boi>
+        change = torch.zeros_like(embedded)
+        change[:, codes] = embedded[:, codes] - self.embed_codes(reference).mean(dim=0).detach()
+        total = torch.zeros_like(embedded)
+        for number in range(steps):
+            point = (embedded - change * (1 - (number + 0.5) / steps)).requires_grad_()
+            similarity = (
+                self.image_embedding(self.run_decoder(point, mask, routing=routing)[:, -1]) @ direction
+            )  # (B,)
+            total += torch.autograd.grad(similarity.sum(), point)[0]
+        return (total * change)[:, codes].sum(dim=-1) / steps
 
     def match_all(self, images: ImageSpans, text: Tensor, length: Tensor) -> Tensor:
         """Return the (B, P) probability in [0, 1] that each study and each of P texts belong together.

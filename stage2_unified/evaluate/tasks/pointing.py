@@ -1,4 +1,4 @@
-"""The pointing game: whether the code whose state agrees most with a finding's prompt lies in the finding's mask."""
+"""The pointing game: whether the code that agrees most with a finding's prompt lies in the finding's mask."""
 
 from collections.abc import Sequence
 
@@ -36,7 +36,7 @@ def add_pointing_game(
             continue
         cells = covered_cells(every[finding][rows] == 1, codes.shape[1:])  # (n, h, w)
         texts = [{"findings": "", "impression": ""} | {section: side[0]} for side in (positive, negative)]
-        maps = context.pipeline.similarity_maps(codes[rows], [studies.views[i] for i in rows], *texts)
+        maps = context.pipeline.similarity_maps(codes[rows], [studies.views[i] for i in rows], *texts, codes)
         best = maps.reshape(len(rows), -1).argmax(axis=1)
         hits[finding] = np.full(len(studies), np.nan)
         hits[finding][rows] = cells.reshape(len(rows), -1)[np.arange(len(rows)), best]

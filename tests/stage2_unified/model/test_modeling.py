@@ -325,14 +325,17 @@ def test_all_texts_are_matched_with_all_studies_as_one_by_one(model, batch):
 
 @torch.no_grad()
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_code_features_are_the_embeddings_of_the_states_at_the_codes(bidirectional, batch):
-    model, v = make_model(bidirectional_images=bidirectional), make_model().vocabulary
-    features = model.get_code_features(batch.images)
-    assert features.shape == (len(batch), GRID[0] * GRID[1], model.config.embedding_dim)
-    (span,) = image_spans(v, batch.images.codes[1:2], batch.images.view[1:2], 1)[0]
-    hidden = hidden_of(model, torch.cat([torch.tensor([v["<bos>"]]), span, torch.tensor([v["<emb_img>"]])]))
-    expected = normalize(hidden[3:-2] @ model.image_projection.weight.T, dim=-1)
-    assert torch.allclose(features[1], expected, atol=1e-5)
+def test_attributions_of_the_codes_add_up_to_the_change_of_the_similarity(bidirectional, batch):
+    model = make_model(bidirectional_images=bidirectional)
+    direction, reference = torch.linspace(-1, 1, model.config.embedding_dim), batch.images.codes[:1, 0].clone()
+    batch.images.codes[2, 0, 3:5] = reference[0, 3:5]
+    parts = model.attribute_similarity(batch.images, direction, reference, steps=60)
+    assert parts.shape == (len(batch), GRID[0] * GRID[1])
+    starts = replace(batch.images, codes=reference.expand(len(batch), 1, -1))
+    change = (model.get_image_features(batch.images) - model.get_image_features(starts)) @ direction
+    assert torch.allclose(parts.sum(dim=1), change, atol=0.02) and change.abs().max() > 0.1
+    equal = batch.images.codes[:, 0] == reference
+    assert equal[2, 3:5].all() and (parts[equal] == 0).all() and (parts[~equal] != 0).all()
 
 
 @torch.no_grad()

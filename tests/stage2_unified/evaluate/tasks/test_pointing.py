@@ -31,7 +31,8 @@ def masked(studies, tmp_path_factory):
 class Pointing(Oracle):
     sign = 1
 
-    def similarity_maps(self, codes, views, report, against):
+    def similarity_maps(self, codes, views, report, against, reference):
+        assert len(reference) >= len(codes)
         assert report["findings"] and against["findings"].replace("no ", "") == report["findings"]
         shift = [finding.lower() in report["findings"] for finding in FINDINGS].index(True)
         numbers = {code_of(pixels).tobytes(): number for number, (pixels, _) in enumerate(self.studies)}
