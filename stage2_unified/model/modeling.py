@@ -525,9 +525,8 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
         total = torch.zeros_like(embedded)
         for number in range(steps):
             point = (embedded - change * (1 - (number + 0.5) / steps)).requires_grad_()
-            similarity = (
-                self.image_embedding(self.run_decoder(point, mask, routing=routing)[:, -1]) @ direction
-            )  # (B,)
+            hidden = self.run_decoder(point, mask, routing=routing)
+            similarity = self.image_embedding(hidden[:, -1]) @ direction  # (B,)
             total += torch.autograd.grad(similarity.sum(), point)[0]
         return (total * change)[:, codes].sum(dim=-1) / steps
 
