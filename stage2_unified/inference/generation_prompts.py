@@ -83,7 +83,8 @@ def _prompt(path: Path, number: int, row: Any, count: int, view: str, template: 
     if not isinstance(row, Mapping):
         raise UserError(f"{path}, row {number}: expected names and values, got {str(row)[:40]}")
     report = {name: str(row.get(name) or "") for name in ("findings", "impression")}
-    labels, names = row.get("labels"), ()
+    names: tuple[str, ...] = ()
+    labels = row.get("labels")
     if labels and not any(report.values()):
         labels = labels.split("|") if isinstance(labels, str) else labels
         report["findings"] = text_of_labels(labels, template)

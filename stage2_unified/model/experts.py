@@ -229,7 +229,8 @@ def add_experts(layers: Sequence[nn.Module], attention: bool) -> None:
         if attention:
             parts[_ATTENTION] = nn.ModuleDict(projections)
         setattr(layer, _EXPERTS, nn.ModuleDict({kind: nn.ModuleDict(copy.deepcopy(parts)) for kind in KINDS[1:]}))
-        layer.__class__ = _expert_class(type(layer), type(inner))
+        stock: tuple[Any, Any] = type(layer), type(inner)
+        layer.__class__ = _expert_class(*stock)
 
 
 @cache

@@ -173,7 +173,7 @@ class FourObjectives(nn.Module):
         }
         if factors is not None:
             weights |= {name: weights[name] * factor for name, factor in zip(OBJECTIVES, factors, strict=True)}
-        loss = sum(weights[name] * value for name, value in losses.items())
+        loss: Any = sum(weights[name] * value for name, value in losses.items())
         if measure:
             shared = [image_states, text_states, branches]
             losses["gradients"] = shared_gradients([losses[name] for name in OBJECTIVES], shared)
