@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import rankdata
 
 from medunifier.shared.metrics.bootstrap import bootstrap_interval
 
@@ -18,6 +17,8 @@ def auroc(truth: np.ndarray, scores: np.ndarray) -> float:
         truth: (N,) 1, 0, or NaN for rows that do not count (uncertain).
         scores: (N,) floats, higher means present.
     """
+    from scipy.stats import rankdata  # here: a training begins without it
+
     counts = ~np.isnan(truth)
     truth, scores = truth[counts], scores[counts]
     positives = int(truth.sum())

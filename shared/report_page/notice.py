@@ -6,6 +6,8 @@ MODEL_LIMITS = (
     "It must not be used for the care of a person."
 )
 TOKENIZER_LIMITS = "A reconstruction can lose or invent a finding."
+CARD_FINDINGS = "- findings: "
+"""Begin of the line of a model card that lists the findings of the training data, separated by commas."""
 
 
 def research_notice(*details: str, markdown: bool = False) -> str:

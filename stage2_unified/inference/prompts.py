@@ -10,6 +10,7 @@ from medunifier.data.reports.observations import LEADERBOARD, NO_FINDING, OBSERV
 from medunifier.shared.artifacts import read_json
 from medunifier.shared.errors import UsageError, UserError, nearest
 from medunifier.shared.files.input_files import MAX_CONFIG_BYTES, read_bounded
+from medunifier.shared.report_page.notice import CARD_FINDINGS
 from medunifier.stage2_unified.inference.report_text import check_labels, observations_of
 from medunifier.stage2_unified.model.processing.statements import PHRASES
 
@@ -173,10 +174,6 @@ def _from_file(path: str) -> PromptSet:
             '{"positive": [sentences], "negative": [sentences]}}}'
         )
     return made
-
-
-CARD_FINDINGS = "- findings: "
-"""Begin of the line of a model card that lists the findings of the training data, separated by commas."""
 
 
 def trained_findings(model: str | Path) -> tuple[str, ...]:

@@ -12,13 +12,12 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from medunifier.shared.artifacts import atomic_folder
-from medunifier.shared.report_page.notice import MODEL_LIMITS, research_notice
+from medunifier.shared.report_page.notice import CARD_FINDINGS, MODEL_LIMITS, research_notice
 from medunifier.shared.training.config import use_compile
 from medunifier.shared.training.distributed import barrier, is_main
 from medunifier.shared.training.optimizer_step import LR_SCALE, lr_scale
 from medunifier.shared.training.run_folder import RunFolder, read_metrics
 from medunifier.stage1_tokenizer.frozen import FrozenTokenizer
-from medunifier.stage2_unified.inference.prompts import CARD_FINDINGS
 from medunifier.stage2_unified.model.backbones import add_adapters, load_backbone, pretrained_config
 from medunifier.stage2_unified.model.configuration import MedUnifierConfig
 from medunifier.stage2_unified.model.experts import kind_of

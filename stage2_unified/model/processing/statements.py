@@ -8,14 +8,16 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from medunifier.data.reports.labeler import label_report
 from medunifier.data.reports.observations import NEGATIVE, NO_FINDING, OBSERVATIONS, POSITIVE, SUPPORT_DEVICES
-from medunifier.stage2_unified.model.processing.report_codec import ReportCodec
 from medunifier.stage2_unified.model.vocabulary import UNCOND
+
+if TYPE_CHECKING:  # it loads torch, for which --help need not wait
+    from medunifier.stage2_unified.model.processing.report_codec import ReportCodec
 
 UNKNOWN = -1
 """Value of a finding in a label vector of which nothing is known."""
@@ -78,7 +80,7 @@ class StatementSampler:
         width: ids of the longest statement; longer sentences are not used.
     """
 
-    def __init__(self, codec: ReportCodec, count: int, width: int) -> None:
+    def __init__(self, codec: "ReportCodec", count: int, width: int) -> None:
         self.codec, self.count, self.width = codec, count, width
         self.empty = Statement([codec.vocabulary[UNCOND]], (UNKNOWN,) * len(OBSERVATIONS), general=False)
 
