@@ -214,3 +214,10 @@ def bring_shards(lines, shards):
     """Put shards/images where no command of the page makes them."""
     if not any("ingest" in line.text and "shards/images" in line.text for line in lines):
         shutil.copytree(shards, "shards/images")
+
+
+def test_the_archive_path_of_the_readme_needs_no_file_of_weights(root):
+    lines = [
+        line for line in (root / "README.md").read_text().splitlines() if "medunifier train stage1 --config" in line
+    ]
+    assert lines and all("--loss.perceptual.weights random" in line for line in lines)

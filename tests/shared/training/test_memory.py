@@ -2,6 +2,7 @@
 
 import pytest
 
+from medunifier.shared.errors import UserError
 from medunifier.shared.training import memory
 from medunifier.shared.training.config import LoopConfig
 from medunifier.shared.training.memory import Size, warn_if_too_large
@@ -20,3 +21,14 @@ def test_a_training_larger_than_the_machine_is_warned_of_with_a_remedy(free, exp
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(expected)
     assert all(words in line for line, words in zip(lines, expected, strict=True))
+
+
+def test_a_training_asks_for_the_warning_before_it_reads_data(tmp_path, monkeypatch):
+    from medunifier.stage1_tokenizer.train import main
+    from medunifier.stage1_tokenizer.training import run
+
+    asked = []
+    monkeypatch.setattr(run, "warn_if_too_large", lambda size, loop: asked.append(size))
+    with pytest.raises(UserError, match="absent"):
+        main(["--config=demo", f"--data.shards={tmp_path / 'absent'}", f"--run_dir={tmp_path / 'run'}"])
+    assert len(asked) == 1
