@@ -184,6 +184,11 @@ def _remove_unlocked(entry: Path) -> None:
         os.close(descriptor)
 
 
+def key64(text: str) -> int:
+    """Return a signed 64-bit hash of a text, for comparisons on tensors."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)
+
+
 def sha256_file(path: str | Path) -> str:
     """Return the hex SHA-256 of a file's bytes."""
     with open(path, "rb") as file:

@@ -25,6 +25,9 @@ OBSERVATIONS: tuple[str, ...] = (
     NO_FINDING,
 )
 
+FINDINGS: tuple[str, ...] = tuple(name for name in OBSERVATIONS if name != NO_FINDING)
+"""All observations but No Finding, which is about the whole image."""
+
 LEADERBOARD: tuple[str, ...] = ("Cardiomegaly", "Edema", "Consolidation", "Atelectasis", "Pleural Effusion")
 """The five observations of CheXpert's leaderboard, over which papers report a second macro and micro average."""
 

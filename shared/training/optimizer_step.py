@@ -79,8 +79,9 @@ def lr_scale(group: Mapping[str, Any]) -> float:
 def _forget_frozen(optimizer: Any) -> None:
     """Set the gradients of frozen parameters to 0, so that they are no part of the norm that is clipped."""
     for group in optimizer.param_groups:
-        gradients = [parameter.grad for parameter in group["params"] if parameter.grad is not None]
-        if gradients and not lr_scale(group):
+        if lr_scale(group):  # first, since the host visits no parameter then
+            continue
+        if gradients := [parameter.grad for parameter in group["params"] if parameter.grad is not None]:
             torch._foreach_zero_(gradients)
 
 

@@ -13,6 +13,7 @@ from medunifier.data.reports.labeler import label_report
 from medunifier.data.reports.observations import NEGATIVE, NO_FINDING, OBSERVATIONS, POSITIVE, SUPPORT_DEVICES
 from medunifier.data.shards.dataset import Sample, ShardDataset
 from medunifier.data.shards.loader import epoch_order
+from medunifier.shared.artifacts import key64
 from medunifier.shared.errors import UserError
 from medunifier.stage1_tokenizer.config import SemanticConfig
 from medunifier.stage1_tokenizer.losses.semantic.objectives import LabelBalance
@@ -69,9 +70,9 @@ def _with_statements(images: Tensor, infos: Sequence[Mapping[str, Any]], config:
         texts = [_words(info.get("report", {}).get("text", "")) for info in infos]
         batch = batch._replace(
             words=torch.tensor([_hashes(words) for words in texts]),
-            report_key=torch.tensor([_hash(" ".join(words), 8) for words in texts]),
+            report_key=torch.tensor([key64(" ".join(words)) for words in texts]),
             # Without a patient, a study is a patient of its own.
-            patient_key=torch.tensor([_hash(info.get("patient_id") or info["study_id"], 8) for info in infos]),
+            patient_key=torch.tensor([key64(info.get("patient_id") or info["study_id"]) for info in infos]),
         )
     return batch
 
@@ -140,11 +141,8 @@ def _hashes(words: Sequence[str]) -> list[int]:
 
 @lru_cache(maxsize=2**16)
 def _word_hash(word: str) -> int:
-    return 1 + _hash(word, 4) % (2**31 - 1)
-
-
-def _hash(text: str, size: int) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=size).digest(), "big", signed=True)
+    number = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=4).digest(), "big", signed=True)
+    return 1 + number % (2**31 - 1)
 
 
 def as_batch(batch: StudyImages | Tensor) -> StudyImages:

@@ -10,11 +10,11 @@ from PIL import Image
 
 from medunifier.data.images.resize import fit_square
 from medunifier.data.phantom import Phantom, PhantomStudy
+from medunifier.data.reports.observations import FINDINGS
 from medunifier.data.reports.sections import one_line, split_sections
 from medunifier.shared.files.grey_levels import to_uint8
 from medunifier.stage2_unified.inference.embedding_index import StudyIndex
 from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline
-from medunifier.stage2_unified.inference.prompts import FINDINGS
 
 _EXAMPLES_SEED, _INDEX_SEED = 2026, 2027  # not used in training
 _FINDINGS = (

@@ -15,6 +15,7 @@ from medunifier.data.images.isolated import IsolatedReader
 from medunifier.data.images.pixels import UnreadableImage
 from medunifier.data.images.synthetic import describe_generated_image, save_synthetic_png
 from medunifier.data.reports.labeler import label_report
+from medunifier.data.reports.observations import FINDINGS
 from medunifier.data.reports.rules.sentences import split_sentences
 from medunifier.data.reports.sections import split_sections
 from medunifier.shared.errors import UserError
@@ -23,7 +24,7 @@ from medunifier.shared.files.input_files import read_bounded
 from medunifier.stage2_unified.app.code_grid import Region, edited, marked_codes
 from medunifier.stage2_unified.inference.embedding_index import StudyIndex
 from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline
-from medunifier.stage2_unified.inference.prompts import FINDINGS, chosen_prompts
+from medunifier.stage2_unified.inference.prompts import chosen_prompts
 from medunifier.stage2_unified.inference.report_text import report_of, text_of_labels
 from medunifier.stage2_unified.inference.sampled_findings import sampled_probability
 from medunifier.stage2_unified.inference.zero_shot import PromptScorer

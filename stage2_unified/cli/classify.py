@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from medunifier.data.reports.observations import FINDINGS
 from medunifier.shared.artifacts import canonical_json
 from medunifier.shared.config import parse_config
 from medunifier.shared.files.row_file import Row
@@ -12,7 +13,7 @@ from medunifier.shared.report_page.notice import research_notice
 from medunifier.stage2_unified.cli.outside import OutsideColumns
 from medunifier.stage2_unified.cli.report import write_rows
 from medunifier.stage2_unified.inference.inputs import StudyImage, codes_of, open_inputs
-from medunifier.stage2_unified.inference.prompts import FINDINGS, chosen_prompts, trained_findings, untrained
+from medunifier.stage2_unified.inference.prompts import chosen_prompts, trained_findings, untrained
 from medunifier.stage2_unified.inference.zero_shot import PromptScorer
 
 NOTICE = research_notice("The scores are not calibrated and not the probability of a disease.")

@@ -6,15 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from medunifier.data.reports.observations import LEADERBOARD, NO_FINDING, OBSERVATIONS
+from medunifier.data.reports.observations import FINDINGS, LEADERBOARD, NO_FINDING, OBSERVATIONS
 from medunifier.shared.artifacts import read_json
 from medunifier.shared.errors import UsageError, UserError, nearest
 from medunifier.shared.files.input_files import MAX_CONFIG_BYTES, read_bounded
 from medunifier.shared.report_page.notice import CARD_FINDINGS
 from medunifier.stage2_unified.inference.report_text import check_labels, observations_of
 from medunifier.stage2_unified.model.processing.statements import PHRASES
-
-FINDINGS = tuple(name for name in OBSERVATIONS if name != NO_FINDING)
 
 # Positive and negative prompt. CheXzero's (Tiu et al., 2022) is a bare name, which a model trained on few reports may
 # know only within a sentence: on the demo's phantoms, whose reports never contain "No cardiomegaly.", it ranks in

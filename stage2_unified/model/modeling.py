@@ -401,9 +401,13 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def _record(self, ids: Tensor, *codes: tuple[int, int]) -> tuple[Tensor, list[RecordedKV]]:
         """(B, L) ids of sequences -> (B, L, H) hidden states, and the keys and values of all layers."""
-        mask = bidirectional_image_mask(ids, self.vocabulary) if self.config.bidirectional_images else None
         kv = [RecordedKV() for _ in self.model.layers]
-        return self.run_decoder(self.embed_ids(ids), mask, kv=kv, routing=self.route(ids, *codes)), kv
+        routing = self.route(ids, *codes)
+        return self.run_decoder(self.embed_ids(ids), self._image_mask(ids), kv=kv, routing=routing), kv
+
+    def _image_mask(self, ids: Tensor) -> Tensor | None:
+        """Return the mask of (B, L) ids of sequences; None if all of them attend causally."""
+        return bidirectional_image_mask(ids, self.vocabulary) if self.config.bidirectional_images else None
 
     def encode_text_first(self, ids: Tensor, codes: tuple[int, int] = (0, 0)) -> Tensor:
         """(B, L) ids of sequences that begin with a report, and their codes at most -> (B, L, H), causal."""
@@ -517,7 +521,7 @@ class MedUnifierForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         sequences = self.sequences.image_first(images)
         ids, routing = sequences.ids, self.route(sequences.ids, sequences.codes)
-        mask = bidirectional_image_mask(ids, self.vocabulary) if self.config.bidirectional_images else None
+        mask = self._image_mask(ids)
         embedded = self.embed_ids(ids).detach()
         codes = slice(SPAN_SPECIALS, SPAN_SPECIALS + reference.shape[1])  # after <bos> <view> <boi>
         change = torch.zeros_like(embedded)

@@ -1,6 +1,5 @@
 """Collate samples of token shards into batches of studies."""
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import combinations
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from medunifier.data.shards.dataset import Sample
+from medunifier.shared.artifacts import key64
 from medunifier.shared.errors import UserError
 from medunifier.stage2_unified.model.processing.report_codec import ReportCodec, normalise_report, pad_reports
 from medunifier.stage2_unified.model.processing.statements import Statement, StatementSampler
@@ -88,11 +88,6 @@ class StudyBatch:
 
     def _tensors(self) -> dict[str, Tensor]:
         return {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
-
-
-def key64(text: str) -> int:
-    """Return a signed 64-bit hash of a text, for comparisons on tensors."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)
 
 
 BUCKETS = 3

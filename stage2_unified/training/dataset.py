@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from medunifier.data.reports.observations import NEGATIVE, NO_FINDING, OBSERVATIONS, POSITIVE
+from medunifier.data.reports.observations import FINDINGS, NEGATIVE, POSITIVE
 from medunifier.data.shards.dataset import Sample, ShardDataset, check_codebook_size
 from medunifier.data.shards.prior_studies import prior_study_indices
 from medunifier.shared.errors import UserError
@@ -76,8 +76,7 @@ def positive_findings(studies: ShardDataset, least: float = 0.001) -> tuple[str,
     counts: Counter[str] = Counter()
     for info in studies.infos():
         counts.update(name for name, value in info.get("labels", {}).items() if value == POSITIVE)
-    findings = (name for name in OBSERVATIONS if name != NO_FINDING)
-    return tuple(name for name in findings if counts[name] >= max(1, least * len(studies)))
+    return tuple(name for name in FINDINGS if counts[name] >= max(1, least * len(studies)))
 
 
 def is_labelled(info: Mapping[str, Any]) -> bool:

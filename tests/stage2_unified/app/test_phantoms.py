@@ -5,9 +5,9 @@ import pytest
 from PIL import Image
 
 from medunifier.data.reports.labeler import label_report
+from medunifier.data.reports.observations import FINDINGS
 from medunifier.stage2_unified.app.phantoms import phantom_index, write_examples
 from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline
-from medunifier.stage2_unified.inference.prompts import FINDINGS
 
 
 def test_examples_have_distinct_findings(tmp_path):

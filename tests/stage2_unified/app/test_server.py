@@ -18,12 +18,12 @@ from PIL import Image
 from medunifier.data.images.radiograph import read_radiograph
 from medunifier.data.images.synthetic import save_synthetic_dicom
 from medunifier.data.phantom import Phantom
+from medunifier.data.reports.observations import FINDINGS
 from medunifier.shared.command import run_command
 from medunifier.shared.errors import UserError
 from medunifier.stage2_unified.app.command import has_screen, main
 from medunifier.stage2_unified.app.security.uploads import remove_older
 from medunifier.stage2_unified.app.server import listening_socket, temporary_folder
-from medunifier.stage2_unified.inference.prompts import FINDINGS
 from tests.stage2_unified.app.conftest import LOGIN
 
 

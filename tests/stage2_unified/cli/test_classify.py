@@ -7,12 +7,13 @@ import shutil
 import numpy as np
 import pytest
 
+from medunifier.data.reports.observations import FINDINGS
 from medunifier.shared.command import run_command
 from medunifier.shared.errors import UsageError, UserError
 from medunifier.stage2_unified.cli.classify import main
 from medunifier.stage2_unified.inference.inputs import codes_of, open_inputs
 from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline
-from medunifier.stage2_unified.inference.prompts import FINDINGS, chosen_prompts, trained_findings
+from medunifier.stage2_unified.inference.prompts import chosen_prompts, trained_findings
 from medunifier.stage2_unified.inference.zero_shot import PromptScorer
 from tests.files import read_csv
 

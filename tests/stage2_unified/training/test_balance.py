@@ -27,12 +27,6 @@ from tests.stage2_unified.conftest import make_batch, make_model
 BALANCED = DecoderOptimConfig(lr=1e-3, warmup_steps=0, balance="gradient_norm", balance_every=2)
 
 
-@pytest.fixture(autouse=True)
-def _fresh_accelerator():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 def make_task(model, weights=None, optim=BALANCED, schedule=None):
     weights, schedule = weights or LossWeights(), schedule or ScheduleConfig()
     AcceleratorState._reset_state(reset_partial_state=True)

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 from medunifier.stage2_unified.model.experts import kind_of
 from medunifier.stage2_unified.training.config import (
@@ -16,12 +15,6 @@ from tests.stage2_unified.conftest import make_batch, make_model
 from tests.stage2_unified.training.test_balance import make_task
 
 OPTIM = DecoderOptimConfig(lr=1e-2, warmup_steps=0, schedule="constant", weight_decay=0.1)
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerator():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def copied(task):
