@@ -15,7 +15,8 @@ from medunifier.stage2_unified.training.config import Stage2Config
 
 @pytest.fixture
 def bench(monkeypatch):
-    """The benchmark without trainings and evaluations: only their commands are recorded, and every figure is 0.5."""
+    """The benchmark without trainings and evaluations: only their commands are recorded, and a figure is
+    0.5 with seed 0 and 0.7 with seed 1."""
     module = load_benchmark("ablations")
     module.commands = []
 
@@ -23,8 +24,11 @@ def bench(monkeypatch):
         module.commands.append(command)
         return subprocess.CompletedProcess(command, 0)
 
-    def evaluate(task, *_):
-        return {"metrics": dict.fromkeys(module.METRICS[task], 0.5)}
+    def evaluate(task, config, *_):
+        value = 0.7 if "seed-1" in config.model else 0.5
+        metrics = dict.fromkeys(module.METRICS[task], value)
+        intervals = {metric: [value - 0.1, value + 0.2] for metric in metrics}
+        return {"metrics": metrics, "details": {task: {"intervals": intervals}}}
 
     monkeypatch.setattr(module, "subprocess", SimpleNamespace(run=run))
     monkeypatch.setattr(module, "load_model", lambda *_: (None, None))
@@ -48,22 +52,24 @@ def test_each_training_leaves_out_the_objectives_that_its_name_says(bench, confi
     bench.rows(config())
     trainings = {Path(training.run_dir).name: training for training in map(parsed, bench.commands)}
     assert len(trainings) == len(bench.RUNS)
-    for name, training in trainings.items():
+    for folder, training in trainings.items():
+        name = folder.removesuffix("-seed-0")
         kept = {objective for objective in bench.OBJECTIVES if getattr(training.weights, objective) > 0}
         if name.endswith("-alone"):
             assert kept == {name.removesuffix("-alone")}
         else:
-            assert kept == set(bench.OBJECTIVES) - {name.removeprefix("without-")}, name
+            assert kept == set(bench.OBJECTIVES) - {name.rpartition("without-")[2]}, name
         assert training.loop.steps == 6
         assert training.model.bidirectional_images == name.endswith("both-directions")
-        assert bool(training.data.statements) == name.endswith("statements")
+        assert bool(training.data.statements) == ("statements" in name)
+        assert bool(training.ema_decay) == ("averaged" in name)
         assert (training.model.experts != "none") == ("experts" in name)
         assert (training.optim.balance != "none") == ("balanced" in name)
         assert (training.schedule.generate_from > 0) == ("first" in name)
 
 
 def test_a_finished_run_is_not_trained_again(bench, config, capsys):
-    assert bench.rows(config(only="image alone")) == []  # nothing to compare with yet
+    assert bench.rows(config(only=("image alone",))) == []  # nothing to compare with yet
     assert "all four" in capsys.readouterr().out
     rows = bench.rows(config())
     trained = len(bench.commands)
@@ -75,8 +81,17 @@ def test_the_page_shows_no_figure_that_a_run_was_not_trained_for_and_no_path(ben
     bench.rows(config())
     page = (tmp_path / "a.md").read_text()
     (alone,) = [line for line in page.splitlines() if line.startswith("| image alone")]
-    assert alone.count("–") == len(bench._metrics()) - 1 and alone.count("0.500") == 1
+    assert alone.count("–") == len(bench._metrics()) - 1 and alone.count("0.500 [0.400, 0.700]") == 1
     assert str(tmp_path) not in page
+
+
+def test_a_cell_is_the_mean_of_the_seeds_with_their_spread_and_the_mean_interval(bench, config, tmp_path):
+    bench.rows(config(seeds=2, only=("all four",)))
+    trainings = [parsed(command) for command in bench.commands]
+    assert [training.loop.seed for training in trainings] == [0, 1]
+    assert len({training.run_dir for training in trainings}) == 2
+    page = (tmp_path / "a.md").read_text()
+    assert page.count("| 0.600 ± 0.100 [0.500, 0.800] ") == len(bench._metrics())
 
 
 def test_a_failed_training_is_an_error_and_leaves_no_figures(bench, config, monkeypatch, tmp_path):
@@ -89,4 +104,4 @@ def test_a_failed_training_is_an_error_and_leaves_no_figures(bench, config, monk
 
 def test_an_unknown_run_is_refused(config):
     with pytest.raises(ValueError, match="only.*everything"):
-        config(only="everything")
+        config(only=("all four", "everything"))
