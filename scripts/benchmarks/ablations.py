@@ -204,7 +204,8 @@ def _train(config: Config, folder: Path, options: list[str]) -> None:
     command += ["--loop.validate_every", str(config.steps), "--loop.threads", str(config.threads)]
     command += ["--compile", "false"]  # takes longer than these trainings
     command += options
-    if subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False).returncode:  # noqa: S603 - fixed program, arguments as a list
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    if subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": path}, check=False).returncode:  # noqa: S603 - fixed program, arguments as a list
         raise UserError(f"the training in {folder} failed with the message above; the same command continues it")
 
 
