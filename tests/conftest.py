@@ -10,6 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
+THREADS = torch.get_num_threads()
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
@@ -42,8 +43,10 @@ def _one_seed():
 def _own_process_state():
     """Remove the accelerator before and after, and restore torch's global settings, so that tests pass in any order.
 
-    A process has one accelerator: a second one with another precision is an error.
+    A process has one accelerator: a second one with another precision is an error. A command run by an earlier test
+    or fixture sets as many threads as there are cores, which in parallel test processes wait for each other.
     """
+    torch.set_num_threads(THREADS)
     cudnn, matmul, dynamo = torch.backends.cudnn, torch.backends.cuda.matmul, sys.modules.get("torch._dynamo.config")
     settings = [(cudnn, "benchmark"), (cudnn, "allow_tf32"), (matmul, "allow_tf32"), (dynamo, "recompile_limit")]
     before = [(place, name, getattr(place, name)) for place, name in settings if place is not None]
