@@ -10,7 +10,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
-THREADS = torch.get_num_threads()
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
@@ -43,10 +42,8 @@ def _one_seed():
 def _own_process_state():
     """Remove the accelerator before and after, and restore torch's global settings, so that tests pass in any order.
 
-    A process has one accelerator: a second one with another precision is an error. A command run by an earlier test
-    or fixture sets as many threads as there are cores, which in parallel test processes wait for each other.
+    A process has one accelerator: a second one with another precision is an error.
     """
-    torch.set_num_threads(THREADS)
     cudnn, matmul, dynamo = torch.backends.cudnn, torch.backends.cuda.matmul, sys.modules.get("torch._dynamo.config")
     settings = [(cudnn, "benchmark"), (cudnn, "allow_tf32"), (matmul, "allow_tf32"), (dynamo, "recompile_limit")]
     before = [(place, name, getattr(place, name)) for place, name in settings if place is not None]
@@ -71,6 +68,14 @@ def _remove_accelerator() -> None:
 def no_curves(monkeypatch):
     """A training plots no curves: matplotlib takes longer than the steps of a tiny model."""
     monkeypatch.setattr("medunifier.shared.training.loop.save_curves", lambda run: None)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _threads_stay():
+    """Commands leave the number of threads alone: by default they set one a core, also for the tests after them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "set_num_threads", lambda threads: None)
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -12,8 +12,8 @@ from medunifier.stage1_tokenizer.training.task import TokenizerTask
 from tests.stage1_tokenizer.training.test_train import losses, write_config
 from tests.two_processes import two_processes
 
-# Stream, checkpoint and refusal are the code of both stages, and checked in the default run by stage 2's test_train.py;
-# that two processes or micro-batches equal one, by test_two_processes.py and test_batches.py.
+# Stream, checkpoint and refusal are the code of both stages, which stage 2's test_train.py checks in the default run;
+# test_two_processes.py and test_batches.py check that two processes or micro-batches equal one.
 pytestmark = [pytest.mark.usefixtures("no_curves"), pytest.mark.slow]
 
 # The discriminator starts late, since the adaptive weight depends on the micro-batch. Gumbel noise is random.
