@@ -103,19 +103,21 @@ class Rates:
 def costs(rates: Rates, configs: Path) -> list[Cost]:
     """Return the cost of every preset for a GPU, in the order of the pipeline."""
     table = []
-    for name in STAGE1:
-        values = _preset(configs, "stage1", name)
+    presets = {name: _preset(configs, "stage1", name) for name in STAGE1}
+    step = {name: step_flop(values) for name, values in presets.items()}
+    for name, values in presets.items():
         source = "taming_f16_1024" if name.startswith("taming") else "cxr_f16"
         row = "stage1_taming" if name.startswith("taming") else "stage1"
-        factor = step_flop(values) / step_flop(_preset(configs, "stage1", source))
+        factor = step[name] / step[source]
         table.append(
             _training(
                 f"stage1/{name}", values, rates.value(row) / factor, "images/s", IMAGES,
                 _basis(rates, row, "FLOP" if name != source else ""), _memory(rates, f"stage1/{name}"),
             )
         )  # fmt: skip
-    for name in ("cxr_f16", "cxr_f8", "cxr_f16_512"):
-        factor = encoder_flop(_preset(configs, "stage1", name)) / encoder_flop(_preset(configs, "stage1", "cxr_f16"))
+    encoder = {name: encoder_flop(presets[name]) for name in ("cxr_f16", "cxr_f8", "cxr_f16_512")}
+    for name, flop in encoder.items():
+        factor = flop / encoder["cxr_f16"]
         encode, shards = rates.value("encode") / factor, rates.value("tokenize")
         if encode < shards:
             basis = _basis(rates, "encode", "FLOP" if name != "cxr_f16" else "")

@@ -71,6 +71,14 @@ def no_curves(monkeypatch):
 
 
 @pytest.fixture(autouse=True, scope="session")
+def _threads_stay():
+    """Commands leave the number of threads alone: by default they set one a core, also for the tests after them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "set_num_threads", lambda threads: None)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
 def _own_key(tmp_path_factory):
     """No test touches the user's own pseudonym key."""
     home = tmp_path_factory.mktemp("home")

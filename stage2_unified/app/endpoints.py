@@ -233,11 +233,20 @@ class Endpoints:
         return self._while_shown(request, steps())
 
     def compare(self, path: str | None, view: str, text: str, request: gr.Request) -> Iterator[tuple[Any, ...]]:
-        """Yield progress or the answer of :meth:`match`, the weaker scores, and :meth:`similarity_map`."""
+        """Yield progress or the answer of :meth:`match`, and the weaker scores."""
 
         def steps() -> Iterator[tuple[Any, ...]]:
-            yield "Comparing image and text …", "", None
-            yield *self.match(path, view, text)[2:], self.similarity_map(path, view, text)
+            yield "Comparing image and text …", ""
+            yield self.match(path, view, text)[2:]
+
+        return self._while_shown(request, steps())
+
+    def locate(self, path: str | None, view: str, text: str, request: gr.Request) -> Iterator[tuple[Any, ...]]:
+        """Yield progress and :meth:`similarity_map`; apart from :meth:`compare`, since it may generate images."""
+
+        def steps() -> Iterator[tuple[Any, ...]]:
+            yield "Comparing the codes with the text …", None
+            yield "", self.similarity_map(path, view, text)
 
         return self._while_shown(request, steps())
 

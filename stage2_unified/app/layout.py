@@ -173,6 +173,8 @@ def _report_tab(
                     matched = gr.Markdown("", padding=True, elem_id="matched", elem_classes="message")
                 with gr.Accordion("Weaker scores of this text", open=False):
                     weaker = gr.Markdown("", elem_id="weaker")
+                    locate = gr.Button("Mark the codes that agree", elem_id="locate")
+                    locate_status = gr.Markdown("", elem_id="locate-status", elem_classes="message")
                     agreeing = gr.Image(
                         label="Codes that agree with the text, in red", type="numpy", format="png", height=200,
                         interactive=False, buttons=[], elem_id="agreeing", elem_classes="radiograph",
@@ -221,7 +223,11 @@ def _report_tab(
                 )  # fmt: skip
 
     run_outputs = [status, shown, written, bars, prompted, neighbours, found]
-    results = [*run_outputs[1:], matched, weaker, agreeing, score_status]
+    messages = [status, matched, score_status, locate_status]
+    results = [*run_outputs[1:], *messages[1:], weaker, agreeing]
+
+    def beside(message: gr.Markdown) -> list[gr.Markdown]:
+        return [other for other in messages if other is not message]
 
     def say(event: Callable[..., Any], text: str) -> None:
         # In the browser alone, so that it shows at once and not when the server answers.
@@ -229,8 +235,7 @@ def _report_tab(
 
     def run(event: Callable[..., Any], once: bool) -> None:
         inputs = [radiograph, view, labels, top]
-        others = [matched, score_status]
-        _run(event, endpoints.read, inputs, run_outputs, once=once, others=others, show_progress="hidden")
+        _run(event, endpoints.read, inputs, run_outputs, once=once, others=beside(status), show_progress="hidden")
 
     def empty(request: gr.Request) -> list[None]:
         endpoints.leave(request)
@@ -256,17 +261,19 @@ def _report_tab(
     inputs = [radiograph, view, labels]
     again = functools.partial(gr.on, [score.click, labels.submit])
     outputs: list[Any] = [score_status, bars, prompted]
-    _run(again, endpoints.rescore, inputs, outputs, others=[status, matched], show_progress="hidden")
+    _run(again, endpoints.rescore, inputs, outputs, others=beside(score_status), show_progress="hidden")
     requested = functools.partial(gr.on, [match.click, typed.submit])
-    outputs = [matched, weaker, agreeing]
-    requested(None, [typed], None, js="(text) => { window.matchedText = text; }", queue=False, **_PAGE_ONLY)
-    compared = _run(
-        requested, endpoints.compare, [radiograph, view, typed], outputs, once=False, others=[status, score_status]
-    )
-    # The answer would be mistaken for that of the new text; it may also come after the change.
-    stale = 'text => text === window.matchedText ? undefined : ["", "", null]'
-    for change in (typed.change, compared.success):
-        change(None, [typed], outputs, js=stale, queue=False, **_PAGE_ONLY)
+    for event, handler, outputs in (
+        (requested, endpoints.compare, [matched, weaker]),
+        (locate.click, endpoints.locate, [locate_status, agreeing]),
+    ):
+        text = f"window.{handler.__name__}dText"
+        event(None, [typed], None, js=f"(text) => {{ {text} = text; }}", queue=False, **_PAGE_ONLY)
+        answered = _run(event, handler, [radiograph, view, typed], outputs, once=False, others=beside(outputs[0]))
+        # The answer would be mistaken for that of the new text; it may also come after the change.
+        stale = f"text => text === {text} ? undefined : [null, null]"
+        for change in (typed.change, answered.success):
+            change(None, [typed], outputs, js=stale, queue=False, **_PAGE_ONLY)
     _publish(
         (endpoints.show, [radiograph, view], [shown]),
         (endpoints.report, [radiograph, view], [written]),

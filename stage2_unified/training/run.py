@@ -1,7 +1,9 @@
 """Training of the unified model: data, model and loop from the configuration, then the export."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import set_seed
@@ -16,8 +18,10 @@ from medunifier.shared.training.loop import train, use_threads
 from medunifier.shared.training.memory import warn_if_too_large
 from medunifier.shared.training.run_folder import RunFolder, export_once
 from medunifier.stage1_tokenizer.frozen import FrozenTokenizer
+from medunifier.stage2_unified.generation.likelihood import LikelihoodReference
 from medunifier.stage2_unified.model.backbones import merge_adapters
 from medunifier.stage2_unified.model.memory import unified_size
+from medunifier.stage2_unified.model.modeling import MedUnifierForConditionalGeneration
 from medunifier.stage2_unified.model.processing.processor import MedUnifierProcessor
 from medunifier.stage2_unified.model.processing.report_codec import sections_of
 from medunifier.stage2_unified.training.build import (
@@ -119,41 +123,41 @@ def train_unified(config: Stage2Config) -> None:
         statement_tokens=data.statement_tokens,
     )
     train(task, accelerator, run, training_stream(training, collate, loop), loop)
-    from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline, model_fingerprint
-
-    folder = run.path / MODEL
     with task.averaged_weights():
         trained = whole_model(model) if sharded else model
         if is_main():
             merge_adapters(trained)
-            export_once(
-                folder,
-                model_fingerprint(trained),
-                lambda: MedUnifierPipeline.from_pretrained(folder, "cpu").fingerprint,
-                lambda: export_model(
-                    trained,
-                    processor,
-                    folder,
-                    config,
-                    shards.manifest.get("source", "unknown"),
-                    positive_findings(shards),
-                ),
-            )
-    if is_main():
-        _measure_likelihood(folder, config, str(accelerator.device))
+            source = shards.manifest.get("source", "unknown")
+            _export(trained, processor, run.path / MODEL, config, source, positive_findings(shards))
     barrier()
     accelerator.end_training()
 
 
-def _measure_likelihood(folder: Path, config: Stage2Config, device: str) -> None:
-    """Write the likelihood of the validation images into the exported model's folder, or print why not."""
-    from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline
+def _export(
+    model: MedUnifierForConditionalGeneration,
+    processor: MedUnifierProcessor,
+    folder: Path,
+    config: Stage2Config,
+    source: str,
+    findings: Sequence[str],
+) -> None:
+    """Write the model folder and the likelihood of the validation images in it, or print why not."""
+    from medunifier.stage2_unified.inference.pipeline import MedUnifierPipeline, model_fingerprint
 
-    pipeline = MedUnifierPipeline.from_pretrained(folder, device)
-    if pipeline.reference is not None:
+    export_once(
+        folder,
+        fingerprint := model_fingerprint(model),
+        lambda: MedUnifierPipeline.from_pretrained(folder, "cpu").fingerprint,
+        lambda: export_model(model, processor, folder, config, source, findings),
+    )
+    if LikelihoodReference.load(folder, fingerprint) is not None:
         return
+    # With the weights in memory: to load the folder again costs the time and the memory of a second model. Not
+    # compiled: the lengths of these sequences are others than the training's.
+    pipeline = MedUnifierPipeline(model, processor, processor.image_tokenizer.codebook.device)
     try:
-        reference = pipeline.measure_likelihood(config.data.shards, "validate")
+        with torch.compiler.set_stance("force_eager"):
+            reference = pipeline.measure_likelihood(config.data.shards, "validate")
     except UserError as error:
         print(f"images outside the training data will not be recognized: {error}", flush=True)
         return

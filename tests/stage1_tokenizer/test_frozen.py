@@ -152,7 +152,8 @@ def test_decoder_runs_in_bf16_on_request_and_returns_float32(folder):
     assert (coarse - exact).norm() < 0.05 * exact.norm()
 
 
-@pytest.mark.parametrize("model", ["cosine_vq", pytest.param("vq", marks=pytest.mark.slow)], indirect=True)
+@pytest.mark.slow  # test_compile.py compiles the whole network, test_tokenize_shards.py the frozen encoder
+@pytest.mark.parametrize("model", ["cosine_vq", "vq"], indirect=True)
 def test_compiled_tokenizer_encodes_and_decodes_alike(folder, monkeypatch):
     torch._dynamo.reset()
     compiler = torch.compile

@@ -12,7 +12,9 @@ from medunifier.stage1_tokenizer.training.task import TokenizerTask
 from tests.stage1_tokenizer.training.test_train import losses, write_config
 from tests.two_processes import two_processes
 
-pytestmark = pytest.mark.usefixtures("no_curves")
+# Stream, checkpoint and refusal are the code of both stages, which stage 2's test_train.py checks in the default run;
+# test_two_processes.py and test_batches.py check that two processes or micro-batches equal one.
+pytestmark = [pytest.mark.usefixtures("no_curves"), pytest.mark.slow]
 
 # The discriminator starts late, since the adaptive weight depends on the micro-batch. Gumbel noise is random.
 OPTIONS = ["--optim.schedule", "constant", "--loss.discriminator.start", "100", "--model.quantizer.kind", "gumbel_vq",

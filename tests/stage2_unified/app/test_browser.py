@@ -231,6 +231,8 @@ def test_a_statement_is_scored_by_sampled_reports_and_never_reads_0(opened, tmp_
     assert not page.locator("#weaker").is_visible()
     page.get_by_text("Weaker scores of this text").click()
     page.locator("#weaker").get_by_text("Cosine").wait_for()
+    assert not page.locator("#agreeing img").count(), "images are generated for it: only on request"
+    page.locator("#locate").click()
     page.locator("#agreeing img").wait_for()
     page.locator("#typed textarea, #typed input").fill("")
     until(page, "document.querySelector('#matched').innerText.trim() == ''")  # of the text before
