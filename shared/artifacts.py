@@ -209,9 +209,9 @@ def fingerprint(config: Mapping[str, Any], tensors: "Mapping[str, Tensor]") -> s
 
     digest = hashlib.sha256(canonical_json(config))
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
+        tensor = tensors[name].detach().contiguous()
         digest.update(canonical_json([name, str(tensor.dtype), list(tensor.shape)]))
-        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+        digest.update(tensor.flatten().view(torch.uint8).cpu().numpy().data)
     return digest.hexdigest()
 
 

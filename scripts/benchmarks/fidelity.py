@@ -310,7 +310,7 @@ def _evaluate(
         fidelity.add(images, reconstruction, image_codes)
         count += len(images)
         for name, batch in (("originals", images), ("reconstructions", reconstruction)):
-            examples[name].append(to_unit(batch)[:, 0].numpy())
+            examples[name].append(to_unit(batch)[:, 0].cpu().numpy())
     return fidelity.figures() | {"images": float(count)}, {
         name: np.concatenate(batches)[:: max(1, count // EXAMPLES)][:EXAMPLES] for name, batches in examples.items()
     }

@@ -321,7 +321,7 @@ def _codes(batches: Iterable[Tensor], tokenizer: FrozenTokenizer, config: Tokeni
 def _arrived(codes: Tensor, event: torch.cuda.Event | None) -> np.ndarray:
     if event is not None:
         event.synchronize()
-    return codes.numpy()
+    return codes.cpu().numpy()
 
 
 def _write_manifest(

@@ -140,13 +140,13 @@ def compare(tokenizer: FrozenTokenizer, folder: Path, images: Tensor) -> Agreeme
     for count in dict.fromkeys(min(n, len(images)) for n in _CHECK_BATCHES):
         batch = images[:count]
         codes = tokenizer.encode_indices(batch)
-        (theirs,) = encoder.run(None, {"images": batch.numpy()})
+        (theirs,) = encoder.run(None, {"images": batch.cpu().numpy()})
         other = torch.from_numpy(theirs)
         compared += codes.numel()
         different += int((codes != other).sum())
         if not _tied(tokenizer, batch, codes, other).all():
             raise UserError(f"onnxruntime {version('onnxruntime')} gives different codes than PyTorch: not written")
-        (decoded,) = decoder.run(None, {"codes": codes.numpy()})
+        (decoded,) = decoder.run(None, {"codes": codes.cpu().numpy()})
         largest = max(largest, float((tokenizer.decode_indices(codes) - torch.from_numpy(decoded)).abs().max()))
     if not largest <= PIXEL_TOLERANCE:
         raise UserError(f"onnxruntime's decoded images differ from PyTorch's by {largest:.1e}: not written")

@@ -360,4 +360,4 @@ class MedUnifierPipeline:
             parts = [
                 run(begin, min(begin + self.batch_size, count)).cpu() for begin in range(0, count, self.batch_size)
             ]
-        return torch.cat(parts).numpy()
+        return torch.cat(parts).cpu().numpy()

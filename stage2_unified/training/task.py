@@ -262,7 +262,7 @@ class UnifiedTask:
             "generated",
             step,
             labelled_rows(
-                [(name, self.processor.codes_to_images(codes.view(grid).cpu()).numpy()) for name, codes in rows],
+                [(name, self.processor.codes_to_images(codes.view(grid)).cpu().numpy()) for name, codes in rows],
                 scale=max(1, 128 // self.tokenizer.image_size),
             ),
         )

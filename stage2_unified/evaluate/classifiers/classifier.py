@@ -67,7 +67,7 @@ class FindingClassifier:
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Return (N, F) logits of (N, H, W) images, floats in [0, 1]."""
         with torch.inference_mode():
-            return torch.cat([self._net(batch) for batch in _small(images).split(256)]).numpy()
+            return torch.cat([self._net(batch) for batch in _small(images).split(256)]).cpu().numpy()
 
 
 def _small(images: np.ndarray) -> Tensor:

@@ -168,8 +168,8 @@ def train_head(
         with torch.inference_mode():
             for batch in zip(*(tensor.split(EVALUATION_BATCH) for tensor in test_inputs), strict=True):
                 logits = head(*(state.float() for state in backbone(*batch)))
-                outputs.append((logits > 0 if decided else logits).cpu())
-        return torch.cat(outputs).numpy()
+                outputs.append(logits > 0 if decided else logits)
+        return torch.cat(outputs).cpu().numpy()
 
     return apply
 
