@@ -10,7 +10,6 @@ import json
 import os
 import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -109,18 +108,21 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Yield a temporary folder beside ``path``; on success it replaces ``path``.
 
     An existing folder stays until the new one is complete. Remnants of killed attempts at ``path`` are removed
-    first.
+    first. Who may read the folder and its weights is decided by the umask.
     """
     path = Path(path)
     _make_parent(path)
     remove_partial(path.parent, path.name)
 
     def create() -> Path:
-        return Path(tempfile.mkdtemp(prefix=PARTIAL_PREFIX, suffix=f"-{path.name}", dir=path.parent))
+        folder = path.with_name(f"{PARTIAL_PREFIX}{secrets.token_hex(4)}-{path.name}")
+        folder.mkdir()
+        return folder
 
     with _locked(create, os.O_RDONLY) as partial, _removed_on_failure(partial, path):
-        partial.chmod(0o755)  # mkdtemp creates 0700; others must be able to read an artifact
         yield partial
+        for weights in partial.rglob("*.safetensors"):  # which safetensors creates for the owner alone
+            weights.chmod(partial.stat().st_mode & 0o666)
         if path.exists():
             old = partial.with_name(f"{partial.name}{_OLD}")
             os.rename(path, old)

@@ -1,9 +1,11 @@
 import errno
+import os
 import subprocess
 import sys
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from medunifier.shared.artifacts import (
     PARTIAL_PREFIX,
@@ -105,3 +107,15 @@ def test_fingerprint_sees_every_byte_shape_and_setting_but_not_the_order():
         fingerprint({"k": 1}, {"a": a, "c": b}),
     ]
     assert len({known, *others}) == 5
+
+
+def test_the_umask_decides_who_may_read_weights(tmp_path):
+    for umask, of_folder, of_file in ((0o022, 0o755, 0o644), (0o077, 0o700, 0o600)):
+        before = os.umask(umask)
+        try:
+            with atomic_folder(tmp_path / "model") as partial:
+                save_file({"weight": torch.zeros(1)}, partial / "model.safetensors")
+        finally:
+            os.umask(before)
+        modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("model", "model/model.safetensors")]
+        assert modes == [of_folder, of_file]
