@@ -121,14 +121,18 @@ def rows(config: Config) -> list[Row]:
     if config.jobs == 1:
         for task in missing:
             _run(*task)
-    else:  # CUDA does not survive a fork, and a new process cannot import this file by its name
-        start = {"mp_context": multiprocessing.get_context("spawn"), "initializer": load_benchmark}
-        with ProcessPoolExecutor(config.jobs, **start, initargs=(Path(__file__).stem,)) as pool:
+    else:
+        with ProcessPoolExecutor(
+            config.jobs,
+            mp_context=multiprocessing.get_context("spawn"),  # CUDA does not survive a fork
+            initializer=load_benchmark,  # a new process cannot import this file by its name
+            initargs=(Path(__file__).stem,),
+        ) as pool:
             for future in [pool.submit(_run, *task) for task in missing]:
                 future.result()
     evaluated = {name: results for name in RUNS if (results := _results(config, name))}
-    if missing := [name for name in RUNS if len(evaluated.get(name, [])) < config.seeds]:
-        print(f"not trained yet: {', '.join(missing)}")
+    if untrained := [name for name in RUNS if len(evaluated.get(name, [])) < config.seeds]:
+        print(f"not trained yet: {', '.join(untrained)}")
     with atomic_file(Path(config.out).with_suffix(".md")) as partial_file:
         partial_file.write_text(_page(config, evaluated), encoding="utf-8")
     if "all four" not in evaluated:
