@@ -166,6 +166,8 @@ class LossWeights:
     """Image generation from a report."""
     statement_contrast: float = 1.0
     """Contrast of images with statements, with data.statements."""
+    statement_report: float = 0.0
+    """Contrast of reports with statements, with data.statements: it trains the text embeddings without images."""
     statement_matching: float = 1.0
     """Matching of images with statements, with data.statements."""
     z: float = 1e-4
@@ -179,7 +181,7 @@ class LossWeights:
 
 OBJECTIVES = ("contrast", "matching", "report", "image")
 """Names of the losses of the four objectives."""
-STATEMENT_LOSSES = ("statement_contrast", "statement_matching")
+STATEMENT_LOSSES = ("statement_contrast", "statement_report", "statement_matching")
 """Names of the losses of statements."""
 
 

@@ -92,7 +92,7 @@ class FourObjectives(nn.Module):
             ``loss`` to differentiate; ``contrast, matching, report, image, z`` in nats, unweighted;
             ``matching_accuracy`` (balanced, in [0, 1]), ``logit_scale`` (the inverse temperature),
             ``padding_fraction`` in [0, 1] of the ``tokens`` that were computed; with statements also
-            ``statement_contrast, statement_matching`` and ``statement_matching_accuracy``.
+            ``statement_contrast, statement_report, statement_matching`` and ``statement_matching_accuracy``.
         """
         model, images, scale = self.model, batch.images, self.model.logit_scale.exp()
         text, text_length = self._conditioning_text(batch)  # (B, T), (B,)
@@ -165,7 +165,9 @@ class FourObjectives(nn.Module):
         }
         if of_statements:
             states = [at_last(hidden, group) for hidden, group in zip(of_statements, groups[1:], strict=True)]
-            more, accuracy = self._statement_losses(global_batch, every_image, prefix.hidden, states, scale)
+            more, accuracy = self._statement_losses(
+                global_batch, every_image, every_text, prefix.hidden, states, scale
+            )
             losses |= more
             figures["statement_matching_accuracy"] = accuracy
         weights: dict[str, float | Tensor] = {
@@ -190,13 +192,20 @@ class FourObjectives(nn.Module):
         return [self.model.match_branches(text, length), self.model.text_branches(own.ids, own.length)]
 
     def _statement_losses(
-        self, global_batch: GlobalBatch, images: Tensor, prefixes: Tensor, states: Sequence[Tensor], scale: Tensor
+        self,
+        global_batch: GlobalBatch,
+        images: Tensor,
+        reports: Tensor,
+        prefixes: Tensor,
+        states: Sequence[Tensor],
+        scale: Tensor,
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Return the losses of the statements, and the balanced accuracy of their matching.
 
         Args:
             global_batch: with statements.
             images: (G, E) embeddings.
+            reports: (G, E) embeddings.
             prefixes: (B, H) hidden states at ``<emb_img>``.
             states: (B, 2, H) and (B, n, H) hidden states of the statements to match, and of those to embed.
             scale: inverse temperature.
@@ -210,6 +219,9 @@ class FourObjectives(nn.Module):
         has_own, usable = every.has_own[local], every.usable[local]
         losses = {
             "statement_contrast": statement_contrast(contrastive_similarity(images, texts, scale), every.relation),
+            "statement_report": statement_contrast(
+                contrastive_similarity(reports, texts, scale), every.relation * global_batch.has_text[:, None]
+            ),
             "statement_matching": matching_loss(logits, has_own, usable) / global_batch.statement_pairs,
         }
         return losses, matching_accuracy(logits.detach(), has_own, usable)

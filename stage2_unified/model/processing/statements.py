@@ -71,6 +71,12 @@ def phrases(finding: str, value: int) -> tuple[str, ...]:
     return tuple(text[0].upper() + text[1:] for text in texts)
 
 
+def sentences(report: Mapping[str, str], sections: Sequence[str]) -> list[tuple[str, str]]:
+    """Return (section, sentence) of the sentences of a report."""
+    texts = ((section, report.get(section, "").strip()) for section in sections)
+    return [(section, sentence) for section, text in texts if text for sentence in _SENTENCE_END.split(text)]
+
+
 class StatementSampler:
     """Sample the statements of studies.
 
@@ -131,12 +137,11 @@ class StatementSampler:
     def _sentences(self, info: Mapping[str, Any], labels: Sequence[int]) -> list[tuple[str, str, tuple[int, ...]]]:
         """Return (section, sentence, label vector) of the sentences with labels, none against the study's."""
         found = []
-        for section in self.codec.sections:
-            for sentence in _SENTENCE_END.split(info["report"].get(section, "").strip()):
-                stated = _sentence_labels(sentence)
-                pairs = [(a, b) for a, b in zip(stated, labels, strict=True) if a != UNKNOWN]
-                if pairs and all(b in (a, UNKNOWN) for a, b in pairs):
-                    found.append((section, sentence, stated))
+        for section, sentence in sentences(info["report"], self.codec.sections):
+            stated = sentence_labels(sentence)
+            pairs = [(a, b) for a, b in zip(stated, labels, strict=True) if a != UNKNOWN]
+            if pairs and all(b in (a, UNKNOWN) for a, b in pairs):
+                found.append((section, sentence, stated))
         return found
 
     def _from_sentences(
@@ -159,7 +164,7 @@ class StatementSampler:
 
 
 @lru_cache(maxsize=100_000)
-def _sentence_labels(sentence: str) -> tuple[int, ...]:
+def sentence_labels(sentence: str) -> tuple[int, ...]:
     """Return the labels of one sentence. Alone, it says nothing of No Finding, which is about the whole image."""
     labels = {name: value for name, value in label_report(sentence).items() if name != NO_FINDING}
     return tuple(value if (value := labels.get(name, UNKNOWN)) in (0, 1) else UNKNOWN for name in OBSERVATIONS)

@@ -60,7 +60,7 @@ def direction(similarity, relation):
     return torch.stack(rows).mean()
 
 
-def statement_losses(model, batch, prefixes, image):
+def statement_losses(model, batch, prefixes, image, report, has_text):
     """Return the losses of the statements, one statement at a time."""
     own = batch.statements
     if own is None:
@@ -78,7 +78,8 @@ def statement_losses(model, batch, prefixes, image):
          for s in range(len(texts))]
         for i in range(studies)
     ])  # fmt: skip
-    similarity = model.logit_scale.exp() * image @ embedded.T
+    similarity, of_reports = (model.logit_scale.exp() * one @ embedded.T for one in (image, report))
+    known = relation * has_text[:, None]
     chosen, usable = sample_contradicting(relation, batch.negative_seed)
     matching = []
     for i in range(studies):
@@ -90,6 +91,7 @@ def statement_losses(model, batch, prefixes, image):
             matching.append(cross_entropy(logits[None], torch.tensor([belongs])))
     return {
         "statement_contrast": (direction(similarity, relation) + direction(similarity.T, relation.T)) / 2,
+        "statement_report": (direction(of_reports, known) + direction(of_reports.T, known.T)) / 2,
         "statement_matching": torch.stack(matching).mean(),
     }
 
@@ -140,7 +142,7 @@ def one_pass_an_objective(model, batch):
             image_losses.append(cross_entropy(logits, target - v.offset, reduction="none"))
             image_z.append(logits.logsumexp(-1).square())
         z.append((report_z, torch.cat(image_z)))
-    return statement_losses(model, batch, prefixes, image) | {
+    return statement_losses(model, batch, prefixes, image, text, has_text) | {
         "contrast": contrast,
         "matching": torch.stack(matching).mean(),
         "report": torch.cat(report_losses).mean(),
