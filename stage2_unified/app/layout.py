@@ -208,7 +208,7 @@ def _report_tab(
                 prompted = gr.Dataframe(
                     headers=list(PROMPT_COLUMNS), datatype=["str", *["number"] * 3], type="array", wrap=True,
                     interactive=False, buttons=[], show_label=False, elem_id="prompted",
-                    column_widths=["34%", "24%", "22%", "20%"],
+                    column_widths=["34%", "22%", "21%", "23%"],
                 )  # fmt: skip
             with gr.Group(visible=indexed):
                 top = gr.Slider(1, 20, value=4, step=1, label="Most similar studies")

@@ -42,6 +42,8 @@ CSS = """
 @media (max-width: 640px) { /* Gradio applies rules within @media to the content of .contain only. */
   :is(#examples, #neighbours) .grid-container { grid-template-columns: repeat(2, 1fr) !important; }
   #examples, #examples .grid-wrap { max-height: none !important; } /* four rows instead of two */
+  #gallery, #gallery .grid-wrap { height: auto !important; } /* no black area below small images */
+  #prompted th span { font-size: 0.75rem; overflow-wrap: normal !important; word-break: normal !important; }
   #findings .bar:first-child { margin-top: 1.6rem; } /* the label takes two lines */
 }
 """
