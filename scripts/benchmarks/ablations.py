@@ -26,7 +26,9 @@ from medunifier.stage2_unified.evaluate.command import EvaluateConfig, evaluate,
 
 ROOT = Path(__file__).resolve().parents[2]
 OBJECTIVES = ("contrast", "matching", "report", "image")
-_STATEMENTS = ("--data.statements=2", "--data.statement_tokens=24")
+_DENSE = ("--data.statements=0", "--model.experts=none")
+"""What every run begins with; the options of the run follow."""
+_STATEMENTS = ("--data.statements=2", "--data.statement_tokens=16")
 _EXPERTS = ("--model.experts=feed_forward",)
 _TOGETHER = (*_STATEMENTS, *_EXPERTS)
 
@@ -175,7 +177,7 @@ def _run(config: Config, name: str, seed: int) -> None:
     use_threads(config.threads)
     start = time.perf_counter()
     options = [f"--weights.{objective}=0" for objective in run.left_out]
-    _train(config, folder, [*options, *run.options, f"--loop.seed={seed}"])
+    _train(config, folder, [*options, *_DENSE, *run.options, f"--loop.seed={seed}"])
     seconds = time.perf_counter() - start
     values: dict[str, float] = {}
     intervals: dict[str, list[float]] = {}

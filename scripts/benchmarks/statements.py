@@ -151,6 +151,7 @@ def _prepare(config: Config, runs: Path) -> Path:
         _run(
             f"stage1_tokenizer/train.py --config configs/stage1/demo.yaml --model.resolution {SIZE} --compile false "
             "--loss.perceptual_weight 0 --loss.perceptual.net none "
+            "--loss.semantic.labels.weight 0 --loss.semantic.labels.reconstruction_weight 0 "
             "--loop.steps 20 --loop.validate_every 20 --loop.checkpoint_every 20",
             *("--data.shards", f"{images}", "--run_dir", f"{stage1}"),
         )
@@ -164,7 +165,7 @@ def _prepare(config: Config, runs: Path) -> Path:
 
 def _train(config: Config, codes: Path, runs: Path, seed: int) -> None:
     _run(
-        "stage2_unified/train.py --config configs/stage2/demo.yaml --compile false "
+        "stage2_unified/train.py --config configs/stage2/demo.yaml --compile false --model.experts none "
         "--data.statements 4 --data.statement_tokens 32 --data.max_report_tokens 64 --data.text_dropout 0 "
         "--weights.contrast 0 --weights.matching 0 --weights.report 0 --weights.image 0 --weights.z 0 "
         "--weights.statement_contrast 0 --weights.statement_matching 0 --weights.statement_report 1 "
