@@ -351,3 +351,8 @@ class Stage1Config:
     def __post_init__(self) -> None:
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
+        if self.model.resolution < 32 and self.loss.perceptual.net != "none":
+            raise ValueError(
+                f"model.resolution ({self.model.resolution}) is below the 32 pixels that perceptual nets need: raise "
+                "it, or set loss.perceptual.net none and loss.perceptual_weight 0"
+            )

@@ -18,6 +18,7 @@ from medunifier.stage1_tokenizer.model.vqgan import VQGAN
         (["--model.front_end", "haar"], "model.front_end_levels"),
         (["--model.double_z", "true"], "model.double_z"),
         (["--model.resolution", "250"], "model.resolution"),
+        (["--model.resolution", "16"], "loss.perceptual.net none"),
         (["--model.norm_groups", "48"], "model.norm_groups"),
         (["--loss.discriminator.start", "0"], "loss.discriminator.start"),
         (["--loss.gan_weight", "-1"], "loss.gan_weight"),

@@ -131,7 +131,7 @@ def test_invalid_options_are_refused_in_one_line(image_shards, tmp_path, capsys,
         (["--model.colour", "red"], 2, "colour"),
         (["--data.shards", str(tmp_path / "nowhere"), "--run_dir", str(tmp_path / "a")], 1, "nowhere"),
         (["--model.ch", "16"], 1, "model.ch: 8 -> 16"),
-        (["--model.resolution", "16", "--run_dir", str(tmp_path / "b")], 1, "32 x 32 pixels"),
+        (["--model.resolution", "64", "--run_dir", str(tmp_path / "b")], 1, "32 x 32 pixels"),
         ([*no_weights, "--run_dir", str(tmp_path / "c")], 1, "vgg16-397923af.pth"),
     ]
     for options, code, part in cases:
