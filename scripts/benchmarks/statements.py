@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,16 +74,27 @@ def rows(config: Config) -> list[Row]:
         ours.append(evaluate(codes, _text_tower(MedUnifierPipeline.from_pretrained(model))))
     peer = evaluate(codes, words)
     results = []
-    for what in peer:
-        values = [result[what] for result in ours]
-        spread = ", ".join(f"{value:.3f}" for value in values)
-        mean = float(np.mean(values))
-        results.append(Row(f"{what}, AUROC (seeds: {spread})", mean, peer[what], mean / peer[what], 0.9 / peer[what]))
+    for kind, of_peer in peer.items():
+        mean = {finding: float(np.mean([result[kind][finding] for result in ours])) for finding in of_peer}
+        worst = min(mean, key=lambda finding: mean[finding])
+        macro = [float(np.mean(list(result[kind].values()))) for result in ours]
+        seeds = ", ".join(f"{value:.3f}" for value in macro)
+        results += [
+            _row(
+                f"{kind}, AUROC over {len(mean)} findings (seeds: {seeds})", float(np.mean(macro)), of_peer.values()
+            ),
+            _row(f"{kind}, AUROC of our worst finding, {worst}", mean[worst], [of_peer[worst]]),
+        ]
     return results
 
 
-def evaluate(codes: Path, embed: Embed) -> dict[str, float]:
-    """Return the macro AUROC of both kinds of pairs of the test split, and that of the worst finding."""
+def _row(what: str, ours: float, of_peer: Iterable[float]) -> Row:
+    peer = float(np.mean(list(of_peer)))
+    return Row(what, ours, peer, ours / peer)
+
+
+def evaluate(codes: Path, embed: Embed) -> dict[str, dict[str, float]]:
+    """Return the AUROC by finding, for both kinds of pairs of the test split."""
     studies = list(ShardDataset(str(codes), "test").infos())
     stated: list[tuple[str, str, int, int]] = []  # section, sentence, finding, value
     for section, text in sorted({pair for study in studies for pair in sentences(study["report"], SECTIONS)}):
@@ -99,27 +110,24 @@ def evaluate(codes: Path, embed: Embed) -> dict[str, float]:
                 of_sentences.setdefault(OBSERVATIONS[finding], []).append(pair)
     of_reports: dict[str, list[tuple[float, bool]]] = {}
     whole = embed([("findings", " ".join(study["report"].get(s, "") for s in SECTIONS)) for study in studies])
-    for number, finding in enumerate(OBSERVATIONS):
-        texts = [(text, value) for value in (POSITIVE, NEGATIVE) for text in phrases(finding, value)]
+    for number, name in enumerate(OBSERVATIONS):
+        texts = [(text, value) for value in (POSITIVE, NEGATIVE) for text in phrases(name, value)]
         of_texts = embed([("findings", text) for text, _ in texts])
         for vector, study in zip(whole, studies, strict=True):
             label = label_vector(study["labels"], from_report=True)[number]
-            of_reports.setdefault(finding, []).extend(
+            of_reports.setdefault(name, []).extend(
                 (float(vector @ text), value == label)
                 for text, (_, value) in zip(of_texts, texts, strict=True)
                 if label in (POSITIVE, NEGATIVE)
             )
-    result = {}
-    for what, pairs in (("pairs of sentences", of_sentences), ("report and phrase", of_reports)):
-        per_finding = {finding: auroc for finding, group in pairs.items() if (auroc := _auroc(group)) is not None}
-        worst = min(per_finding, key=lambda finding: per_finding[finding])
-        result[f"{what}, {len(per_finding)} findings"] = float(np.mean(list(per_finding.values())))
-        result[f"{what}, worst finding {worst}"] = per_finding[worst]
-    return result
+    return {
+        kind: {finding: auroc for finding, group in pairs.items() if (auroc := _auroc(group)) is not None}
+        for kind, pairs in (("pairs of sentences", of_sentences), ("report and phrase", of_reports))
+    }
 
 
 def _auroc(pairs: list[tuple[float, bool]]) -> float | None:
-    scores, agree = np.array([score for score, _ in pairs]), np.array([agrees for _, agrees in pairs])
+    scores, agree = np.array([score for score, _ in pairs]), np.array([agrees for _, agrees in pairs], dtype=bool)
     if min(agree.sum(), (~agree).sum()) < LEAST_PAIRS:
         return None
     return float(roc_auc_score(agree, scores))
