@@ -115,7 +115,9 @@ class Interruption:
             if number == signal.SIGTERM:
                 os._exit(128 + number)
             return
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch raises an error there when a loader worker ends
+        # torch raises an error there when a loader worker ends. A function, since Python complains of a signal that
+        # arrived before its handler became SIG_DFL.
+        signal.signal(signal.SIGCHLD, lambda *_: None)
         if self.pending is None and self.deferred is not None:
             self.pending, self._received_at = number, time.monotonic()
             self.deferred()

@@ -157,7 +157,7 @@ def parse_subcommand(
     if not name.startswith("-"):
         close = nearest(name, commands)
         raise UsageError(f"{prog}: unknown {metavar} {name!r}; there are: {', '.join(commands)}{close}")
-    parser = _Parser(prog=prog, description=description, default_env=False)
+    parser = _Parser(prog=prog, description=description, default_env=False, allow_abbrev=False)
     parser.further_options = further_options
     choices = parser.add_subcommands(required=True, metavar=metavar, title="sub-commands")
     for each in commands:
@@ -173,7 +173,7 @@ def _summary(config_class: type[Any]) -> str:
 def _parser_of(
     config_class: type[Any], description: str, prog: str | None = None, positional: bool = False
 ) -> _Parser:
-    parser = _Parser(prog=prog, description=description, default_env=False)
+    parser = _Parser(prog=prog, description=description, default_env=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file with any of the options below.")
     parser.add_class_arguments(config_class, nested_key=None, as_positional=positional)
     for action in parser._actions:

@@ -53,11 +53,15 @@ def records(root: Path, options: SourceOptions, problems: list[Problem]) -> Iter
         beside = [path.with_name(name) for path in named for name in report_names(path.name)]
         present = [path for path in beside if is_file(path)]
         reports |= {str(path) for path in present}
+        texts = [(path, text) for path in present if (text := read_report(path, root, options, problems)).strip()]
+        for path, text in texts[1:]:
+            if text.strip() != texts[0][1].strip():
+                problems.append(Problem("another report of the same study, whose first one is used", str(path)))
         yield StudyRecord(
             study_id=f"{patient}/{study}",
             patient_id=patient,
             views=tuple(View(path) for path in paths),
-            report=next((text for path in present if (text := read_report(path, root, options, problems))), ""),
+            report=texts[0][1] if texts else "",
             taken=moments[patient, study],
         )
     problems += [problem for problem in left_out if problem.where not in reports]

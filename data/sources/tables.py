@@ -160,7 +160,10 @@ def read_report(path: Path, root: Path, options: SourceOptions, problems: list[P
         problems.append(Problem(f"report {OUTSIDE_ROOT}", str(path)))
         return ""
     try:
-        return decode_text(read_at_most(path, MAX_REPORT_BYTES))
+        text = decode_text(read_at_most(path, MAX_REPORT_BYTES))
+        if not text.strip():
+            problems.append(Problem("report is empty", str(path)))
+        return text
     except OSError as error:
         problems.append(Problem(f"report cannot be read: {error.strerror}", str(path)))
     except ValueError:  # its message quotes bytes of the report

@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
+from medunifier.data.reports.observations import NO_FINDING
 from medunifier.shared.errors import UserError
 from medunifier.shared.files.grey_levels import to_uint8
 from medunifier.stage2_unified.app.code_grid import WAYS, Region, cell_pixels, render_codes
@@ -24,7 +25,8 @@ ERROR = "**Error:**"
 """Start of an error message of the page."""
 OUTSIDE = "**This image is unlike the data that the model was trained on: its results are unreliable.**"
 STEPS = ("Reading the image", "Writing the report", "Scoring the findings", "Searching similar studies")
-_NO_FINDING = "No known finding in this text. Enter a whole report, or a sentence about a finding."
+_UNKNOWN_PROMPT = "No known finding in this text: what the radiographs show has nothing to do with it."
+_NOTHING_KNOWN = "No known finding in this text. Enter a whole report, or a sentence about a finding."
 
 Rows = list[list[Any]]
 
@@ -255,7 +257,15 @@ class Endpoints:
         yield "Generating …", "", None, gr.update(visible=False)
         prompt, images, matches = self.draw(*options)
         shown = gr.update(value=matches, visible=bool(matches["data"]))
-        yield "", prompt or "No text: any radiograph.", images, shown
+        yield self._prompt_notice(prompt), prompt or "No text: any radiograph.", images, shown
+
+    def _prompt_notice(self, prompt: str) -> str:
+        """Return what the model cannot show of a prompt, or ""."""
+        if not prompt:
+            return ""
+        if untrained := self._service.not_learned(prompt):
+            return f"The model was not trained on {', '.join(untrained)}: the radiographs do not show it."
+        return "" if self._service.states_findings(prompt) else _UNKNOWN_PROMPT
 
     def encode(self, path: str | None, view: str, request: gr.Request) -> Iterator[tuple[Any, ...]]:
         """Yield progress, :meth:`tokens`, and the decoded image again, to compare it with edited ones."""
@@ -320,14 +330,17 @@ def match_texts(found: TextMatch) -> tuple[str, str]:
         answer, weaker = [f"Match head: {head}"], [f"{cosine}."]
     else:
         answer = [
-            f"{'States' if stated else 'Denies'} {name} (side, size and place not compared): {of_samples(agree)} "
-            "sampled reports agree."
+            f"{'States' if stated else 'Denies'} "
+            f"{'a normal radiograph' if name == NO_FINDING else f'{name} (side, size and place not compared)'}: "
+            f"{of_samples(agree)} sampled reports agree."
             for name, stated, agree in found.agreement
         ]
         weaker = [f"{cosine}.", f"Match head, trained on whole reports: {head}"]
-    if not found.finding or not (answer or found.untrained):
+    if not found.finding or not (answer or found.untrained or found.uncertain):
         # Of such a text no score means anything.
-        answer, weaker = [_NO_FINDING], weaker + answer
+        answer, weaker = [_NOTHING_KNOWN], []
+    if found.uncertain and not found.whole_report:
+        answer.append(f"The text leaves {', '.join(found.uncertain)} open: no score.")
     if found.untrained:
         # A score would read as if the finding were absent.
         answer.append(not_trained_on(found.untrained))

@@ -15,7 +15,7 @@ from medunifier.data.images.isolated import IsolatedReader
 from medunifier.data.images.pixels import UnreadableImage
 from medunifier.data.images.synthetic import describe_generated_image, save_synthetic_png
 from medunifier.data.reports.labeler import label_report
-from medunifier.data.reports.observations import FINDINGS
+from medunifier.data.reports.observations import FINDINGS, NO_FINDING, POSITIVE
 from medunifier.data.reports.rules.sentences import split_sentences
 from medunifier.data.reports.sections import split_sections
 from medunifier.shared.errors import UserError
@@ -98,10 +98,11 @@ class TextMatch:
         similarity: cosine, -1 to 1.
         percentile: fraction of the index's studies with a lower similarity to the text; None without an index.
         agreement: (finding, whether the text states it, fraction of sampled reports that agree); empty for a whole
-            report, and for a text in which the labeler finds nothing. An uncertain mention counts as stated.
+            report, and for a text in which the labeler finds nothing. A normal radiograph counts as a finding.
         whole_report: whether the match head applies: to a whole report, or to any text if the model was trained with
             statements.
         untrained: findings of the text that the model was not trained on; they have no score.
+        uncertain: findings that the text leaves open; they have no score.
         finding: whether the labeler finds anything in the text.
     """
 
@@ -111,6 +112,7 @@ class TextMatch:
     agreement: tuple[tuple[str, bool, float], ...]
     whole_report: bool
     untrained: tuple[str, ...] = ()
+    uncertain: tuple[str, ...] = ()
     finding: bool = True
 
 
@@ -302,11 +304,25 @@ class ModelService:
             percentile = float((self.index.embeddings[:: self._stride] @ embedded < similarity).mean())
         whole = self._matches(text)
         found = label_report(text)
-        labels = {name: value != 0 for name, value in found.items() if name in FINDINGS}
-        untrained = tuple(name for name in labels if name.lower() in self._untrained)
-        known = {name: stated for name, stated in labels.items() if name not in untrained}
+        untrained = self.not_learned(text)
+        uncertain = tuple(name for name, value in found.items() if value < 0 and name not in untrained)
+        known = {
+            name: value == POSITIVE
+            for name, value in found.items()
+            if name not in untrained + uncertain and (name != NO_FINDING or len(found) == 1)
+        }
         agreement = () if whole else tuple(self._agreement(image, known))
-        return TextMatch(float(probability), similarity, percentile, agreement, whole, untrained, bool(found))
+        return TextMatch(
+            float(probability), similarity, percentile, agreement, whole, untrained, uncertain, bool(found)
+        )
+
+    def states_findings(self, text: str) -> bool:
+        """Return whether the labeler finds anything in a text."""
+        return bool(label_report(text))
+
+    def not_learned(self, text: str) -> tuple[str, ...]:
+        """Return the findings of a text, stated, denied or doubted, that the model was not trained on."""
+        return tuple(name for name in label_report(text) if name.lower() in self._untrained)
 
     def _matches(self, text: str) -> bool:
         """Return whether the match head was trained on such texts."""

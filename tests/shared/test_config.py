@@ -240,6 +240,12 @@ def test_a_misspelt_option_is_named_although_a_required_one_is_missing():
         assert "unknown" not in str(error.value), words
 
 
+def test_the_beginning_of_an_option_is_not_the_option():
+    for words in (["--optim.l", "0.1"], ["--bet", "[1, 2]"]):
+        with pytest.raises(UsageError, match=words[0]):
+            parse_config(Outer, ["--name", "x", *words])
+
+
 def test_nothing_is_suggested_for_what_resembles_nothing():
     with pytest.raises(UsageError) as error:
         parse_config(Train, ["--zzzzqq", "3"])

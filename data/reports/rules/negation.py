@@ -305,8 +305,10 @@ class Scope:
         # "Might be a skin fold rather than pneumothorax" remains doubtful.
         if self.assertion == UNCERTAIN and match.phrase.startswith(("rather", "mimic", "simulat")):
             return
-        acute = bool(cues.ACUTE & set(self.tokens[match.end :]))  # "nil acute"
-        if acute and match.phrase in ("no", "nil", "nothing") and not self._object_follows(match):
+        after = self.tokens[match.end :]
+        acute = bool(cues.ACUTE & set(after))  # "nil acute"; "no acute" alone is a sentence that was cut off
+        cut = match.phrase == "no" and set(after) <= cues.ACUTE | {"no"}
+        if acute and not cut and match.phrase in ("no", "nil", "nothing") and not self._object_follows(match):
             self.found.append(Mention(NORMAL, POSITIVE, match.start, match.end))
         if match.phrase == "not" and self._contrasts_side(match):
             self._add(OTHER, match.start, match.end, POSITIVE)

@@ -239,3 +239,9 @@ def test_qualified_fractures_are_fractures() -> None:
     for text in ("Non-displaced rib fracture.", "Undisplaced rib fracture.", "Fracture, not displaced."):
         assert label_report(text) == {"Fracture": 1}, text
     assert label_report("No displaced rib fracture.")["Fracture"] == 0
+
+
+def test_a_sentence_that_was_cut_off_says_nothing() -> None:
+    for text in ("No acute", "No acute No", "No active.", "No significant"):
+        assert label_report(text) == {}, text
+    assert label_report("Nil acute.") == {"No Finding": 1}

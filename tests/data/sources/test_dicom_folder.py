@@ -54,6 +54,18 @@ def test_a_shorter_name_is_not_the_report_of_a_longer_one(tmp_path, read):
     assert [problem.reason for problem in archive.problems] == ["not an image file"] * 3
 
 
+def test_reports_that_are_not_used_are_counted(tmp_path, read):
+    write(tmp_path, {
+        "a.dcm": identified("p1", "1.1"), "a.txt": b"first", "b.dcm": identified("p1", "1.1"), "b.txt": b"second",
+        "c.dcm": identified("p2", "1.2"), "c.txt": b"same", "d.dcm": identified("p2", "1.2"), "d.txt": b"same\n",
+        "e.dcm": identified("p3", "1.3"), "e.txt": b" \n", "f.dcm": identified("p3", "1.3"), "f.txt": b"theirs",
+    })  # fmt: skip
+    archive = read("dicom-folder", tmp_path)
+    assert {record.report.strip() for record in archive.records} == {"first", "same", "theirs"}
+    reasons = {problem.where.rpartition("/")[2]: problem.reason for problem in archive.problems}
+    assert set(reasons) == {"b.txt", "e.txt"} and "same study" in reasons["b.txt"] and "empty" in reasons["e.txt"]
+
+
 def test_a_report_beside_a_folder_of_several_studies_belongs_to_none(tmp_path, read):
     write(tmp_path, {
         "day/a.dcm": identified("p1", "1.1"), "day/b.dcm": identified("p2", "1.2"), "day.txt": b"whose?",

@@ -90,7 +90,7 @@ def image_shards(tmp_path):
 
 def options(shards, run):
     return [
-        "--config=demo", f"--data.shards={shards}", f"--run_dir={run}", "--loop.workers=1", "--loop.threads=1",
+        "--config=cxr_64", f"--data.shards={shards}", f"--run_dir={run}", "--loop.workers=1", "--loop.threads=1",
         "--model.resolution=32", "--model.ch=16", "--loop.log_every=2", "--loop.checkpoint_every=2",
         "--loop.steps=4000",
     ]  # fmt: skip
@@ -236,3 +236,14 @@ def test_several_processes_end_in_one_line_too(number, root, tmp_path, image_sha
     code, lines = interrupted(process, number)
     assert code == 128 + number and sum("interrupted" in line for line in lines) == 1
     assert not [line for line in lines if "Traceback" in line or "W1" in line[:2]], lines
+
+
+def test_a_child_that_ends_with_the_signal_raises_no_complaint(monkeypatch):
+    monkeypatch.setattr(interruption, "deferred", lambda: None)
+    monkeypatch.setattr(interruption, "pending", None)
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        interruption._handle(signal.SIGTERM, None)
+        assert callable(signal.getsignal(signal.SIGCHLD)), "Python prints an error if it is SIG_DFL by then"
+    finally:
+        signal.signal(signal.SIGCHLD, before)

@@ -95,7 +95,31 @@ def test_a_text_without_a_finding_has_no_score_in_its_answer(model_folder, tmp_p
         for percentile in (None, 0.5):
             answer, weaker = match_texts(replace(service.match(image, text), percentile=percentile))
             assert "No known finding" in answer and not re.search(r"\d", answer), answer
-            assert "Cosine" in weaker and "probability" in weaker
+            assert not weaker, "a cosine could exceed that of a true sentence"
+
+
+def test_a_normal_text_is_known_and_a_doubtful_one_has_no_score(model_folder, tmp_path):
+    pipeline = MedUnifierPipeline.from_pretrained(str(model_folder), "cpu")
+    service = ModelService(pipeline, tmp_path)
+    image = EncodedImage(np.zeros((32, 32)), np.zeros(pipeline.tokenizer.grid, np.int64), "PA")
+    answer, _ = match_texts(service.match(image, "The lungs are clear."))
+    assert "normal" in answer and "of 16" in answer and "No known finding" not in answer
+    answer, _ = match_texts(service.match(image, "Possible effusion."))
+    assert "Pleural Effusion" in answer and "of 16" not in answer and "No known finding" not in answer
+
+
+def test_a_prompt_that_the_model_cannot_show_has_a_notice(model_folder, tmp_path):
+    pipeline = MedUnifierPipeline.from_pretrained(str(model_folder), "cpu")
+    for trained, text, part in (
+        ((), "bananas", "No known finding"),
+        (("Edema",), "Pacemaker in place. Mild edema.", "Support Devices"),
+        (("Edema",), "Mild edema.", None),
+        ((), "", None),
+    ):
+        service = ModelService(pipeline, tmp_path)
+        service.trained = trained or service.trained
+        notice = [*Endpoints(service, []).generate(text, [], 1, 0, 2.0, "PA", 0.5)][-1][0]
+        assert part in notice if part else notice == "", (text, notice)
 
 
 def test_bars_and_tables_read_no_bare_0():
