@@ -75,7 +75,7 @@ def test_an_image_is_reported_scored_searched_and_matched(client, dicom_file):
     report = "The heart is enlarged. No effusion. No pneumothorax."
     assert "probability" in client.predict(given, "AP", report, api_name="/match")[2]
     _, _, answer, weaker = client.predict(given, "AP", "A fine day.", api_name="/match")
-    assert "o known finding" in answer and "index" not in answer and "index" in weaker
+    assert "o known finding" in answer and "index" not in answer and not weaker
 
 
 def test_generated_images_are_marked_synthetic(client):
