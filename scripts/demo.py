@@ -37,8 +37,8 @@ THRESHOLDS = {
     "retrieval.text_to_image_r10": 0.88,
     "matching.auroc": 0.94,
     "zero_shot.auroc": 0.84,
-    "reports.clinical_f1_micro": 0.85,
-    "synthesis.label_auroc": 0.87,
+    "reports.clinical_f1_micro": 0.82,
+    "synthesis.label_auroc": 0.85,
 }
 # Targets for each finding: F1 of its mentions in reports, AUROC of its generated images and of its prompts.
 FINDING_THRESHOLDS = {"reports": 0.8, "synthesis": 0.8, "zero-shot": 0.8}
