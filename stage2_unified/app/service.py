@@ -304,7 +304,7 @@ class ModelService:
             percentile = float((self.index.embeddings[:: self._stride] @ embedded < similarity).mean())
         whole = self._matches(text)
         found = label_report(text)
-        untrained = self.not_learned(text)
+        untrained = self._not_learned(found)
         uncertain = tuple(name for name, value in found.items() if value < 0 and name not in untrained)
         known = {
             name: value == POSITIVE
@@ -322,7 +322,10 @@ class ModelService:
 
     def not_learned(self, text: str) -> tuple[str, ...]:
         """Return the findings of a text, stated, denied or doubted, that the model was not trained on."""
-        return tuple(name for name in label_report(text) if name.lower() in self._untrained)
+        return self._not_learned(label_report(text))
+
+    def _not_learned(self, names: Iterable[str]) -> tuple[str, ...]:
+        return tuple(name for name in names if name.lower() in self._untrained)
 
     def _matches(self, text: str) -> bool:
         """Return whether the match head was trained on such texts."""

@@ -11,7 +11,7 @@ PRESENT, ABSENT = "There is a small pleural effusion.", "No pleural effusion is 
 
 @pytest.fixture
 def bench(monkeypatch):
-    """The benchmark on made studies, half of them with an effusion, in four wordings each."""
+    """The benchmark on made studies, half of them with an effusion, in eight wordings each."""
     module = load_benchmark("statements")
     words = ("Again", "Overall", "Today", "Now", "Here", "Still", "Stable", "Once more")
     texts = [f"{word}: {sentence}" for word in words for sentence in (PRESENT, ABSENT)]

@@ -176,18 +176,18 @@ def test_a_run_ends_when_its_client_passes_to_another_image():
 
 def test_a_match_generates_no_image_and_the_map_generates_once_a_view(model_folder, tmp_path, monkeypatch):
     pipeline = MedUnifierPipeline.from_pretrained(str(model_folder), "cpu")
-    service, drawn = ModelService(pipeline, tmp_path), []
+    service, generated = ModelService(pipeline, tmp_path), []
     codes, side = np.zeros(pipeline.tokenizer.grid, np.int64), pipeline.tokenizer.image_size
     monkeypatch.setattr(service, "read", lambda path, view: EncodedImage(np.zeros((side, side)), codes, view))
     draw = pipeline.draw
-    monkeypatch.setattr(pipeline, "draw", lambda *a, **k: drawn.append(a) or draw(*a, **k))
+    monkeypatch.setattr(pipeline, "draw", lambda *a, **k: generated.append(a) or draw(*a, **k))
     endpoints, client = Endpoints(service, []), SimpleNamespace(session_hash="a")
     request = ("a.png", "PA", "No effusion.", client)
-    assert "probability" in [*endpoints.compare(*request)][-1][1] and not drawn
+    assert "probability" in [*endpoints.compare(*request)][-1][1] and not generated
     for _ in range(2):
         first, (message, marked) = endpoints.locate(*request)
         assert first[0] and first[1] is None and not message
-        assert marked.shape == (side, side, 3) and len(drawn) == 1
+        assert marked.shape == (side, side, 3) and len(generated) == 1
 
 
 def test_a_picture_that_cannot_be_decoded_is_refused_with_the_formats(model_folder, tmp_path):
